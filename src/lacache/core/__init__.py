@@ -1,0 +1,1 @@
+"""Which tokens each layer keeps: integers only, no torch."""

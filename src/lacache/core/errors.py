@@ -1,0 +1,36 @@
+"""Every error that a user can cause. Messages give the value, the rule and the remedy."""
+
+from typing import final
+
+
+class LaCacheError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+@final
+class ConfigError(LaCacheError, ValueError):
+    """A configuration that cannot work."""
+
+
+@final
+class InputError(LaCacheError, ValueError):
+    """A prompt, text or file that cannot be used."""
+
+
+class ModelError(LaCacheError):
+    """A model that is missing, damaged or not a causal language model."""
+
+
+@final
+class UnsupportedModelError(ModelError):
+    """A model whose attention or positions this package does not understand."""
+
+
+@final
+class UnsupportedOperationError(LaCacheError):
+    """An operation that a bounded cache cannot carry out exactly."""
+
+
+@final
+class MissingExtraError(LaCacheError, ImportError):
+    """An optional dependency that is not installed."""
