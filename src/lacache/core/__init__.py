@@ -1,1 +1,30 @@
 """Which tokens each layer keeps: integers only, no torch."""
+
+from lacache.core.budget import Budget, parse_budget
+from lacache.core.full import Full
+from lacache.core.geometry import Geometry, default_span_overlap
+from lacache.core.kept import KeptTokens, coverage, kept_after
+from lacache.core.ladder import LadderConfig
+from lacache.core.registry import POLICIES
+from lacache.core.schedule import UNBOUNDED, Policy, Schedule, State
+from lacache.core.sink_window import SinkWindow
+from lacache.core.timetable import Timetable
+
+__all__ = [
+    "POLICIES",
+    "UNBOUNDED",
+    "Budget",
+    "Full",
+    "Geometry",
+    "KeptTokens",
+    "LadderConfig",
+    "Policy",
+    "Schedule",
+    "SinkWindow",
+    "State",
+    "Timetable",
+    "coverage",
+    "default_span_overlap",
+    "kept_after",
+    "parse_budget",
+]

@@ -1,0 +1,11 @@
+"""Checks that every configuration shares."""
+
+from lacache.core.errors import ConfigError
+
+
+def check_int(name: str, value: object, least: int) -> None:
+    """Raise ConfigError unless `value` is an integer (not a bool) of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name}={value!r} must be an integer; try {name}={least}")
+    if value < least:
+        raise ConfigError(f"{name}={value} must be at least {least}; try {name}={least}")

@@ -1,0 +1,87 @@
+"""Which tokens are kept: per pattern, original token numbers in slot order."""
+
+from typing import final
+
+from lacache.core.schedule import UNBOUNDED, Schedule, State
+from lacache.core.timetable import Timetable
+
+
+@final
+class KeptTokens:
+    """The tokens that a cache holds, brought forward as tokens come in.
+
+    A mutable record in memory of the order of the capacity; `state` says where it stands.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.state = schedule.start()
+        self.by_pattern: dict[int, list[int]] = {p: [] for p in sorted(set(schedule.patterns))}
+
+    def compact(self) -> None:
+        """Run the compaction of a full cache."""
+        for pattern, tokens in self.by_pattern.items():
+            for start, stop in reversed(self.schedule.dropped(self.state, pattern)):
+                del tokens[start:stop]
+        self.state = self.schedule.compact(self.state)
+
+    def insert(self, num_tokens: int) -> None:
+        """Add tokens that fit in without a compaction."""
+        first = self.state.num_seen
+        for tokens in self.by_pattern.values():
+            tokens.extend(range(first, first + num_tokens))
+        self.state = self.state.insert(num_tokens)
+
+    def read(self, num_tokens: int) -> None:
+        """Add any number of tokens, with the compactions that fall due before each."""
+        end = self.state.num_seen + num_tokens
+        while self.state.num_seen < end:
+            if self.schedule.is_full(self.state):
+                self.compact()
+            room = self.schedule.capacity - self.state.num_cached
+            self.insert(min(room, end - self.state.num_seen))
+
+    def settle(self) -> None:
+        """Run the compaction that is due, if one is: what the next token finds."""
+        if self.schedule.is_full(self.state):
+            self.compact()
+
+
+def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
+    """What a cache holds after `num_seen` tokens, in time of the order of the number of periods.
+
+    One period maps slots to slots, and always in the same way; so it is played once, and then the
+    map is applied once a period instead of once a token.
+    """
+    kept = KeptTokens(schedule)
+    if schedule.capacity == UNBOUNDED:
+        kept.read(num_seen)
+        return kept
+    timetable = Timetable(schedule)
+    start, length = timetable.period_start, timetable.period_tokens
+    periods = max(0, num_seen - start.num_seen) // length
+    if periods < 2:
+        kept.read(num_seen)
+        return kept
+    kept.read(start.num_seen)
+    one = KeptTokens(schedule)
+    one.state = State(schedule.capacity, schedule.capacity, start.cursor)
+    for tokens in one.by_pattern.values():
+        tokens.extend(range(schedule.capacity))
+    one.read(length)
+    for pattern, moves in one.by_pattern.items():
+        tokens = kept.by_pattern[pattern]
+        for period in range(periods):
+            # A move below the capacity names an old slot; from there on, a token of this period.
+            arrived = start.num_seen - schedule.capacity + period * length
+            tokens = [tokens[m] if m < schedule.capacity else m + arrived for m in moves]
+        kept.by_pattern[pattern] = tokens
+    seen = start.num_seen + periods * length
+    kept.state = State(seen, schedule.capacity, start.cursor)
+    kept.read(num_seen - seen)
+    return kept
+
+
+def coverage(by_pattern: dict[int, list[int]]) -> int:
+    """Distinct tokens that at least one layer still holds."""
+    return len(set().union(*by_pattern.values()))

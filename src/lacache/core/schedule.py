@@ -1,0 +1,78 @@
+"""What a policy is: a schedule of compactions that depends on counts alone.
+
+Every host (transformers cache, engine, vLLM) runs the same schedule: before token number
+`num_seen` is inserted, if `num_cached == capacity`, one compaction runs.
+"""
+
+import sys
+from abc import ABC, abstractmethod
+from typing import NamedTuple, final
+
+UNBOUNDED = sys.maxsize
+"""The capacity of a cache that never compacts."""
+
+Runs = list[tuple[int, int]]
+"""Slots as half-open runs `(start, stop)`, increasing and apart."""
+
+
+@final
+class State(NamedTuple):
+    """All that a schedule depends on, in tokens."""
+
+    num_seen: int
+    num_cached: int
+    cursor: int
+
+    @property
+    def num_evicted(self) -> int:
+        """Tokens seen that a layer no longer holds."""
+        return self.num_seen - self.num_cached
+
+    def insert(self, num_tokens: int) -> "State":
+        """The state after `num_tokens` more tokens, with no compaction between them."""
+        return State(self.num_seen + num_tokens, self.num_cached + num_tokens, self.cursor)
+
+
+class Schedule(ABC):
+    """A policy bound to a number of layers. Layers with the same pattern keep the same tokens."""
+
+    capacity: int
+    """Most tokens that a layer ever holds, the newest included."""
+    patterns: tuple[int, ...]
+    """Per layer, the number of its pattern."""
+
+    @abstractmethod
+    def start(self) -> State:
+        """The state of an empty cache."""
+
+    @abstractmethod
+    def compact(self, state: State) -> State:
+        """The state after the compaction of a full cache (`num_cached == capacity`)."""
+
+    @abstractmethod
+    def dropped(self, state: State, pattern: int) -> Runs:
+        """The slots that layers of `pattern` lose in that compaction; equally many for all."""
+
+    def is_full(self, state: State) -> bool:
+        """Whether the next token makes a compaction run first."""
+        return state.num_cached == self.capacity
+
+    def settle(self, state: State) -> State:
+        """The state that the next token finds: after the compaction, if one is due."""
+        return self.compact(state) if self.is_full(state) else state
+
+
+class Policy(ABC):
+    """A configuration that says what each layer keeps. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def bind(self, num_layers: int) -> Schedule:
+        """The schedule for a model with `num_layers` layers that hold a growing cache.
+
+        Raises:
+            ConfigError: this configuration cannot work at that depth.
+        """
+
+    @abstractmethod
+    def smallest_capacity(self, num_layers: int) -> int:
+        """The least capacity with which this configuration works at that depth, in tokens."""
