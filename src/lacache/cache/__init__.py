@@ -1,0 +1,1 @@
+"""Bounded transformers caches: the ladder, a sink window, and everything."""

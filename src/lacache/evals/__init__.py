@@ -1,0 +1,1 @@
+"""Measurements of quality, memory and speed, their records and plots."""
