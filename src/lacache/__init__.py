@@ -1,5 +1,31 @@
 """LaCache: a KV cache of constant size for endless reading and writing (arXiv 2507.14204)."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lacache.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from lacache.cache.lacache import CacheReport, LaCache
+    from lacache.core.full import Full
+    from lacache.core.ladder import LadderConfig
+    from lacache.core.sink_window import SinkWindow
+    from lacache.engine.stream import stream
+
+# Loaded on first use, so that `lacache.core` and the command line's help need no torch.
+_HOMES = {
+    "CacheReport": "lacache.cache.lacache",
+    "LaCache": "lacache.cache.lacache",
+    "Full": "lacache.core.full",
+    "LadderConfig": "lacache.core.ladder",
+    "SinkWindow": "lacache.core.sink_window",
+    "stream": "lacache.engine.stream",
+}
+
+__all__ = ["CacheReport", "Full", "LaCache", "LadderConfig", "SinkWindow", "__version__", "stream"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

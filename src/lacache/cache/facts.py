@@ -1,0 +1,193 @@
+"""What the cache must know of a model, found by asking the model itself.
+
+Two tokens are run at two places far apart. If only differences of positions matter, the keys of
+every layer differ by a rotation (or, in a layer without positions, not at all) and the output is
+the same. Whatever does not pass is refused: a wrong answer cannot come from a rotary embedding
+that was misread.
+"""
+
+from dataclasses import dataclass
+from typing import Any, final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
+
+from lacache.cache.rotary import Rotation, find_rotations
+from lacache.core.errors import UnsupportedModelError
+
+FAR = 20_011
+"""Far enough for every known rescaling of queries by position to show."""
+
+_BOUNDED_LAYERS = (DynamicSlidingWindowLayer, LinearAttentionLayer)
+
+
+@final
+@dataclass(frozen=True)
+class GrowingLayer:
+    """A layer whose cache grows with every token."""
+
+    index: int
+    rotation: Rotation | None
+    bytes_per_token: int
+
+
+@final
+@dataclass(frozen=True)
+class ModelFacts:
+    """The layers that a policy rules, in order of depth, and the others, which stay native."""
+
+    growing: tuple[GrowingLayer, ...]
+    has_native: bool
+    text_config: Any
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values of one token of one sequence, over all growing layers."""
+        return sum(layer.bytes_per_token for layer in self.growing)
+
+
+_known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], ModelFacts]] = WeakKeyDictionary()
+
+
+def model_facts(model: Any) -> ModelFacts:
+    """The facts of a transformers causal language model.
+
+    Raises:
+        UnsupportedModelError: its caches or positions are not understood.
+    """
+    decoder = find_decoder(model)
+    weight = next(decoder.parameters())
+    key = (weight.dtype, weight.device)
+    if decoder in _known and _known[decoder][0] == key:
+        return _known[decoder][1]
+    facts = _find_facts(model, decoder)
+    _known[decoder] = (key, facts)
+    return facts
+
+
+def find_decoder(model: Any) -> nn.Module:
+    """The stack of decoder layers, which every call of the model goes through.
+
+    Raises:
+        UnsupportedModelError: not a decoder model of transformers.
+    """
+    if not isinstance(model, nn.Module) or not callable(getattr(model, "get_decoder", None)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not a transformers model; load one with "
+            "AutoModelForCausalLM.from_pretrained"
+        )
+    config: Any = model.config
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is an encoder-decoder model; only decoder-only models are "
+            "supported"
+        )
+    decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+    return decoder
+
+
+def _find_facts(model: Any, decoder: nn.Module) -> ModelFacts:
+    config = model.config.get_text_config(decoder=True)
+    empty = DynamicCache(config=config)
+    layer_types = list(
+        getattr(config, "layer_types", None) or ["full_attention"] * len(empty.layers)
+    )
+    growing = [i for i, layer in enumerate(empty.layers) if type(layer) is DynamicLayer]
+    for layer in empty.layers:
+        if isinstance(layer, DynamicLayer) and not (
+            type(layer) is DynamicLayer or isinstance(layer, _BOUNDED_LAYERS)
+        ):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has layers of kind {type(layer).__name__}, whose cache "
+                "is more than keys and values; use a model with plain attention layers"
+            )
+    if not growing:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no attention layer whose cache grows (all are sliding "
+            "or linear), so its memory is bounded already; use it without this cache"
+        )
+    rotations = find_rotations(decoder, layer_types)
+    near_cache, near_hidden = _run(decoder, config, 0)
+    far_cache, far_hidden = _run(decoder, config, FAR)
+    facts = tuple(
+        _layer_facts(i, rotations[layer_types[i]], near_cache.layers[i], far_cache.layers[i])
+        for i in growing
+    )
+    _check_close(near_hidden, far_hidden, type(model).__name__)
+    return ModelFacts(facts, len(growing) < len(empty.layers), config)
+
+
+@torch.no_grad()
+def _run(decoder: nn.Module, config: Any, first: int) -> tuple[DynamicCache, Tensor]:
+    """Cache and output [1, 2, hidden] of two tokens at positions `first` and `first + 1`."""
+    cache = DynamicCache(config=config)
+    device = decoder.get_input_embeddings().weight.device  # type: ignore[operator]
+    tokens = torch.tensor([[1, 2]], device=device) % config.vocab_size
+    training = decoder.training
+    decoder.eval()
+    try:
+        output = decoder(
+            input_ids=tokens,
+            position_ids=torch.arange(first, first + 2, device=device)[None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    finally:
+        decoder.train(training)
+    return cache, output.last_hidden_state
+
+
+def _layer_facts(index: int, rotation: Rotation, near: Any, far: Any) -> GrowingLayer:
+    if near.keys is None:
+        raise UnsupportedModelError(
+            f"layer {index} never filled its cache, so what it attends to is unknown; "
+            "use a model whose attention layers keep their own keys and values"
+        )
+    shifts = torch.full((near.keys.shape[-2],), FAR, device=near.keys.device)
+    candidates = [
+        (_distance(near.keys, far.keys), None),
+        (_rotated_distance(rotation, near.keys, far.keys, shifts), rotation),
+    ]
+    error, fitting = min(candidates, key=lambda pair: pair[0])
+    if error > _tolerance(near.keys.dtype):
+        raise UnsupportedModelError(
+            f"the keys of layer {index} do not follow the model's rotary embedding (relative "
+            f"error {error:.2g}), as with latent attention (MLA) or learned positions; use a "
+            "model with plain rotary attention"
+        )
+    width = near.keys.shape[1] * near.keys.shape[-1] * near.keys.element_size()
+    width += near.values.shape[1] * near.values.shape[-1] * near.values.element_size()
+    return GrowingLayer(index, fitting, width)
+
+
+def _rotated_distance(rotation: Rotation, near: Tensor, far: Tensor, shifts: Tensor) -> float:
+    try:
+        return _distance(rotation.rotate(near.float(), rotation.tables(shifts)), far)
+    except RuntimeError:  # tables of another width than the keys
+        return float("inf")
+
+
+def _check_close(near: Tensor, far: Tensor, name: str) -> None:
+    error = _distance(near, far)
+    if error > _tolerance(near.dtype):
+        raise UnsupportedModelError(
+            f"the output of {name} changes with absolute positions (relative error {error:.2g}), "
+            "so positions by slot would change its answers; use a model in which only distances "
+            "matter"
+        )
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    a, b = a.float(), b.float()
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return 1e-2 if torch.finfo(dtype).bits >= 32 else 0.2

@@ -1,0 +1,327 @@
+"""The cache that users hold: a transformers Cache of bounded size."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from inspect import signature
+from typing import Any, Literal, final
+from weakref import ref
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lacache.cache.facts import ModelFacts, find_decoder, model_facts
+from lacache.cache.group import LayerGroup
+from lacache.cache.guard import GuardedCache, guard
+from lacache.cache.layer import BoundedLayer, layer_bytes
+from lacache.core.budget import Budget, parse_budget
+from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
+from lacache.core.geometry import default_span_overlap
+from lacache.core.kept import coverage
+from lacache.core.registry import POLICIES
+from lacache.core.schedule import Policy
+
+Prefill = Literal["segmented", "dense"]
+
+
+@final
+@dataclass(frozen=True)
+class CacheReport:
+    """Where a cache stands. Counts are tokens; `num_bytes` covers every layer and row."""
+
+    num_seen: int
+    num_cached: int
+    num_evicted: int
+    capacity: int
+    compactions: int
+    num_bytes: int
+    coverage: int
+    """Distinct tokens that at least one layer still holds."""
+
+
+@final
+class LaCache(GuardedCache):
+    """Every layer keeps equally many tokens, however long the text; see `from_model`."""
+
+    def __init__(
+        self,
+        model: Any,
+        facts: ModelFacts,
+        policy_for: Callable[[int], Policy],
+        prefill: Prefill,
+        layers: list[Any],
+        group: LayerGroup,
+    ) -> None:
+        """Not for users: make a cache with `LaCache.from_model`."""
+        super().__init__(layers)
+        self._decoder = ref(find_decoder(model))
+        self._facts = facts
+        self._policy_for = policy_for
+        self._prefill = prefill
+        self._group = group
+        self._knows_prompt = False
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        config: Policy | Budget | None = None,
+        *,
+        budget: Budget | None = None,
+        policy: str = "ladder",
+        span: int | None = None,
+        overlap: int | None = None,
+        sinks: int | None = None,
+        recent: int | None = None,
+        refill: int | None = None,
+        geometry: str | None = None,
+        unit: int | None = None,
+        window_layers: Iterable[int] | None = None,
+        prefill: Prefill = "segmented",
+    ) -> "LaCache":
+        """A cache for `model`, any causal language model of transformers.
+
+        Args:
+            model: the model; its decoder gets a forward hook that acts on these caches only.
+            config: a policy (LadderConfig, SinkWindow, Full), or a budget.
+            budget: an int is tokens per layer (the capacity); a float in (0, 1] is a share of the
+                first prompt, rounded up; a text such as "64MiB" is bytes for one sequence over
+                all layers with a growing cache, rounded down.
+            policy: "ladder", "streaming" or "full", for a budget.
+            span: see LadderConfig; without it, half of the layers.
+            overlap: see LadderConfig; without span and overlap, four fifths of the span.
+            sinks: see LadderConfig, as the others.
+            recent: newest tokens that no compaction touches.
+            refill: slots that one compaction frees; larger reads long prompts faster.
+            geometry: "interleaved" or "consecutive".
+            unit: neighbouring tokens kept or dropped together.
+            window_layers: layers, counted over those with a growing cache, that keep a window.
+            prefill: "segmented" compacts while it reads, so memory is bounded at all times;
+                "dense" reads the first input with a full cache and then compacts it, as the
+                paper does for LongBench and needles.
+
+        Raises:
+            ConfigError: the budget or an option cannot work for this model.
+            UnsupportedModelError: the model's caches or positions are not understood.
+        """
+        if prefill not in ("segmented", "dense"):
+            raise ConfigError(
+                f"prefill={prefill!r} must be 'segmented' or 'dense'; try 'segmented'"
+            )
+        options = {
+            "span": span,
+            "overlap": overlap,
+            "sinks": sinks,
+            "recent": recent,
+            "refill": refill,
+            "geometry": geometry,
+            "unit": unit,
+            "window_layers": None if window_layers is None else tuple(window_layers),
+        }
+        options = {name: value for name, value in options.items() if value is not None}
+        if config is not None and not isinstance(config, Policy):
+            if budget is not None:
+                raise ConfigError(f"two budgets were given, {config!r} and {budget!r}; give one")
+            config, budget = None, config
+        facts = model_facts(model)
+        if isinstance(config, Policy):
+            fixed = config
+            if budget is not None or options:
+                names = ", ".join([*options, *(["budget"] if budget is not None else [])])
+                raise ConfigError(
+                    f"{names} cannot be given beside a {type(config).__name__}; set them in it"
+                )
+
+            def policy_for(num_tokens: int) -> Policy:
+                return fixed
+        else:
+            policy_for = _policy_for_budget(policy, budget, options, facts)
+        num_layers = len(facts.growing)
+        group = LayerGroup(policy_for(1).bind(num_layers))
+        layers: list[Any] = DynamicCache(config=facts.text_config).layers
+        for depth, layer in enumerate(facts.growing):
+            layers[layer.index] = BoundedLayer(group, depth, layer.rotation)
+        guard(find_decoder(model))
+        return cls(model, facts, policy_for, prefill, layers, group)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Read new tokens, compacting on the way, in bounded memory.
+
+        Args:
+            model: the model that the cache was made from.
+            input_ids: new tokens [B, Q], Q >= 1; what was read before is not given again.
+            on_progress: called with the number of tokens after each piece.
+
+        Returns:
+            The last token's logits [B, V].
+
+        Raises:
+            InputError: no tokens, or not a 2D tensor.
+            ModelError: another model than the cache's, or one without a language-model head.
+        """
+        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.shape[1] == 0:
+            shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids)
+            raise InputError(f"input_ids of shape {shape} must be [batch, tokens >= 1]")
+        if find_decoder(model) is not self._decoder():
+            raise ModelError(
+                "this cache was made from another model; make one with LaCache.from_model(model)"
+            )
+        if model.get_output_embeddings() is None:
+            raise ModelError(
+                f"{type(model).__name__} has no language-model head; load it with "
+                "AutoModelForCausalLM.from_pretrained"
+            )
+        last_only = (
+            {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+        )
+        num_tokens = input_ids.shape[1]
+        self.resolve(num_tokens)
+        start = 0
+        while start < num_tokens:
+            length = self.next_segment(num_tokens - start)
+            output = model(
+                input_ids=input_ids[:, start : start + length],
+                position_ids=self._next_positions(length, input_ids.device),
+                past_key_values=self,
+                use_cache=True,
+                **last_only,
+            )
+            start += length
+            if on_progress is not None:
+                on_progress(length)
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def kept_tokens(self, layer_idx: int) -> list[int]:
+        """Original numbers of the tokens that a layer holds now, in slot order.
+
+        Raises:
+            UnsupportedOperationError: the layer is native (sliding, linear, shared).
+        """
+        layer = self.layers[layer_idx]
+        if not isinstance(layer, BoundedLayer):
+            growing = [facts.index for facts in self._facts.growing]
+            raise UnsupportedOperationError(
+                f"layer {layer_idx} is a native {type(layer).__name__}; try one of {growing}"
+            )
+        return list(self._group.kept.by_pattern[layer.pattern])
+
+    def report(self) -> CacheReport:
+        """Where the cache stands."""
+        state = self._group.state
+        return CacheReport(
+            num_seen=state.num_seen,
+            num_cached=state.num_cached,
+            num_evicted=state.num_evicted,
+            capacity=self._group.schedule.capacity,
+            compactions=self._group.compactions,
+            num_bytes=sum(layer_bytes(layer.keys, layer.values) for layer in self._attention()),
+            coverage=coverage(self._group.kept.by_pattern),
+        )
+
+    def reset(self) -> None:
+        """Forget everything: the cache is as new, with the same configuration."""
+        for layer in self.layers:
+            layer.reset()
+        self._group.rebind(self._group.schedule)
+        self._knows_prompt = False
+
+    def resolve(self, num_tokens: int) -> None:
+        """Set the capacity when the first prompt's length is known."""
+        if not self._knows_prompt:
+            self._group.rebind(self._policy_for(num_tokens).bind(len(self._facts.growing)))
+            self._knows_prompt = True
+
+    def next_segment(self, num_tokens: int) -> int:
+        """Tokens up to the next compaction, or all in a dense prefill."""
+        return num_tokens if self._is_dense() else min(num_tokens, self._group.room())
+
+    def check_positions(self, first: int, batch_size: int) -> None:
+        """Refuse input that does not continue what was read."""
+        state = self._group.schedule.settle(self._group.state)
+        counted = first == state.num_seen
+        by_slot = first == state.num_cached and not self._facts.has_native
+        if not (counted or by_slot):
+            raise InputError(
+                f"the input starts at position {first}, but the cache has seen {state.num_seen} "
+                "tokens; generate() needs the whole text so far and at least one new token, or "
+                "pass the new tokens alone to cache.prefill or lacache.stream"
+            )
+        keys = self._group_layers()[0].keys
+        if keys is not None and keys.shape[0] != batch_size:
+            raise InputError(
+                f"the input has {batch_size} rows, but the cache holds {keys.shape[0]}; "
+                "use cache.reset() or another cache"
+            )
+
+    def begin(self, num_new: int, first_position: int) -> None:
+        """Open a forward."""
+        self._group.begin(num_new, first_position, dense=self._is_dense())
+
+    def commit(self) -> None:
+        """Close a forward."""
+        self._group.commit()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: what was compacted away cannot come back."""
+        self._group_layers()[0].crop(tokens_to_remove)
+
+    def activate_past_recording(self) -> None:
+        """Refused: assisted decoding rolls back, which a bounded cache cannot."""
+        self.crop(0)
+
+    def _is_dense(self) -> bool:
+        return self._prefill == "dense" and self._group.state.num_seen == 0
+
+    def _next_positions(self, length: int, device: torch.device) -> Tensor:
+        state = self._group.schedule.settle(self._group.state)
+        # Native sliding layers keep rotated keys, so there positions must go on counting.
+        first = state.num_seen if self._facts.has_native else state.num_cached
+        return torch.arange(first, first + length, device=device)[None]
+
+    def _group_layers(self) -> list[BoundedLayer]:
+        return [layer for layer in self.layers if isinstance(layer, BoundedLayer)]
+
+    def _attention(self) -> list[Any]:
+        linear = self.is_linear
+        return [layer for i, layer in enumerate(self.layers) if not linear[i]]
+
+
+def _policy_for_budget(
+    name: str, budget: Budget | None, options: dict[str, Any], facts: ModelFacts
+) -> Callable[[int], Policy]:
+    """How to make the policy once the length of the prompt is known."""
+    if name not in POLICIES:
+        raise ConfigError(f"policy={name!r} must be one of {', '.join(POLICIES)}; try 'ladder'")
+    policy = POLICIES[name]
+    known = {field.name for field in fields(policy)}  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"policy {name!r} has no {option}; leave it out")
+    if "capacity" not in known:
+        if budget is not None:
+            raise ConfigError(f"policy {name!r} has no budget; leave budget={budget!r} out")
+        return lambda num_tokens: policy()
+    if budget is None:
+        raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
+    num_layers = len(facts.growing)
+    if "span" in known and "span" not in options:
+        span, overlap = default_span_overlap(num_layers)
+        options = {"span": span, "overlap": overlap} | options
+    parsed = parse_budget(budget)
+    largest = parsed.tokens or 1 << 40
+    smallest = policy(capacity=largest, **options).smallest_capacity(num_layers)
+
+    def policy_for(num_tokens: int) -> Policy:
+        capacity = parsed.capacity(
+            bytes_per_token=facts.bytes_per_token, prompt_tokens=num_tokens, smallest=smallest
+        )
+        return policy(capacity=capacity, **options)
+
+    return policy_for

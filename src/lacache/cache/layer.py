@@ -1,0 +1,119 @@
+"""One layer's keys and values, of bounded length."""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from lacache.cache.group import LayerGroup
+from lacache.cache.rotary import Rotation
+from lacache.core.errors import UnsupportedOperationError
+
+
+@final
+class BoundedLayer(CacheLayerMixin):
+    """Holds keys as they came in and values, each [B, Hkv, N, D]; its group says which."""
+
+    is_sliding = False
+
+    def __init__(self, group: LayerGroup, depth: int, rotation: Rotation | None) -> None:
+        super().__init__()
+        self._group = group
+        self._depth = depth
+        self._rotation = rotation
+
+    @property
+    def pattern(self) -> int:
+        """Layers with the same pattern hold the same tokens."""
+        return self._group.schedule.patterns[self._depth]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Start empty, with the shapes, type and device of the first keys and values."""
+        self.keys = key_states[:, :, :0]
+        self.values = value_states[:, :, :0]
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Compact if the group says so, insert, and return what the new tokens attend to.
+
+        Args:
+            key_states: new keys [B, Hkv, Q, D], rotated by the model.
+            value_states: new values [B, Hkv, Q, D].
+            args: what models pass besides, and no cache needs.
+            kwargs: likewise.
+
+        Returns:
+            Keys, rotated to their slots, and values, each [B, Hkv, N + Q, D].
+
+        Raises:
+            UnsupportedOperationError: called outside of the model's forward.
+        """
+        self._group.touch()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        slots = self._group.surviving_slots(self.pattern)
+        if self._group.is_dense:
+            self.keys = _select(key_states, slots)
+            self.values = _select(value_states, slots)
+            return key_states, value_states
+        keys = torch.cat([_select(self.keys, slots), key_states], dim=-2)
+        self.values = torch.cat([_select(self.values, slots), value_states], dim=-2)
+        self.keys = keys
+        return self._group.to_slots(keys, self.pattern, self._rotation), self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that `query_length` new tokens will attend to."""
+        return self._group.mask_sizes(query_length)
+
+    def get_seq_length(self) -> int:
+        """Tokens ever seen, which is how transformers counts positions."""
+        return self._group.state.num_seen
+
+    def get_max_length(self) -> int:
+        """No limit: a text of any length fits."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """The name of `get_max_length` in older versions."""
+        return -1
+
+    def num_bytes(self) -> int:
+        """Bytes of keys and values held now."""
+        return layer_bytes(self.keys, self.values)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.keys = self.values = None
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: what was compacted away cannot come back."""
+        raise UnsupportedOperationError(
+            f"crop({tokens_to_remove}) would need tokens that a compaction dropped; assisted "
+            "decoding and rollback need a full cache: use Full() or transformers' DynamicCache"
+        )
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        if self.is_initialized:
+            self.keys = self.keys.repeat_interleave(repeats, dim=0)
+            self.values = self.values.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`."""
+        if self.is_initialized:
+            self.keys = self.keys[indices]
+            self.values = self.values[indices]
+
+
+def layer_bytes(keys: Tensor | None, values: Tensor | None) -> int:
+    """Bytes of a layer's keys and values; nothing before the first token."""
+    return sum(t.numel() * t.element_size() for t in (keys, values) if t is not None)
+
+
+def _select(states: Tensor, slots: Tensor | None) -> Tensor:
+    return states if slots is None else states.index_select(-2, slots.to(states.device))
