@@ -61,7 +61,7 @@ bench: $(VENV)/.ready ## run every benchmark (BENCHMARKS=benchmarks/x.py for one
 clean: ## remove the environments, caches and build output
 	rm -rf $(VENV) $(OLDEST_VENV) build dist demo
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 define CHECK_PYTHON
 import sys
