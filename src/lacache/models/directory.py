@@ -1,0 +1,110 @@
+"""Look at a model before it is loaded: what is wrong is told from a few small reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from lacache.core.errors import ModelError
+from lacache.models.errors import first_line
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+# Older checkpoints; transformers reads them, without running code from them.
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def check_directory(path: Path) -> None:
+    """Refuse a local directory that cannot be a complete model.
+
+    Raises:
+        ModelError: It is no directory, has no readable config.json, or its weights are missing
+            or cut short.
+    """
+    if not path.is_dir():
+        raise ModelError(f"model {path} is a file; give the directory it is in, or a .gguf file")
+    config = path / "config.json"
+    if not config.is_file():
+        raise ModelError(
+            f"model directory {path} has no config.json; "
+            "give the directory that save_pretrained wrote"
+        )
+    _read_json(config)
+    for weights in _weight_files(path):
+        _check_safetensors(weights)
+
+
+def check_causal(config: Any, source: str) -> None:
+    """Refuse a configuration whose model does not predict the next token.
+
+    Args:
+        config: A transformers configuration.
+        source: The model's name for the error.
+
+    Raises:
+        ModelError: It is an encoder, an encoder-decoder or a model with another head.
+    """
+    kind = config.model_type
+    causal_class = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    declared = config.architectures or []
+    reason = ""
+    if causal_class is None:
+        reason = f"model type {kind!r} has no causal form"
+    elif config.is_encoder_decoder:
+        reason = f"model type {kind!r} is an encoder with a decoder"
+    elif declared and not any(name == causal_class or name.endswith(_HEADS) for name in declared):
+        reason = f"it was saved as {declared[0]}"
+    elif not declared and config.to_dict().get("is_decoder") is False:
+        reason = f"model type {kind!r} is an encoder here (is_decoder is false)"
+    if reason:
+        raise ModelError(
+            f"{source} is not a causal language model: {reason}; "
+            "use a decoder-only model such as a Llama, Qwen or Mistral"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read as JSON ({first_line(error)}); get the model again"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} must hold a JSON object; get the model again")
+    return content
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if (path / _INDEX).is_file():
+        index = _read_json(path / _INDEX).get("weight_map")
+        if not isinstance(index, dict):
+            raise ModelError(f"{path / _INDEX} has no weight_map; get the model again")
+        return [path / name for name in sorted(set(index.values()))]
+    if (path / _SINGLE).is_file():
+        return [path / _SINGLE]
+    if any((path / name).is_file() for name in _PICKLES):
+        return []
+    raise ModelError(
+        f"model directory {path} has no weights: neither {_SINGLE} nor {_INDEX}; "
+        "copy the weights there too"
+    )
+
+
+def _check_safetensors(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(f"{path} is missing; copy every file of the model")
+    try:
+        # Opening reads the header and compares the file's length with it.
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{path} is damaged or cut short ({first_line(error)}, {path.stat().st_size} bytes); "
+            "copy it again"
+        ) from error
+    if not names:
+        raise ModelError(f"{path} holds no weights; copy it again")

@@ -1,0 +1,147 @@
+"""Load a causal language model and its tokenizer, or say in one line why not."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import transformers
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lacache.core.errors import ConfigError, ModelError
+from lacache.models.convert import ensure_converted
+from lacache.models.directory import check_causal, check_directory
+from lacache.models.embedded import DEFAULT_MODEL
+from lacache.models.errors import model_errors
+from lacache.models.home import converted_folder
+from lacache.models.manifest import file_sha256
+from lacache.models.quiet import quiet
+
+DTYPES: dict[str, str | torch.dtype] = {
+    "auto": "auto",
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+# The hub's own rule: one or two parts, no leading or trailing punctuation.
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_REMEDY = "give a directory that holds a model, a hub name, or 'default' for the embedded model"
+
+
+@final
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run.
+
+    Attributes:
+        model: The causal language model, in evaluation mode, on the CPU.
+        tokenizer: Its tokenizer.
+        name: What to call it in tables and records.
+        path: The directory that it was loaded from; None if it came from the hub.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    path: Path | None
+
+
+def load_model(
+    name: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    threads: int | None = None,
+    progress: bool = True,
+) -> LoadedModel:
+    """Load a model and its tokenizer onto the CPU.
+
+    A local directory or GGUF file, and the default model, never touch the network.
+
+    Args:
+        name: None or "default" for the embedded SmolLM2-135M-Instruct; else a directory that
+            transformers can load, a GGUF file (converted once, like the default model, into the
+            user's cache), or a name on the hub.
+        dtype: "auto" for the stored type, or one of "bfloat16", "float16", "float32".
+        threads: Number of torch threads; None leaves it as it is.
+        progress: Show on stderr what takes long.
+
+    Raises:
+        ConfigError: `dtype` or `threads` is not possible.
+        MissingExtraError: A package that the model needs is not installed.
+        ModelError: There is no such model, it is damaged, or it is not a causal language model.
+    """
+    torch_dtype = _parse_dtype(dtype)
+    if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"threads={threads} must be at least 1; try threads=1")
+        torch.set_num_threads(threads)
+
+    if name is None or name == "default":
+        folder = converted_folder(DEFAULT_MODEL.name, DEFAULT_MODEL.sha256)
+        notice = DEFAULT_MODEL.notice
+        ensure_converted(folder, DEFAULT_MODEL.locate, notice=notice, progress=progress)
+        return _load(folder, DEFAULT_MODEL.name, folder, torch_dtype, progress)
+
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        gguf = path.resolve()
+        with model_errors(f"{path} cannot be read", "make the file readable"):
+            folder = converted_folder(path.stem, file_sha256(gguf))
+        ensure_converted(folder, lambda: gguf, notice=str(gguf), progress=progress)
+        return _load(folder, path.stem, folder, torch_dtype, progress)
+    if path.exists():
+        check_directory(path)
+        return _load(path, path.resolve().name, path, torch_dtype, progress)
+    if isinstance(name, Path) or not _HUB_NAME.fullmatch(name):
+        raise ModelError(f"model {str(name)!r} does not exist; {_REMEDY}")
+    return _load(name, name, None, torch_dtype, progress)
+
+
+def _parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"dtype={name} must be one of {', '.join(DTYPES)}; try dtype=auto")
+    return DTYPES[name]
+
+
+def _load(
+    source: Path | str,
+    name: str,
+    path: Path | None,
+    dtype: str | torch.dtype,
+    progress: bool,
+) -> LoadedModel:
+    options: dict[str, Any] = {"local_files_only": path is not None, "trust_remote_code": False}
+    if path is None:
+        what = f"model {name!r} is not a directory and could not be had from the hub"
+        remedy = f"check the name and the network, or {_REMEDY}"
+    else:
+        what, remedy = f"model directory {path} cannot be loaded", _REMEDY
+    console = Console(file=sys.stderr, quiet=not progress)
+    # A download shows its own bars, which a spinner would break up.
+    spinner = console.status(f"Loading {name}", refresh_per_second=8)
+    if path is not None and progress:
+        spinner.start()
+    try:
+        with quiet(bars=path is None and progress), model_errors(what, remedy):
+            config = transformers.AutoConfig.from_pretrained(source, **options)
+            check_causal(config, str(path or name))
+            tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, **options)
+            loader: Any = transformers.AutoModelForCausalLM
+            model, loading = loader.from_pretrained(
+                source, config=config, dtype=dtype, output_loading_info=True, **options
+            )
+    finally:
+        spinner.stop()
+    lost = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
+    if lost:
+        raise ModelError(
+            f"{path or name} lacks {len(lost)} of the weights of a {type(model).__name__}, such as "
+            f"{lost[0]}, or they have another shape; use a complete causal language model"
+        )
+    model.eval()
+    return LoadedModel(model, tokenizer, name, path)
