@@ -83,7 +83,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         **SHAPE | HYBRID, head_dim=8, num_local_experts=2, num_experts_per_tok=1
     ),
     "olmo2": lambda: Olmo2Config(**SHAPE),
-    "granite": lambda: GraniteConfig(**SHAPE),
+    "granite": lambda: GraniteConfig(**SHAPE, attention_multiplier=8**-0.5),
     "smollm3": lambda: SmolLM3Config(**SHAPE, no_rope_layers=[1, 1, 0, 1, 1]),
 }
 HYBRID_FAMILIES = ("gemma3", "gpt-oss")

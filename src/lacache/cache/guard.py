@@ -35,6 +35,10 @@ class GuardedCache(Cache, ABC):
         """How many of `num_tokens` the next forward may bring."""
 
     @abstractmethod
+    def check_decoder(self, decoder: nn.Module) -> None:
+        """Raise ModelError unless the cache was made for this decoder."""
+
+    @abstractmethod
     def check_positions(self, first: int, batch_size: int) -> None:
         """Raise InputError if a forward cannot start there, or has other rows."""
 
@@ -67,6 +71,7 @@ def _before(
     cache = call.get("past_key_values")
     if not isinstance(cache, GuardedCache):
         return None
+    cache.check_decoder(decoder)
     cache.earlier_hidden = []
     _refuse_padding(call.get("attention_mask"))
     # All ones say nothing, and spare the model a mask as long as the text.

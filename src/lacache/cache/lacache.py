@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lacache.cache.facts import ModelFacts, find_decoder, model_facts
@@ -168,18 +168,23 @@ class LaCache(GuardedCache):
         if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.shape[1] == 0:
             shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids)
             raise InputError(f"input_ids of shape {shape} must be [batch, tokens >= 1]")
-        if find_decoder(model) is not self._decoder():
-            raise ModelError(
-                "this cache was made from another model; make one with LaCache.from_model(model)"
-            )
+        self.check_decoder(find_decoder(model))
         if model.get_output_embeddings() is None:
             raise ModelError(
                 f"{type(model).__name__} has no language-model head; load it with "
                 "AutoModelForCausalLM.from_pretrained"
             )
-        last_only = (
-            {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
-        )
+        if input_ids.is_floating_point():
+            raise InputError(f"input_ids of type {input_ids.dtype} must be integers; use .long()")
+        least, most = int(input_ids.min()), int(input_ids.max())
+        vocab_size = self._facts.text_config.vocab_size
+        if not 0 <= least <= most < vocab_size:
+            raise InputError(
+                f"token ids from {least} to {most} must lie in 0 to {vocab_size - 1}; use the "
+                "tokenizer of this model"
+            )
+        takes = signature(model.forward).parameters
+        last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         num_tokens = input_ids.shape[1]
         self.resolve(num_tokens)
         start = 0
@@ -202,8 +207,11 @@ class LaCache(GuardedCache):
         """Original numbers of the tokens that a layer holds now, in slot order.
 
         Raises:
+            InputError: no such layer.
             UnsupportedOperationError: the layer is native (sliding, linear, shared).
         """
+        if not 0 <= layer_idx < len(self.layers):
+            raise InputError(f"layer_idx={layer_idx} must be in 0 to {len(self.layers) - 1}")
         layer = self.layers[layer_idx]
         if not isinstance(layer, BoundedLayer):
             growing = [facts.index for facts in self._facts.growing]
@@ -242,6 +250,13 @@ class LaCache(GuardedCache):
         """Tokens up to the next compaction, or all in a dense prefill."""
         return num_tokens if self._is_dense() else min(num_tokens, self._group.room())
 
+    def check_decoder(self, decoder: nn.Module) -> None:
+        """Refuse another model."""
+        if decoder is not self._decoder():
+            raise ModelError(
+                "this cache was made from another model; make one with LaCache.from_model(model)"
+            )
+
     def check_positions(self, first: int, batch_size: int) -> None:
         """Refuse input that does not continue what was read."""
         state = self._group.schedule.settle(self._group.state)
@@ -273,8 +288,12 @@ class LaCache(GuardedCache):
         self._group_layers()[0].crop(tokens_to_remove)
 
     def activate_past_recording(self) -> None:
-        """Refused: assisted decoding rolls back, which a bounded cache cannot."""
-        self.crop(0)
+        """Refused: assisted decoding takes tokens back, which a bounded cache cannot."""
+        raise UnsupportedOperationError(
+            "assisted decoding takes tokens back, and a compaction may have dropped what they "
+            "need; leave assistant_model and prompt_lookup_num_tokens out, or use transformers' "
+            "DynamicCache"
+        )
 
     def _is_dense(self) -> bool:
         return self._prefill == "dense" and self._group.state.num_seen == 0

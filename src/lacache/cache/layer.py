@@ -81,10 +81,6 @@ class BoundedLayer(CacheLayerMixin):
         """The name of `get_max_length` in older versions."""
         return -1
 
-    def num_bytes(self) -> int:
-        """Bytes of keys and values held now."""
-        return layer_bytes(self.keys, self.values)
-
     def reset(self) -> None:
         """Forget everything."""
         self.keys = self.values = None
@@ -93,8 +89,8 @@ class BoundedLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: what was compacted away cannot come back."""
         raise UnsupportedOperationError(
-            f"crop({tokens_to_remove}) would need tokens that a compaction dropped; assisted "
-            "decoding and rollback need a full cache: use Full() or transformers' DynamicCache"
+            f"crop({tokens_to_remove}) would need tokens that a compaction may have dropped; to "
+            "roll back, use transformers' DynamicCache"
         )
 
     def batch_repeat_interleave(self, repeats: int) -> None:

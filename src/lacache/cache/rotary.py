@@ -24,12 +24,17 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 @final
 class Rotation:
-    """One rotary embedding of a model: hybrid models have one for each type of layer."""
+    """One rotary embedding of a model: hybrid models have one for each type of layer.
 
-    def __init__(self, rotary: nn.Module, layer_type: str | None) -> None:
+    With `leading`, only as many leading dimensions of a key turn as the tables are wide, and the
+    rest pass; models either leave this to their rotary function or do it around it.
+    """
+
+    def __init__(self, rotary: nn.Module, layer_type: str | None, *, leading: bool) -> None:
         self._rotary = rotary
         self._arguments = {} if layer_type is None else {"layer_type": layer_type}
         self._apply = _apply_function(rotary)
+        self._leading = leading
 
     def tables(self, shifts: Tensor) -> Tables:
         """Tables that move keys by `shifts` [N] positions, which may be negative."""
@@ -42,12 +47,17 @@ class Rotation:
     def rotate(self, keys: Tensor, tables: Tables) -> Tensor:
         """Keys [B, H, N, D] moved by the shifts of `tables`: one rounding to their own type."""
         wide = keys.float()
-        moved: Tensor = self._apply(wide, wide, *tables)[1]
-        return moved.to(keys.dtype)
+        if self._leading:
+            width = tables[0].shape[-1]
+            turned = self._apply(wide[..., :width], *tables)
+            wide = torch.cat([turned, wide[..., width:]], dim=-1)
+        else:
+            wide = self._apply(wide, *tables)
+        return wide.to(keys.dtype)
 
 
-def find_rotations(decoder: nn.Module, layer_types: list[str]) -> dict[str, Rotation]:
-    """The rotation for each type of layer.
+def find_rotations(decoder: nn.Module, layer_types: list[str]) -> dict[str, tuple[Rotation, ...]]:
+    """For each type of layer, the ways in which its keys may have been rotated.
 
     Raises:
         UnsupportedModelError: no rotary embedding, or one that changes with the length.
@@ -66,9 +76,12 @@ def find_rotations(decoder: nn.Module, layer_types: list[str]) -> dict[str, Rota
                 "yarn scaling, or set another rope_type in its config"
             )
     if "layer_type" in inspect.signature(type(rotary).forward).parameters:
-        return {name: Rotation(rotary, name) for name in set(layer_types)}
-    single = Rotation(rotary, None)
-    return dict.fromkeys(layer_types, single)
+        return {name: _ways(rotary, name) for name in set(layer_types)}
+    return dict.fromkeys(layer_types, _ways(rotary, None))
+
+
+def _ways(rotary: nn.Module, layer_type: str | None) -> tuple[Rotation, ...]:
+    return tuple(Rotation(rotary, layer_type, leading=leading) for leading in (False, True))
 
 
 def _rope_types(parameters: Any) -> list[str]:
@@ -79,12 +92,16 @@ def _rope_types(parameters: Any) -> list[str]:
     return own + [t for value in parameters.values() for t in _rope_types(value)]
 
 
-def _apply_function(rotary: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+def _apply_function(rotary: nn.Module) -> Callable[..., Tensor]:
+    """The model's own rotary function, as one of (states, cos, sin)."""
     module = sys.modules[type(rotary).__module__]
-    apply: Callable[..., tuple[Tensor, Tensor]] | None = vars(module).get("apply_rotary_pos_emb")
+    apply: Callable[..., Any] | None = vars(module).get("apply_rotary_pos_emb")
     if apply is None:
         raise UnsupportedModelError(
             f"{module.__name__} has no apply_rotary_pos_emb, so its way of rotating is unknown; "
             "use a model with the usual rotary function"
         )
-    return apply
+    if "k" not in inspect.signature(apply).parameters:
+        return apply
+    pair = apply
+    return lambda states, cos, sin: pair(states, states, cos, sin)[1]

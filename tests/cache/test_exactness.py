@@ -1,0 +1,103 @@
+"""Random configurations, chunks and policies against the slow twin."""
+
+from functools import cache as memoize
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lacache import Full, LaCache, LadderConfig, SinkWindow
+from lacache.core.errors import ConfigError
+from tests.cache.slow_cache import slow_logits
+from tests.cache.tiny_models import random_ids, tiny_model
+
+MODEL_LAYERS = 5
+
+
+@memoize
+def model() -> Any:
+    return tiny_model("llama")
+
+
+@st.composite
+def ladders(draw: st.DrawFn) -> LadderConfig:
+    while True:
+        span = draw(st.integers(1, MODEL_LAYERS - 1))
+        try:
+            config = LadderConfig(
+                capacity=draw(st.integers(6, 30)),
+                span=span,
+                overlap=draw(st.integers(0, span - 1)),
+                sinks=draw(st.integers(0, 4)),
+                recent=draw(st.integers(0, 8)),
+                refill=draw(st.sampled_from([1, 3, 100])),
+                geometry=draw(st.sampled_from(["interleaved", "consecutive"])),
+                unit=draw(st.sampled_from([1, 2])),
+                window_layers=draw(st.sampled_from([(), (0,), (1, 4)])),
+            )
+            config.bind(MODEL_LAYERS)
+        except ConfigError:
+            continue
+        return config
+
+
+@given(ladders(), st.lists(st.integers(1, 20), min_size=1, max_size=8), st.data())
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_ladder_in_any_chunks(config: LadderConfig, chunks: list[int], data: Any) -> None:
+    ids = random_ids(sum(chunks), seed=data.draw(st.integers(0, 5)))
+    expected = slow_logits(model(), ids, config, config.recent)
+    cache = LaCache.from_model(model(), config)
+    logits = []
+    with torch.no_grad():
+        for chunk in ids.split(chunks, dim=1):
+            logits.append(model()(chunk, past_key_values=cache).logits)
+            assert cache.report().num_cached <= config.capacity
+    torch.testing.assert_close(torch.cat(logits, 1), expected, atol=1e-4, rtol=0)
+
+
+@given(
+    ladders(),
+    st.lists(st.tuples(st.booleans(), st.integers(1, 15)), min_size=2, max_size=6),
+)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_counted_and_slot_positions_mix(
+    config: LadderConfig, chunks: list[tuple[bool, int]]
+) -> None:
+    ids = random_ids(sum(length for _, length in chunks), seed=1)
+    expected = slow_logits(model(), ids, config, config.recent)
+    cache = LaCache.from_model(model(), config)
+    start = 0
+    for by_slot, length in chunks:
+        chunk = ids[:, start : start + length]
+        start += length
+        with torch.no_grad():
+            if by_slot:
+                last = cache.prefill(model(), chunk)
+            else:
+                last = model()(chunk, past_key_values=cache).logits[:, -1]
+        torch.testing.assert_close(last, expected[:, start - 1], atol=1e-4, rtol=0)
+
+
+def test_streaming_is_a_ladder_of_window_layers() -> None:
+    ids = random_ids(60)
+    window = LadderConfig(
+        capacity=16, span=2, sinks=3, recent=0, refill=2, window_layers=range(MODEL_LAYERS)
+    )
+    # R is 1 for this ladder, so a refill of 2 thins two bands: the same two slots.
+    expected = slow_logits(model(), ids, window, 0)
+    cache = LaCache.from_model(model(), SinkWindow(capacity=16, sinks=3, refill=2))
+    with torch.no_grad():
+        found = model()(ids, past_key_values=cache).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert cache.kept_tokens(0) == [0, 1, 2, *range(47, 60)]
+
+
+def test_full_is_the_default_cache() -> None:
+    ids = random_ids(60)
+    cache = LaCache.from_model(model(), Full())
+    with torch.no_grad():
+        found = model()(ids, past_key_values=cache).logits
+        assert torch.equal(found, model()(ids).logits)
+    assert cache.kept_tokens(2) == list(range(60))
+    assert cache.report().compactions == 0

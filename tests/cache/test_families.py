@@ -1,0 +1,89 @@
+"""Every family against the slow twin: token by token, in pieces, and through plain generate."""
+
+import pytest
+import torch
+
+from lacache import LaCache, LadderConfig
+from tests.cache.slow_cache import slow_generate, slow_logits
+from tests.cache.tiny_models import FAMILIES, HYBRID_FAMILIES, random_ids, tiny_model
+
+CONFIG = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+RECENT = 5
+TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_agrees_with_the_slow_twin(family: str) -> None:
+    model = tiny_model(family)
+    ids = random_ids(60, batch_size=2)
+    expected = slow_logits(model, ids, CONFIG, RECENT)
+    cache = LaCache.from_model(model, CONFIG)
+    with torch.no_grad():
+        by_token = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(60)]
+        cache.reset()
+        whole = model(ids, past_key_values=cache).logits
+        cache.reset()
+        pieces = [
+            model(ids[:, start : start + 7], past_key_values=cache).logits
+            for start in range(0, 60, 7)
+        ]
+    torch.testing.assert_close(torch.cat(by_token, 1), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(whole, expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, atol=TOLERANCE, rtol=0)
+    cache.reset()
+    last = cache.prefill(model, ids)
+    torch.testing.assert_close(last, expected[:, -1], atol=TOLERANCE, rtol=0)
+    assert cache.report().num_cached <= 16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prompt_tokens", [3, 40])
+def test_generate_continues_as_the_slow_twin(family: str, prompt_tokens: int) -> None:
+    model = tiny_model(family)
+    ids = random_ids(prompt_tokens, seed=1)
+    cache = LaCache.from_model(model, CONFIG)
+    text = model.generate(ids, past_key_values=cache, max_new_tokens=30, do_sample=False)
+    assert torch.equal(text, slow_generate(model, ids, CONFIG, RECENT, 30))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_budget_for_everything_gives_the_default_cache_bit_for_bit(family: str) -> None:
+    model = tiny_model(family)
+    ids = random_ids(20, seed=2)
+    cache = LaCache.from_model(model, budget=40)
+    wanted = model.generate(
+        ids, max_new_tokens=20, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    found = model.generate(
+        ids,
+        past_key_values=cache,
+        max_new_tokens=20,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    assert torch.equal(found.sequences, wanted.sequences)
+    assert torch.equal(torch.stack(found.logits), torch.stack(wanted.logits))
+    assert cache.report().num_evicted == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_equals_its_rows(family: str) -> None:
+    model = tiny_model(family)
+    ids = random_ids(50, batch_size=3, seed=3)
+    cache = LaCache.from_model(model, CONFIG)
+    together = cache.prefill(model, ids)
+    for row in range(3):
+        cache.reset()
+        alone = cache.prefill(model, ids[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("family", HYBRID_FAMILIES)
+def test_hybrids_put_the_ladder_on_full_attention_only(family: str) -> None:
+    model = tiny_model(family)
+    cache = LaCache.from_model(model, CONFIG)
+    cache.prefill(model, random_ids(60))
+    names = [type(layer).__name__ for layer in cache.layers]
+    expected = {"sliding_attention": "DynamicSlidingWindowLayer", "full_attention": "BoundedLayer"}
+    assert names == [expected[kind] for kind in model.config.layer_types]

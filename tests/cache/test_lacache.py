@@ -1,0 +1,112 @@
+"""Budgets, reports and resets."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lacache import LaCache, LadderConfig
+from lacache.core.kept import coverage, kept_after
+from tests.cache.tiny_models import random_ids, tiny_model
+
+CONFIG = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+BYTES_PER_TOKEN = 5 * 2 * 2 * 8 * 4  # layers, keys and values, heads, head size, float32
+
+
+@pytest.mark.parametrize(
+    ("budget", "prompt_tokens", "capacity"),
+    [
+        (32, 50, 32),
+        ("32", 50, 32),
+        (0.5, 50, 25),
+        (0.51, 50, 26),
+        (1.0, 50, 50),
+        (0.01, 50, 8),
+        ("0.5", 50, 25),
+        (f"{BYTES_PER_TOKEN * 20}B", 50, 20),
+        (f"{BYTES_PER_TOKEN * 21 - 1}B", 50, 20),
+        ("32KiB", 50, 32 * 1024 // BYTES_PER_TOKEN),
+    ],
+)
+def test_budgets_resolve_to_tokens(budget: Any, prompt_tokens: int, capacity: int) -> None:
+    model = tiny_model("llama")
+    ids = random_ids(prompt_tokens)
+    for cache in (LaCache.from_model(model, budget=budget), LaCache.from_model(model, budget)):
+        cache.prefill(model, ids)
+        assert cache.report().capacity == capacity
+        assert cache.report().num_cached <= capacity
+
+
+def test_a_share_is_of_the_first_prompt_however_it_comes() -> None:
+    model = tiny_model("llama")
+    cache = LaCache.from_model(model, budget=0.5)
+    model.generate(random_ids(60), past_key_values=cache, max_new_tokens=20, do_sample=False)
+    assert cache.report().capacity == 30
+    cache.reset()
+    cache.prefill(model, random_ids(40))
+    cache.prefill(model, random_ids(40))
+    assert cache.report().capacity == 20
+
+
+def test_the_report_counts_what_is_there() -> None:
+    model = tiny_model("llama")
+    cache = LaCache.from_model(model, CONFIG)
+    empty = cache.report()
+    assert (empty.num_seen, empty.num_cached, empty.num_bytes, empty.coverage) == (0, 0, 0, 0)
+    cache.prefill(model, random_ids(60))
+    report = cache.report()
+    kept = kept_after(CONFIG.bind(5), 60)
+    assert report.num_seen == 60
+    assert report.num_cached == kept.state.num_cached
+    assert report.num_evicted == 60 - kept.state.num_cached
+    assert report.num_bytes == kept.state.num_cached * BYTES_PER_TOKEN
+    assert report.coverage == coverage(kept.by_pattern)
+    assert report.coverage > report.num_cached
+    assert report.compactions > 0
+
+
+def test_peak_memory_is_bounded_while_reading() -> None:
+    model = tiny_model("llama")
+    cache = LaCache.from_model(model, CONFIG)
+    peak = []
+    cache.prefill(model, random_ids(300), lambda n: peak.append(cache.report().num_bytes))
+    assert max(peak) == 16 * BYTES_PER_TOKEN
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("prefill", ["segmented", "dense"])
+def test_a_reset_cache_is_as_new(family: str, prefill: Any) -> None:
+    model = tiny_model(family)
+    used = LaCache.from_model(model, CONFIG, prefill=prefill)
+    used.prefill(model, random_ids(70, batch_size=2))
+    used.reset()
+    new = LaCache.from_model(model, CONFIG, prefill=prefill)
+    assert used.report() == new.report()
+    ids = random_ids(50, seed=4)
+    assert torch.equal(used.prefill(model, ids), new.prefill(model, ids))
+    assert used.report() == new.report()
+    layers = [1, 2] if family == "gemma3" else range(5)
+    assert [used.kept_tokens(i) for i in layers] == [new.kept_tokens(i) for i in layers]
+
+
+@pytest.mark.parametrize("num_layers", [2, 3, 4, 7])
+def test_the_default_span_and_overlap_work_at_any_depth(num_layers: int) -> None:
+    model = tiny_model("llama", num_hidden_layers=num_layers)
+    cache = LaCache.from_model(model, budget=24)
+    cache.prefill(model, random_ids(80))
+    assert cache.report().num_cached <= 24
+
+
+def test_progress_counts_every_token() -> None:
+    model = tiny_model("llama")
+    cache = LaCache.from_model(model, CONFIG)
+    steps: list[int] = []
+    cache.prefill(model, random_ids(100), steps.append)
+    assert sum(steps) == 100
+    assert max(steps) <= 16
+
+
+def test_probing_leaves_the_model_as_it_was() -> None:
+    model = tiny_model("llama").train()
+    LaCache.from_model(model, CONFIG)
+    assert model.training
