@@ -1,0 +1,67 @@
+"""The subcommands, each loaded when it is used, and how errors end."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated, Any, final
+
+import typer
+from typer.core import TyperGroup
+
+from lacache.core.errors import LaCacheError
+from lacache.version import __version__
+
+# Subcommand and function of the same name, in a module of the same name. Such a module imports
+# what is heavy inside of the function, so that help is quick.
+COMMANDS = ("demo", "generate", "chat", "inspect")
+
+
+@final
+class LazyGroup(TyperGroup):
+    """Imports a subcommand when it is asked for, and ends our errors in one line."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The subcommand, or None if there is no such one."""
+        if cmd_name not in COMMANDS:
+            return None
+        function = getattr(import_module(f"lacache.cli.{cmd_name}"), cmd_name)
+        return _command(cmd_name, function)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a subcommand."""
+        try:
+            return super().invoke(ctx)
+        except LaCacheError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            typer.echo("stopped", err=True)
+            raise typer.Exit(130) from error
+
+
+def _command(name: str, function: Callable[..., None]) -> Any:
+    alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    alone.command(name)(function)
+    return typer.main.get_command(alone)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lacache {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=LazyGroup, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback(no_args_is_help=True)
+def lacache(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Read and write without end in constant memory, with the LaCache ladder KV cache."""

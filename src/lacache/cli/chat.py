@@ -1,0 +1,190 @@
+"""`lacache chat`: a conversation without end."""
+
+import contextlib
+import sys
+from importlib import import_module
+from typing import Annotated, Any, final
+
+import typer
+
+from lacache.cli.cache_options import CacheOptions
+from lacache.cli.interrupt import interruptible
+from lacache.cli.options import (
+    BudgetOption,
+    DtypeOption,
+    GeometryOption,
+    MinPOption,
+    ModelOption,
+    OverlapOption,
+    PolicyOption,
+    RecentOption,
+    RefillOption,
+    SeedOption,
+    SpanOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+    UnitOption,
+    WindowLayersOption,
+)
+from lacache.cli.prompt import check_text
+from lacache.core.budget import parse_budget
+from lacache.core.errors import ConfigError, InputError
+
+_HELP = """\
+/state  what the cache holds
+/reset  forget the conversation, keep the system prompt
+/help   this list
+/quit   leave, as the end of the input does (Ctrl-D)
+Ctrl-C during a reply stops the reply; the conversation goes on."""
+
+
+def chat(
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system",
+            "-s",
+            help="System prompt, never forgotten. Default: that of the model's chat template.",
+            show_default=False,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-new-tokens", "-n", help="Longest reply in tokens; -1 is up to the model."
+        ),
+    ] = -1,
+    budget: BudgetOption = None,
+    policy: PolicyOption = "ladder",
+    span: SpanOption = None,
+    overlap: OverlapOption = None,
+    recent: RecentOption = None,
+    refill: RefillOption = None,
+    geometry: GeometryOption = None,
+    unit: UnitOption = None,
+    window_layers: WindowLayersOption = "",
+    temperature: TemperatureOption = 0.7,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 0.95,
+    min_p: MinPOption = 0.0,
+    seed: SeedOption = None,
+    model: ModelOption = None,
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Talk with a model for as long as you like, in constant memory.
+
+    The system prompt is pinned: the sinks are all tokens before your first word. Each turn costs
+    only its own tokens, at any length of the conversation. The budget is in tokens or bytes.
+    Reads lines from a terminal or a pipe; /help lists the commands.
+    """
+    if max_new_tokens == 0 or max_new_tokens < -1:
+        raise InputError(
+            f"max_new_tokens={max_new_tokens} must be -1 (up to the model) or at least 1; try 512"
+        )
+    if budget is not None and parse_budget(budget).share is not None:
+        raise ConfigError(
+            f"budget={budget} is a share of a prompt, and how long a conversation gets is not "
+            "known; try 512 (tokens) or '64MiB' (bytes)"
+        )
+
+    from lacache.engine.chat_template import ChatTemplate
+    from lacache.engine.conversation import Conversation
+    from lacache.engine.eos import eos_token_ids
+    from lacache.engine.sampling import Sampling
+    from lacache.models import load_model
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    if system is not None:
+        check_text(system, "the system prompt")
+    loaded = load_model(model, dtype=dtype, threads=threads)
+    template = ChatTemplate(loaded.tokenizer, system)
+    options = CacheOptions(
+        policy=policy,
+        budget=budget,
+        span=span,
+        overlap=overlap,
+        sinks=None if policy == "full" else max(template.num_pinned, 1),
+        recent=recent,
+        refill=refill,
+        geometry=geometry,
+        unit=unit,
+        window_layers=window_layers,
+    )
+    conversation = Conversation(
+        loaded.model,
+        template,
+        options.make(loaded.model, template.num_pinned),
+        eos_token_ids=eos_token_ids(loaded.model, loaded.tokenizer),
+        sampling=sampling,
+    )
+    limit = None if max_new_tokens < 0 else max_new_tokens
+    _Chat(conversation, loaded.tokenizer, template.num_pinned, limit).run(loaded.name)
+
+
+@final
+class _Chat:
+    """Reads lines and answers them."""
+
+    def __init__(
+        self, conversation: Any, tokenizer: Any, num_pinned: int, max_new_tokens: int | None
+    ) -> None:
+        self._conversation = conversation
+        self._tokenizer = tokenizer
+        self._num_pinned = num_pinned
+        self._max_new_tokens = max_new_tokens
+        self._by_hand = sys.stdin.isatty()
+
+    def run(self, name: str) -> None:
+        """Until the end of the input, or /quit."""
+        if self._by_hand:
+            with contextlib.suppress(ImportError):  # line editing, where there is any
+                import_module("readline")
+
+            typer.echo(f"{name}; {self._num_pinned} tokens pinned; /help lists the commands.")
+        while (line := self._line()) is not None:
+            message = line.strip()
+            if message == "/quit":
+                break
+            if message.startswith("/"):
+                self._command(message)
+            elif message:
+                self._answer(check_text(message, "the message"))
+
+    def _line(self) -> str | None:
+        try:
+            return input("> " if self._by_hand else "")
+        except UnicodeDecodeError as error:
+            raise InputError("the input is not UTF-8 text; give lines of text in UTF-8") from error
+        except EOFError:
+            if self._by_hand:
+                typer.echo()
+            return None
+
+    def _command(self, command: str) -> None:
+        if command == "/state":
+            from rich.console import Console
+
+            from lacache.cli.report import report_table
+
+            Console().print(report_table(self._conversation.cache.report(), self._num_pinned))
+        elif command == "/reset":
+            self._conversation.reset()
+            typer.echo("Forgotten; the system prompt stays.")
+        else:
+            if command != "/help":
+                typer.echo(f"There is no command {command}:")
+            typer.echo(_HELP)
+
+    def _answer(self, message: str) -> None:
+        from lacache.engine.text import TextStream
+
+        text = TextStream(self._tokenizer)
+        with interruptible() as stopped:
+            for token in self._conversation.reply(message, max_new_tokens=self._max_new_tokens):
+                typer.echo(text.push(token), nl=False)
+                if stopped():
+                    break
+        typer.echo(text.flush())

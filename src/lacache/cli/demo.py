@@ -1,0 +1,302 @@
+"""`lacache demo`: read a long real text with three caches and compare them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lacache.cli.options import (
+    DtypeOption,
+    GeometryOption,
+    ModelOption,
+    OverlapOption,
+    RecentOption,
+    SinksOption,
+    SpanOption,
+    UnitOption,
+)
+from lacache.cli.policy import make_policy
+from lacache.core.budget import parse_budget
+from lacache.core.checks import check_int
+from lacache.core.errors import InputError
+from lacache.core.schedule import Policy
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lacache.cache import LaCache
+    from lacache.evals.records import Record
+    from lacache.models import LoadedModel
+
+_LABELS = {"full": "full cache", "streaming": "StreamingLLM", "ladder": "LaCache"}
+_TOKENS = 12_288
+_LEFT_OUT = ("nll", "memory", "kept", "layer_to_kept")
+
+
+def demo(
+    model: ModelOption = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="A built-in text (shakespeare:hamlet) or a text file. Default: Hamlet.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="How many tokens of it to read.")] = _TOKENS,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="What both bounded caches may hold: tokens per layer (512), a share of the text "
+            "(0.05) or bytes (16MiB).",
+        ),
+    ] = "512",
+    refill: Annotated[
+        int,
+        typer.Option(
+            help="Slots that one compaction should free, in both bounded caches. Also the most "
+            "tokens that any of the three reads at once."
+        ),
+    ] = 64,
+    sinks: SinksOption = None,
+    span: SpanOption = None,
+    overlap: OverlapOption = None,
+    recent: RecentOption = None,
+    geometry: GeometryOption = None,
+    unit: UnitOption = None,
+    new_tokens: Annotated[int, typer.Option(help="How many tokens to write at the end.")] = 60,
+    threads: Annotated[
+        int,
+        typer.Option(
+            help="Threads that torch computes with. One is safe: on a busy machine, two can be "
+            "many times slower."
+        ),
+    ] = 1,
+    dtype: DtypeOption = "auto",
+    out: Annotated[
+        Path, typer.Option(help="Folder for demo.json and the plots; created if missing.")
+    ] = Path("demo"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON in place of the tables.")
+    ] = False,
+) -> None:
+    """Read a long text with a full cache, StreamingLLM and LaCache, and say which won what.
+
+    The bounded caches get the same budget and all three the same pieces of text. Prints
+    perplexity by position, bytes and speed, writes ladder.png, perplexity.png, memory.png and
+    demo.json, and then goes on with the text from what LaCache holds.
+    """
+    # Everything that can be wrong is checked before the minutes of reading.
+    check_int("tokens", tokens, 2)
+    check_int("new_tokens", new_tokens, 0)
+    check_int("threads", threads, 1)
+    parsed = parse_budget(budget)
+
+    from rich.console import Console
+
+    from lacache.cache.facts import model_facts
+    from lacache.evals.compare import compare, conclusions
+    from lacache.evals.plots import (
+        plot_ladder,
+        plot_memory,
+        plot_perplexity,
+        require_matplotlib,
+    )
+    from lacache.evals.reading import model_record, read
+    from lacache.evals.records import check_writable, environment, write_record
+    from lacache.models import load_model
+    from lacache.texts import DEFAULT_TEXT, load_text
+
+    require_matplotlib()
+    check_writable(out)
+    source = load_text(text or DEFAULT_TEXT)
+    loaded = load_model(model, dtype=dtype, threads=threads)
+    token_ids = _first_tokens(loaded, source.content, source.name, tokens + 1)
+
+    facts = model_facts(loaded.model)
+    num_layers = len(facts.growing)
+
+    def policies(capacity: int) -> dict[str, Policy]:
+        shared = {"capacity": capacity, "sinks": sinks, "refill": refill}
+        ladder = {"span": span, "overlap": overlap, "recent": recent, "geometry": geometry}
+        return {
+            "full": make_policy("full", num_layers),
+            "streaming": make_policy("streaming", num_layers, **shared),
+            "ladder": make_policy("ladder", num_layers, **shared, **ladder, unit=unit),
+        }
+
+    largest = policies(1 << 40)
+    capacity = parsed.capacity(
+        bytes_per_token=facts.bytes_per_token,
+        prompt_tokens=tokens,
+        smallest=max(
+            policy.smallest_capacity(num_layers)
+            for name, policy in largest.items()
+            if name != "full"
+        ),
+    )
+    chosen = policies(capacity)
+    for policy in chosen.values():
+        policy.bind(num_layers)
+
+    progress_console = Console(stderr=True)
+    progress_console.print(
+        f"Reading {tokens:,} tokens of {source.name} with {loaded.name} three times: "
+        f"{capacity:,} tokens per layer for StreamingLLM and LaCache, no limit for the full "
+        f"cache, at most {refill} tokens at once, {threads} thread{'s' * (threads > 1)}.",
+        highlight=False,
+    )
+    about = model_record(loaded.model, loaded.name)
+    readings: list[Record] = []
+    cache: LaCache | None = None
+    with _progress(progress_console, tokens) as start:
+        for name, policy in chosen.items():
+            # The one before is let go first: a full cache is large.
+            cache = None
+            reading, cache = read(
+                loaded.model,
+                token_ids[:tokens],
+                policy,
+                chunk=refill,
+                on_progress=start(_LABELS[name]),
+            )
+            readings.append(reading.record(label=_LABELS[name], model=about, text_name=source.name))
+
+    said = conclusions(readings)
+    record: Record = {
+        "kind": "demo",
+        "conclusions": said,
+        "table": [
+            {"measure": row.name, "numbers": row.numbers, "best": row.best}
+            for row in compare(readings)
+        ],
+        "environment": environment(),
+        "readings": readings,
+    }
+    write_record(out / "demo.json", record)
+    plot_ladder(readings[-1], out / "ladder.png")
+    plot_perplexity(readings, out / "perplexity.png")
+    plot_memory(readings, out / "memory.png")
+
+    console = Console(highlight=False)
+    if not as_json:
+        _show(console, record)
+        written = ", ".join(
+            str(out / name) for name in ("demo.json", "ladder.png", "perplexity.png", "memory.png")
+        )
+        console.print(f"\nWrote {written}.\n", soft_wrap=True)
+    assert cache is not None
+    continuation = _go_on(console, loaded, cache, token_ids, new_tokens, quiet=as_json)
+    if as_json:
+        short = [{k: v for k, v in r.items() if k not in _LEFT_OUT} for r in readings]
+        typer.echo(json.dumps({**record, "readings": short, "continuation": continuation}))
+
+
+def _first_tokens(loaded: LoadedModel, content: str, name: str, tokens: int) -> list[int]:
+    """The first `tokens` tokens of a text; the last of them starts the continuation."""
+    # Longer than a tokenizer's own limit is what this is about, so it need not warn.
+    token_ids: list[int] = loaded.tokenizer(content, verbose=False)["input_ids"]
+    if len(token_ids) < tokens:
+        remedy = f"try --tokens {len(token_ids) - 1}" if len(token_ids) > 2 else "try a longer text"
+        raise InputError(
+            f"text {name} has {len(token_ids):,} tokens, and {tokens:,} are needed (--tokens and "
+            f"one to go on from); {remedy}"
+        )
+    return token_ids[:tokens]
+
+
+@contextmanager
+def _progress(console: Console, tokens: int) -> Iterator[Callable[[str], Callable[[int], None]]]:
+    """Progress bars; the function given starts one more and returns how to move it on."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+
+        def start(label: str) -> Callable[[int], None]:
+            task = progress.add_task(label, total=tokens)
+            return lambda num_tokens: progress.advance(task, num_tokens)
+
+        yield start
+
+
+def _show(console: Console, record: Record) -> None:
+    from rich import box
+    from rich.table import Table
+
+    readings: Sequence[Record] = record["readings"]
+    first = readings[0]
+    table = Table(
+        title=f"{first['tokens']:,} tokens of {first['text']['name']}, {first['model']['name']}, "
+        f"{first['model']['dtype']}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    table.add_column("")
+    for reading in readings:
+        table.add_column(reading["label"], justify="right")
+    table.add_column("best")
+    for row in record["table"]:
+        best = "tie" if len(row["best"]) == len(readings) else " = ".join(row["best"])
+        table.add_row(row["measure"], *row["numbers"], best)
+    console.print()
+    console.print(table)
+    for sentence in record["conclusions"]:
+        console.print(f"- {sentence}", markup=False)
+
+
+def _go_on(
+    console: Console,
+    loaded: LoadedModel,
+    cache: LaCache,
+    token_ids: list[int],
+    new_tokens: int,
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Stream a continuation of the text from what the cache holds."""
+    import torch
+
+    from lacache.engine.stream import stream
+    from lacache.engine.text import TextStream
+
+    held = cache.report()
+    before = loaded.tokenizer.decode(token_ids[-24:])
+    if not quiet:
+        console.print(
+            f"LaCache goes on with the text, from the {held.num_cached:,} tokens that each layer "
+            f"holds ({held.coverage:,} different ones):"
+        )
+        console.print(f"... {before}", style="dim", markup=False, end="")
+    pieces = TextStream(loaded.tokenizer)
+    newest = torch.tensor([token_ids[-1:]], device=loaded.model.device)
+    written = []
+    for token in stream(loaded.model, newest, cache, max_new_tokens=new_tokens):
+        written.append(pieces.push(token))
+        if not quiet:
+            console.print(written[-1], markup=False, end="", soft_wrap=True)
+    written.append(pieces.flush())
+    if not quiet:
+        console.print(written[-1], markup=False, soft_wrap=True)
+    return {"before": before, "text": "".join(written)}

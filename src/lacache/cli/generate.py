@@ -1,0 +1,150 @@
+"""`lacache generate`: read a prompt of any length, write on."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lacache.cli.cache_options import CacheOptions
+from lacache.cli.options import (
+    BudgetOption,
+    DtypeOption,
+    GeometryOption,
+    MinPOption,
+    ModelOption,
+    OverlapOption,
+    PolicyOption,
+    PrefillOption,
+    RecentOption,
+    RefillOption,
+    SeedOption,
+    SinksOption,
+    SpanOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+    UnitOption,
+    WindowLayersOption,
+)
+from lacache.cli.prompt import read_prompt
+from lacache.cli.report import in_bytes, report_record
+from lacache.core.errors import InputError
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The text to go on from. Without it, --file or standard input."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the prompt from a text file.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-new-tokens",
+            "-n",
+            help="How many tokens to write; -1 is without end (stop it with Ctrl-C), 0 only reads.",
+        ),
+    ] = 256,
+    ignore_eos: Annotated[
+        bool,
+        typer.Option("--ignore-eos", help="Go on where the model ends the text."),
+    ] = False,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat/--raw",
+            help="Take the prompt as a user's message and put the model's chat template around "
+            "it, or read it as it stands.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object at the end instead of the text."),
+    ] = False,
+    budget: BudgetOption = None,
+    policy: PolicyOption = "ladder",
+    span: SpanOption = None,
+    overlap: OverlapOption = None,
+    sinks: SinksOption = None,
+    recent: RecentOption = None,
+    refill: RefillOption = None,
+    geometry: GeometryOption = None,
+    unit: UnitOption = None,
+    window_layers: WindowLayersOption = "",
+    prefill: PrefillOption = "segmented",
+    temperature: TemperatureOption = 0.7,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 0.95,
+    min_p: MinPOption = 0.0,
+    seed: SeedOption = None,
+    model: ModelOption = None,
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Read a prompt of any length and write on, in constant memory.
+
+    The new text goes to standard output as it comes, and a summary to standard error.
+    """
+    if max_new_tokens < -1:
+        raise InputError(
+            f"max_new_tokens={max_new_tokens} must be -1 (without end) or at least 0; try 256"
+        )
+    text = read_prompt(prompt, file)
+    options = CacheOptions(
+        policy=policy,
+        budget=budget,
+        span=span,
+        overlap=overlap,
+        sinks=sinks,
+        recent=recent,
+        refill=refill,
+        geometry=geometry,
+        unit=unit,
+        window_layers=window_layers,
+        prefill=prefill,
+    )
+
+    from lacache.cli.writing import write
+    from lacache.engine.sampling import Sampling
+    from lacache.models import load_model
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    loaded = load_model(model, dtype=dtype, threads=threads)
+    ids = _tokens(loaded.tokenizer, text, chat=chat)
+    cache = options.make(loaded.model, len(ids))
+    run = write(
+        loaded,
+        ids,
+        cache,
+        sampling,
+        max_new_tokens=None if max_new_tokens < 0 else max_new_tokens,
+        ignore_eos=ignore_eos,
+        echo=not as_json,
+    )
+    report = cache.report()
+    if as_json:
+        record = {"model": loaded.name, **run.record(), "cache": report_record(report)}
+        typer.echo(json.dumps(record))
+    else:
+        typer.echo(
+            f"read {run.num_read:,} tokens ({run.read_rate:,.0f}/s), wrote {run.num_written:,} "
+            f"({run.write_rate:,.1f}/s), each layer holds {report.num_cached:,}, together "
+            f"{in_bytes(report.num_bytes)}",
+            err=True,
+        )
+    if run.stopped_by == "interrupt":
+        raise typer.Exit(130)
+
+
+def _tokens(tokenizer: Any, text: str, *, chat: bool) -> list[int]:
+    if chat:
+        from lacache.engine.chat_template import ChatTemplate
+
+        return ChatTemplate(tokenizer).first(text)
+    # A text longer than the model's context is what this package is for: no warning.
+    ids: list[int] = tokenizer(text, verbose=False).input_ids
+    return ids

@@ -1,0 +1,175 @@
+"""Options that several commands share. What each value must be is checked where it is used."""
+
+from typing import Annotated
+
+import typer
+
+_CACHE = "Cache"
+_SAMPLING = "Sampling"
+_MODEL = "Model"
+
+PolicyOption = Annotated[
+    str,
+    typer.Option("--policy", help="ladder, streaming or full.", rich_help_panel=_CACHE),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        "-b",
+        help="Tokens per layer (512), a share of the prompt (0.5) or bytes (64MiB). "
+        "Default: 512; none for the policy full.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+SpanOption = Annotated[
+    int | None,
+    typer.Option(
+        "--span",
+        help="Layers in a row that keep a token. Default: half of the layers.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+OverlapOption = Annotated[
+    int | None,
+    typer.Option(
+        "--overlap",
+        help="Layers that neighbouring runs share. Default: 0 beside --span, else four fifths "
+        "of the span.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+SinksOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sinks",
+        help="First tokens, never evicted. Default: 4.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+RecentOption = Annotated[
+    int | None,
+    typer.Option(
+        "--recent",
+        help="Newest tokens that no compaction touches. Default: half of the capacity, or what "
+        "the sinks and one band leave.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+RefillOption = Annotated[
+    int | None,
+    typer.Option(
+        "--refill",
+        help="Slots that one compaction frees. Default: an eighth of the capacity, at least 1 and "
+        "no more than the sinks leave, because long prompts are read in pieces of this length, "
+        "and longer pieces are read much faster; 1 forgets least at a time.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+GeometryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--geometry",
+        help="interleaved (the released code) or consecutive (the paper's text). "
+        "Default: interleaved.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+UnitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--unit",
+        help="Neighbouring tokens that are kept or dropped together. Default: 1.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+WindowLayersOption = Annotated[
+    str,
+    typer.Option(
+        "--window-layers",
+        help="Layers that drop their oldest tokens instead of thinning, such as 0-9,20. "
+        "Default: none.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+PrefillOption = Annotated[
+    str,
+    typer.Option(
+        "--prefill",
+        help="segmented compacts while it reads; dense reads the prompt with a full cache first "
+        "and compacts it then.",
+        rich_help_panel=_CACHE,
+    ),
+]
+
+TemperatureOption = Annotated[
+    float,
+    typer.Option(
+        "--temperature",
+        "-t",
+        help="0 always takes the most likely token.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+TopKOption = Annotated[
+    int,
+    typer.Option("--top-k", help="Keep the likeliest; 0 is all.", rich_help_panel=_SAMPLING),
+]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        "--top-p", help="Keep the likeliest that add up to this.", rich_help_panel=_SAMPLING
+    ),
+]
+MinPOption = Annotated[
+    float,
+    typer.Option(
+        "--min-p",
+        help="Drop tokens less likely than this share of the likeliest.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        help="The same seed gives the same text. Default: a new one each time.",
+        show_default=False,
+        rich_help_panel=_SAMPLING,
+    ),
+]
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A directory, a .gguf file or a hub name. Default: the embedded "
+        "SmolLM2-135M-Instruct.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+DtypeOption = Annotated[
+    str,
+    typer.Option("--dtype", help="auto, bfloat16, float16 or float32.", rich_help_panel=_MODEL),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        help="Threads that torch computes with; on a busy machine fewer can be faster. "
+        "Default: torch's choice.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]

@@ -1,0 +1,122 @@
+"""One prompt, read and continued, with text and figures as it goes."""
+
+import time
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, final
+
+import torch
+import typer
+
+from lacache.cache import LaCache
+from lacache.cli.interrupt import interruptible
+from lacache.cli.reading import reading_bar
+from lacache.engine.eos import eos_token_ids
+from lacache.engine.sampling import Sampling
+from lacache.engine.stream import stream
+from lacache.engine.text import TextStream
+from lacache.models import LoadedModel
+
+
+@final
+@dataclass
+class Run:
+    """What was read and written; times in seconds."""
+
+    num_read: int = 0
+    num_written: int = 0
+    text: str = ""
+    stopped_by: str = "length"
+    """Or "eos", or "interrupt" for Ctrl-C."""
+    read_seconds: float = 0.0
+    write_seconds: float = 0.0
+
+    @property
+    def read_rate(self) -> float:
+        """Tokens a second."""
+        return self.num_read / max(self.read_seconds, 1e-9)
+
+    @property
+    def write_rate(self) -> float:
+        """Tokens a second, without the first, which reading gives."""
+        return max(self.num_written - 1, 0) / max(self.write_seconds, 1e-9)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "text": self.text,
+            "prompt_tokens": self.num_read,
+            "new_tokens": self.num_written,
+            "stopped_by": self.stopped_by,
+            "read_seconds": round(self.read_seconds, 4),
+            "write_seconds": round(self.write_seconds, 4),
+        }
+
+
+def write(
+    loaded: LoadedModel,
+    ids: list[int],
+    cache: LaCache,
+    sampling: Sampling,
+    *,
+    max_new_tokens: int | None,
+    ignore_eos: bool,
+    echo: bool,
+) -> Run:
+    """Read `ids` and write on, until the end, the limit or Ctrl-C.
+
+    With `echo` the text goes to standard output as it comes, and is not kept; else it is in the
+    result.
+    """
+    run = Run()
+    ends = frozenset() if ignore_eos else eos_token_ids(loaded.model, loaded.tokenizer)
+    text = TextStream(loaded.tokenizer)
+    ends_line = True
+
+    def give(piece: str) -> None:
+        nonlocal ends_line
+        if echo and piece:
+            typer.echo(piece, nl=False)
+            ends_line = piece.endswith("\n")
+        elif not echo:
+            run.text += piece
+
+    with interruptible() as stopped, reading_bar(len(ids)) as bar:
+
+        def on_progress(num_new: int) -> None:
+            run.num_read += num_new
+            bar.advance(num_new)
+            if stopped():
+                raise KeyboardInterrupt
+
+        tokens = stream(
+            loaded.model,
+            torch.tensor([ids], dtype=torch.long, device=loaded.model.device),
+            cache,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            eos_token_ids=ends,
+            on_progress=on_progress,
+        )
+        started = time.perf_counter()
+        try:
+            first = list(islice(tokens, 1))
+            run.read_seconds = time.perf_counter() - started
+            bar.close()
+            for token in chain(first, tokens):
+                run.num_written += 1
+                give(text.push(token))
+                if token in ends:
+                    run.stopped_by = "eos"
+                elif stopped():
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            run.stopped_by = "interrupt"
+        finally:
+            spent = time.perf_counter() - started
+            run.read_seconds = run.read_seconds or spent
+            run.write_seconds = spent - run.read_seconds
+    give(text.flush())
+    if not ends_line:
+        typer.echo()
+    return run
