@@ -64,7 +64,7 @@ class CacheOptions:
         # What a budget in bytes or a share comes to is known to the cache alone.
         capacity = self._make(model, None).report().capacity
         share = parse_budget(self._budget() or "").share
-        if share is not None:
+        if share:
             capacity = max(capacity, math.ceil(share * prompt_tokens))
         sinks = LadderConfig.sinks if self.sinks is None else self.sinks
         return self._make(model, default_refill(capacity, sinks))

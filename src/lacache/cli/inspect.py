@@ -109,7 +109,7 @@ def _show(config: Policy, record: dict[str, Any], *, before_compaction: bool) ->
     from lacache.cli.ranges import describe
 
     console = Console(highlight=False)
-    console.print(f"{config}", markup=False)
+    console.print(f"{config}", markup=False, soft_wrap=True)
     if not record["compaction_due"]:
         when = "right after the last token; no compaction is due"
     elif before_compaction:
