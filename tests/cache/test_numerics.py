@@ -13,7 +13,7 @@ CONFIG = LadderConfig(capacity=64, span=2, sinks=4, recent=20, refill=1)
 
 
 def read_keys(dtype: torch.dtype, num_tokens: int) -> tuple[torch.Tensor, int, LayerGroup]:
-    """Keys that a layer returns after `num_tokens` one by one, given as at ever growing positions."""
+    """Keys that a layer returns after `num_tokens`, one by one, at ever growing positions."""
     model = tiny_model("llama")
     rotation = model_facts(model).growing[0].rotation
     inv_freq = model.model.rotary_emb.inv_freq

@@ -131,10 +131,10 @@ def _find_facts(model: Any, decoder: nn.Module) -> ModelFacts:
     layers = tuple(
         _layer_facts(i, ways[types[i]], near_cache.layers[i], far_cache.layers[i]) for i in growing
     )
-    error = _distance(near_hidden, far_hidden)
-    if error > _tolerance(near_hidden.dtype):
+    change = _distance(near_hidden, far_hidden)
+    if change > _tolerance(near_hidden.dtype):
         raise UnsupportedModelError(
-            f"the output of {name} changes with absolute positions (relative error {error:.2g}), "
+            f"the output of {name} changes with absolute positions (relative error {change:.2g}), "
             "so positions by slot would change its answers; use a model in which only distances "
             "matter"
         )

@@ -1,7 +1,7 @@
 """The cache that users hold: a transformers Cache of bounded size."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal, final
 from weakref import ref
@@ -14,11 +14,10 @@ from lacache.cache.facts import ModelFacts, find_decoder, model_facts
 from lacache.cache.group import LayerGroup
 from lacache.cache.guard import GuardedCache, guard
 from lacache.cache.layer import BoundedLayer, layer_bytes
-from lacache.core.budget import Budget, parse_budget
+from lacache.core.budget import Budget
 from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
-from lacache.core.geometry import default_span_overlap
 from lacache.core.kept import coverage
-from lacache.core.registry import POLICIES
+from lacache.core.resolve import PolicySource, policy_source
 from lacache.core.schedule import Policy
 
 Prefill = Literal["segmented", "dense"]
@@ -47,7 +46,7 @@ class LaCache(GuardedCache):
         self,
         model: Any,
         facts: ModelFacts,
-        policy_for: Callable[[int], Policy],
+        policy_for: PolicySource,
         prefill: Prefill,
         layers: list[Any],
         group: LayerGroup,
@@ -119,25 +118,16 @@ class LaCache(GuardedCache):
             "window_layers": None if window_layers is None else tuple(window_layers),
         }
         options = {name: value for name, value in options.items() if value is not None}
-        if config is not None and not isinstance(config, Policy):
-            if budget is not None:
-                raise ConfigError(f"two budgets were given, {config!r} and {budget!r}; give one")
-            config, budget = None, config
         facts = model_facts(model)
-        if isinstance(config, Policy):
-            fixed = config
-            if budget is not None or options:
-                names = ", ".join([*options, *(["budget"] if budget is not None else [])])
-                raise ConfigError(
-                    f"{names} cannot be given beside a {type(config).__name__}; set them in it"
-                )
-
-            def policy_for(num_tokens: int) -> Policy:
-                return fixed
-        else:
-            policy_for = _policy_for_budget(policy, budget, options, facts)
-        num_layers = len(facts.growing)
-        group = LayerGroup(policy_for(1).bind(num_layers))
+        policy_for = policy_source(
+            config,
+            budget,
+            policy,
+            options,
+            num_layers=len(facts.growing),
+            bytes_per_token=facts.bytes_per_token,
+        )
+        group = LayerGroup(policy_for(1).bind(len(facts.growing)))
         layers: list[Any] = DynamicCache(config=facts.text_config).layers
         for depth, layer in enumerate(facts.growing):
             layers[layer.index] = BoundedLayer(group, depth, layer.rotation)
@@ -310,37 +300,3 @@ class LaCache(GuardedCache):
     def _attention(self) -> list[Any]:
         linear = self.is_linear
         return [layer for i, layer in enumerate(self.layers) if not linear[i]]
-
-
-def _policy_for_budget(
-    name: str, budget: Budget | None, options: dict[str, Any], facts: ModelFacts
-) -> Callable[[int], Policy]:
-    """How to make the policy once the length of the prompt is known."""
-    if name not in POLICIES:
-        raise ConfigError(f"policy={name!r} must be one of {', '.join(POLICIES)}; try 'ladder'")
-    policy = POLICIES[name]
-    known = {field.name for field in fields(policy)}  # type: ignore[arg-type]
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"policy {name!r} has no {option}; leave it out")
-    if "capacity" not in known:
-        if budget is not None:
-            raise ConfigError(f"policy {name!r} has no budget; leave budget={budget!r} out")
-        return lambda num_tokens: policy()
-    if budget is None:
-        raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
-    num_layers = len(facts.growing)
-    if "span" in known and "span" not in options:
-        span, overlap = default_span_overlap(num_layers)
-        options = {"span": span, "overlap": overlap} | options
-    parsed = parse_budget(budget)
-    largest = parsed.tokens or 1 << 40
-    smallest = policy(capacity=largest, **options).smallest_capacity(num_layers)
-
-    def policy_for(num_tokens: int) -> Policy:
-        capacity = parsed.capacity(
-            bytes_per_token=facts.bytes_per_token, prompt_tokens=num_tokens, smallest=smallest
-        )
-        return policy(capacity=capacity, **options)
-
-    return policy_for

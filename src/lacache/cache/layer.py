@@ -18,7 +18,7 @@ class BoundedLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, group: LayerGroup, depth: int, rotation: Rotation | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._group = group
         self._depth = depth
         self._rotation = rotation
@@ -53,17 +53,16 @@ class BoundedLayer(CacheLayerMixin):
             UnsupportedOperationError: called outside of the model's forward.
         """
         self._group.touch()
-        if not self.is_initialized:
+        if self.keys is None or self.values is None:
             self.lazy_initialization(key_states, value_states)
         slots = self._group.surviving_slots(self.pattern)
         if self._group.is_dense:
             self.keys = _select(key_states, slots)
             self.values = _select(value_states, slots)
             return key_states, value_states
-        keys = torch.cat([_select(self.keys, slots), key_states], dim=-2)
+        self.keys = torch.cat([_select(self.keys, slots), key_states], dim=-2)
         self.values = torch.cat([_select(self.values, slots), value_states], dim=-2)
-        self.keys = keys
-        return self._group.to_slots(keys, self.pattern, self._rotation), self.values
+        return self._group.to_slots(self.keys, self.pattern, self._rotation), self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that `query_length` new tokens will attend to."""
@@ -95,13 +94,13 @@ class BoundedLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
-        if self.is_initialized:
+        if self.keys is not None and self.values is not None:
             self.keys = self.keys.repeat_interleave(repeats, dim=0)
             self.values = self.values.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices`."""
-        if self.is_initialized:
+        if self.keys is not None and self.values is not None:
             self.keys = self.keys[indices]
             self.values = self.values[indices]
 
@@ -111,5 +110,6 @@ def layer_bytes(keys: Tensor | None, values: Tensor | None) -> int:
     return sum(t.numel() * t.element_size() for t in (keys, values) if t is not None)
 
 
-def _select(states: Tensor, slots: Tensor | None) -> Tensor:
+def _select(states: Tensor | None, slots: Tensor | None) -> Tensor:
+    assert states is not None  # initialized by the caller
     return states if slots is None else states.index_select(-2, slots.to(states.device))

@@ -68,7 +68,8 @@ def find_rotations(decoder: nn.Module, layer_types: list[str]) -> dict[str, tupl
             f"{type(decoder).__name__} has no rotary embedding; positions by slot need one, and "
             "only rotary models are supported"
         )
-    for rope_type in _rope_types(decoder.config.rope_parameters):
+    config: Any = decoder.config
+    for rope_type in _rope_types(config.rope_parameters):
         if rope_type in LENGTH_DEPENDENT:
             raise UnsupportedModelError(
                 f"rope_type={rope_type!r} changes its frequencies with the length of the text, so "

@@ -18,11 +18,11 @@ _EXAMPLES = "try 512 (tokens), 0.5 (share of the prompt) or '64MiB' (bytes)"
 @final
 @dataclass(frozen=True)
 class ParsedBudget:
-    """Exactly one of the three is set."""
+    """Exactly one of the three is set; the others are 0."""
 
-    tokens: int | None = None
-    share: float | None = None
-    num_bytes: int | None = None
+    tokens: int = 0
+    share: float = 0.0
+    num_bytes: int = 0
 
     def capacity(self, *, bytes_per_token: int, prompt_tokens: int, smallest: int) -> int:
         """Tokens per layer.
@@ -31,11 +31,10 @@ class ParsedBudget:
         prompt works too. Bytes are for one sequence, over all layers that hold a growing cache,
         rounded down to whole tokens.
         """
-        if self.tokens is not None:
+        if self.tokens:
             return self.tokens
-        if self.share is not None:
+        if self.share:
             return max(math.ceil(self.share * prompt_tokens), smallest)
-        assert self.num_bytes is not None
         tokens = self.num_bytes // bytes_per_token
         if tokens < smallest:
             raise ConfigError(

@@ -1,0 +1,75 @@
+"""From what a user says to a policy: a ready one, or a budget with a policy's name and options."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from lacache.core.budget import Budget, parse_budget
+from lacache.core.errors import ConfigError
+from lacache.core.geometry import default_span_overlap
+from lacache.core.registry import POLICIES
+from lacache.core.schedule import Policy
+
+PolicySource = Callable[[int], Policy]
+"""The policy, given the number of tokens of the first prompt (a share needs it)."""
+
+
+def policy_source(
+    config: Policy | Budget | None,
+    budget: Budget | None,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    num_layers: int,
+    bytes_per_token: int,
+) -> PolicySource:
+    """Read what a user gave for a model.
+
+    Args:
+        config: a policy, or a budget.
+        budget: a budget, if `config` is none.
+        name: which policy a budget is for.
+        options: the policy's fields besides the capacity, as far as given.
+        num_layers: layers with a growing cache.
+        bytes_per_token: keys and values of one token over these layers.
+
+    Raises:
+        ConfigError: what was given cannot work, or contradicts itself.
+    """
+    if isinstance(config, Policy):
+        given = [*options, *(["budget"] if budget is not None else [])]
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)} cannot be given beside a {type(config).__name__}; set "
+                "it in there"
+            )
+        return lambda num_tokens: config
+    if config is not None and budget is not None:
+        raise ConfigError(f"two budgets were given, {config!r} and {budget!r}; give one")
+    budget = config if budget is None else budget
+    if name not in POLICIES:
+        raise ConfigError(f"policy={name!r} must be one of {', '.join(POLICIES)}; try 'ladder'")
+    make: Callable[..., Policy] = POLICIES[name]
+    known = {field.name for field in fields(POLICIES[name])}  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"policy {name!r} has no {option}; leave it out")
+    if "capacity" not in known:
+        if budget is not None:
+            raise ConfigError(f"policy {name!r} has no budget; leave budget={budget!r} out")
+        return lambda num_tokens: make()
+    if budget is None:
+        raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
+    parsed = parse_budget(budget)
+    if "span" in known and "span" not in options:
+        span, overlap = default_span_overlap(num_layers)
+        options = {"span": span, "overlap": overlap} | dict(options)
+    smallest = make(capacity=parsed.tokens or 1 << 40, **options).smallest_capacity(num_layers)
+
+    def for_prompt(num_tokens: int) -> Policy:
+        capacity = parsed.capacity(
+            bytes_per_token=bytes_per_token, prompt_tokens=num_tokens, smallest=smallest
+        )
+        return make(capacity=capacity, **options)
+
+    return for_prompt
