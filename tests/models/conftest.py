@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.models.tiny import save_directory, write_gguf
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from tests.models.tiny import CHAT_TEMPLATE, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lacache.core.errors import MissingExtraError, ModelError
 from lacache.models.convert import ensure_converted
 from lacache.models.manifest import MANIFEST, find_damage
+from tests.models.tiny import CHAT_TEMPLATE, write_gguf
 
 
 def convert(gguf: Path, folder: Path, **options: object) -> Path:
@@ -208,7 +208,7 @@ def test_interrupted_while_writing(
 
 def test_place_that_cannot_be_written(tiny_gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ModelError, match="cannot be written.*LACACHE_HOME"):
+    with pytest.raises(ModelError, match=r"cannot be written.*LACACHE_HOME"):
         convert(tiny_gguf, tmp_path / "file" / "tiny")
 
 

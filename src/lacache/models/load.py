@@ -122,9 +122,11 @@ def _load(
     else:
         what, remedy = f"model directory {path} cannot be loaded", _REMEDY
     console = Console(file=sys.stderr, quiet=not progress)
-    # A download shows its own bars, which a spinner would break up.
     spinner = console.status(f"Loading {name}", refresh_per_second=8)
-    if path is not None and progress:
+    if path is None:
+        # A download shows its own bars, which a spinner would break up.
+        console.print(f"{name} is not a directory: asking the hub for it", highlight=False)
+    elif progress:
         spinner.start()
     try:
         with quiet(bars=path is None and progress), model_errors(what, remedy):
@@ -133,7 +135,13 @@ def _load(
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, **options)
             loader: Any = transformers.AutoModelForCausalLM
             model, loading = loader.from_pretrained(
-                source, config=config, dtype=dtype, output_loading_info=True, **options
+                source,
+                config=config,
+                dtype=dtype,
+                # Reported below instead, by name.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
             )
     finally:
         spinner.stop()

@@ -34,8 +34,11 @@ _REPAIRS = tuple(
     (re.compile(pattern, flags), replacement)
     for pattern, replacement, flags in (
         (r"\{\|.*?^\|\}", "", re.MULTILINE | re.DOTALL),
+        (r"<ref\b.*?</ref>", "", re.DOTALL),
+        (r"\{\{[^{}]*\}\}", "", 0),
         (r"^[ \t]*[|!{}].*$", "", re.MULTILINE),
-        (r"\[\[[^\]\n]*\]*", "", 0),
+        (r"\[\[[^\[\]]*\]\]", "", 0),
+        (r"\[\[|\]\]|\[https?://\S*", "", 0),
         (r"'{2,}", "", 0),
         (r"\((?:\s*[,;])+\s*", "(", 0),
         (r"\(\s*\)", "", 0),
@@ -119,7 +122,7 @@ def _render_node(node: Node) -> str:
         case nodes.HTMLEntity():
             return str(node.normalize())
         case nodes.Heading():
-            return _render(node.title)
+            return "\n" + _render(node.title)
         case nodes.Wikilink():
             if _NOT_TEXT.match(str(node.title).strip()):
                 return ""
