@@ -1,0 +1,218 @@
+"""What a set of readings says: a table of numbers and plain sentences, all from the records."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lacache.core.errors import InputError
+from lacache.evals.perplexity import buckets, difference, doubling_edges, running
+from lacache.evals.records import Record
+
+TIE_IN_SPEED = 0.05
+"""Speeds closer than this share count as a tie: a machine is rarely quieter than that."""
+
+_WINDOW = 512
+_MIB = 2**20
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One measure: a printed number for each reading, and who did best; more than one is a tie."""
+
+    group: str
+    name: str
+    numbers: tuple[str, ...]
+    best: tuple[str, ...]
+
+
+def compare(records: Sequence[Record]) -> list[Row]:
+    """Perplexity by position, bytes and speed of readings of the same tokens.
+
+    Numbers that are printed alike are a tie, and so are speeds within `TIE_IN_SPEED`.
+
+    Raises:
+        InputError: no readings, or readings of different tokens.
+    """
+    check_same_text(records)
+    first = min((r["policy"].get("capacity", _WINDOW) for r in records), default=_WINDOW)
+    edges = doubling_edges(first, records[0]["tokens"])
+    by_record = [buckets(record["nll"], edges) for record in records]
+    rows = [
+        _row(
+            "Perplexity, tokens",
+            f"{same[0].start:,} to {same[0].stop - 1:,}",
+            records,
+            [bucket.perplexity for bucket in same],
+        )
+        for same in zip(*by_record, strict=True)
+    ]
+    rows.append(_row("Perplexity, tokens", "all", records, [r["perplexity"] for r in records]))
+    for name in ("peak", "mean"):
+        sizes = [r[f"{name}_bytes"] / _MIB for r in records]
+        rows.append(_row("Cache in MiB", name, records, sizes))
+    speeds = [r["tokens_per_second"] for r in records]
+    fast = tuple(
+        r["label"]
+        for r, speed in zip(records, speeds, strict=True)
+        if speed >= (1 - TIE_IN_SPEED) * max(speeds)
+    )
+    rows.append(Row("Speed", "tokens/s", tuple(f"{speed:,.0f}" for speed in speeds), fast))
+    return rows
+
+
+def conclusions(records: Sequence[Record]) -> list[str]:
+    """Which reading won what, in sentences.
+
+    Raises:
+        InputError: no readings, or readings of different tokens.
+    """
+    check_same_text(records)
+    sentences = [_overall(records)]
+    bounded = [r for r in records if r["policy"]["name"] != "full"]
+    sentences += [_pair(r, bounded[0]) for r in bounded[1:]]
+    sentences += [_full(r, bounded) for r in records if r["policy"]["name"] == "full" and bounded]
+    sentences += [_memory(records), _speed(records)]
+    return sentences
+
+
+def check_same_text(records: Sequence[Record]) -> None:
+    """Raise InputError unless these are readings, at least one, of the same tokens."""
+    if not records:
+        raise InputError("0 readings leave nothing to compare; give at least one")
+    for record in records:
+        if record.get("kind") != "reading":
+            raise InputError(
+                f"a record of kind {record.get('kind')!r} is not a reading; give the readings of "
+                "a demo.json"
+            )
+    if len({record["text"]["tokens_sha256"] for record in records}) > 1:
+        raise InputError(
+            "the readings are of different tokens, and only readings of the same ones can be "
+            "compared; read one text with each cache"
+        )
+
+
+def _row(group: str, name: str, records: Sequence[Record], values: Sequence[float]) -> Row:
+    """A row in which less is better."""
+    numbers = tuple(_number(value) for value in values)
+    least = numbers[values.index(min(values))]
+    best = tuple(r["label"] for r, n in zip(records, numbers, strict=True) if n == least)
+    return Row(group, name, numbers, best)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"
+
+
+def _overall(records: Sequence[Record]) -> str:
+    ordered = sorted(records, key=lambda r: float(r["perplexity"]))
+    best, *others = ordered
+    told = [
+        f"{r['label']} {_number(r['perplexity'])} ({_more(r['perplexity'], best['perplexity'])})"
+        for r in others
+    ]
+    return (
+        f"Perplexity over all {records[0]['tokens']:,} tokens: {best['label']} is lowest with "
+        f"{_number(best['perplexity'])}" + "".join(f"; {text}" for text in told) + "."
+    )
+
+
+def _more(value: float, least: float) -> str:
+    if _number(value) == _number(least):
+        return "a tie"
+    ratio = value / least
+    return f"{ratio:,.1f} times" if ratio >= 2 else f"{100 * (ratio - 1):.1f} % more"
+
+
+def _pair(record: Record, base: Record) -> str:
+    """Two bounded caches, over the tokens that at least one of them read when full."""
+    start = min(r["policy"]["capacity"] for r in (record, base))
+    ours, theirs = record["nll"][start - 1 :], base["nll"][start - 1 :]
+    if not ours:
+        return (
+            f"{record['label']} against {base['label']}: the text of {record['tokens']:,} tokens "
+            "never filled them, so they are the same."
+        )
+    stretches = list(zip(running(ours, _WINDOW), running(theirs, _WINDOW), strict=True))
+    wins = sum(a.perplexity < b.perplexity for a, b in stretches)
+    losses = sum(a.perplexity > b.perplexity for a, b in stretches)
+    gap = difference(ours, theirs)
+    percent, error = 100 * math.expm1(gap.mean), 100 * gap.error
+    if gap.mean == 0:
+        verdict = "the same"
+    elif not gap.is_clear:
+        verdict = (
+            f"no clear winner ({record['label']} {percent:+.2f} %, standard error {error:.2f})"
+        )
+    else:
+        winner = record["label"] if gap.mean < 0 else base["label"]
+        verdict = (
+            f"{winner} wins on perplexity ({record['label']} {percent:+.2f} %, "
+            f"standard error {error:.2f})"
+        )
+    return (
+        f"{record['label']} against {base['label']}, from token {start:,} on, where they differ: "
+        f"{verdict}; {record['label']} is lower in {wins} of {len(stretches)} stretches of "
+        f"about {_WINDOW} tokens, {base['label']} in {losses}."
+    )
+
+
+def _full(full: Record, bounded: Sequence[Record]) -> str:
+    """From where on the full cache has left what the model was trained for."""
+    context = full["model"].get("trained_context")
+    trained = f" (the model was trained on {context:,} tokens)" if context else ""
+    windows = running(full["nll"], _WINDOW)
+    rivals = [running(r["nll"], _WINDOW) for r in bounded]
+    for i, window in enumerate(windows):
+        rest = [
+            (a.perplexity, min(rival[i + j].perplexity for rival in rivals))
+            for j, a in enumerate(windows[i:])
+        ]
+        if all(mine > 1.5 * other for mine, other in rest):
+            return (
+                f"{full['label']}: from about token {window.start:,} on its perplexity is more "
+                f"than 1.5 times that of the best bounded cache{trained}, at the end "
+                f"{_number(rest[-1][0])} against {_number(rest[-1][1])}."
+            )
+    return (
+        f"{full['label']}: its perplexity does not break away from that of the bounded caches "
+        f"within {full['tokens']:,} tokens{trained}."
+    )
+
+
+def _memory(records: Sequence[Record]) -> str:
+    return _said(
+        "Peak cache bytes",
+        records,
+        lambda r: float(r["peak_bytes"]),
+        lambda r: f"{r['label']} {r['peak_bytes'] / _MIB:,.1f} MiB",
+        lambda a, b: a == b,
+    )
+
+
+def _speed(records: Sequence[Record]) -> str:
+    return _said(
+        "Reading speed",
+        records,
+        lambda r: -float(r["tokens_per_second"]),
+        lambda r: f"{r['label']} {r['tokens_per_second']:,.0f} tokens/s",
+        lambda a, b: abs(a - b) <= TIE_IN_SPEED * max(abs(a), abs(b)),
+    )
+
+
+def _said(
+    what: str,
+    records: Sequence[Record],
+    measure: Callable[[Record], float],
+    told: Callable[[Record], str],
+    alike: Callable[[float, float], bool],
+) -> str:
+    """Sorted from the best on, with those that tie for it named first."""
+    ordered = sorted(records, key=measure)
+    best = [r["label"] for r in ordered if alike(measure(r), measure(ordered[0]))]
+    winner = f"{best[0]} wins" if len(best) == 1 else f"{' and '.join(best)} tie"
+    if len(best) == len(records) and len(best) > 1:
+        winner = "a tie of all"
+    return f"{what}: {winner}; " + ", ".join(told(r) for r in ordered) + "."

@@ -1,0 +1,143 @@
+"""Records: what was measured, with what, as JSON. Tables and plots are made from them alone."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lacache.core.errors import InputError
+from lacache.version import __version__
+
+Record = dict[str, Any]
+"""Only what JSON can hold: dicts with text keys, lists, texts, numbers, booleans, None."""
+
+
+def environment() -> Record:
+    """What a measurement depends on besides its own settings.
+
+    Versions of lacache, Python and the packages that compute, the git commit where lacache runs
+    from a checkout ("-dirty" if tracked files have changed), the processor, torch's threads if
+    torch is in use, and the time in UTC.
+    """
+    torch = sys.modules.get("torch")
+    return {
+        "lacache": __version__,
+        "python": platform.python_version(),
+        **{name: _installed(name) for name in ("torch", "transformers")},
+        "commit": _commit(Path(__file__).resolve()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": None if torch is None else torch.get_num_threads(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which becomes `path` when the block ends well.
+
+    If the block ends in any error, Ctrl-C included, `path` is left as it was. Missing folders are
+    created.
+
+    Raises:
+        InputError: the folder or the file cannot be written.
+    """
+    # The ending stays last, since some writers choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write {path}: {reason}; try another folder") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Create `folder` and try whether files can be written there, before any long work.
+
+    Raises:
+        InputError: it cannot be created or written.
+    """
+    with suppress(_Nothing), replacing(folder / "check.txt") as temporary:
+        temporary.write_text("\n", encoding="utf-8")
+        raise _Nothing
+
+
+class _Nothing(Exception):
+    """Ends the try without leaving a file."""
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write `record` as JSON, one line for each of its keys, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+        ValueError: a number is not finite, which JSON cannot hold.
+    """
+    lines = [f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in record.items()]
+    with replacing(path) as temporary:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> Record:
+    """Read a record.
+
+    Raises:
+        InputError: the file cannot be read or is not a record.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; give the path of a record"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); measure again to replace it") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path} holds a {type(record).__name__}; a record is a JSON object")
+    return record
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit(file: Path) -> str | None:
+    """The commit of the checkout that `file` belongs to, None if it belongs to none."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=file.parent, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        # An installed package may lie inside a checkout of something else.
+        git("ls-files", "--error-unmatch", file.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
