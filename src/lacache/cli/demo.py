@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,10 +173,7 @@ def demo(
     record: Record = {
         "kind": "demo",
         "conclusions": said,
-        "table": [
-            {"measure": row.name, "numbers": row.numbers, "best": row.best}
-            for row in compare(readings)
-        ],
+        "table": [asdict(row) for row in compare(readings)],
         "environment": environment(),
         "readings": readings,
     }
@@ -252,14 +250,20 @@ def _show(console: Console, record: Record) -> None:
         f"{first['model']['dtype']}",
         box=box.SIMPLE_HEAD,
         title_justify="left",
+        title_style="bold",
+        pad_edge=False,
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for reading in readings:
-        table.add_column(reading["label"], justify="right")
-    table.add_column("best")
+        table.add_column(reading["label"], justify="right", no_wrap=True)
+    table.add_column("best", no_wrap=True)
+    group = None
     for row in record["table"]:
+        if row["group"] != group:
+            group = row["group"]
+            table.add_row(f"[bold]{group}[/bold]")
         best = "tie" if len(row["best"]) == len(readings) else " = ".join(row["best"])
-        table.add_row(row["measure"], *row["numbers"], best)
+        table.add_row(f"  {row['name']}", *row["numbers"], best)
     console.print()
     console.print(table)
     for sentence in record["conclusions"]:
@@ -278,6 +282,7 @@ def _go_on(
     """Stream a continuation of the text from what the cache holds."""
     import torch
 
+    from lacache.engine.sampling import Sampling
     from lacache.engine.stream import stream
     from lacache.engine.text import TextStream
 
@@ -285,14 +290,15 @@ def _go_on(
     before = loaded.tokenizer.decode(token_ids[-24:])
     if not quiet:
         console.print(
-            f"LaCache goes on with the text, from the {held.num_cached:,} tokens that each layer "
-            f"holds ({held.coverage:,} different ones):"
+            f"LaCache goes on from what it holds, {held.num_cached:,} tokens in each layer and "
+            f"{held.coverage:,} different ones in all (temperature 0.7):\n"
         )
         console.print(f"... {before}", style="dim", markup=False, end="")
     pieces = TextStream(loaded.tokenizer)
     newest = torch.tensor([token_ids[-1:]], device=loaded.model.device)
     written = []
-    for token in stream(loaded.model, newest, cache, max_new_tokens=new_tokens):
+    sampling = Sampling(temperature=0.7, top_p=0.9, seed=0)
+    for token in stream(loaded.model, newest, cache, max_new_tokens=new_tokens, sampling=sampling):
         written.append(pieces.push(token))
         if not quiet:
             console.print(written[-1], markup=False, end="", soft_wrap=True)
