@@ -85,7 +85,11 @@ class Sampler:
         """The next token from the last token's logits [1, V]."""
         if self._greedy:
             return int(logits.argmax())
+        probabilities = self.probabilities(logits)
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What tokens are drawn by [1, V] unless greedy, from logits [1, V]."""
         # No warper in the list looks at the tokens so far.
         none: Any = torch.empty(1, 0, dtype=torch.long, device=logits.device)
-        probabilities = self._warpers(none, logits.float()).softmax(dim=-1)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        return self._warpers(none, logits.float()).softmax(dim=-1)
