@@ -65,10 +65,10 @@ def test_second_time_needs_nothing(converted: Path) -> None:
 def test_says_what_it_does_on_stderr_only(
     tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ensure_converted(tmp_path / "models" / "a", lambda: tiny_gguf, notice="tiny, Apache-2.0")
+    ensure_converted(tmp_path / "models" / "a", lambda: tiny_gguf, notice="[tiny], Apache-2.0")
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("tiny, Apache-2.0") == 1
+    assert captured.err.count("[tiny], Apache-2.0") == 1
     assert "step 4 of 4" in captured.err
     # The library's own bars would break up ours.
     assert "it/s" not in captured.err

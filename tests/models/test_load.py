@@ -140,9 +140,9 @@ def test_code_of_its_own_is_not_run(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [BertConfig(), T5Config()], ids=["bert", "t5"])
-def test_config_of_an_encoder(copy: Path, config: BertConfig | T5Config) -> None:
-    config.save_pretrained(copy)
-    assert "is not a causal language model" in refuse(copy)
+def test_config_of_an_encoder(tmp_path: Path, config: BertConfig | T5Config) -> None:
+    config.save_pretrained(tmp_path)
+    assert "is not a causal language model" in refuse(tmp_path)
 
 
 def test_encoder_with_weights(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_weight_missing_or_of_another_shape(copy: Path, shape: tuple[int, int] |
 def test_no_tokenizer(copy: Path) -> None:
     for path in copy.glob("tokenizer*"):
         path.unlink()
-    assert str(copy) in refuse(copy)
+    assert "has no tokenizer" in refuse(copy)
 
 
 def test_damaged_tokenizer(copy: Path) -> None:

@@ -64,7 +64,7 @@ def ensure_converted(
     if folder.is_dir() and find_damage(folder) is None:
         return folder
     # Where stderr is a terminal, tqdm's bars would break up ours: keep the stream of now.
-    console = Console(file=sys.stderr, quiet=not progress)
+    console = Console(file=sys.stderr, quiet=not progress, markup=False, highlight=False)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder, console):
@@ -109,7 +109,7 @@ def _convert_locked(
     if partial.exists():
         shutil.rmtree(partial)
     require_modules("gguf", "accelerate", why="converting a GGUF file", extra="gguf")
-    console.print(f"Converting once: {notice}", highlight=False)
+    console.print(f"Converting once: {notice}")
     with _steps(console) as next_step:
         next_step()
         content = _inspect(gguf)
@@ -138,7 +138,7 @@ def _convert_locked(
                     "free some space or set LACACHE_HOME to another disk"
                 ) from error
             raise
-    console.print(f"Converted into {folder}", highlight=False, soft_wrap=True)
+    console.print(f"Converted into {folder}", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -192,7 +192,10 @@ def _read_gguf(gguf: Path, content: _Content, next_step: NextStep) -> tuple[Any,
     silence = contextlib.redirect_stderr(io.StringIO())
     remedy = "use a GGUF file of a causal language model that transformers can read"
     with quiet(), silence, model_errors(f"{gguf} cannot be converted", remedy):
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
+        # AutoTokenizer would go by the architecture: for llama, older versions take CodeLlama's.
+        tokenizer: Any = transformers.PreTrainedTokenizerFast.from_pretrained(
+            gguf.parent, **options
+        )
         if content.pre_tokenizer == "smollm":
             _split_digits(tokenizer)
         next_step()

@@ -14,15 +14,15 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 # Older checkpoints; transformers reads them, without running code from them.
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "tekken.json")
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def check_directory(path: Path) -> None:
-    """Refuse a local directory that cannot be a complete model.
+    """Refuse a local path that is not a directory with a readable config.json.
 
     Raises:
-        ModelError: It is no directory, has no readable config.json, or its weights are missing
-            or cut short.
+        ModelError: It is a file, or has no such file.
     """
     if not path.is_dir():
         raise ModelError(f"model {path} is a file; give the directory it is in, or a .gguf file")
@@ -33,6 +33,19 @@ def check_directory(path: Path) -> None:
             "give the directory that save_pretrained wrote"
         )
     _read_json(config)
+
+
+def check_files(path: Path) -> None:
+    """Refuse a model directory whose tokenizer or weights are missing or cut short.
+
+    Raises:
+        ModelError: As said.
+    """
+    # Without any of its files, some versions of the library make an empty tokenizer up.
+    if not any(file for pattern in _TOKENIZERS for file in path.glob(pattern)):
+        raise ModelError(
+            f"model directory {path} has no tokenizer (no tokenizer.json); copy its files there too"
+        )
     for weights in _weight_files(path):
         _check_safetensors(weights)
 

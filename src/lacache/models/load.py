@@ -9,11 +9,12 @@ from typing import Any, final
 import torch
 import transformers
 from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lacache.core.errors import ConfigError, ModelError
 from lacache.models.convert import ensure_converted
-from lacache.models.directory import check_causal, check_directory
+from lacache.models.directory import check_causal, check_directory, check_files
 from lacache.models.embedded import DEFAULT_MODEL
 from lacache.models.errors import model_errors
 from lacache.models.home import converted_folder
@@ -121,17 +122,19 @@ def _load(
         remedy = f"check the name and the network, or {_REMEDY}"
     else:
         what, remedy = f"model directory {path} cannot be loaded", _REMEDY
-    console = Console(file=sys.stderr, quiet=not progress)
-    spinner = console.status(f"Loading {name}", refresh_per_second=8)
+    console = Console(file=sys.stderr, quiet=not progress, markup=False, highlight=False)
+    spinner = console.status(Text(f"Loading {name}"), refresh_per_second=8)
     if path is None:
         # A download shows its own bars, which a spinner would break up.
-        console.print(f"{name} is not a directory: asking the hub for it", highlight=False)
+        console.print(f"{name} is not a directory: asking the hub for it")
     elif progress:
         spinner.start()
     try:
         with quiet(bars=path is None and progress), model_errors(what, remedy):
             config = transformers.AutoConfig.from_pretrained(source, **options)
             check_causal(config, str(path or name))
+            if path is not None:
+                check_files(path)
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, **options)
             loader: Any = transformers.AutoModelForCausalLM
             model, loading = loader.from_pretrained(
