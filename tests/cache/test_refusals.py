@@ -150,14 +150,16 @@ def test_assisted_decoding(options: dict[str, Any]) -> None:
     if "assistant_model" in options:
         options = {"assistant_model": tiny_model("llama", seed=1)}
     cache = LaCache.from_model(model, CONFIG)
-    with pytest.raises(UnsupportedOperationError, match="assisted decoding takes tokens back"):
+    with pytest.raises(
+        UnsupportedOperationError, match="taking tokens back .crop, assisted decoding"
+    ):
         model.generate(random_ids(30), past_key_values=cache, max_new_tokens=4, **options)
 
 
 def test_crop() -> None:
     model = tiny_model("llama")
     cache = LaCache.from_model(model, CONFIG)
-    with pytest.raises(UnsupportedOperationError, match=r"crop\(-2\) would need tokens"):
+    with pytest.raises(UnsupportedOperationError, match="taking tokens back"):
         cache.crop(-2)
 
 

@@ -13,13 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionAndSlidingWindowAttentionLayer,
-    LinearAttentionLayer,
-)
+from transformers.cache_utils import DynamicLayer
 
 from lacache.cache.rotary import Rotation, find_rotations
 from lacache.core.errors import UnsupportedModelError
@@ -28,12 +22,12 @@ FAR = 20_011
 """Far enough for every known rescaling of queries by position to show."""
 
 _NATIVE_LAYERS = (
-    DummyLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionAndSlidingWindowAttentionLayer,
-    LinearAttentionLayer,
+    "DummyLayer",
+    "DynamicSlidingWindowLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+    "LinearAttentionLayer",
 )
-"""Layers whose memory is bounded already. Exact types: their subclasses may hold more."""
+"""Layers whose memory is bounded already; by name, as not every version has all of them."""
 
 
 @final
@@ -114,10 +108,11 @@ def _find_facts(model: Any, decoder: nn.Module) -> ModelFacts:
         ) from error
     types = getattr(config, "layer_types", None) or ["full_attention"] * len(empty.layers)
     for layer in empty.layers:
-        if type(layer) is not DynamicLayer and type(layer) not in _NATIVE_LAYERS:
+        kind = type(layer).__name__
+        if type(layer) is not DynamicLayer and kind not in _NATIVE_LAYERS:
             raise UnsupportedModelError(
-                f"{name} has layers of kind {type(layer).__name__}, whose cache is more than keys "
-                "and values; use a model with plain attention layers"
+                f"{name} has layers of kind {kind}, whose cache is more than keys and values; use "
+                "a model with plain attention layers"
             )
     growing = [i for i, layer in enumerate(empty.layers) if type(layer) is DynamicLayer]
     if not growing:

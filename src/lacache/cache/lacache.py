@@ -9,6 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache.facts import ModelFacts, find_decoder, model_facts
 from lacache.cache.group import LayerGroup
@@ -225,8 +226,13 @@ class LaCache(GuardedCache):
 
     def reset(self) -> None:
         """Forget everything: the cache is as new, with the same configuration."""
-        for layer in self.layers:
-            layer.reset()
+        # Native layers are made anew, as some versions of transformers only zero them.
+        for i, fresh in enumerate(DynamicCache(config=self._facts.text_config).layers):
+            layer = self.layers[i]
+            if isinstance(layer, BoundedLayer):
+                layer.reset()
+            else:
+                self.layers[i] = fresh
         self._group.rebind(self._group.schedule)
         self._knows_prompt = False
 
@@ -278,12 +284,8 @@ class LaCache(GuardedCache):
         self._group_layers()[0].crop(tokens_to_remove)
 
     def activate_past_recording(self) -> None:
-        """Refused: assisted decoding takes tokens back, which a bounded cache cannot."""
-        raise UnsupportedOperationError(
-            "assisted decoding takes tokens back, and a compaction may have dropped what they "
-            "need; leave assistant_model and prompt_lookup_num_tokens out, or use transformers' "
-            "DynamicCache"
-        )
+        """Refused: it announces that tokens will be taken back."""
+        self.crop(0)
 
     def _is_dense(self) -> bool:
         return self._prefill == "dense" and self._group.state.num_seen == 0
@@ -297,6 +299,5 @@ class LaCache(GuardedCache):
     def _group_layers(self) -> list[BoundedLayer]:
         return [layer for layer in self.layers if isinstance(layer, BoundedLayer)]
 
-    def _attention(self) -> list[Any]:
-        linear = self.is_linear
-        return [layer for i, layer in enumerate(self.layers) if not linear[i]]
+    def _attention(self) -> list[CacheLayerMixin]:
+        return [layer for layer in self.layers if isinstance(layer, CacheLayerMixin)]

@@ -88,8 +88,9 @@ class BoundedLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: what was compacted away cannot come back."""
         raise UnsupportedOperationError(
-            f"crop({tokens_to_remove}) would need tokens that a compaction may have dropped; to "
-            "roll back, use transformers' DynamicCache"
+            "taking tokens back (crop, assisted decoding, prompt lookup) needs tokens that a "
+            "compaction may have dropped; leave assistant_model and prompt_lookup_num_tokens out, "
+            "or use transformers' DynamicCache"
         )
 
     def batch_repeat_interleave(self, repeats: int) -> None:
