@@ -3,12 +3,12 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 
 from lacache import Full, LaCache, LadderConfig
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.stream import stream
+from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 TEMPLATE = ChatTemplate(TOKENIZER, "the system")

@@ -1,9 +1,9 @@
 from typing import Any
 
 import pytest
-from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 
 from lacache.engine.eos import eos_token_ids
+from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 
 
 @pytest.mark.parametrize(

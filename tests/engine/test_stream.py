@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.cache.slow_cache import slow_generate
-from tests.cache.tiny_models import random_ids, tiny_model
 
 from lacache import Full, LaCache, LadderConfig, SinkWindow
 from lacache.core.errors import ConfigError, InputError, UnsupportedOperationError
 from lacache.engine.sampling import Sampling
 from lacache.engine.stream import stream
+from tests.cache.slow_cache import slow_generate
+from tests.cache.tiny_models import random_ids, tiny_model
 
 LADDER = LadderConfig(capacity=24, span=2, overlap=1, sinks=2, recent=6, refill=3)
 PROMPT = random_ids(40)

@@ -3,11 +3,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.engine.tiny import SPECIAL, VOCABULARY, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lacache.engine.text import TextStream
+from tests.engine.tiny import SPECIAL, VOCABULARY, tiny_tokenizer
 
 
 def sentencepiece_like() -> Any:

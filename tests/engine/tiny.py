@@ -31,7 +31,10 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=SPECIAL[1], eos_token=SPECIAL[2]
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[1],
+        eos_token=SPECIAL[2],
+        model_max_length=512,
     )
     fast.chat_template = chat_template
     return fast

@@ -84,7 +84,7 @@ def chat(
         raise InputError(
             f"max_new_tokens={max_new_tokens} must be -1 (up to the model) or at least 1; try 512"
         )
-    if budget is not None and parse_budget(budget).share is not None:
+    if budget is not None and parse_budget(budget).share:
         raise ConfigError(
             f"budget={budget} is a share of a prompt, and how long a conversation gets is not "
             "known; try 512 (tokens) or '64MiB' (bytes)"

@@ -1,0 +1,34 @@
+import os
+import signal
+
+import pytest
+
+from lacache.cli.interrupt import interruptible
+
+
+def ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_ctrl_c_is_only_noted() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible() as stopped:
+        assert not stopped()
+        ctrl_c()
+        assert stopped()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_second_ctrl_c_is_raised() -> None:
+    with interruptible() as stopped:
+        ctrl_c()
+        assert stopped()
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c()
+
+
+def test_ctrl_c_works_again_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), interruptible():
+        raise ZeroDivisionError
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
