@@ -52,14 +52,14 @@ def test_the_report_counts_what_is_there() -> None:
     model = tiny_model("llama")
     cache = LaCache.from_model(model, CONFIG)
     empty = cache.report()
-    assert (empty.num_seen, empty.num_cached, empty.num_bytes, empty.coverage) == (0, 0, 0, 0)
+    assert (empty.num_seen, empty.num_cached, empty.bytes, empty.coverage) == (0, 0, 0, 0)
     cache.prefill(model, random_ids(60))
     report = cache.report()
     kept = kept_after(CONFIG.bind(5), 60)
     assert report.num_seen == 60
     assert report.num_cached == kept.state.num_cached
     assert report.num_evicted == 60 - kept.state.num_cached
-    assert report.num_bytes == kept.state.num_cached * BYTES_PER_TOKEN
+    assert report.bytes == kept.state.num_cached * BYTES_PER_TOKEN
     assert report.coverage == coverage(kept.by_pattern)
     assert report.coverage > report.num_cached
     assert report.compactions > 0
@@ -69,7 +69,7 @@ def test_peak_memory_is_bounded_while_reading() -> None:
     model = tiny_model("llama")
     cache = LaCache.from_model(model, CONFIG)
     peak = []
-    cache.prefill(model, random_ids(300), lambda n: peak.append(cache.report().num_bytes))
+    cache.prefill(model, random_ids(300), lambda n: peak.append(cache.report().bytes))
     assert max(peak) == 16 * BYTES_PER_TOKEN
 
 

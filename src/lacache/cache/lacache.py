@@ -27,14 +27,14 @@ Prefill = Literal["segmented", "dense"]
 @final
 @dataclass(frozen=True)
 class CacheReport:
-    """Where a cache stands. Counts are tokens; `num_bytes` covers every layer and row."""
+    """Where a cache stands. Counts are tokens; `bytes` covers every layer and row."""
 
     num_seen: int
     num_cached: int
     num_evicted: int
     capacity: int
     compactions: int
-    num_bytes: int
+    bytes: int
     coverage: int
     """Distinct tokens that at least one layer still holds."""
 
@@ -220,7 +220,7 @@ class LaCache(GuardedCache):
             num_evicted=state.num_evicted,
             capacity=self._group.schedule.capacity,
             compactions=self._group.compactions,
-            num_bytes=sum(layer_bytes(layer.keys, layer.values) for layer in self._attention()),
+            bytes=sum(layer_bytes(layer.keys, layer.values) for layer in self._attention()),
             coverage=coverage(self._group.kept.by_pattern),
         )
 

@@ -133,7 +133,7 @@ def generate(
         typer.echo(
             f"read {run.num_read:,} tokens ({run.read_rate:,.0f}/s), wrote {run.num_written:,} "
             f"({run.write_rate:,.1f}/s), each layer holds {report.num_cached:,}, together "
-            f"{in_bytes(report.num_bytes)}",
+            f"{in_bytes(report.bytes)}",
             err=True,
         )
     if run.stopped_by == "interrupt":

@@ -30,7 +30,7 @@ def report_table(report: CacheReport, pinned: int) -> Table:
     table.add_row("of these never evicted", f"{min(pinned, report.num_cached):,}")
     table.add_row("held by some layer", f"{report.coverage:,}")
     table.add_row("compactions", f"{report.compactions:,}")
-    table.add_row("memory", in_bytes(report.num_bytes))
+    table.add_row("memory", in_bytes(report.bytes))
     return table
 
 
