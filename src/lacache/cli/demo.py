@@ -115,7 +115,6 @@ def demo(
     from lacache.texts import DEFAULT_TEXT, load_text
 
     require_matplotlib()
-    check_writable(out)
     source = load_text(text or DEFAULT_TEXT)
     loaded = load_model(model, dtype=dtype, threads=threads)
     token_ids = _first_tokens(loaded, source.content, source.name, tokens + 1)
@@ -145,6 +144,7 @@ def demo(
     chosen = policies(capacity)
     for policy in chosen.values():
         policy.bind(num_layers)
+    check_writable(out)
 
     progress_console = Console(stderr=True)
     progress_console.print(
@@ -243,29 +243,41 @@ def _show(console: Console, record: Record) -> None:
     from rich import box
     from rich.table import Table
 
+    from lacache.evals.compare import TIE_IN_SPEED
+
     readings: Sequence[Record] = record["readings"]
     first = readings[0]
-    table = Table(
-        title=f"{first['tokens']:,} tokens of {first['text']['name']}, {first['model']['name']}, "
-        f"{first['model']['dtype']}",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-        pad_edge=False,
+    console.print(
+        f"\n{first['tokens']:,} tokens of {first['text']['name']}, "
+        f"{first['model']['name']} in {first['model']['dtype']}",
+        style="bold",
     )
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for reading in readings:
         table.add_column(reading["label"], justify="right", no_wrap=True)
-    table.add_column("best", no_wrap=True)
     group = None
     for row in record["table"]:
         if row["group"] != group:
             group = row["group"]
             table.add_row(f"[bold]{group}[/bold]")
-        best = "tie" if len(row["best"]) == len(readings) else " = ".join(row["best"])
-        table.add_row(f"  {row['name']}", *row["numbers"], best)
-    console.print()
+        numbers = (
+            f"[bold]{number} *[/bold]" if reading["label"] in row["best"] else f"{number}  "
+            for number, reading in zip(row["numbers"], readings, strict=True)
+        )
+        table.add_row(f"  {row['name']}", *numbers)
     console.print(table)
+    console.print(
+        f"* best of its row; equal numbers tie, and so do speeds within {TIE_IN_SPEED:.0%}"
+    )
+    for reading in readings[1:]:
+        settings = ", ".join(
+            f"{name} {value}"
+            for name, value in reading["policy"].items()
+            if name != "name" and value is not None and value != ()
+        )
+        console.print(f"{reading['label']}: {settings}", soft_wrap=True)
+    console.print()
     for sentence in record["conclusions"]:
         console.print(f"- {sentence}", markup=False)
 
