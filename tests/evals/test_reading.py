@@ -93,6 +93,8 @@ def test_a_record_says_what_was_measured(records: list[Record], token_ids: list[
     assert len(ladder["nll"]) == TOKENS - 1
     mean = sum(ladder["nll"]) / (TOKENS - 1)
     assert ladder["perplexity"] == pytest.approx(torch.tensor(mean).exp().item(), rel=1e-4)
+    assert ladder["perplexity_by_position"] == [[0, TOKENS, ladder["perplexity"]]]
+    assert ladder["perplexity_cumulative"][-1] == [0, TOKENS, ladder["perplexity"]]
     assert ladder["tokens_per_second"] == pytest.approx(TOKENS / ladder["seconds"], rel=0.05)
 
 

@@ -238,7 +238,7 @@ def plot_perplexity(records: Sequence[Record], path: Path, window: int = 512) ->
         if highest > 5 * lowest:
             top.set_yscale("log")
             _plain_log_ticks(top)
-        top.set_title(f"Perplexity by position ({_about(records[0])})")
+        top.set_title(f"Perplexity by position ({_about(records[0])})", pad=24)
         top.set_ylabel(f"perplexity of {window} tokens\n(lower is better)")
         _mark_positions(top, records)
         figure.legend(loc="outside lower center", ncols=len(records))
@@ -355,12 +355,11 @@ def _mark_positions(axes: Axes, records: Sequence[Record]) -> None:
             axes.annotate(
                 f"{text}: {position:,}",
                 (position, 1),
-                (4, -4),
+                (0, 3),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
-                rotation=90,
-                va="top",
-                fontsize=9,
+                ha="left" if position < tokens / 2 else "center",
+                fontsize=9.5,
                 color="#555555",
             )
 

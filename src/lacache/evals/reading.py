@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, final
 
@@ -13,13 +13,14 @@ from lacache.cache import LaCache
 from lacache.cache.layer import BoundedLayer
 from lacache.core import POLICIES, Policy
 from lacache.core.errors import InputError, ModelError
-from lacache.evals.perplexity import perplexity
+from lacache.evals.perplexity import Bucket, perplexity, running
 from lacache.evals.records import Record, environment
 
 PROTOCOL = "segmented"
 """Compactions run while the text is read, so memory is bounded at all times."""
 
 _DIGITS = 5
+_WINDOW = 512
 
 
 @final
@@ -73,6 +74,11 @@ class Reading:
             "tokens": tokens,
             "chunk": self.chunk,
             "perplexity": round(perplexity(self.nll), _DIGITS),
+            "perplexity_by_position": _by_position(running(self.nll, _WINDOW)),
+            "perplexity_cumulative": _by_position(
+                Bucket(0, bucket.stop, perplexity(self.nll[: bucket.stop - 1]))
+                for bucket in running(self.nll, _WINDOW)
+            ),
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(tokens / self.seconds, 2),
             "peak_bytes": max(held.num_bytes for held in self.held),
@@ -137,7 +143,7 @@ def read(
         scores = cross_entropy(logits[0, : len(targets)].float(), targets, reduction="none")
         nll[start : start + len(targets)] = scores
         report = cache.report()
-        held.append(Held(report.num_seen, report.num_cached, report.num_bytes))
+        held.append(Held(report.num_seen, report.num_cached, report.bytes))
         if on_progress is not None:
             on_progress(stop - start)
         start = stop
@@ -173,6 +179,10 @@ def _kept(cache: LaCache) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]
     ]
     distinct = list(dict.fromkeys(layers))
     return tuple(distinct), tuple(distinct.index(tokens) for tokens in layers)
+
+
+def _by_position(found: Iterable[Bucket]) -> list[list[float]]:
+    return [[b.start, b.stop, round(b.perplexity, _DIGITS)] for b in found]
 
 
 def policy_record(policy: Policy) -> Record:
