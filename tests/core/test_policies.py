@@ -1,0 +1,62 @@
+"""What every policy promises. A new policy adds a row and its slow twin."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lacache.core import POLICIES, Full, LadderConfig, Policy, SinkWindow, Timetable, kept_after
+from lacache.core.reference import reference_kept
+
+NUM_LAYERS = 6
+LADDER = LadderConfig(capacity=24, span=3, overlap=1, recent=6, refill=2)
+GENTLE = LadderConfig(
+    capacity=24, span=3, overlap=2, recent=6, geometry="consecutive", window_layers=(1,)
+)
+
+
+def slow_ladder(config: LadderConfig) -> Callable[[int], list[list[int]]]:
+    return lambda seen: reference_kept(config, NUM_LAYERS, 6, seen, settled=False)[1]
+
+
+def slow_streaming(seen: int) -> list[list[int]]:
+    tokens: list[int] = []
+    for token in range(seen):
+        if len(tokens) == 20:
+            del tokens[4:7]
+        tokens.append(token)
+    return [tokens] * NUM_LAYERS
+
+
+ROWS: dict[str, tuple[Policy, Callable[[int], list[list[int]]]]] = {
+    "ladder": (LADDER, slow_ladder(LADDER)),
+    "ladder, consecutive with a window": (GENTLE, slow_ladder(GENTLE)),
+    "streaming": (SinkWindow(20, refill=3), slow_streaming),
+    "full": (Full(), lambda seen: [list(range(seen))] * NUM_LAYERS),
+}
+
+
+def test_every_registered_policy_has_a_row() -> None:
+    assert {type(policy) for policy, _ in ROWS.values()} == set(POLICIES.values())
+
+
+@pytest.mark.parametrize("name", ROWS)
+@given(seen=st.integers(0, 400))
+@settings(max_examples=40, deadline=None)
+def test_keeps_what_the_slow_twin_keeps(name: str, seen: int) -> None:
+    policy, slow = ROWS[name]
+    schedule = policy.bind(NUM_LAYERS)
+    kept = kept_after(schedule, seen)
+    assert [kept.by_pattern[p] for p in schedule.patterns] == slow(seen)
+    assert kept.state.num_cached <= schedule.capacity
+    if not isinstance(policy, Full):
+        assert Timetable(schedule).state_at(seen) == kept.state
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_smallest_capacity_works(name: str) -> None:
+    policy, _ = ROWS[name]
+    smallest = policy.smallest_capacity(NUM_LAYERS)
+    schedule = policy.bind(NUM_LAYERS)
+    assert smallest <= schedule.capacity
