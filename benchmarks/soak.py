@@ -69,7 +69,7 @@ def main() -> int:
         task = progress.add_task("tokens", total=given.tokens)
         for written, _ in enumerate(tokens, 1):
             if written % EVERY == 0:
-                samples.append((written, process.memory_info().rss, cache.report().num_bytes))
+                samples.append((written, process.memory_info().rss, cache.report().bytes))
                 progress.update(task, completed=written)
     seconds = time.perf_counter() - begun
     report = cache.report()
