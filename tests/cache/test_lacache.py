@@ -1,5 +1,6 @@
 """Budgets, reports and resets."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -110,3 +111,21 @@ def test_probing_leaves_the_model_as_it_was() -> None:
     model = tiny_model("llama").train()
     LaCache.from_model(model, CONFIG)
     assert model.training
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_copy_goes_its_own_way(family: str) -> None:
+    model = tiny_model(family)
+    cache = LaCache.from_model(model, CONFIG)
+    cache.prefill(model, random_ids(50))
+    fork = copy.deepcopy(cache)
+    expected = cache.prefill(model, random_ids(30, seed=1))
+    fork.prefill(model, random_ids(7, seed=2))
+    again = LaCache.from_model(model, CONFIG)
+    again.prefill(model, random_ids(50))
+    assert torch.equal(again.prefill(model, random_ids(30, seed=1)), expected)
+    other = LaCache.from_model(model, CONFIG)
+    other.prefill(model, random_ids(50))
+    other.prefill(model, random_ids(7, seed=2))
+    last = torch.tensor([[5]])
+    assert torch.equal(fork.prefill(model, last), other.prefill(model, last))

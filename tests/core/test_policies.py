@@ -1,12 +1,15 @@
 """What every policy promises. A new policy adds a row and its slow twin."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.core import POLICIES, Full, LadderConfig, Policy, SinkWindow, Timetable, kept_after
+from lacache.core.errors import ConfigError
 from lacache.core.reference import reference_kept
 
 NUM_LAYERS = 6
@@ -54,9 +57,11 @@ def test_keeps_what_the_slow_twin_keeps(name: str, seen: int) -> None:
         assert Timetable(schedule).state_at(seen) == kept.state
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_the_smallest_capacity_works(name: str) -> None:
-    policy, _ = ROWS[name]
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "full"])
+def test_the_smallest_capacity_works_and_less_does_not(name: str) -> None:
+    policy: Any = ROWS[name][0]
     smallest = policy.smallest_capacity(NUM_LAYERS)
-    schedule = policy.bind(NUM_LAYERS)
-    assert smallest <= schedule.capacity
+    schedule = replace(policy, capacity=smallest).bind(NUM_LAYERS)
+    assert kept_after(schedule, 300).state.num_seen == 300
+    with pytest.raises(ConfigError, match=f"must be at least {smallest}"):
+        replace(policy, capacity=smallest - 1).bind(NUM_LAYERS)
