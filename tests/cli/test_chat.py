@@ -82,7 +82,7 @@ def test_quit_leaves_at_once(run: Run, tiny: Path) -> None:
 
 def test_ctrl_c_stops_the_reply_and_the_conversation_goes_on(tiny: Path) -> None:
     process = subprocess.Popen(
-        [*MAIN, "chat", "--model", tiny, "--budget", "96"],
+        [*MAIN, "chat", "--model", tiny, "--temperature", "0", "--budget", "96"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -41,7 +41,7 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> Any:
 
 
 def tiny_llama(*, seed: int = 0, eos_token_id: int | None = None) -> Any:
-    """Five layers, float32, random; it speaks in bytes."""
+    """Five layers, float32, random; it speaks in bytes, greedily without end if it has no eos."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
@@ -56,7 +56,11 @@ def tiny_llama(*, seed: int = 0, eos_token_id: int | None = None) -> Any:
         bos_token_id=1,
         eos_token_id=eos_token_id,
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval()
+    if eos_token_id is None:
+        # The largest of hundreds of random logits is never as low as 0.
+        model.lm_head.weight.data[END] = 0.0
+    return model
 
 
 def save_tiny(

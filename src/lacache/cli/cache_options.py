@@ -19,8 +19,8 @@ DEFAULT_BUDGET = "512"
 def default_refill(capacity: int, sinks: int) -> int:
     """Slots that one compaction frees, where the user gives no number.
 
-    An eighth of the capacity, since a prompt is read in segments of this length; at least 1, and
-    no more than the sinks leave.
+    An eighth of the capacity, since a prompt is read in segments of up to this length; at least
+    1, and no more than the sinks leave.
     """
     return max(1, min(capacity // 8, capacity - sinks))
 

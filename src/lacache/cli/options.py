@@ -66,8 +66,8 @@ RefillOption = Annotated[
     typer.Option(
         "--refill",
         help="Slots that one compaction frees. Default: an eighth of the capacity, at least 1 and "
-        "no more than the sinks leave, because long prompts are read in pieces of this length, "
-        "and longer pieces are read much faster; 1 forgets least at a time.",
+        "no more than the sinks leave, because a long prompt is read in pieces of up to this "
+        "length, and longer pieces are read much faster; 1 forgets least at a time.",
         show_default=False,
         rich_help_panel=_CACHE,
     ),

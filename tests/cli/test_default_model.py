@@ -1,0 +1,41 @@
+"""The commands with the model that they find by themselves."""
+
+import json
+
+import pytest
+
+from tests.cli.conftest import Run
+
+pytestmark = pytest.mark.slow
+
+GREEDY = ("--temperature", "0")
+
+
+def test_generate_answers(run: Run) -> None:
+    question = "What is the capital of France?"
+    result = run("generate", question, "--chat", "-n", 40, "--json", *GREEDY)
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["model"] == "SmolLM2-135M-Instruct"
+    assert record["stopped_by"] == "eos"
+    assert "Paris" in record["text"]
+
+
+def test_a_long_prompt_is_held_within_its_budget(run: Run) -> None:
+    """One token takes 30 layers x 3 heads x 64 values x 2 x 2 bytes."""
+    prompt = "The quick brown fox jumps over the lazy dog. " * 60
+    arguments = ("--budget", "1MiB", "-n", 5, "--json", *GREEDY)
+    result = run("generate", *arguments, input=prompt)
+    assert result.exit_code == 0, result.stderr
+    cache = json.loads(result.stdout)["cache"]
+    assert cache["num_seen"] > 600
+    assert cache["capacity"] == 2**20 // (30 * 3 * 64 * 2 * 2)
+    assert cache["bytes"] <= 2**20
+
+
+def test_chat_answers(run: Run) -> None:
+    lines = "What is the capital of France?\n/state\n"
+    result = run("chat", *GREEDY, "-n", 40, input=lines)
+    assert result.exit_code == 0, result.stderr
+    assert "Paris" in result.stdout
+    assert "tokens seen" in result.stdout
