@@ -10,6 +10,7 @@ import typer
 from lacache.cli.cache_options import CacheOptions
 from lacache.cli.interrupt import interruptible
 from lacache.cli.options import (
+    DEFAULT_THREADS,
     BudgetOption,
     DtypeOption,
     GeometryOption,
@@ -72,7 +73,7 @@ def chat(
     seed: SeedOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",
-    threads: ThreadsOption = None,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Talk with a model for as long as you like, in constant memory.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lacache.cli.options import (
+    DEFAULT_THREADS,
     DtypeOption,
     GeometryOption,
     ModelOption,
@@ -19,6 +20,7 @@ from lacache.cli.options import (
     RecentOption,
     SinksOption,
     SpanOption,
+    ThreadsOption,
     UnitOption,
 )
 from lacache.cli.policy import make_policy
@@ -72,13 +74,7 @@ def demo(
     geometry: GeometryOption = None,
     unit: UnitOption = None,
     new_tokens: Annotated[int, typer.Option(help="How many tokens to write at the end.")] = 60,
-    threads: Annotated[
-        int,
-        typer.Option(
-            help="Threads that torch computes with. One is safe: on a busy machine, two can be "
-            "many times slower."
-        ),
-    ] = 1,
+    threads: ThreadsOption = DEFAULT_THREADS,
     dtype: DtypeOption = "auto",
     out: Annotated[
         Path, typer.Option(help="Folder for demo.json and the plots; created if missing.")

@@ -8,6 +8,7 @@ import typer
 
 from lacache.cli.cache_options import CacheOptions
 from lacache.cli.options import (
+    DEFAULT_THREADS,
     BudgetOption,
     DtypeOption,
     GeometryOption,
@@ -83,7 +84,7 @@ def generate(
     seed: SeedOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",
-    threads: ThreadsOption = None,
+    threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Read a prompt of any length and write on, in constant memory.
 

@@ -1,5 +1,6 @@
 """Options that several commands share. What each value must be is checked where it is used."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -163,13 +164,14 @@ DtypeOption = Annotated[
     str,
     typer.Option("--dtype", help="auto, bfloat16, float16 or float32.", rich_help_panel=_MODEL),
 ]
+DEFAULT_THREADS = max(1, (os.cpu_count() or 1) // 2)
+# Torch's own choice is all of them, and waits for the slowest at every operation.
 ThreadsOption = Annotated[
-    int | None,
+    int,
     typer.Option(
         "--threads",
-        help="Threads that torch computes with; on a busy machine fewer can be faster. "
-        "Default: torch's choice.",
-        show_default=False,
+        help="Threads that torch computes with; by default half of the cores, because with all "
+        "of them a busy machine can be many times slower.",
         rich_help_panel=_MODEL,
     ),
 ]
