@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -140,9 +141,9 @@ def measure(compactions: int) -> Record:
 def plot(record: Record, path: Path) -> None:
     """Draw the record."""
     lines = {
-        "repeated_percent": ("turned again at each compaction", "#0072B2", "s"),
+        "repeated_percent": ("stored keys, rotated again at each compaction", "#0072B2", "s"),
         "cache_percent": ("this cache", "#D55E00", "o"),
-        "turned_in_bfloat16_percent": ("exact keys, turned once in bfloat16", "#E69F00", "v"),
+        "turned_in_bfloat16_percent": ("exact keys, rotated once in bfloat16", "#E69F00", "v"),
         "rounded_once_percent": ("exact keys, rounded once", "#444444", "^"),
     }
     with drawing(path, 9, 5) as figure:
@@ -161,7 +162,10 @@ def plot(record: Record, path: Path) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(0.1, 100)
         axes.set_xlabel("compactions")
         axes.set_ylabel("relative error of the keys in %")
         axes.set_title("Keys in bfloat16 after many compactions")
