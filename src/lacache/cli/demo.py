@@ -85,9 +85,9 @@ def demo(
 ) -> None:
     """Read a long text with a full cache, StreamingLLM and LaCache, and say which won what.
 
-    The bounded caches get the same budget and all three the same pieces of text. Prints
-    perplexity by position, bytes and speed, writes ladder.png, perplexity.png, memory.png and
-    demo.json, and then goes on with the text from what LaCache holds.
+    The bounded caches get the same budget and refill, and none of the three reads more tokens at
+    once than that refill. Prints perplexity by position, bytes and speed, writes ladder.png,
+    perplexity.png, memory.png and demo.json, and then goes on from what LaCache holds.
     """
     # Everything that can be wrong is checked before the minutes of reading.
     check_int("tokens", tokens, 2)
