@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BambaConfig
 
 from lacache import LaCache, LadderConfig
+from lacache.core.errors import InputError
 from lacache.core.kept import coverage, kept_after
-from tests.cache.tiny_models import random_ids, tiny_model
+from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
 
 CONFIG = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
 BYTES_PER_TOKEN = 5 * 2 * 2 * 8 * 4  # layers, keys and values, heads, head size, float32
@@ -44,9 +46,55 @@ def test_a_share_is_of_the_first_prompt_however_it_comes() -> None:
     model.generate(random_ids(60), past_key_values=cache, max_new_tokens=20, do_sample=False)
     assert cache.report().capacity == 30
     cache.reset()
+    assert cache.report() == LaCache.from_model(model, budget=0.5).report()
     cache.prefill(model, random_ids(40))
     cache.prefill(model, random_ids(40))
     assert cache.report().capacity == 20
+
+
+def test_a_refused_prompt_does_not_count_as_the_first() -> None:
+    model = tiny_model("llama")
+    cache = LaCache.from_model(model, budget=0.5)
+    with pytest.raises(InputError):
+        cache.prefill(model, torch.full((1, 10), 999))
+    with pytest.raises(IndexError):
+        model(torch.full((1, 10), 999), past_key_values=cache)
+    cache.prefill(model, random_ids(100))
+    assert cache.report().capacity == 50
+
+
+def test_a_copied_model_has_a_cache_of_its_own() -> None:
+    model = tiny_model("llama")
+    ids = random_ids(50)
+    expected = LaCache.from_model(model, CONFIG).prefill(model, ids)
+    copied = copy.deepcopy(model)
+    cache = LaCache.from_model(copied, CONFIG)
+    assert torch.equal(cache.prefill(copied, ids), expected)
+
+
+def test_native_linear_layers() -> None:
+    """Bamba's decoder counts positions from 0 in every call that gives none."""
+    torch.manual_seed(0)
+    config = BambaConfig(
+        **SHAPE | {"num_hidden_layers": 6},
+        attn_layer_indices=[1, 3, 5],
+        mamba_d_state=8,
+        mamba_n_heads=4,
+        mamba_d_head=16,
+        mamba_n_groups=1,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = random_ids(60)
+    cache = LaCache.from_model(model, CONFIG)
+    assert cache.growing_layers == [1, 3, 5]
+    with torch.no_grad():
+        whole = model(ids, past_key_values=cache).logits
+        cache.reset()
+        one = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(60)]
+        torch.testing.assert_close(torch.cat(one, 1), whole, atol=1e-4, rtol=0)
+        large = LaCache.from_model(model, budget=64)
+        full = model(ids, past_key_values=large).logits
+        torch.testing.assert_close(full, model(ids).logits, atol=1e-4, rtol=0)
 
 
 def test_the_report_counts_what_is_there() -> None:

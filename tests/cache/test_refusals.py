@@ -16,7 +16,8 @@ from lacache.core.errors import (
     UnsupportedModelError,
     UnsupportedOperationError,
 )
-from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
+from lacache.core.kept import KeptTokens
+from tests.cache.tiny_models import FAMILIES, SHAPE, random_ids, tiny_model
 
 CONFIG = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
 LONGROPE = {
@@ -173,7 +174,7 @@ def test_generate_with_a_text_that_does_not_go_on() -> None:
 def test_positions_that_jump() -> None:
     model = tiny_model("llama")
     cache = LaCache.from_model(model, CONFIG)
-    with pytest.raises(InputError, match="must be consecutive"):
+    with pytest.raises(InputError, match="must be 3 consecutive numbers"):
         model(random_ids(3), position_ids=torch.tensor([[0, 2, 3]]), past_key_values=cache)
     with pytest.raises(InputError, match="starts at position 9"):
         model(random_ids(3), position_ids=torch.tensor([[9, 10, 11]]), past_key_values=cache)
@@ -270,6 +271,88 @@ def test_a_forward_that_fails_before_the_first_layer_costs_nothing() -> None:
     assert torch.equal(found, fresh.prefill(model, torch.tensor([[5]])))
 
 
+def test_an_interrupted_forward_of_a_hybrid_is_noticed_before_any_of_our_layers() -> None:
+    model = tiny_model("gemma3")
+    ids = random_ids(40)
+    cache = LaCache.from_model(model, CONFIG)
+    cache.prefill(model, ids)
+
+    def interrupt(module: Any, args: Any) -> None:
+        raise KeyboardInterrupt
+
+    # Layer 0 slides and has taken the token in by then.
+    handle = model.model.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache.prefill(model, ids[:, :1])
+    handle.remove()
+    with pytest.raises(UnsupportedOperationError, match="interrupted half-way"):
+        cache.prefill(model, ids[:, :1])
+
+
+def test_an_interrupted_compaction_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    cache = LaCache.from_model(model, CONFIG)
+    cache.prefill(model, random_ids(16))
+
+    def interrupt(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptTokens, "compact", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache.prefill(model, random_ids(1))
+    monkeypatch.undo()
+    with pytest.raises(UnsupportedOperationError, match="interrupted half-way"):
+        cache.prefill(model, random_ids(1))
+    cache.reset()
+    cache.prefill(model, random_ids(40))
+
+
+@pytest.mark.parametrize("num_tokens", range(1, 34))
+def test_an_unrelated_prompt_on_a_used_cache(num_tokens: int) -> None:
+    model = tiny_model("llama")
+    cache = LaCache.from_model(model, CONFIG)
+    cache.prefill(model, random_ids(33))
+    other = random_ids(num_tokens, seed=9)
+    with pytest.raises(InputError):
+        model.generate(other, past_key_values=cache, max_new_tokens=2, do_sample=False)
+    assert cache.report().num_seen == 33
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+def test_gradient_checkpointing_which_hides_the_cache_from_the_layers() -> None:
+    model = tiny_model("llama")
+    cache = LaCache.from_model(model, CONFIG)
+    model.gradient_checkpointing_enable()
+    model.train()
+    with pytest.raises(UnsupportedOperationError, match="gradient checkpointing"):
+        model(random_ids(9), past_key_values=cache, use_cache=True)
+
+
+def test_outputs_that_the_config_asks_for() -> None:
+    model = tiny_model("llama", output_hidden_states=True)
+    cache = LaCache.from_model(model, CONFIG)
+    with pytest.raises(UnsupportedOperationError, match="output_hidden_states=True"):
+        model(random_ids(30), past_key_values=cache)
+
+
+def test_a_call_without_input() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(InputError, match="neither input_ids nor inputs_embeds"):
+        model(past_key_values=LaCache.from_model(model, CONFIG))
+
+
+def test_a_ladder_over_one_growing_layer() -> None:
+    types = ["full_attention", *["sliding_attention"] * 6]
+    config = FAMILIES["gemma3"]()
+    config.layer_types = types
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ConfigError, match=r"at least 2 layers .*'streaming'"):
+        LaCache.from_model(model, budget=64)
+    cache = LaCache.from_model(model, budget=64, policy="streaming")
+    cache.prefill(model, random_ids(100))
+    assert cache.report().num_cached <= 64
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -287,6 +370,9 @@ def test_a_forward_that_fails_before_the_first_layer_costs_nothing() -> None:
         ({"budget": 64, "policy": "full"}, "has no budget"),
         ({"budget": 64, "prefill": "fast"}, "prefill='fast' must be"),
         ({"budget": 64, "window_layers": (7,)}, "window_layers=7 must be below"),
+        ({"budget": 64, "window_layers": 3}, "window_layers=3 must be a sequence"),
+        ({"budget": 64, "window_layers": "0-2"}, "window_layers='0-2' must be a sequence"),
+        ({"budget": "9" * 400 + "MB"}, "is not a budget"),
         ({"config": CONFIG, "budget": 64}, "budget cannot be given beside"),
         ({"config": CONFIG, "span": 2}, "span cannot be given beside"),
         ({"config": 64, "budget": 64}, "two budgets"),

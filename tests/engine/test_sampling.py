@@ -89,6 +89,7 @@ def test_the_coldest_temperature_does_not_overflow() -> None:
         ({"min_p": -0.1}, "min_p=-0.1"),
         ({"min_p": 2.0}, "min_p=2.0"),
         ({"seed": -3}, "seed=-3"),
+        ({"seed": 2**63}, "seed=9223372036854775808 must be at most"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -72,7 +72,7 @@ def test_nothing_given_to_the_model_grows(model: Any) -> None:
     seen: list[tuple[int, int, int]] = []
     attended: list[int] = []
 
-    def on_model(module: Any, args: Any, kwargs: Any) -> None:
+    def on_decoder(module: Any, args: Any, kwargs: Any) -> None:
         assert kwargs.get("attention_mask") is None
         positions = kwargs["position_ids"]
         assert positions.shape == kwargs["input_ids"].shape
@@ -83,7 +83,7 @@ def test_nothing_given_to_the_model_grows(model: Any) -> None:
         attended.append(0 if mask is None else mask.shape[-1])
 
     hooks = [
-        model.register_forward_pre_hook(on_model, with_kwargs=True),
+        model.get_decoder().register_forward_pre_hook(on_decoder, with_kwargs=True),
         model.model.layers[2].self_attn.register_forward_pre_hook(on_attention, with_kwargs=True),
     ]
     try:

@@ -50,6 +50,10 @@ def test_missing_file(tmp_path: Path) -> None:
     assert "shakespeare, wikipedia" in message
 
 
+def test_device() -> None:
+    assert "is a device" in refuse(Path("/dev/zero"))
+
+
 def test_directory(tmp_path: Path) -> None:
     assert "is a directory" in refuse(tmp_path)
 

@@ -9,7 +9,6 @@ the compactions, and bracket each forward so that an interrupted one is noticed.
 import inspect
 from abc import ABC, abstractmethod
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +38,12 @@ class GuardedCache(Cache, ABC):
         """Raise ModelError unless the cache was made for this decoder."""
 
     @abstractmethod
-    def check_positions(self, first: int, batch_size: int) -> None:
-        """Raise InputError if a forward cannot start there, or has other rows."""
+    def check_input(self, first_position: int | None, batch_size: int) -> None:
+        """Raise InputError if an input does not go on where the text stands."""
+
+    @abstractmethod
+    def next_positions(self, num_new: int) -> Tensor:
+        """Positions [Q] for the next forward, where the caller gives none."""
 
     @abstractmethod
     def begin(self, num_new: int, first_position: int) -> None:
@@ -51,15 +54,11 @@ class GuardedCache(Cache, ABC):
         """Close a forward."""
 
 
-_guarded: WeakSet[nn.Module] = WeakSet()
-
-
 def guard(decoder: nn.Module) -> None:
     """Hang the hooks on a decoder, once."""
-    if decoder not in _guarded:
+    if _before not in decoder._forward_pre_hooks.values():
         decoder.register_forward_pre_hook(_before, with_kwargs=True, prepend=True)
         decoder.register_forward_hook(_after, with_kwargs=True)
-        _guarded.add(decoder)
 
 
 def _before(
@@ -71,28 +70,29 @@ def _before(
     cache = call.get("past_key_values")
     if not isinstance(cache, GuardedCache):
         return None
-    cache.check_decoder(decoder)
     cache.earlier_hidden = []
+    cache.check_decoder(decoder)
     _refuse_padding(call.get("attention_mask"))
     # All ones say nothing, and spare the model a mask as long as the text.
     call = {**call, "attention_mask": None}
-    inputs = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-    num_new = inputs.shape[1]
-    if num_new == 0:
-        raise InputError("0 new tokens were given and at least one is needed; pass a longer input")
-    first = _first_position(call.get("position_ids"), cache)
-    cache.check_positions(first, inputs.shape[0])
+    batch_size, num_new, device = _shape(call)
+    given = call.get("position_ids")
+    cache.check_input(_first_position(given, num_new), batch_size)
     cache.resolve(num_new)
     earlier = []
     start = 0
     while (length := cache.next_segment(num_new - start)) < num_new - start:
-        _refuse_what_cannot_be_cut(call)
+        _refuse_what_cannot_be_cut(decoder, call)
         output = decoder(**_cut(call, start, start + length))
         earlier.append(output[0])
         start += length
-    cache.begin(num_new - start, first + start)
+    call = _cut(call, start, num_new)
+    if given is None:
+        # Always spoken out: some decoders count from 0 in every call.
+        call["position_ids"] = cache.next_positions(num_new - start).to(device)[None]
+    cache.begin(num_new - start, int(call["position_ids"].flatten()[0]))
     cache.earlier_hidden = earlier
-    return (), _cut(call, start, num_new) if start else call
+    return (), call
 
 
 def _after(decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
@@ -126,31 +126,43 @@ def _refuse_padding(mask: Any) -> None:
         )
 
 
-def _first_position(position_ids: Any, cache: GuardedCache) -> int:
+def _shape(call: dict[str, Any]) -> tuple[int, int, torch.device]:
+    """Rows, new tokens and device of the input."""
+    inputs = call["input_ids"] if call.get("input_ids") is not None else call.get("inputs_embeds")
+    if inputs is None:
+        raise InputError("neither input_ids nor inputs_embeds was given; pass one of them")
+    if inputs.shape[1] == 0:
+        raise InputError("0 new tokens were given and at least one is needed; pass a longer input")
+    return inputs.shape[0], inputs.shape[1], inputs.device
+
+
+def _first_position(position_ids: Any, num_new: int) -> int | None:
     """Where the input starts. Anything but a run of consecutive positions is refused."""
     if position_ids is None:
-        return cache.get_seq_length()
+        return None
     first = int(position_ids.flatten()[0])
-    run = torch.arange(first, first + position_ids.shape[-1], device=position_ids.device)
-    if not bool((position_ids == run).all()):
+    run = torch.arange(first, first + num_new, device=position_ids.device)
+    if position_ids.shape[-1] != num_new or not bool((position_ids == run).all()):
         raise InputError(
-            "position_ids must be consecutive and the same in every row, as positions follow from "
-            "the number of tokens seen; leave position_ids out"
+            f"position_ids must be {num_new} consecutive numbers, the same in every row, as "
+            "positions follow from the number of tokens seen; leave position_ids out"
         )
     return first
 
 
 _SEQUENCE_INPUTS = ("input_ids", "inputs_embeds", "position_ids")
-_NOT_FROM_SEGMENTS = ("output_attentions", "output_hidden_states")
+_NOT_FROM_SEGMENTS = ("output_attentions", "output_hidden_states", "output_router_logits")
 
 
-def _refuse_what_cannot_be_cut(call: dict[str, Any]) -> None:
-    for name, value in call.items():
-        if name in _NOT_FROM_SEGMENTS and value:
+def _refuse_what_cannot_be_cut(decoder: nn.Module, call: dict[str, Any]) -> None:
+    for name in _NOT_FROM_SEGMENTS:
+        wanted = call.get(name)
+        if getattr(decoder.config, name, False) if wanted is None else wanted:
             raise UnsupportedOperationError(
                 f"{name}=True needs the input in one piece, and it is longer than the free slots; "
                 "feed it in smaller pieces"
             )
+    for name, value in call.items():
         if isinstance(value, Tensor) and name not in _SEQUENCE_INPUTS and value.ndim > 1:
             raise UnsupportedOperationError(
                 f"the input {name} cannot be cut at compactions; feed the text in pieces of at "

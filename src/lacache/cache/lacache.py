@@ -14,7 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 from lacache.cache.facts import ModelFacts, find_decoder, model_facts
 from lacache.cache.group import LayerGroup
 from lacache.cache.guard import GuardedCache, guard
-from lacache.cache.layer import BoundedLayer, layer_bytes
+from lacache.cache.layer import BoundedLayer, layer_bytes, refuse_taking_back
 from lacache.core.budget import Budget
 from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
 from lacache.core.kept import coverage
@@ -59,7 +59,7 @@ class LaCache(GuardedCache):
         self._policy_for = policy_for
         self._prefill = prefill
         self._group = group
-        self._knows_prompt = False
+        self._prompt_tokens = 0
 
     @classmethod
     def from_model(
@@ -85,8 +85,9 @@ class LaCache(GuardedCache):
             model: the model; its decoder gets a forward hook that acts on these caches only.
             config: a policy (LadderConfig, SinkWindow, Full), or a budget.
             budget: an int is tokens per layer (the capacity); a float in (0, 1] is a share of the
-                first prompt, rounded up; a text such as "64MiB" is bytes for one sequence over
-                all layers with a growing cache, rounded down.
+                first prompt, rounded up (of its first chunk with generate's prefill_chunk_size,
+                as the rest is not known then); a text such as "64MiB" is bytes for one sequence
+                over all layers with a growing cache, rounded down.
             policy: "ladder", "streaming" or "full", for a budget.
             span: see LadderConfig; without it, half of the layers.
             overlap: see LadderConfig; without span and overlap, four fifths of the span.
@@ -116,7 +117,7 @@ class LaCache(GuardedCache):
             "refill": refill,
             "geometry": geometry,
             "unit": unit,
-            "window_layers": None if window_layers is None else tuple(window_layers),
+            "window_layers": window_layers,
         }
         options = {name: value for name, value in options.items() if value is not None}
         facts = model_facts(model)
@@ -165,7 +166,7 @@ class LaCache(GuardedCache):
                 f"{type(model).__name__} has no language-model head; load it with "
                 "AutoModelForCausalLM.from_pretrained"
             )
-        if input_ids.is_floating_point():
+        if input_ids.dtype not in (torch.long, torch.int):
             raise InputError(f"input_ids of type {input_ids.dtype} must be integers; use .long()")
         least, most = int(input_ids.min()), int(input_ids.max())
         vocab_size = self._facts.text_config.vocab_size
@@ -183,7 +184,6 @@ class LaCache(GuardedCache):
             length = self.next_segment(num_tokens - start)
             output = model(
                 input_ids=input_ids[:, start : start + length],
-                position_ids=self._next_positions(length, input_ids.device),
                 past_key_values=self,
                 use_cache=True,
                 **last_only,
@@ -205,9 +205,9 @@ class LaCache(GuardedCache):
             raise InputError(f"layer_idx={layer_idx} must be in 0 to {len(self.layers) - 1}")
         layer = self.layers[layer_idx]
         if not isinstance(layer, BoundedLayer):
-            growing = [facts.index for facts in self._facts.growing]
             raise UnsupportedOperationError(
-                f"layer {layer_idx} is a native {type(layer).__name__}; try one of {growing}"
+                f"layer {layer_idx} is a native {type(layer).__name__}; try one of "
+                f"{self.growing_layers}"
             )
         return list(self._group.kept.by_pattern[layer.pattern])
 
@@ -220,7 +220,11 @@ class LaCache(GuardedCache):
             num_evicted=state.num_evicted,
             capacity=self._group.schedule.capacity,
             compactions=self._group.compactions,
-            bytes=sum(layer_bytes(layer.keys, layer.values) for layer in self._attention()),
+            bytes=sum(
+                layer_bytes(layer.keys, layer.values)
+                for layer in self.layers
+                if isinstance(layer, CacheLayerMixin)
+            ),
             coverage=coverage(self._group.kept.by_pattern),
         )
 
@@ -233,14 +237,14 @@ class LaCache(GuardedCache):
                 layer.reset()
             else:
                 self.layers[i] = fresh
-        self._group.rebind(self._group.schedule)
-        self._knows_prompt = False
+        self._group.rebind(self._policy_for(1).bind(len(self._facts.growing)))
+        self._prompt_tokens = 0
 
     def resolve(self, num_tokens: int) -> None:
-        """Set the capacity when the first prompt's length is known."""
-        if not self._knows_prompt:
+        """Set the capacity by the length of the first prompt, the longest piece seen of it."""
+        if self._group.state.num_seen == 0 and num_tokens > self._prompt_tokens:
+            self._prompt_tokens = num_tokens
             self._group.rebind(self._policy_for(num_tokens).bind(len(self._facts.growing)))
-            self._knows_prompt = True
 
     def next_segment(self, num_tokens: int) -> int:
         """Tokens up to the next compaction, or all in a dense prefill."""
@@ -253,51 +257,64 @@ class LaCache(GuardedCache):
                 "this cache was made from another model; make one with LaCache.from_model(model)"
             )
 
-    def check_positions(self, first: int, batch_size: int) -> None:
-        """Refuse input that does not continue what was read."""
-        state = self._group.schedule.settle(self._group.state)
-        counted = first == state.num_seen
-        by_slot = first == state.num_cached and not self._facts.has_native
-        if not (counted or by_slot):
+    def check_input(self, first_position: int | None, batch_size: int) -> None:
+        """Refuse input that does not go on where the text stands."""
+        num_seen = self._group.state.num_seen
+        if first_position is not None and first_position != num_seen:
             raise InputError(
-                f"the input starts at position {first}, but the cache has seen {state.num_seen} "
-                "tokens; generate() needs the whole text so far and at least one new token, or "
-                "pass the new tokens alone to cache.prefill or lacache.stream"
+                f"the input starts at position {first_position}, but the cache has seen "
+                f"{num_seen} tokens; generate() needs the whole text so far and at least one new "
+                "token, or pass the new tokens alone to cache.prefill or lacache.stream"
             )
-        keys = self._group_layers()[0].keys
+        keys = self._bounded_layers()[0].keys
         if keys is not None and keys.shape[0] != batch_size:
             raise InputError(
-                f"the input has {batch_size} rows, but the cache holds {keys.shape[0]}; "
-                "use cache.reset() or another cache"
+                f"the input has {batch_size} rows, but the cache holds {keys.shape[0]}; use "
+                "cache.batch_repeat_interleave(n) for n continuations of each row, cache.reset() "
+                "or another cache"
             )
+
+    def next_positions(self, num_new: int) -> Tensor:
+        """Positions [Q] for the next forward: slots, where the model allows."""
+        state = self._group.settled()
+        # Native sliding layers keep rotated keys, so there positions must go on counting.
+        first = state.num_seen if self._facts.has_native else state.num_cached
+        return torch.arange(first, first + num_new)
 
     def begin(self, num_new: int, first_position: int) -> None:
         """Open a forward."""
         self._group.begin(num_new, first_position, dense=self._is_dense())
+        if self._facts.has_native:
+            # Native layers change without a word, perhaps before any of ours.
+            self._group.touch()
 
     def commit(self) -> None:
         """Close a forward."""
         self._group.commit()
+        num_cached = self._group.state.num_cached
+        for layer in self._bounded_layers():
+            if layer.num_stored() != num_cached:
+                raise UnsupportedOperationError(
+                    f"a layer stored {layer.num_stored()} tokens where {num_cached} were counted, "
+                    "as the model did not pass the cache on (gradient checkpointing does that); "
+                    "call model.eval() and cache.reset()"
+                )
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, *args: Any, **kwargs: Any) -> None:
         """Refused: what was compacted away cannot come back."""
-        self._group_layers()[0].crop(tokens_to_remove)
+        refuse_taking_back()
 
     def activate_past_recording(self) -> None:
         """Refused: it announces that tokens will be taken back."""
-        self.crop(0)
+        refuse_taking_back()
+
+    @property
+    def growing_layers(self) -> list[int]:
+        """Indices of the layers that the policy rules; the others are native."""
+        return [layer.index for layer in self._facts.growing]
 
     def _is_dense(self) -> bool:
         return self._prefill == "dense" and self._group.state.num_seen == 0
 
-    def _next_positions(self, length: int, device: torch.device) -> Tensor:
-        state = self._group.schedule.settle(self._group.state)
-        # Native sliding layers keep rotated keys, so there positions must go on counting.
-        first = state.num_seen if self._facts.has_native else state.num_cached
-        return torch.arange(first, first + length, device=device)[None]
-
-    def _group_layers(self) -> list[BoundedLayer]:
+    def _bounded_layers(self) -> list[BoundedLayer]:
         return [layer for layer in self.layers if isinstance(layer, BoundedLayer)]
-
-    def _attention(self) -> list[CacheLayerMixin]:
-        return [layer for layer in self.layers if isinstance(layer, CacheLayerMixin)]

@@ -1,6 +1,6 @@
 """One layer's keys and values, of bounded length."""
 
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor
@@ -85,13 +85,13 @@ class BoundedLayer(CacheLayerMixin):
         self.keys = self.values = None
         self.is_initialized = False
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, *args: Any, **kwargs: Any) -> None:
         """Refused: what was compacted away cannot come back."""
-        raise UnsupportedOperationError(
-            "taking tokens back (crop, assisted decoding, prompt lookup) needs tokens that a "
-            "compaction may have dropped; leave assistant_model and prompt_lookup_num_tokens out, "
-            "or use transformers' DynamicCache"
-        )
+        refuse_taking_back()
+
+    def num_stored(self) -> int:
+        """Tokens held now."""
+        return 0 if self.keys is None else self.keys.shape[-2]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
@@ -104,6 +104,15 @@ class BoundedLayer(CacheLayerMixin):
         if self.keys is not None and self.values is not None:
             self.keys = self.keys[indices]
             self.values = self.values[indices]
+
+
+def refuse_taking_back() -> NoReturn:
+    """Raise UnsupportedOperationError for whatever would take tokens back."""
+    raise UnsupportedOperationError(
+        "taking tokens back (crop, assisted decoding, prompt lookup) needs tokens that a "
+        "compaction may have dropped; leave assistant_model and prompt_lookup_num_tokens out, "
+        "or use transformers' DynamicCache"
+    )
 
 
 def layer_bytes(keys: Tensor | None, values: Tensor | None) -> int:

@@ -62,9 +62,9 @@ def parse_budget(value: object) -> ParsedBudget:
         if not 0.0 < value <= 1.0:
             raise ConfigError(f"budget={value} as a share must be in (0, 1]; {_EXAMPLES}")
         return ParsedBudget(share=value)
-    if isinstance(value, str):
+    if isinstance(value, str) and len(value) <= 40:
         return _parse_text(value.strip())
-    raise ConfigError(f"budget={value!r} is not a budget; {_EXAMPLES}")
+    raise ConfigError(f"budget={str(value)[:40]!r} is not a budget; {_EXAMPLES}")
 
 
 def _parse_text(text: str) -> ParsedBudget:

@@ -48,7 +48,7 @@ class Geometry:
     kind: str = "interleaved"
 
     def __post_init__(self) -> None:
-        check_int("num_layers", self.num_layers, 2)
+        check_depth(self.num_layers)
         check_span(self.span, self.overlap, self.kind)
         if self.span >= self.num_layers:
             near = _nearest_working(self.num_layers, self.num_layers - 1, self.overlap)
@@ -87,6 +87,16 @@ class Geometry:
         return _PHASES[self.kind](layer, self.span, self.step, self.freed)
 
 
+def check_depth(num_layers: int) -> None:
+    """Raise ConfigError for a depth over which no ladder can be laid."""
+    check_int("num_layers", num_layers, 1)
+    if num_layers < 2:
+        raise ConfigError(
+            f"a ladder needs at least 2 layers with a growing cache, and there is {num_layers}; "
+            "try policy='streaming'"
+        )
+
+
 def check_span(span: int, overlap: int, kind: str) -> None:
     """Raise ConfigError for what is wrong with these values at any depth."""
     check_int("span", span, 1)
@@ -122,6 +132,6 @@ def default_span_overlap(num_layers: int) -> tuple[int, int]:
     Half the layers as span, so that something is always freed, and a step of a fifth of the span,
     the gentle thinning that did best on perplexity in the first measurements (docs/adr/0004).
     """
-    check_int("num_layers", num_layers, 2)
+    check_depth(num_layers)
     span = num_layers // 2
     return span, span - max(1, span // 5)

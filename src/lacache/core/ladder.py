@@ -1,5 +1,6 @@
 """The ladder: the paper's policy (arXiv 2507.14204 sections 3.2 and 3.3)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -49,6 +50,12 @@ class LadderConfig(Policy):
         if self.recent is not None:
             check_int("recent", self.recent, 0)
         check_span(self.span, self.overlap, self.geometry)
+        if isinstance(self.window_layers, str) or not isinstance(self.window_layers, Iterable):
+            raise ConfigError(
+                f"window_layers={self.window_layers!r} must be a sequence of layer numbers; try "
+                "window_layers=(0, 1)"
+            )
+        object.__setattr__(self, "window_layers", tuple(self.window_layers))
         for layer in self.window_layers:
             check_int("window_layers", layer, 0)
         object.__setattr__(self, "window_layers", tuple(sorted(set(self.window_layers))))

@@ -17,6 +17,7 @@ from transformers import (
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
 
+_LARGEST_SEED = 2**63 - 1  # what a torch generator takes
 _COLDEST = 0.01
 
 
@@ -57,6 +58,8 @@ class Sampling:
             raise ConfigError(f"min_p={self.min_p} must be in [0, 1]; try min_p=0.05")
         if self.seed is not None:
             check_int("seed", self.seed, 0)
+            if self.seed > _LARGEST_SEED:
+                raise ConfigError(f"seed={self.seed} must be at most {_LARGEST_SEED}; try seed=0")
 
 
 @final

@@ -10,7 +10,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lacache.cache import LaCache
-from lacache.cache.layer import BoundedLayer
 from lacache.core import POLICIES, Policy
 from lacache.core.errors import InputError, ModelError
 from lacache.evals.perplexity import Bucket, perplexity, running
@@ -172,11 +171,7 @@ def read(
 
 def _kept(cache: LaCache) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """The distinct lists of tokens held, and which of them each bounded layer has."""
-    layers = [
-        tuple(cache.kept_tokens(index))
-        for index, layer in enumerate(cache.layers)
-        if isinstance(layer, BoundedLayer)
-    ]
+    layers = [tuple(cache.kept_tokens(index)) for index in cache.growing_layers]
     distinct = list(dict.fromkeys(layers))
     return tuple(distinct), tuple(distinct.index(tokens) for tokens in layers)
 

@@ -14,6 +14,8 @@ def read_text_file(path: Path) -> Text:
     """
     if path.is_dir():
         raise InputError(f"text {path} is a directory; give one file in it")
+    if path.is_char_device() or path.is_block_device():
+        raise InputError(f"text {path} is a device and may never end; give a file")
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:
