@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, BambaConfig
 
 from lacache import LaCache, LadderConfig
-from lacache.core.errors import InputError
+from lacache.core.errors import InputError, UnsupportedModelError
 from lacache.core.kept import coverage, kept_after
 from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
 
@@ -72,6 +72,16 @@ def test_a_copied_model_has_a_cache_of_its_own() -> None:
     assert torch.equal(cache.prefill(copied, ids), expected)
 
 
+def carries_state(model: Any) -> bool:
+    """Whether the model alone gives the same answer for a text in two pieces."""
+    ids = random_ids(12)
+    with torch.no_grad():
+        past = model(ids[:, :5], use_cache=True).past_key_values
+        positions = torch.arange(5, 12)[None]
+        rest = model(ids[:, 5:], past_key_values=past, position_ids=positions).logits
+        return torch.allclose(rest, model(ids).logits[:, 5:], atol=1e-3)
+
+
 def test_native_linear_layers() -> None:
     """Bamba's decoder counts positions from 0 in every call that gives none."""
     torch.manual_seed(0)
@@ -85,6 +95,11 @@ def test_native_linear_layers() -> None:
     )
     model = AutoModelForCausalLM.from_config(config).eval()
     ids = random_ids(60)
+    if not carries_state(model):
+        # transformers 5.5 forgets the state of these layers when several tokens follow.
+        with pytest.raises(UnsupportedModelError, match="in pieces"):
+            LaCache.from_model(model, CONFIG)
+        return
     cache = LaCache.from_model(model, CONFIG)
     assert cache.growing_layers == [1, 3, 5]
     with torch.no_grad():
