@@ -6,6 +6,7 @@ the same. Whatever does not pass is refused: a wrong answer cannot come from a r
 that was misread.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 from weakref import WeakKeyDictionary
@@ -178,7 +179,7 @@ def _run(
     decoder.eval()
     hidden = []
     try:
-        for piece, places in zip(tokens.split(pieces, 1), positions.split(pieces, 1), strict=True):
+        for piece, places in _cut(tokens, positions, pieces):
             output = decoder(
                 input_ids=piece, position_ids=places, past_key_values=cache, use_cache=True
             )
@@ -192,6 +193,15 @@ def _run(
         for module, training in modes.items():
             module.training = training
     return cache, torch.cat(hidden, dim=1)
+
+
+def _cut(
+    tokens: Tensor, positions: Tensor, pieces: tuple[int, ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    start = 0
+    for length in pieces:
+        yield tokens[:, start : start + length], positions[:, start : start + length]
+        start += length
 
 
 def _layer_facts(index: int, ways: tuple[Rotation, ...], near: Any, far: Any) -> GrowingLayer:
@@ -220,12 +230,7 @@ def _rotated_distance(rotation: Rotation, near: Tensor, far: Tensor) -> float:
     shifts = torch.full((near.shape[-2],), FAR, device=near.device)
     try:
         return _distance(rotation.rotate(near.float(), rotation.tables(shifts)), far)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        IndexError,
-    ):  # tables or arguments of another shape than the keys'
+    except (RuntimeError, TypeError, ValueError, IndexError):  # made for other shapes
         return float("inf")
 
 

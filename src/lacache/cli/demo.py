@@ -106,7 +106,7 @@ def demo(
         require_matplotlib,
     )
     from lacache.evals.reading import model_record, read
-    from lacache.evals.records import check_writable, environment, write_record
+    from lacache.evals.records import check_writable, environment, read_record, write_record
     from lacache.models import load_model
     from lacache.texts import DEFAULT_TEXT, load_text
 
@@ -174,6 +174,7 @@ def demo(
         "readings": readings,
     }
     write_record(out / "demo.json", record)
+    readings = read_record(out / "demo.json")["readings"]
     plot_ladder(readings[-1], out / "ladder.png")
     plot_perplexity(readings, out / "perplexity.png")
     plot_memory(readings, out / "memory.png")
