@@ -183,7 +183,7 @@ def test_a_plot_is_written(run: Run, tmp_path: Path) -> None:
         ("--capacity 64 --refill -1", "refill=-1 must be at least 1"),
         ("--capacity 64 --window-layers 3-1", "runs backwards; try 1-3"),
         ("--capacity 64 --window-layers 30-32", "must be below the number of layers 32"),
-        ("--capacity 64 --layers 1", "num_layers=1 must be at least 2"),
+        ("--capacity 64 --layers 1", "a ladder needs at least 2 layers"),
         ("--capacity 64 --seen -1", "seen=-1 must be at least 0"),
     ],
 )
