@@ -1,0 +1,148 @@
+"""Which tokens each layer holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lacache.core.errors import InputError
+from lacache.evals.plots.drawing import FAINT, INK, drawing
+from lacache.evals.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_ladder(record: Record, path: Path) -> None:
+    """Draw which tokens each layer holds: layers down, tokens across.
+
+    Args:
+        record: `num_seen`, `kept` (distinct lists of token numbers) and `layer_to_kept` (which list
+            each layer has), as a reading and `lacache inspect --json` give them.
+        path: the PNG to write.
+
+    Raises:
+        InputError: the record is of another kind or nothing has been seen.
+        MissingExtraError: matplotlib is not installed.
+    """
+    num_seen, kept, layer_to_kept = _need(record, "num_seen", "kept", "layer_to_kept")
+    if num_seen < 1:
+        raise InputError(f"num_seen={num_seen} leaves nothing to draw; try num_seen=1")
+    held = len(kept[0])
+    alive = sorted(set().union(*kept))
+    sinks = next((i for i, t in enumerate(kept[0]) if any(k[i] != i for k in kept)), held)
+    start = _first_drawn(alive, sinks, num_seen)
+    by_all = set(kept[0]).intersection(*kept)
+    dense = next((t for t in range(num_seen, 0, -1) if t - 1 not in by_all), 0)
+    close_up = max(0, dense - 112), min(num_seen, max(0, dense - 112) + 128)
+    has_close_up = len(kept) > 1 and num_seen - start > 300
+    with drawing(path, 12, 6.8 if has_close_up else 4.2) as figure:
+        axes = figure.subplots(2 if has_close_up else 1, squeeze=False)[:, 0]
+        figure.suptitle(
+            f"What each layer holds after {num_seen:,} tokens: {held:,} each over "
+            f"{len(layer_to_kept)} layers, {len(alive):,} different ones together",
+            x=0.01,
+            ha="left",
+            weight="bold",
+            size=13,
+        )
+        _draw_kept(axes[0], record, (start, num_seen))
+        axes[0].set_title(_before(alive, sinks, start, num_seen), weight="normal", size=11)
+        if held < num_seen:
+            _mark_window(axes[0], num_seen - held + sinks, held)
+        if has_close_up:
+            _draw_kept(axes[1], record, close_up)
+            axes[1].set_title(
+                f"Close up of tokens {close_up[0]:,} to {close_up[1] - 1:,}: different layers keep "
+                "different old tokens, all layers keep the newest",
+                weight="normal",
+                size=11,
+            )
+
+
+def _first_drawn(alive: list[int], sinks: int, num_seen: int) -> int:
+    """Where to start, so that the few very old tokens do not squeeze all others."""
+    old = alive[sinks:]
+    if not old:
+        return 0
+    start = num_seen - int(1.15 * (num_seen - old[len(old) // 100]))
+    return start if start > num_seen // 4 else 0
+
+
+def _before(alive: list[int], sinks: int, start: int, num_seen: int) -> str:
+    if start == 0:
+        return f"All tokens, 0 to {num_seen - 1:,}"
+    others = sum(1 for t in alive[sinks:] if t < start)
+    return (
+        f"Tokens {start:,} to {num_seen - 1:,}; of the {start:,} before them only "
+        f"the first {sinks} (sinks) and {others} more are held"
+    )
+
+
+def _mark_window(axes: Axes, edge: int, held: int) -> None:
+    axes.axvline(edge - 0.5, color=INK, linewidth=1.4, linestyle=(0, (4, 2)))
+    axes.annotate(
+        f"a plain window of {held:,}\nwould start here",
+        (edge, 0.07),
+        (-9, 0),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9.5,
+        bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": FAINT},
+    )
+
+
+def _draw_kept(axes: Axes, record: Record, tokens: tuple[int, int]) -> None:
+    """The share of tokens kept, in as many columns as can be told apart."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import MaxNLocator
+
+    first, stop = tokens
+    width = max(1, (stop - first) // 1500)
+    columns = -(-(stop - first) // width)
+    shares = []
+    for kept in record["kept"]:
+        row = np.zeros(columns * width)
+        inside = [t - first for t in kept if first <= t < stop]
+        row[inside] = 1.0
+        shares.append(row.reshape(columns, width).mean(axis=1))
+    image = np.stack([shares[i] for i in record["layer_to_kept"]])
+    # A single token in a wide column must still be seen.
+    image = np.where(image > 0, np.maximum(image, 0.25), 0.0)
+    colours = LinearSegmentedColormap.from_list(
+        "kept", ["#FFFFFF", "#F6B98A", "#D55E00", "#8A3D00"]
+    )
+    num_layers = len(image)
+    axes.imshow(
+        image,
+        aspect="auto",
+        interpolation="nearest",
+        cmap=colours,
+        vmin=0,
+        vmax=1.35,
+        extent=(first - 0.5, first + columns * width - 0.5, num_layers - 0.5, -0.5),
+    )
+    axes.set_xlim(first - 0.5, stop - 0.5)
+    axes.grid(visible=False)
+    axes.set_ylabel("layer")
+    axes.set_xlabel("token" if width == 1 else f"token ({width} to a column: darker, more of them)")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    if stop - first <= 200:
+        axes.set_yticks(np.arange(-0.5, num_layers), minor=True)
+        axes.set_xticks(np.arange(first - 0.5, stop), minor=True)
+        axes.grid(which="minor", color="white", linewidth=0.5)
+        axes.tick_params(which="minor", length=0)
+
+
+def _need(record: Record, *keys: str) -> list[Any]:
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise InputError(
+            f"the record has no {', '.join(missing)}, which this plot needs; "
+            "give a record of `lacache demo` or `lacache inspect --json`"
+        )
+    return [record[key] for key in keys]

@@ -1,0 +1,49 @@
+"""Bytes in the cache by tokens read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lacache.evals.compare import check_same_text
+from lacache.evals.plots.drawing import drawing
+from lacache.evals.plots.lines import about, styled
+from lacache.evals.records import Record
+
+_MIB = 2**20
+
+
+def plot_memory(records: Sequence[Record], path: Path) -> None:
+    """Draw the bytes that each cache holds by tokens read.
+
+    Raises:
+        InputError: no records, records of another kind, or of different tokens.
+        MissingExtraError: matplotlib is not installed.
+    """
+    check_same_text(records)
+    tokens = records[0]["tokens"]
+    with drawing(path, 10, 5) as figure:
+        axes = figure.subplots()
+        for record, style in styled(records):
+            axes.plot(
+                [0, *(seen for seen, _, _ in record["memory"])],
+                [0, *(num_bytes / _MIB for _, _, num_bytes in record["memory"])],
+                **style,
+                label=f"{record['label']}: at most {record['peak_bytes'] / _MIB:,.1f} MiB",
+            )
+        peaks = [r["peak_bytes"] for r in records]
+        most, least = max(peaks), min(peaks)
+        name = next(r["label"] for r in records if r["peak_bytes"] == most)
+        axes.set_title(f"Bytes in the cache ({about(records[0])})")
+        if most > 1.5 * least:
+            axes.text(
+                0.97,
+                0.4,
+                f"{name} at the end: {most / least:,.1f} times the smallest",
+                transform=axes.transAxes,
+                ha="right",
+            )
+        axes.set_xlabel("tokens read")
+        axes.set_ylabel("cache in MiB")
+        axes.set_xlim(0, tokens)
+        axes.set_ylim(0, None)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(loc="upper left")
