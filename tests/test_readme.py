@@ -26,5 +26,6 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
         code = code.replace(before, after)
     exec(compile(code, str(README), "exec"), {})
     printed = capsys.readouterr().out
-    assert "CacheReport(num_seen=" in printed
-    assert len(printed.split(")", 1)[1].strip()) > 20
+    text, report = printed.split("CacheReport(num_seen=")
+    assert text.startswith("Once upon a time")
+    assert len(report.split(")", 1)[1].strip()) > 20

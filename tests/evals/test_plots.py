@@ -42,6 +42,12 @@ def ladder(policy: Policy, num_seen: int, num_layers: int = 8) -> Record:
 LADDER = LadderConfig(capacity=64, span=4, overlap=1)
 
 
+def test_a_plot_is_named_as_a_png(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not named so; try ladder\.png"):
+        plot_ladder({"num_seen": 1, "kept": [[0]], "layer_to_kept": [0]}, tmp_path / "ladder.txt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_ladder_is_drawn_from_its_record_alone(tmp_path: Path) -> None:
     write_record(tmp_path / "ladder.json", ladder(LADDER, 200))
     plot_ladder(read_record(tmp_path / "ladder.json"), tmp_path / "a.png")

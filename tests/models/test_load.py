@@ -41,6 +41,16 @@ def refuse(name: str | Path) -> str:
     return message
 
 
+def test_more_threads_than_cores() -> None:
+    with pytest.raises(ConfigError, match="threads=100000 must be at most the number of cores"):
+        load_model("default", threads=100_000)
+
+
+def test_a_missing_gguf_is_not_looked_for_on_the_hub() -> None:
+    with pytest.raises(ModelError, match=r"'none\.gguf' does not exist"):
+        load_model("none.gguf")
+
+
 def test_directory_loads_as_stored(
     tiny_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

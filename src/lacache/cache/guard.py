@@ -132,7 +132,10 @@ def _shape(call: dict[str, Any]) -> tuple[int, int, torch.device]:
     if inputs is None:
         raise InputError("neither input_ids nor inputs_embeds was given; pass one of them")
     if inputs.shape[1] == 0:
-        raise InputError("0 new tokens were given and at least one is needed; pass a longer input")
+        raise InputError(
+            "0 new tokens were given and at least one is needed; generate() needs the whole text "
+            "so far and a new token, and cache.reset() starts over"
+        )
     return inputs.shape[0], inputs.shape[1], inputs.device
 
 

@@ -59,6 +59,7 @@ class LaCache(GuardedCache):
         self._policy_for = policy_for
         self._prefill = prefill
         self._group = group
+        self._start_over(1)
         self._prompt_tokens = 0
 
     @classmethod
@@ -85,8 +86,9 @@ class LaCache(GuardedCache):
             model: the model; its decoder gets a forward hook that acts on these caches only.
             config: a policy (LadderConfig, SinkWindow, Full), or a budget.
             budget: an int is tokens per layer (the capacity); a float in (0, 1] is a share of the
-                first prompt, rounded up (of its first chunk with generate's prefill_chunk_size,
-                as the rest is not known then); a text such as "64MiB" is bytes for one sequence
+                first prompt, rounded up, but never less than the policy can work with (of its
+                first chunk with generate's prefill_chunk_size, as the rest is not known then);
+                a text such as "64MiB" is bytes for one sequence
                 over all layers with a growing cache, rounded down.
             policy: "ladder", "streaming" or "full", for a budget.
             span: see LadderConfig; without it, half of the layers.
@@ -136,6 +138,14 @@ class LaCache(GuardedCache):
         guard(find_decoder(model))
         return cls(model, facts, policy_for, prefill, layers, group)
 
+    def __repr__(self) -> str:
+        return f"LaCache({self.policy}, {self.report()})"
+
+    @property
+    def policy(self) -> Policy:
+        """What the layers keep; with a share as budget, as far as it is known yet."""
+        return self._policy
+
     @torch.no_grad()
     def prefill(
         self,
@@ -158,8 +168,12 @@ class LaCache(GuardedCache):
             ModelError: another model than the cache's, or one without a language-model head.
         """
         if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.shape[1] == 0:
-            shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids)
-            raise InputError(f"input_ids of shape {shape} must be [batch, tokens >= 1]")
+            is_tensor = isinstance(input_ids, Tensor)
+            given = tuple(input_ids.shape) if is_tensor else type(input_ids).__name__
+            raise InputError(
+                f"input_ids of shape {given} must be a tensor [batch, tokens >= 1]; with a "
+                "tokenizer: tokenizer(text, return_tensors='pt').input_ids"
+            )
         self.check_decoder(find_decoder(model))
         if model.get_output_embeddings() is None:
             raise ModelError(
@@ -237,14 +251,14 @@ class LaCache(GuardedCache):
                 layer.reset()
             else:
                 self.layers[i] = fresh
-        self._group.rebind(self._policy_for(1).bind(len(self._facts.growing)))
+        self._start_over(1)
         self._prompt_tokens = 0
 
     def resolve(self, num_tokens: int) -> None:
         """Set the capacity by the length of the first prompt, the longest piece seen of it."""
         if self._group.state.num_seen == 0 and num_tokens > self._prompt_tokens:
             self._prompt_tokens = num_tokens
-            self._group.rebind(self._policy_for(num_tokens).bind(len(self._facts.growing)))
+            self._start_over(num_tokens)
 
     def next_segment(self, num_tokens: int) -> int:
         """Tokens up to the next compaction, or all in a dense prefill."""
@@ -264,7 +278,8 @@ class LaCache(GuardedCache):
             raise InputError(
                 f"the input starts at position {first_position}, but the cache has seen "
                 f"{num_seen} tokens; generate() needs the whole text so far and at least one new "
-                "token, or pass the new tokens alone to cache.prefill or lacache.stream"
+                "token, cache.prefill and lacache.stream need the new tokens alone, and "
+                "cache.reset() starts over"
             )
         keys = self._bounded_layers()[0].keys
         if keys is not None and keys.shape[0] != batch_size:
@@ -312,6 +327,10 @@ class LaCache(GuardedCache):
     def growing_layers(self) -> list[int]:
         """Indices of the layers that the policy rules; the others are native."""
         return [layer.index for layer in self._facts.growing]
+
+    def _start_over(self, num_tokens: int) -> None:
+        self._policy = self._policy_for(num_tokens)
+        self._group.rebind(self._policy.bind(len(self._facts.growing)))
 
     def _is_dense(self) -> bool:
         return self._prefill == "dense" and self._group.state.num_seen == 0

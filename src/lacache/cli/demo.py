@@ -173,15 +173,17 @@ def demo(
         "environment": environment(),
         "readings": readings,
     }
+    console = Console(highlight=False)
+    if not as_json:
+        # Before anything is written: a full disk must not cost the figures.
+        _show(console, record)
     write_record(out / "demo.json", record)
     readings = read_record(out / "demo.json")["readings"]
     plot_ladder(readings[-1], out / "ladder.png")
     plot_perplexity(readings, out / "perplexity.png")
     plot_memory(readings, out / "memory.png")
 
-    console = Console(highlight=False)
     if not as_json:
-        _show(console, record)
         written = ", ".join(
             str(out / name) for name in ("demo.json", "ladder.png", "perplexity.png", "memory.png")
         )

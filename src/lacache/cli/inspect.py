@@ -90,14 +90,15 @@ def inspect(
     if not before_compaction:
         kept.settle()
     record = ladder_record(kept) | {"compaction_due": is_due}
+    if plot is not None:
+        from lacache.evals.plots import plot_ladder
+
+        plot_ladder(record, plot)
     if as_json:
         typer.echo(json.dumps(record))
     else:
         _show(config, record, before_compaction=before_compaction)
     if plot is not None:
-        from lacache.evals.plots import plot_ladder
-
-        plot_ladder(record, plot)
         typer.echo(f"wrote {plot}", err=True)
 
 

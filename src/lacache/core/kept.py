@@ -48,10 +48,10 @@ class KeptTokens:
 
 
 def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
-    """What a cache holds after `num_seen` tokens, in time of the order of the number of periods.
+    """What a cache holds after `num_seen` tokens, in time of the order of one period.
 
-    One period maps slots to slots, and always in the same way; so it is played once, and then the
-    map is applied once a period instead of once a token.
+    One period maps slots to slots, and always in the same way; so it is played once, and its map
+    is raised to the number of periods.
     """
     kept = KeptTokens(schedule)
     if schedule.capacity == UNBOUNDED:
@@ -69,17 +69,35 @@ def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
     for tokens in one.by_pattern.values():
         tokens.extend(range(schedule.capacity))
     one.read(length)
+    arrived = start.num_seen - schedule.capacity
     for pattern, moves in one.by_pattern.items():
-        tokens = kept.by_pattern[pattern]
-        for period in range(periods):
-            # A move below the capacity names an old slot; from there on, a token of this period.
-            arrived = start.num_seen - schedule.capacity + period * length
-            tokens = [tokens[m] if m < schedule.capacity else m + arrived for m in moves]
-        kept.by_pattern[pattern] = tokens
+        before = kept.by_pattern[pattern]
+        kept.by_pattern[pattern] = [
+            before[m] if m < schedule.capacity else m + arrived
+            for m in _repeat(moves, length, periods)
+        ]
     seen = start.num_seen + periods * length
     kept.state = State(seen, schedule.capacity, start.cursor)
     kept.read(num_seen - seen)
     return kept
+
+
+def _repeat(moves: list[int], length: int, times: int) -> list[int]:
+    """The moves of `times` periods of `length` tokens, by squaring.
+
+    A move below the capacity names an old slot; from the capacity on, a token by its number
+    since the start of the period.
+    """
+    capacity = len(moves)
+    result, done = list(range(capacity)), 0
+    while times:
+        if times % 2:
+            result = [result[m] if m < capacity else m + done for m in moves]
+            done += length
+        moves = [moves[m] if m < capacity else m + length for m in moves]
+        length *= 2
+        times //= 2
+    return result
 
 
 def coverage(by_pattern: dict[int, list[int]]) -> int:

@@ -13,6 +13,8 @@ TIE_IN_SPEED = 0.05
 """Speeds closer than this share count as a tie: a machine is rarely quieter than that."""
 
 _WINDOW = 512
+_FEW = 4
+"""Fewer stretches than these are too little text to name a winner."""
 _MIB = 2**20
 
 
@@ -142,7 +144,7 @@ def _pair(record: Record, base: Record) -> str:
     percent, error = 100 * math.expm1(gap.mean), 100 * gap.error
     if gap.mean == 0:
         verdict = "the same"
-    elif not gap.is_clear:
+    elif not gap.is_clear or len(stretches) < _FEW:
         verdict = (
             f"no clear winner ({record['label']} {percent:+.2f} %, standard error {error:.2f})"
         )

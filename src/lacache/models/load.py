@@ -1,5 +1,6 @@
 """Load a causal language model and its tokenizer, or say in one line why not."""
 
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -79,6 +80,11 @@ def load_model(
     if threads is not None:
         if threads < 1:
             raise ConfigError(f"threads={threads} must be at least 1; try threads=1")
+        cores = os.cpu_count() or threads
+        if threads > cores:
+            raise ConfigError(
+                f"threads={threads} must be at most the number of cores {cores}; try threads=1"
+            )
         torch.set_num_threads(threads)
 
     if name is None or name == "default":
@@ -97,7 +103,8 @@ def load_model(
     if path.exists():
         check_directory(path)
         return _load(path, path.resolve().name, path, torch_dtype, progress)
-    if isinstance(name, Path) or not _HUB_NAME.fullmatch(name):
+    is_file_name = path.suffix.lower() == ".gguf"
+    if isinstance(name, Path) or is_file_name or not _HUB_NAME.fullmatch(name):
         raise ModelError(f"model {str(name)!r} does not exist; {_REMEDY}")
     return _load(name, name, None, torch_dtype, progress)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lacache.core.errors import InputError
 from lacache.core.packages import require_modules
 from lacache.evals.records import replacing
 
@@ -46,9 +47,16 @@ def require_matplotlib() -> None:
     require_modules("matplotlib", why="drawing plots", extra="plots")
 
 
+def check_png(path: Path) -> None:
+    """Raise InputError unless the file's name is that of a PNG."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"plots are PNG files, and {path} is not named so; try {path.stem}.png")
+
+
 @contextmanager
 def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure that is saved to `path` when the block ends."""
+    check_png(path)
     require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
