@@ -289,6 +289,25 @@ def test_an_interrupted_forward_of_a_hybrid_is_noticed_before_any_of_our_layers(
         cache.prefill(model, ids[:, :1])
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_an_interrupted_first_prompt_leaves_nothing_behind(family: str) -> None:
+    model = tiny_model(family)
+    ids = random_ids(40)
+    expected = LaCache.from_model(model, CONFIG).prefill(model, ids)
+    cache = LaCache.from_model(model, CONFIG)
+
+    def interrupt(module: Any, args: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.model.layers[3].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache.prefill(model, ids[:, :9])
+    handle.remove()
+    with pytest.raises(UnsupportedOperationError, match="interrupted half-way"):
+        cache.prefill(model, ids[:, :9])
+    assert torch.equal(cache.prefill(model, ids), expected)
+
+
 def test_an_interrupted_compaction_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     cache = LaCache.from_model(model, CONFIG)

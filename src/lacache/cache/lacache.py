@@ -257,6 +257,8 @@ class LaCache(GuardedCache):
     def resolve(self, num_tokens: int) -> None:
         """Set the capacity by the length of the first prompt, the longest piece seen of it."""
         if self._group.state.num_seen == 0 and num_tokens > self._prompt_tokens:
+            # An earlier prompt may have been interrupted before any of it counted.
+            self.reset()
             self._prompt_tokens = num_tokens
             self._start_over(num_tokens)
 
