@@ -100,21 +100,24 @@ class SlowCache(Cache):
                 layer.visible = list(range(max(0, num_seen + 1 - layer.window), num_seen + 1))
 
 
+def feed(model: Any, cache: SlowCache, ids: Tensor, number: int) -> Tensor:
+    """Logits [B, 1, V] after token `number` of `ids`, in a forward of its own."""
+    cache.expect(number)
+    output = model(
+        input_ids=ids[:, number : number + 1],
+        position_ids=torch.zeros(1, 1, dtype=torch.long),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits: Tensor = output.logits
+    return logits
+
+
 @torch.no_grad()
 def slow_logits(model: Any, ids: Tensor, config: LadderConfig, recent: int) -> Tensor:
-    """Logits [B, Q, V] of every token, each computed by a forward of its own."""
+    """Logits [B, Q, V] of every token."""
     cache = SlowCache(model, config, recent)
-    logits = []
-    for number in range(ids.shape[1]):
-        cache.expect(number)
-        output = model(
-            input_ids=ids[:, number : number + 1],
-            position_ids=torch.zeros(1, 1, dtype=torch.long),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits.append(output.logits)
-    return torch.cat(logits, dim=1)
+    return torch.cat([feed(model, cache, ids, i) for i in range(ids.shape[1])], dim=1)
 
 
 @torch.no_grad()
@@ -123,17 +126,9 @@ def slow_generate(
 ) -> Tensor:
     """Greedy continuation [B, Q + num_new] of `ids`."""
     cache = SlowCache(model, config, recent)
-    while True:
-        number = int(cache.layers[0].keys.shape[2]) if cache.layers[0].is_initialized else 0
-        cache.expect(number)
-        output = model(
-            input_ids=ids[:, number : number + 1],
-            position_ids=torch.zeros(1, 1, dtype=torch.long),
-            past_key_values=cache,
-            use_cache=True,
-        )
+    end = ids.shape[1] + num_new
+    for number in range(end - 1):
+        logits = feed(model, cache, ids, number)
         if number + 1 == ids.shape[1]:
-            if num_new == 0:
-                return ids
-            num_new -= 1
-            ids = torch.cat([ids, output.logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+            ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return ids
