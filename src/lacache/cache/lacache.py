@@ -59,8 +59,7 @@ class LaCache(GuardedCache):
         self._policy_for = policy_for
         self._prefill = prefill
         self._group = group
-        self._start_over(1)
-        self._prompt_tokens = 0
+        self._prompt_tokens = 1
 
     @classmethod
     def from_model(
@@ -144,7 +143,7 @@ class LaCache(GuardedCache):
     @property
     def policy(self) -> Policy:
         """What the layers keep; with a share as budget, as far as it is known yet."""
-        return self._policy
+        return self._policy_for(self._prompt_tokens)
 
     @torch.no_grad()
     def prefill(
@@ -251,16 +250,14 @@ class LaCache(GuardedCache):
                 layer.reset()
             else:
                 self.layers[i] = fresh
-        self._start_over(1)
-        self._prompt_tokens = 0
+        self._begin_prompt(1)
 
     def resolve(self, num_tokens: int) -> None:
         """Set the capacity by the length of the first prompt, the longest piece seen of it."""
         if self._group.state.num_seen == 0 and num_tokens > self._prompt_tokens:
             # An earlier prompt may have been interrupted before any of it counted.
             self.reset()
-            self._prompt_tokens = num_tokens
-            self._start_over(num_tokens)
+            self._begin_prompt(num_tokens)
 
     def next_segment(self, num_tokens: int) -> int:
         """Tokens up to the next compaction, or all in a dense prefill."""
@@ -330,9 +327,9 @@ class LaCache(GuardedCache):
         """Indices of the layers that the policy rules; the others are native."""
         return [layer.index for layer in self._facts.growing]
 
-    def _start_over(self, num_tokens: int) -> None:
-        self._policy = self._policy_for(num_tokens)
-        self._group.rebind(self._policy.bind(len(self._facts.growing)))
+    def _begin_prompt(self, num_tokens: int) -> None:
+        self._prompt_tokens = num_tokens
+        self._group.rebind(self.policy.bind(len(self._facts.growing)))
 
     def _is_dense(self) -> bool:
         return self._prefill == "dense" and self._group.state.num_seen == 0
