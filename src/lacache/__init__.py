@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from lacache.version import __version__
 
 if TYPE_CHECKING:
-    from lacache.cache.lacache import CacheReport, LaCache
+    from lacache.cache.lacache import LaCache
+    from lacache.cache.reading import CacheReport
     from lacache.core.full import Full
     from lacache.core.ladder import LadderConfig
     from lacache.core.sink_window import SinkWindow
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 # Loaded on first use, so that `lacache.core` and the command line's help need no torch.
 _HOMES = {
-    "CacheReport": "lacache.cache.lacache",
+    "CacheReport": "lacache.cache.reading",
     "LaCache": "lacache.cache.lacache",
     "Full": "lacache.core.full",
     "LadderConfig": "lacache.core.ladder",
