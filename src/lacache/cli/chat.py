@@ -168,7 +168,7 @@ class _Chat:
         if command == "/state":
             from rich.console import Console
 
-            from lacache.cli.report import report_table
+            from lacache.cli.cache_report import report_table
 
             Console().print(report_table(self._conversation.cache.report(), self._num_pinned))
         elif command == "/reset":

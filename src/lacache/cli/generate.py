@@ -30,7 +30,7 @@ from lacache.cli.options import (
     WindowLayersOption,
 )
 from lacache.cli.prompt import read_prompt
-from lacache.cli.report import in_bytes, report_record
+from lacache.cli.cache_report import in_bytes, report_record
 from lacache.core.errors import InputError
 
 

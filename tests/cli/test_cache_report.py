@@ -1,7 +1,7 @@
 import pytest
 
 from lacache import Full, LaCache, SinkWindow
-from lacache.cli.report import in_bytes, report_record
+from lacache.cli.cache_report import in_bytes, report_record
 from lacache.core.schedule import Policy
 from tests.engine.tiny import tiny_llama
 
