@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from lacache.cli.cache_options import CacheOptions
+from lacache.cli.cache_report import in_bytes, report_record
 from lacache.cli.options import (
     DEFAULT_THREADS,
     BudgetOption,
@@ -30,7 +31,6 @@ from lacache.cli.options import (
     WindowLayersOption,
 )
 from lacache.cli.prompt import read_prompt
-from lacache.cli.cache_report import in_bytes, report_record
 from lacache.core.errors import InputError
 
 
