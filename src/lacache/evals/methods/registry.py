@@ -1,0 +1,22 @@
+"""Methods by name, for the command line and records. A new method adds one row here."""
+
+from collections.abc import Callable
+
+from lacache.evals.methods.full import FullCache
+from lacache.evals.methods.method import Method
+from lacache.evals.methods.streaming import Streaming
+from lacache.evals.specs import parse_spec
+
+METHODS: dict[str, Callable[..., Method]] = {
+    FullCache.name: FullCache,
+    Streaming.name: Streaming,
+}
+
+
+def parse_method(spec: str) -> Method:
+    """The method that `NAME` or `NAME:key=value,key=value` says.
+
+    Raises:
+        ConfigError: no such method or setting, or a value that does not fit.
+    """
+    return parse_spec(spec, METHODS, "method")
