@@ -3,13 +3,17 @@
 from collections.abc import Callable
 
 from lacache.evals.methods.full import FullCache
+from lacache.evals.methods.ladder import Ladder
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.streaming import Streaming
+from lacache.evals.methods.uniform import UniformStride
 from lacache.evals.specs import parse_spec
 
 METHODS: dict[str, Callable[..., Method]] = {
     FullCache.name: FullCache,
     Streaming.name: Streaming,
+    Ladder.name: Ladder,
+    UniformStride.name: UniformStride,
 }
 
 
