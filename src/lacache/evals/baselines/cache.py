@@ -1,0 +1,282 @@
+"""A transformers Cache that evicts by score."""
+
+from collections.abc import Sequence
+from typing import Any, final
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin
+
+from lacache.cache import CacheReport
+from lacache.cache.facts import ModelFacts, find_decoder, model_facts
+from lacache.cache.guard import guard
+from lacache.cache.layer import layer_bytes, refuse_taking_back
+from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
+from lacache.evals.baselines.attention import WatchingCache, watch
+from lacache.evals.baselines.counts import Counts
+from lacache.evals.baselines.layer import ScoredLayer
+from lacache.evals.baselines.ledger import Ledger
+from lacache.evals.baselines.scorer import AttentionScorer, Scorer
+
+
+@final
+class ScoredCache(WatchingCache):
+    """Each KV head of each layer keeps the tokens of highest score; see `from_model`.
+
+    One row only. `report().bytes` counts keys and values; what a score remembers besides is not
+    counted.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        facts: ModelFacts,
+        ledger: Ledger,
+        layers: list[Any],
+        *,
+        dense: bool,
+        wants_weights: bool,
+    ) -> None:
+        """Make a cache with `ScoredCache.from_model`."""
+        super().__init__(layers)
+        self._decoder = ref(find_decoder(model))
+        self._facts = facts
+        self._ledger = ledger
+        self._dense = dense
+        self._wants_weights = wants_weights
+        self._num_new = 0
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        scorer: Scorer,
+        capacity: int | Sequence[int],
+        *,
+        refill: int = 1,
+        sinks: int = 4,
+        dense: bool = False,
+    ) -> "ScoredCache":
+        """A cache for a causal language model of transformers.
+
+        Whenever a layer is full before a new token, every layer evicts down to its capacity minus
+        `refill`. With `dense`, the first input is read with a full cache and then cut down to the
+        count that reading it in pieces would leave, so that at every moment as many bytes are
+        held as by any other method with this capacity and refill.
+
+        Args:
+            model: the model; its decoder and attention modules get forward hooks that act on
+                these caches only.
+            scorer: what the tokens are kept by.
+            capacity: most tokens that a layer ever holds; or one number for each layer with a
+                growing cache, for scores that need attention weights.
+            refill: slots that one compaction frees.
+            sinks: first tokens, never evicted.
+            dense: read the first input with a full cache.
+
+        Raises:
+            ConfigError: the capacity is too small for what is never evicted, or does not fit the
+                model.
+            UnsupportedModelError: the model's caches or positions are not understood, or its
+                attention weights cannot be had.
+        """
+        check_int("sinks", sinks, 0)
+        facts = model_facts(model)
+        depth = len(facts.growing)
+        capacities = (capacity,) * depth if isinstance(capacity, int) else tuple(capacity)
+        if len(capacities) != depth:
+            raise ConfigError(
+                f"{len(capacities)} capacities were given for {depth} layers with a growing cache; "
+                f"give {depth}"
+            )
+        wants_weights = isinstance(scorer, AttentionScorer)
+        if len(set(capacities)) > 1 and not wants_weights:
+            raise ConfigError(
+                "capacities that differ by layer need masks that only the eager implementation "
+                "takes, and a score of keys runs on any; give one capacity"
+            )
+        counts = Counts(capacities, refill)
+        _check_room(counts, scorer, sinks)
+        ledger = Ledger(counts)
+        layers: list[Any] = DynamicCache(config=facts.text_config).layers
+        for i, layer in enumerate(facts.growing):
+            layers[layer.index] = ScoredLayer(scorer, ledger, i, layer.rotation, sinks)
+        decoder = find_decoder(model)
+        guard(decoder)
+        if wants_weights:
+            watch(decoder)
+        return cls(model, facts, ledger, layers, dense=dense, wants_weights=wants_weights)
+
+    def kept_tokens(self, layer_idx: int) -> list[list[int]]:
+        """For each KV head, the original numbers of the tokens that a layer holds now.
+
+        Raises:
+            InputError: no such layer, or one that evicts nothing by score.
+        """
+        layer = self.layers[layer_idx] if 0 <= layer_idx < len(self.layers) else None
+        if not isinstance(layer, ScoredLayer):
+            growing = [layer.index for layer in self._facts.growing]
+            raise InputError(f"layer_idx={layer_idx} must be one of {growing}")
+        kept: list[list[int]] = layer.tokens().tolist()
+        return kept
+
+    def report(self) -> CacheReport:
+        """Where the cache stands; counts of layers are means, rounded down."""
+        ledger = self._ledger
+        depth = len(ledger.held)
+        num_cached = sum(ledger.held) // depth
+        seen = torch.zeros(ledger.num_seen, dtype=torch.bool)
+        for layer in self._scored_layers():
+            seen[layer.tokens().flatten().cpu()] = True
+        return CacheReport(
+            num_seen=ledger.num_seen,
+            num_cached=num_cached,
+            num_evicted=ledger.num_seen - num_cached,
+            capacity=sum(ledger.counts.capacities) // depth,
+            compactions=ledger.compactions,
+            bytes=sum(
+                layer_bytes(layer.keys, layer.values)
+                for layer in self.layers
+                if isinstance(layer, CacheLayerMixin)
+            ),
+            coverage=int(seen.sum()),
+        )
+
+    def reset(self) -> None:
+        """Forget everything: the cache is as new, with the same configuration."""
+        # Native layers are made anew, as some versions of transformers only zero them.
+        for i, fresh in enumerate(DynamicCache(config=self._facts.text_config).layers):
+            layer = self.layers[i]
+            if isinstance(layer, ScoredLayer):
+                layer.reset()
+            else:
+                self.layers[i] = fresh
+        self._ledger.clear()
+        self._num_new = 0
+
+    @property
+    def wants_weights(self) -> bool:
+        """Whether the score needs attention weights."""
+        return self._wants_weights
+
+    def mask_for(self, layer_idx: int, mask: Tensor | None) -> Tensor | None:
+        """A causal mask [1, 1, Q, N + Q] where a layer holds another number than the first."""
+        layer = self.layers[layer_idx]
+        if not isinstance(layer, ScoredLayer):
+            return mask
+        num_keys = layer.num_stored() + self._num_new
+        if mask is None or mask.shape[-1] == num_keys:
+            return mask
+        hidden = torch.full_like(mask[..., :1], torch.finfo(mask.dtype).min)
+        hidden = hidden.expand(-1, -1, -1, num_keys)
+        return hidden.triu(num_keys - self._num_new + 1)
+
+    def observe(self, layer_idx: int, weights: Tensor | None) -> None:
+        """Hand attention weights to their layer."""
+        layer = self.layers[layer_idx]
+        if isinstance(layer, ScoredLayer):
+            layer.observe(weights)
+
+    def resolve(self, num_tokens: int) -> None:
+        """Nothing to learn: the capacity is in tokens."""
+
+    def next_segment(self, num_tokens: int) -> int:
+        """Tokens up to the next compaction, or all in a dense prefill."""
+        return num_tokens if self._is_dense() else min(num_tokens, self._ledger.room())
+
+    def check_decoder(self, decoder: nn.Module) -> None:
+        """Refuse another model."""
+        if decoder is not self._decoder():
+            raise ModelError(
+                "this cache was made from another model; make one with "
+                "ScoredCache.from_model(model, ...)"
+            )
+
+    def check_input(self, first_position: int | None, batch_size: int) -> None:
+        """Refuse several rows, and input that does not go on where the text stands."""
+        num_seen = self._ledger.num_seen
+        if first_position is not None and first_position != num_seen:
+            raise InputError(
+                f"the input starts at position {first_position}, but the cache has seen "
+                f"{num_seen} tokens; give what follows, or call cache.reset()"
+            )
+        if batch_size != 1:
+            raise InputError(
+                f"the input has {batch_size} rows, and a scored cache reads one; give one row"
+            )
+
+    def next_positions(self, num_new: int) -> Tensor:
+        """Positions [Q] for the next forward: slots of the longest layer, where possible."""
+        # Native sliding layers keep rotated keys, so there positions must go on counting.
+        native = self._facts.has_native
+        first = self._ledger.num_seen if native else max(self._ledger.settled())
+        return torch.arange(first, first + num_new)
+
+    def begin(self, num_new: int, first_position: int) -> None:
+        """Evict if it is due, and open a forward.
+
+        Raises:
+            UnsupportedOperationError: the last forward was interrupted.
+        """
+        if self._num_new:
+            raise UnsupportedOperationError(
+                "the last forward was interrupted, so layers may hold different tokens; call "
+                "cache.reset() and read the text again"
+            )
+        self._num_new = num_new
+        if not self._is_dense():
+            self._ledger.settle()
+            self._evict()
+        for layer in self._scored_layers():
+            layer.open(first_position, self._ledger.num_seen)
+
+    def commit(self) -> None:
+        """Close a forward; after a dense prefill, evict."""
+        for layer in self._scored_layers():
+            layer.close()
+        if self._is_dense():
+            self._ledger.insert_dense(self._num_new)
+            self._evict()
+        else:
+            self._ledger.insert(self._num_new)
+        for layer, held in zip(self._scored_layers(), self._ledger.held, strict=True):
+            if layer.num_stored() != held:
+                raise UnsupportedOperationError(
+                    f"a layer stored {layer.num_stored()} tokens where {held} were counted, as "
+                    "the model did not pass the cache on (gradient checkpointing does that); call "
+                    "model.eval() and cache.reset()"
+                )
+        self._num_new = 0
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: what was evicted cannot come back."""
+        refuse_taking_back()
+
+    def activate_past_recording(self) -> None:
+        """Refused: it announces that tokens will be taken back."""
+        refuse_taking_back()
+
+    def _is_dense(self) -> bool:
+        return self._dense and self._ledger.num_seen == 0
+
+    def _evict(self) -> None:
+        for layer, count in zip(self._scored_layers(), self._ledger.held, strict=True):
+            layer.evict(count)
+
+    def _scored_layers(self) -> list[ScoredLayer]:
+        return [layer for layer in self.layers if isinstance(layer, ScoredLayer)]
+
+
+def _check_room(counts: Counts, scorer: Scorer, sinks: int) -> None:
+    """Raise ConfigError unless a full layer can always free its slots."""
+    least = min(counts.capacities)
+    protected = scorer.protected(least)
+    if sinks + protected + counts.refill > least:
+        raise ConfigError(
+            f"capacity={least} must be at least {sinks + protected + counts.refill} = sinks "
+            f"{sinks} + newest {protected} that {type(scorer).__name__} never evicts + refill "
+            f"{counts.refill}; try a larger capacity"
+        )
