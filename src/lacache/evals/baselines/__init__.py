@@ -7,6 +7,7 @@ implementation of attention.
 
 from lacache.evals.baselines.cache import ScoredCache
 from lacache.evals.baselines.counts import Counts
+from lacache.evals.baselines.pyramid import pyramid
 from lacache.evals.baselines.random_ladder import RandomLadder
 from lacache.evals.baselines.scorer import AttentionScorer, KeyScorer, Scorer
 from lacache.evals.baselines.scorers import H2O, TOVA, KeyDiff, Knorm, LagKV, SnapKV
@@ -24,4 +25,5 @@ __all__ = [
     "ScoredCache",
     "Scorer",
     "SnapKV",
+    "pyramid",
 ]

@@ -3,9 +3,17 @@
 from collections.abc import Callable
 
 from lacache.evals.methods.full import FullCache
+from lacache.evals.methods.h2o import H2OMethod
+from lacache.evals.methods.keydiff import KeyDiffMethod
+from lacache.evals.methods.knorm import KnormMethod
 from lacache.evals.methods.ladder import Ladder
+from lacache.evals.methods.lagkv import LagKVMethod
 from lacache.evals.methods.method import Method
+from lacache.evals.methods.pyramidkv import PyramidKVMethod
+from lacache.evals.methods.random_ladder import RandomLadderMethod
+from lacache.evals.methods.snapkv import SnapKVMethod
 from lacache.evals.methods.streaming import Streaming
+from lacache.evals.methods.tova import TOVAMethod
 from lacache.evals.methods.uniform import UniformStride
 from lacache.evals.specs import parse_spec
 
@@ -14,6 +22,14 @@ METHODS: dict[str, Callable[..., Method]] = {
     Streaming.name: Streaming,
     Ladder.name: Ladder,
     UniformStride.name: UniformStride,
+    RandomLadderMethod.name: RandomLadderMethod,
+    KeyDiffMethod.name: KeyDiffMethod,
+    KnormMethod.name: KnormMethod,
+    LagKVMethod.name: LagKVMethod,
+    TOVAMethod.name: TOVAMethod,
+    H2OMethod.name: H2OMethod,
+    SnapKVMethod.name: SnapKVMethod,
+    PyramidKVMethod.name: PyramidKVMethod,
 }
 
 

@@ -1,0 +1,32 @@
+"""H2O (arXiv 2306.14048): what got most attention so far stays, and the newest tokens."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from lacache.evals.baselines import H2O, Scorer
+from lacache.evals.methods.scored import ScoredMethod
+from lacache.evals.methods.settings import check_share
+
+
+@final
+@dataclass(frozen=True)
+class H2OMethod(ScoredMethod):
+    """Evicts what got least attention since it came in.
+
+    Args:
+        sinks: first tokens, never evicted.
+        refill: share of the capacity that one compaction frees.
+        recent: share of the capacity for the newest tokens; half, as in the paper.
+    """
+
+    name: ClassVar[str] = "h2o"
+
+    recent: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("recent", self.recent)
+
+    def scorer(self, capacity: int) -> Scorer:
+        """With the window in tokens."""
+        return H2O(int(self.recent * capacity))

@@ -1,0 +1,63 @@
+"""PyramidKV (arXiv 2406.02069): SnapKV with fewer tokens the deeper the layer."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from lacache.cache import ReadingCache
+from lacache.cache.facts import model_facts
+from lacache.core.errors import ConfigError
+from lacache.evals.baselines import ScoredCache, Scorer, SnapKV, pyramid
+from lacache.evals.methods.scored import ScoredMethod
+from lacache.evals.methods.settings import refill_slots
+
+
+@final
+@dataclass(frozen=True)
+class PyramidKVMethod(ScoredMethod):
+    """Evicts by SnapKV's score; capacities fall with depth and their mean is the capacity.
+
+    As a compaction frees equally many slots in every layer, no layer goes below sinks, window and
+    one refill.
+
+    Args:
+        sinks: first tokens, never evicted.
+        refill: share of the mean capacity that one compaction frees.
+        window: newest tokens that look, and are never evicted.
+        kernel: slots to pool over, odd.
+        beta: how steeply capacities fall, at least 1; 20 as in the paper's code.
+    """
+
+    name: ClassVar[str] = "pyramidkv"
+
+    window: int = 32
+    kernel: int = 5
+    beta: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        SnapKV(self.window, self.kernel)
+        if not self.beta >= 1:
+            raise ConfigError(f"beta={self.beta} must be at least 1; try beta=20")
+
+    def scorer(self, capacity: int) -> Scorer:
+        """SnapKV's."""
+        return SnapKV(self.window, self.kernel)
+
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+        """An empty cache."""
+        refill = refill_slots(self.refill, capacity)
+        capacities = pyramid(
+            capacity,
+            len(model_facts(model).growing),
+            window=self.window,
+            beta=self.beta,
+            floor=self.sinks + self.window + refill,
+        )
+        return ScoredCache.from_model(
+            model,
+            self.scorer(capacity),
+            capacities,
+            refill=refill,
+            sinks=self.sinks,
+            dense=dense,
+        )
