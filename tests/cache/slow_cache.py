@@ -5,14 +5,16 @@ a key at slot s is then the key rotated by `s - q`, with the textbook formula. W
 keeps comes from the slow reference of the core, token numbers and all.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from torch.nn.functional import pad
+from transformers import AttentionInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.core.ladder import LadderConfig
+from lacache.core import Groups, LadderConfig, Plan, Policy, SinkWindow
 from lacache.core.reference import reference_kept
 
 
@@ -33,7 +35,10 @@ class SlowLayer(CacheLayerMixin):
         super().__init__()
         self.inv_freq = inv_freq
         self.window = window
-        self.visible: list[int] = []
+        self.visible: list[list[int]] = []
+        """Per KV head, or one list for all."""
+        self.length = 0
+        """Keys that are returned: the most that a head sees."""
         self.num_seen = 0
 
     @property
@@ -49,17 +54,27 @@ class SlowLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         self.keys = torch.cat([self.keys, key_states], dim=2)
         self.values = torch.cat([self.values, value_states], dim=2)
-        keys, values = self.keys[:, :, self.visible], self.values[:, :, self.visible]
+        heads = [self.look(head) for head in range(key_states.shape[1])]
+        keys, values = zip(*heads, strict=True)
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
+    def look(self, head: int) -> tuple[Tensor, Tensor]:
+        """Keys, rotated, and values [B, 1, N, D] of one head."""
+        visible = self.visible_to(head)
+        keys = self.keys[:, head : head + 1, visible]
+        values = self.values[:, head : head + 1, visible]
         if self.inv_freq is not None:
-            if self.window is None:
-                places = torch.arange(len(self.visible))
-            else:
-                places = torch.tensor(self.visible)
+            slots = list(range(len(visible)))
+            places = torch.tensor(slots if self.window is None else visible)
             keys = rotate(keys, places - places[-1], self.inv_freq)
-        return keys, values
+        filling = (0, 0, 0, self.length - len(visible))
+        return pad(keys, filling), pad(values, filling)
+
+    def visible_to(self, head: int) -> list[int]:
+        return self.visible[head % len(self.visible)]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return len(self.visible), self.num_seen + 1 - len(self.visible)
+        return self.length, self.num_seen + 1 - self.length
 
     def get_seq_length(self) -> int:
         return self.num_seen
@@ -72,7 +87,7 @@ class SlowLayer(CacheLayerMixin):
 
 
 class SlowCache(Cache):
-    def __init__(self, model: Any, config: LadderConfig, recent: int) -> None:
+    def __init__(self, model: Any, plan: Plan, recent: int) -> None:
         text = model.config
         types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
         rope = getattr(text, "no_rope_layers", [1] * len(types))
@@ -84,20 +99,53 @@ class SlowCache(Cache):
             window = text.sliding_window if layer_type == "sliding_attention" else None
             layers.append(SlowLayer(inv_freq if has_rope else None, window))
         super().__init__(layers=layers)
-        self.config, self.recent = config, recent
+        self.plan, self.recent = plan, recent
+        self.num_heads = text.num_key_value_heads
 
     def expect(self, num_seen: int) -> None:
         """Say which tokens each layer sees when token number `num_seen` is the newest."""
         growing = [layer for layer in self.layers if layer.window is None]
-        _, kept = reference_kept(
-            self.config, len(growing), self.recent, num_seen + 1, settled=False
-        )
-        for layer, tokens in zip(growing, kept, strict=True):
-            layer.visible = tokens
+        kept = slow_kept(self.plan, len(growing), self.num_heads, self.recent, num_seen + 1)
+        for layer, heads in zip(growing, kept, strict=True):
+            layer.visible, layer.length = heads, max(map(len, heads))
         for layer in self.layers:
             layer.num_seen = num_seen
             if layer.window is not None:
-                layer.visible = list(range(max(0, num_seen + 1 - layer.window), num_seen + 1))
+                start = max(0, num_seen + 1 - layer.window)
+                layer.visible = [list(range(start, num_seen + 1))]
+                layer.length = num_seen + 1 - start
+
+
+def slow_kept(
+    plan: Plan, num_layers: int, num_heads: int, recent: int, num_seen: int
+) -> list[list[list[int]]]:
+    """Per layer, the tokens that all KV heads, or each of them, hold after `num_seen` tokens."""
+    if not isinstance(plan, Groups):
+        return [[tokens] for tokens in _of_policy(plan, num_layers, recent, num_seen)]
+    kept: list[list[list[int]]] = [[[] for _ in range(num_heads)] for _ in range(num_layers)]
+    for group in plan.groups:
+        pairs = [
+            (member, head) if isinstance(member, int) else member
+            for member in group.members
+            for head in (range(num_heads) if isinstance(member, int) else (0,))
+        ]
+        depths = sorted({layer for layer, _ in pairs})
+        held = _of_policy(group.policy, len(depths), recent, num_seen)
+        for layer, head in pairs:
+            kept[layer][head] = held[depths.index(layer)]
+    return kept
+
+
+def _of_policy(policy: Policy, num_layers: int, recent: int, num_seen: int) -> list[list[int]]:
+    if isinstance(policy, LadderConfig):
+        own = recent if policy.recent is None else policy.recent
+        return reference_kept(policy, num_layers, own, num_seen, settled=False)[1]
+    tokens: list[int] = []
+    for token in range(num_seen):
+        if isinstance(policy, SinkWindow) and len(tokens) == policy.capacity:
+            del tokens[policy.sinks : policy.sinks + policy.refill]
+        tokens.append(token)
+    return [tokens] * num_layers
 
 
 def feed(model: Any, cache: SlowCache, ids: Tensor, number: int) -> Tensor:
@@ -114,18 +162,43 @@ def feed(model: Any, cache: SlowCache, ids: Tensor, number: int) -> Tensor:
 
 
 @torch.no_grad()
-def slow_logits(model: Any, ids: Tensor, config: LadderConfig, recent: int) -> Tensor:
+def slow_logits(model: Any, ids: Tensor, plan: Plan, recent: int = 0) -> Tensor:
     """Logits [B, Q, V] of every token."""
-    cache = SlowCache(model, config, recent)
-    return torch.cat([feed(model, cache, ids, i) for i in range(ids.shape[1])], dim=1)
+    cache = SlowCache(model, plan, recent)
+    if not isinstance(plan, Groups):
+        return torch.cat([feed(model, cache, ids, i) for i in range(ids.shape[1])], dim=1)
+    before = model.config._attn_implementation
+    AttentionInterface.register("slow_twin", head_by_head(cache))
+    model.set_attn_implementation("slow_twin")
+    try:
+        return torch.cat([feed(model, cache, ids, i) for i in range(ids.shape[1])], dim=1)
+    finally:
+        model.set_attn_implementation(before)
+
+
+def head_by_head(cache: SlowCache) -> Callable[..., tuple[Tensor, None]]:
+    """Textbook attention of one query [B, Hq, 1, D], each head over what it sees alone."""
+
+    def attention(
+        module: Any, query: Tensor, keys: Tensor, values: Tensor, *_: Any, scaling: float, **__: Any
+    ) -> tuple[Tensor, None]:
+        layer = cache.layers[module.layer_idx]
+        shared = query.shape[1] // keys.shape[1]
+        out = []
+        for head in range(query.shape[1]):
+            seen = len(layer.visible_to(head // shared))
+            own_keys = keys[:, head // shared, :seen]
+            scores = query[:, head] @ own_keys.transpose(-1, -2) * scaling
+            out.append(scores.softmax(-1) @ values[:, head // shared, :seen])
+        return torch.stack(out, dim=2), None
+
+    return attention
 
 
 @torch.no_grad()
-def slow_generate(
-    model: Any, ids: Tensor, config: LadderConfig, recent: int, num_new: int
-) -> Tensor:
+def slow_generate(model: Any, ids: Tensor, plan: Plan, recent: int, num_new: int) -> Tensor:
     """Greedy continuation [B, Q + num_new] of `ids`."""
-    cache = SlowCache(model, config, recent)
+    cache = SlowCache(model, plan, recent)
     end = ids.shape[1] + num_new
     for number in range(end - 1):
         logits = feed(model, cache, ids, number)

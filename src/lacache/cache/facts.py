@@ -38,6 +38,8 @@ class GrowingLayer:
 
     index: int
     rotation: Rotation | None
+    num_heads: int
+    """KV heads."""
     bytes_per_token: int
 
 
@@ -49,6 +51,11 @@ class ModelFacts:
     growing: tuple[GrowingLayer, ...]
     has_native: bool
     text_config: Any
+
+    @property
+    def num_heads(self) -> tuple[int, ...]:
+        """KV heads of each growing layer."""
+        return tuple(layer.num_heads for layer in self.growing)
 
     @property
     def bytes_per_token(self) -> int:
@@ -223,7 +230,7 @@ def _layer_facts(index: int, ways: tuple[Rotation, ...], near: Any, far: Any) ->
             "use a model with plain rotary attention"
         )
     width = sum(t.shape[1] * t.shape[-1] * t.element_size() for t in (near.keys, near.values))
-    return GrowingLayer(index, rotation, width)
+    return GrowingLayer(index, rotation, near.keys.shape[1], width)
 
 
 def _rotated_distance(rotation: Rotation, near: Tensor, far: Tensor) -> float:

@@ -37,10 +37,6 @@ class LayerGroup:
     """
 
     def __init__(self, schedule: Schedule) -> None:
-        self.rebind(schedule)
-
-    def rebind(self, schedule: Schedule) -> None:
-        """Start over, empty, with a schedule."""
         self.schedule = schedule
         self.compactions = 0
         self.kept = KeptTokens(schedule)
@@ -121,6 +117,12 @@ class LayerGroup:
             UnsupportedOperationError: no forward is open.
         """
         self._open_forward().touched = True
+
+    def num_keys(self) -> int:
+        """Keys that the new tokens of the open forward attend to, themselves included."""
+        forward = self._open_forward()
+        num_new = len(forward.positions)
+        return num_new if forward.dense is not None else self.state.num_cached + num_new
 
     @property
     def is_dense(self) -> bool:

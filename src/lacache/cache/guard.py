@@ -53,6 +53,13 @@ class GuardedCache(Cache, ABC):
     def commit(self) -> None:
         """Close a forward."""
 
+    def key_lengths(self, layer_idx: int) -> tuple[int, ...] | None:
+        """Keys per KV head (or one number for all) in the open forward.
+
+        None where all layers hold equally many, so that the model's own mask fits.
+        """
+        return None
+
 
 def guard(decoder: nn.Module) -> None:
     """Hang the hooks on a decoder, once."""

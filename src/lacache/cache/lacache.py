@@ -13,14 +13,17 @@ from lacache.cache.facts import ModelFacts, find_decoder, model_facts
 from lacache.cache.group import LayerGroup
 from lacache.cache.guard import guard
 from lacache.cache.layer import BoundedLayer, layer_bytes, refuse_taking_back
+from lacache.cache.masks import guard_masks
 from lacache.cache.reading import CacheReport, ReadingCache
+from lacache.cache.split_layer import SplitLayer
 from lacache.core.budget import Budget
 from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
+from lacache.core.groups import Plan, bind_plan
 from lacache.core.kept import coverage
 from lacache.core.resolve import PolicySource, policy_source
-from lacache.core.schedule import Policy
 
 Prefill = Literal["segmented", "dense"]
+Bounded = BoundedLayer | SplitLayer
 
 
 @final
@@ -28,28 +31,21 @@ class LaCache(ReadingCache):
     """Every layer keeps equally many tokens, however long the text; see `from_model`."""
 
     def __init__(
-        self,
-        model: Any,
-        facts: ModelFacts,
-        policy_for: PolicySource,
-        prefill: Prefill,
-        layers: list[Any],
-        group: LayerGroup,
+        self, model: Any, facts: ModelFacts, plan_for: PolicySource, prefill: Prefill
     ) -> None:
         """Not for users: make a cache with `LaCache.from_model`."""
-        super().__init__(layers)
+        super().__init__([])
         self._decoder = ref(find_decoder(model))
         self._facts = facts
-        self._policy_for = policy_for
+        self._plan_for = plan_for
         self._prefill = prefill
-        self._group = group
-        self._prompt_tokens = 1
+        self._start(1)
 
     @classmethod
     def from_model(
         cls,
         model: Any,
-        config: Policy | Budget | None = None,
+        config: Plan | Budget | None = None,
         *,
         budget: Budget | None = None,
         policy: str = "ladder",
@@ -67,7 +63,8 @@ class LaCache(ReadingCache):
 
         Args:
             model: the model; its decoder gets a forward hook that acts on these caches only.
-            config: a policy (LadderConfig, SinkWindow, Full), or a budget.
+            config: a policy (LadderConfig, SinkWindow, Full), Groups with a policy each, or a
+                budget.
             budget: an int is tokens per layer (the capacity); a float in (0, 1] is a share of the
                 first prompt, rounded up, but never less than the policy can work with (of its
                 first chunk with generate's prefill_chunk_size, as the rest is not known then);
@@ -106,7 +103,7 @@ class LaCache(ReadingCache):
         }
         options = {name: value for name, value in options.items() if value is not None}
         facts = model_facts(model)
-        policy_for = policy_source(
+        plan_for = policy_source(
             config,
             budget,
             policy,
@@ -114,76 +111,76 @@ class LaCache(ReadingCache):
             num_layers=len(facts.growing),
             bytes_per_token=facts.bytes_per_token,
         )
-        group = LayerGroup(policy_for(1).bind(len(facts.growing)))
-        layers: list[Any] = DynamicCache(config=facts.text_config).layers
-        for depth, layer in enumerate(facts.growing):
-            layers[layer.index] = BoundedLayer(group, depth, layer.rotation)
-        guard(find_decoder(model))
-        return cls(model, facts, policy_for, prefill, layers, group)
+        decoder = find_decoder(model)
+        guard(decoder)
+        cache = cls(model, facts, plan_for, prefill)
+        if len(cache._groups) > 1:
+            guard_masks(decoder, cache.growing_layers)
+        return cache
 
     def __repr__(self) -> str:
         return f"LaCache({self.policy}, {self.report()})"
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> Plan:
         """What the layers keep; with a share as budget, as far as it is known yet."""
-        return self._policy_for(self._prompt_tokens)
+        return self._plan_for(self._prompt_tokens)
 
-    def kept_tokens(self, layer_idx: int) -> list[int]:
+    def kept_tokens(self, layer_idx: int, kv_head: int | None = None) -> list[int]:
         """Original numbers of the tokens that a layer holds now, in slot order.
 
+        Args:
+            layer_idx: the layer.
+            kv_head: needed where the heads of a layer are in different groups.
+
         Raises:
-            InputError: no such layer.
+            InputError: no such layer or head.
             UnsupportedOperationError: the layer is native (sliding, linear, shared).
         """
         if not 0 <= layer_idx < len(self.layers):
             raise InputError(f"layer_idx={layer_idx} must be in 0 to {len(self.layers) - 1}")
         layer = self.layers[layer_idx]
-        if not isinstance(layer, BoundedLayer):
+        if not isinstance(layer, Bounded):
             raise UnsupportedOperationError(
                 f"layer {layer_idx} is a native {type(layer).__name__}; try one of "
                 f"{self.growing_layers}"
             )
-        return list(self._group.kept.by_pattern[layer.pattern])
+        part = layer.part_of(kv_head)
+        return list(part.group.kept.by_pattern[part.pattern])
 
     def report(self) -> CacheReport:
         """Where the cache stands."""
-        state = self._group.state
+        states = [group.state for group in self._groups]
+        num_seen, num_cached = states[0].num_seen, max(state.num_cached for state in states)
+        held = [tokens for group in self._groups for tokens in group.kept.by_pattern.values()]
         return CacheReport(
-            num_seen=state.num_seen,
-            num_cached=state.num_cached,
-            num_evicted=state.num_evicted,
-            capacity=self._group.schedule.capacity,
-            compactions=self._group.compactions,
+            num_seen=num_seen,
+            num_cached=num_cached,
+            num_evicted=num_seen - num_cached,
+            capacity=max(group.schedule.capacity for group in self._groups),
+            compactions=sum(group.compactions for group in self._groups),
             bytes=sum(
                 layer_bytes(layer.keys, layer.values)
-                for layer in self.layers
-                if isinstance(layer, CacheLayerMixin)
+                for layer in (*self._parts(), *self._native_layers())
             ),
-            coverage=coverage(self._group.kept.by_pattern),
+            coverage=coverage(dict(enumerate(held))),
         )
 
     def reset(self) -> None:
         """Forget everything: the cache is as new, with the same configuration."""
-        # Native layers are made anew, as some versions of transformers only zero them.
-        for i, fresh in enumerate(DynamicCache(config=self._facts.text_config).layers):
-            layer = self.layers[i]
-            if isinstance(layer, BoundedLayer):
-                layer.reset()
-            else:
-                self.layers[i] = fresh
-        self._begin_prompt(1)
+        self._start(1)
 
     def resolve(self, num_tokens: int) -> None:
         """Set the capacity by the length of the first prompt, the longest piece seen of it."""
-        if self._group.state.num_seen == 0 and num_tokens > self._prompt_tokens:
+        if self._num_seen == 0 and num_tokens > self._prompt_tokens:
             # An earlier prompt may have been interrupted before any of it counted.
-            self.reset()
-            self._begin_prompt(num_tokens)
+            self._start(num_tokens)
 
     def next_segment(self, num_tokens: int) -> int:
-        """Tokens up to the next compaction, or all in a dense prefill."""
-        return num_tokens if self._is_dense() else min(num_tokens, self._group.room())
+        """Tokens up to the next compaction of any group, or all in a dense prefill."""
+        if self._is_dense():
+            return num_tokens
+        return min(num_tokens, *(group.room() for group in self._groups))
 
     def check_decoder(self, decoder: nn.Module) -> None:
         """Refuse another model."""
@@ -194,15 +191,14 @@ class LaCache(ReadingCache):
 
     def check_input(self, first_position: int | None, batch_size: int) -> None:
         """Refuse input that does not go on where the text stands."""
-        num_seen = self._group.state.num_seen
-        if first_position is not None and first_position != num_seen:
+        if first_position is not None and first_position != self._num_seen:
             raise InputError(
                 f"the input starts at position {first_position}, but the cache has seen "
-                f"{num_seen} tokens; generate() needs the whole text so far and at least one new "
-                "token, cache.prefill and lacache.stream need the new tokens alone, and "
+                f"{self._num_seen} tokens; generate() needs the whole text so far and at least one "
+                "new token, cache.prefill and lacache.stream need the new tokens alone, and "
                 "cache.reset() starts over"
             )
-        keys = self._bounded_layers()[0].keys
+        keys = self._parts()[0].keys
         if keys is not None and keys.shape[0] != batch_size:
             raise InputError(
                 f"the input has {batch_size} rows, but the cache holds {keys.shape[0]}; use "
@@ -211,30 +207,44 @@ class LaCache(ReadingCache):
             )
 
     def next_positions(self, num_new: int) -> Tensor:
-        """Positions [Q] for the next forward: slots, where the model allows."""
-        state = self._group.settled()
+        """Positions [Q] for the next forward: slots, where the model allows.
+
+        Of several groups, the slots of the largest: there positions change least often.
+        """
+        state = max(self._groups, key=lambda group: group.schedule.capacity).settled()
         # Native sliding layers keep rotated keys, so there positions must go on counting.
         first = state.num_seen if self._facts.has_native else state.num_cached
         return torch.arange(first, first + num_new)
 
     def begin(self, num_new: int, first_position: int) -> None:
         """Open a forward."""
-        self._group.begin(num_new, first_position, dense=self._is_dense())
+        dense = self._is_dense()
+        for group in self._groups:
+            group.begin(num_new, first_position, dense=dense)
         if self._facts.has_native:
             # Native layers change without a word, perhaps before any of ours.
-            self._group.touch()
+            for group in self._groups:
+                group.touch()
 
     def commit(self) -> None:
         """Close a forward."""
-        self._group.commit()
-        num_cached = self._group.state.num_cached
-        for layer in self._bounded_layers():
-            if layer.num_stored() != num_cached:
+        for group in self._groups:
+            group.commit()
+        for part in self._parts():
+            expected = part.group.state.num_cached
+            if part.num_stored() != expected:
                 raise UnsupportedOperationError(
-                    f"a layer stored {layer.num_stored()} tokens where {num_cached} were counted, "
+                    f"a layer stored {part.num_stored()} tokens where {expected} were counted, "
                     "as the model did not pass the cache on (gradient checkpointing does that); "
                     "call model.eval() and cache.reset()"
                 )
+
+    def key_lengths(self, layer_idx: int) -> tuple[int, ...] | None:
+        """Keys per KV head in the open forward, where the groups hold different numbers."""
+        layer = self.layers[layer_idx]
+        if len(self._groups) == 1 or not isinstance(layer, Bounded):
+            return None
+        return layer.key_lengths()
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Refused: what was compacted away cannot come back."""
@@ -249,12 +259,37 @@ class LaCache(ReadingCache):
         """Indices of the layers that the policy rules; the others are native."""
         return [layer.index for layer in self._facts.growing]
 
-    def _begin_prompt(self, num_tokens: int) -> None:
-        self._prompt_tokens = num_tokens
-        self._group.rebind(self.policy.bind(len(self._facts.growing)))
+    @property
+    def _num_seen(self) -> int:
+        return self._groups[0].state.num_seen
+
+    def _start(self, prompt_tokens: int) -> None:
+        """Make empty layers for a first prompt of that many tokens."""
+        self._prompt_tokens = prompt_tokens
+        layers: list[Any] = DynamicCache(config=self._facts.text_config).layers
+        parts: dict[int, dict[tuple[int, ...], BoundedLayer]] = {}
+        self._groups: list[LayerGroup] = []
+        for bound in bind_plan(self.policy, self._facts.num_heads):
+            group = LayerGroup(bound.schedule)
+            self._groups.append(group)
+            for depth, heads in bound.heads.items():
+                layer = self._facts.growing[depth]
+                part = BoundedLayer(group, bound.pattern(depth), layer.rotation)
+                parts.setdefault(layer.index, {})[heads] = part
+        for index, of_layer in parts.items():
+            whole = len(of_layer) == 1
+            layers[index] = next(iter(of_layer.values())) if whole else SplitLayer(of_layer)
+        self.layers = layers
 
     def _is_dense(self) -> bool:
-        return self._prefill == "dense" and self._group.state.num_seen == 0
+        return self._prefill == "dense" and self._num_seen == 0
 
-    def _bounded_layers(self) -> list[BoundedLayer]:
-        return [layer for layer in self.layers if isinstance(layer, BoundedLayer)]
+    def _parts(self) -> list[BoundedLayer]:
+        return [part for layer in self.layers if isinstance(layer, Bounded) for part in layer.parts]
+
+    def _native_layers(self) -> list[CacheLayerMixin]:
+        return [
+            layer
+            for layer in self.layers
+            if isinstance(layer, CacheLayerMixin) and not isinstance(layer, Bounded)
+        ]

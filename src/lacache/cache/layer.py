@@ -1,4 +1,4 @@
-"""One layer's keys and values, of bounded length."""
+"""The keys and values of a layer, or of some of its KV heads, of bounded length."""
 
 from typing import Any, NoReturn, final
 
@@ -17,16 +17,24 @@ class BoundedLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, group: LayerGroup, depth: int, rotation: Rotation | None) -> None:
+    def __init__(self, group: LayerGroup, pattern: int, rotation: Rotation | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._group = group
-        self._depth = depth
+        self.group = group
+        self.pattern = pattern
         self._rotation = rotation
 
     @property
-    def pattern(self) -> int:
-        """Layers with the same pattern hold the same tokens."""
-        return self._group.schedule.patterns[self._depth]
+    def parts(self) -> "tuple[BoundedLayer, ...]":
+        """Itself, as all its KV heads are in one group."""
+        return (self,)
+
+    def key_lengths(self) -> tuple[int, ...]:
+        """Keys that the open forward attends to: one number, the same for all KV heads."""
+        return (self.group.num_keys(),)
+
+    def part_of(self, head: int | None) -> "BoundedLayer":
+        """Where a KV head is: itself."""
+        return self
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start empty, with the shapes, type and device of the first keys and values."""
@@ -52,25 +60,25 @@ class BoundedLayer(CacheLayerMixin):
         Raises:
             UnsupportedOperationError: called outside of the model's forward.
         """
-        self._group.touch()
+        self.group.touch()
         if self.keys is None or self.values is None:
             self.lazy_initialization(key_states, value_states)
-        slots = self._group.surviving_slots(self.pattern)
-        if self._group.is_dense:
+        slots = self.group.surviving_slots(self.pattern)
+        if self.group.is_dense:
             self.keys = _select(key_states, slots)
             self.values = _select(value_states, slots)
             return key_states, value_states
         self.keys = torch.cat([_select(self.keys, slots), key_states], dim=-2)
         self.values = torch.cat([_select(self.values, slots), value_states], dim=-2)
-        return self._group.to_slots(self.keys, self.pattern, self._rotation), self.values
+        return self.group.to_slots(self.keys, self.pattern, self._rotation), self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that `query_length` new tokens will attend to."""
-        return self._group.mask_sizes(query_length)
+        return self.group.mask_sizes(query_length)
 
     def get_seq_length(self) -> int:
         """Tokens ever seen, which is how transformers counts positions."""
-        return self._group.state.num_seen
+        return self.group.state.num_seen
 
     def get_max_length(self) -> int:
         """No limit: a text of any length fits."""

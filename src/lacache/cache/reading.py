@@ -17,7 +17,11 @@ from lacache.core.errors import InputError, ModelError
 @final
 @dataclass(frozen=True)
 class CacheReport:
-    """Where a cache stands. Counts are tokens; `bytes` covers every layer and row."""
+    """Where a cache stands. Counts are tokens; `bytes` covers every layer and row.
+
+    With several groups, tokens held and capacity are those of the group that has most, and
+    compactions are those of all groups together.
+    """
 
     num_seen: int
     num_cached: int

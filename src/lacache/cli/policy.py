@@ -5,7 +5,7 @@ from typing import Any
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
 from lacache.core.registry import POLICIES
-from lacache.core.resolve import policy_source
+from lacache.core.resolve import budget_source
 from lacache.core.schedule import Policy
 
 
@@ -23,5 +23,5 @@ def make_policy(name: str, num_layers: int, **options: Any) -> Policy:
         check_int("capacity", capacity, 1)
     elif name in POLICIES and name != "full":
         raise ConfigError(f"policy {name!r} needs a capacity; try --capacity 512")
-    source = policy_source(None, capacity, name, given, num_layers=num_layers, bytes_per_token=1)
+    source = budget_source(capacity, name, given, num_layers=num_layers, bytes_per_token=1)
     return source(0)

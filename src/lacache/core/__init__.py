@@ -3,6 +3,7 @@
 from lacache.core.budget import Budget, parse_budget
 from lacache.core.full import Full
 from lacache.core.geometry import Geometry, default_span_overlap
+from lacache.core.groups import BoundGroup, Group, Groups, Plan, bind_plan, mean_capacity
 from lacache.core.kept import KeptTokens, coverage, kept_after
 from lacache.core.ladder import LadderConfig
 from lacache.core.registry import POLICIES
@@ -13,18 +14,24 @@ from lacache.core.timetable import Timetable
 __all__ = [
     "POLICIES",
     "UNBOUNDED",
+    "BoundGroup",
     "Budget",
     "Full",
     "Geometry",
+    "Group",
+    "Groups",
     "KeptTokens",
     "LadderConfig",
+    "Plan",
     "Policy",
     "Schedule",
     "SinkWindow",
     "State",
     "Timetable",
+    "bind_plan",
     "coverage",
     "default_span_overlap",
     "kept_after",
+    "mean_capacity",
     "parse_budget",
 ]

@@ -7,15 +7,16 @@ from typing import Any
 from lacache.core.budget import Budget, parse_budget
 from lacache.core.errors import ConfigError
 from lacache.core.geometry import default_span_overlap
+from lacache.core.groups import Groups, Plan
 from lacache.core.registry import POLICIES
 from lacache.core.schedule import Policy
 
-PolicySource = Callable[[int], Policy]
-"""The policy, given the number of tokens of the first prompt (a share needs it)."""
+PolicySource = Callable[[int], Plan]
+"""The policy or groups, given the number of tokens of the first prompt (a share needs it)."""
 
 
 def policy_source(
-    config: Policy | Budget | None,
+    config: Plan | Budget | None,
     budget: Budget | None,
     name: str,
     options: Mapping[str, Any],
@@ -26,7 +27,7 @@ def policy_source(
     """Read what a user gave for a model.
 
     Args:
-        config: a policy, or a budget.
+        config: a policy, groups, or a budget.
         budget: a budget, if `config` is none.
         name: which policy a budget is for.
         options: the policy's fields besides the capacity, as far as given.
@@ -36,7 +37,7 @@ def policy_source(
     Raises:
         ConfigError: what was given cannot work, or contradicts itself.
     """
-    if isinstance(config, Policy):
+    if isinstance(config, Policy | Groups):
         given = [*options, *(["budget"] if budget is not None else [])]
         if given:
             raise ConfigError(
@@ -46,7 +47,24 @@ def policy_source(
         return lambda num_tokens: config
     if config is not None and budget is not None:
         raise ConfigError(f"two budgets were given, {config!r} and {budget!r}; give one")
-    budget = config if budget is None else budget
+    return budget_source(
+        config if budget is None else budget,
+        name,
+        options,
+        num_layers=num_layers,
+        bytes_per_token=bytes_per_token,
+    )
+
+
+def budget_source(
+    budget: Budget | None,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    num_layers: int,
+    bytes_per_token: int,
+) -> Callable[[int], Policy]:
+    """As `policy_source`, for a budget."""
     if name not in POLICIES:
         raise ConfigError(f"policy={name!r} must be one of {', '.join(POLICIES)}; try 'ladder'")
     make: Callable[..., Policy] = POLICIES[name]

@@ -1,0 +1,120 @@
+"""A layer whose KV heads belong to several groups, and so hold different numbers of tokens."""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from lacache.cache.layer import BoundedLayer, refuse_taking_back
+from lacache.core.errors import InputError
+
+
+@final
+class SplitLayer(CacheLayerMixin):
+    """Stores each group's heads apart, and joins them for the attention of one forward.
+
+    Heads with fewer tokens are filled up on the left; a mask hides the filling
+    (`lacache.cache.masks`), which exists for one layer and one forward at a time.
+    """
+
+    is_sliding = False
+
+    def __init__(self, parts: dict[tuple[int, ...], BoundedLayer]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._parts = parts
+
+    @property
+    def parts(self) -> tuple[BoundedLayer, ...]:
+        """One for each group."""
+        return tuple(self._parts.values())
+
+    def key_lengths(self) -> tuple[int, ...]:
+        """Keys that the open forward attends to, for each KV head."""
+        lengths = {h: part.group.num_keys() for heads, part in self._parts.items() for h in heads}
+        return tuple(lengths[head] for head in range(len(lengths)))
+
+    def part_of(self, head: int | None) -> BoundedLayer:
+        """Where a KV head is.
+
+        Raises:
+            InputError: no head given, or no such one.
+        """
+        for heads, part in self._parts.items():
+            if head in heads:
+                return part
+        most = max(max(heads) for heads in self._parts)
+        raise InputError(
+            f"kv_head={head} must say which KV head of this layer is meant, as they hold different "
+            f"tokens; try kv_head=0, up to {most}"
+        )
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Each part does so for itself."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As BoundedLayer.update, with N the largest number of tokens that a head holds.
+
+        Args:
+            key_states: new keys [B, Hkv, Q, D], rotated by the model.
+            value_states: new values [B, Hkv, Q, D].
+            args: what models pass besides, and no cache needs.
+            kwargs: likewise.
+
+        Returns:
+            Keys and values, each [B, Hkv, N + Q, D], zeros where a head holds fewer.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        seen = [
+            (heads, *part.update(key_states[:, list(heads)], value_states[:, list(heads)]))
+            for heads, part in self._parts.items()
+        ]
+        length = max(keys.shape[-2] for _, keys, _ in seen)
+        batch, num_heads = key_states.shape[:2]
+        joined_keys = key_states.new_zeros(batch, num_heads, length, key_states.shape[-1])
+        joined_values = value_states.new_zeros(batch, num_heads, length, value_states.shape[-1])
+        for heads, keys, values in seen:
+            joined_keys[:, list(heads), length - keys.shape[-2] :] = keys
+            joined_values[:, list(heads), length - values.shape[-2] :] = values
+        return joined_keys, joined_values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Of one part; the masks are made by `lacache.cache.masks`."""
+        return self.parts[0].get_mask_sizes(query_length)
+
+    def get_seq_length(self) -> int:
+        """Tokens ever seen, which is how transformers counts positions."""
+        return self.parts[0].get_seq_length()
+
+    def get_max_length(self) -> int:
+        """No limit: a text of any length fits."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """The name of `get_max_length` in older versions."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for part in self.parts:
+            part.reset()
+        self.is_initialized = False
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: what was compacted away cannot come back."""
+        refuse_taking_back()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        for part in self.parts:
+            part.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows `indices`."""
+        for part in self.parts:
+            part.batch_select_indices(indices)

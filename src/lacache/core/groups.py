@@ -1,0 +1,172 @@
+"""Groups: layers, or single KV heads of layers, that share one policy and so one capacity.
+
+A layer that needs a long history can have it, and the others a short window, at the same total
+bytes. What each group keeps still depends on counts alone. One group of all layers is the paper's
+case.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError
+from lacache.core.schedule import UNBOUNDED, Policy, Schedule
+
+Member = int | tuple[int, int]
+"""A layer with all its KV heads, or one pair (layer, KV head)."""
+
+
+@final
+@dataclass(frozen=True)
+class Group:
+    """Members with one policy.
+
+    Args:
+        policy: what each member keeps; a ladder's depth counts the layers of this group alone.
+        members: layer numbers, counted over the layers with a growing cache, or pairs
+            (layer, KV head).
+
+    Raises:
+        ConfigError: not a policy, no members, or something else among them.
+    """
+
+    policy: Policy
+    members: tuple[Member, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.policy, Policy):
+            raise ConfigError(
+                f"policy={self.policy!r} of a group must be a LadderConfig, SinkWindow or Full"
+            )
+        if isinstance(self.members, str) or not isinstance(self.members, Iterable):
+            raise ConfigError(
+                f"members={self.members!r} must be a sequence; try members=(0, 1, (2, 0))"
+            )
+        members = tuple(m if isinstance(m, int) else _pair(m) for m in self.members)
+        for member in members:
+            for number in member if isinstance(member, tuple) else (member,):
+                check_int("members", number, 0)
+        if not members:
+            raise ConfigError("members=() leaves a group without layers; give at least one")
+        object.__setattr__(self, "members", members)
+
+
+@final
+@dataclass(frozen=True)
+class Groups:
+    """Groups that together hold every KV head of every layer exactly once.
+
+    Raises:
+        ConfigError: from the constructor for an empty or wrong sequence; from `bind` for a head
+            in no group or in two, or a policy that cannot work for the layers of its group.
+    """
+
+    groups: tuple[Group, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(self.groups))
+        if not self.groups:
+            raise ConfigError("groups=() holds nothing; give at least one Group")
+        for group in self.groups:
+            if not isinstance(group, Group):
+                raise ConfigError(f"groups holds {group!r}; each must be a Group(policy, members)")
+
+    def bind(self, num_heads: Sequence[int]) -> tuple["BoundGroup", ...]:
+        """The groups over layers with `num_heads` KV heads each, in order of depth."""
+        owner: dict[tuple[int, int], int] = {}
+        for number, group in enumerate(self.groups):
+            for member in group.members:
+                for pair in _heads_of(member, num_heads):
+                    if pair in owner:
+                        raise ConfigError(
+                            f"KV head {pair[1]} of layer {pair[0]} is in the groups "
+                            f"{owner[pair]} and {number}; leave it in one"
+                        )
+                    owner[pair] = number
+        for layer, heads in enumerate(num_heads):
+            for head in range(heads):
+                if (layer, head) not in owner:
+                    raise ConfigError(
+                        f"KV head {head} of layer {layer} is in no group; add {layer} (the whole "
+                        f"layer) or ({layer}, {head}) to the members of one"
+                    )
+        return tuple(
+            _bind(group.policy, sorted(pair for pair, n in owner.items() if n == number))
+            for number, group in enumerate(self.groups)
+        )
+
+
+Plan = Policy | Groups
+"""What a cache keeps: one policy for all layers, or several groups."""
+
+
+@final
+@dataclass(frozen=True)
+class BoundGroup:
+    """A group in a model."""
+
+    schedule: Schedule
+    heads: Mapping[int, tuple[int, ...]]
+    """Per layer, which of its KV heads are in the group; both in increasing order."""
+
+    def pattern(self, layer: int) -> int:
+        """The pattern of a layer in the group's schedule."""
+        return self.schedule.patterns[list(self.heads).index(layer)]
+
+    @property
+    def num_heads(self) -> int:
+        """KV heads over all layers of the group."""
+        return sum(len(heads) for heads in self.heads.values())
+
+
+def bind_plan(plan: Plan, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
+    """A plan for layers with `num_heads` KV heads each; a single policy is one group.
+
+    Raises:
+        ConfigError: the plan cannot work for these layers.
+    """
+    if isinstance(plan, Groups):
+        return plan.bind(num_heads)
+    pairs = [(layer, head) for layer, heads in enumerate(num_heads) for head in range(heads)]
+    return (_bind(plan, pairs),)
+
+
+def mean_capacity(groups: Sequence[BoundGroup]) -> float:
+    """Capacity in tokens, averaged over KV heads: what the bytes of a full cache follow from."""
+    total = 0
+    for group in groups:
+        if group.schedule.capacity == UNBOUNDED:
+            return UNBOUNDED
+        total += group.schedule.capacity * group.num_heads
+    return total / sum(group.num_heads for group in groups)
+
+
+def _pair(member: object) -> tuple[int, int]:
+    if isinstance(member, Sequence) and not isinstance(member, str) and len(member) == 2:
+        return member[0], member[1]
+    raise ConfigError(f"member {member!r} must be a layer (3) or a pair (layer, KV head) (3, 0)")
+
+
+def _heads_of(member: Member, num_heads: Sequence[int]) -> list[tuple[int, int]]:
+    layer, head = member if isinstance(member, tuple) else (member, None)
+    if layer >= len(num_heads):
+        raise ConfigError(
+            f"layer {layer} of a group must be below the number of layers {len(num_heads)}; try "
+            f"layers up to {len(num_heads) - 1}"
+        )
+    if head is None:
+        return [(layer, h) for h in range(num_heads[layer])]
+    if head >= num_heads[layer]:
+        raise ConfigError(
+            f"KV head {head} of layer {layer} must be below the layer's {num_heads[layer]} KV "
+            f"heads; try heads up to {num_heads[layer] - 1}"
+        )
+    return [(layer, head)]
+
+
+def _bind(policy: Policy, pairs: list[tuple[int, int]]) -> BoundGroup:
+    heads: dict[int, tuple[int, ...]] = {}
+    for layer, head in pairs:
+        heads[layer] = (*heads.get(layer, ()), head)
+    return BoundGroup(policy.bind(len(heads)), heads)

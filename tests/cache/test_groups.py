@@ -1,0 +1,173 @@
+"""Groups of layers and of KV heads with capacities of their own, against the slow twin."""
+
+from functools import cache as memoize
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lacache import LaCache, SinkWindow
+from lacache.cache.masks import visible_keys
+from lacache.core import Full, Group, Groups, LadderConfig
+from lacache.core.errors import InputError, UnsupportedOperationError
+from tests.cache.slow_cache import slow_kept, slow_logits
+from tests.cache.tiny_models import random_ids, tiny_model
+from tests.core.group_strategies import groups
+
+NUM_LAYERS, NUM_HEADS = 5, 2
+LADDER = LadderConfig(capacity=24, span=1, sinks=2, recent=4, refill=4)
+BY_LAYER = Groups((Group(LADDER, (1, 3)), Group(SinkWindow(9, 2, refill=3), (0, 2, 4))))
+BY_HEAD = Groups(
+    (
+        Group(LADDER, ((0, 1), (3, 0), (3, 1))),
+        Group(SinkWindow(9, 2, refill=3), (1, 2, 4)),
+        Group(SinkWindow(14, 1), ((0, 0),)),
+    )
+)
+
+
+@memoize
+def model(family: str = "llama") -> Any:
+    return tiny_model(family)
+
+
+def fast_logits(model: Any, ids: torch.Tensor, plan: Groups, chunks: list[int]) -> torch.Tensor:
+    cache = LaCache.from_model(model, plan)
+    with torch.no_grad():
+        return torch.cat(
+            [model(chunk, past_key_values=cache).logits for chunk in ids.split(chunks, dim=1)], 1
+        )
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+@given(data=st.data(), chunks=st.lists(st.integers(1, 20), min_size=1, max_size=5))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_random_groups_in_random_chunks(by_head: bool, data: Any, chunks: list[int]) -> None:
+    plan = data.draw(groups(NUM_LAYERS, NUM_HEADS, by_head=by_head))
+    ids = random_ids(sum(chunks), seed=data.draw(st.integers(0, 5)))
+    cache = LaCache.from_model(model(), plan)
+    logits = []
+    with torch.no_grad():
+        for chunk in ids.split(chunks, dim=1):
+            logits.append(model()(chunk, past_key_values=cache).logits)
+    torch.testing.assert_close(
+        torch.cat(logits, 1), slow_logits(model(), ids, plan), atol=1e-4, rtol=0
+    )
+    held = slow_kept(plan, NUM_LAYERS, NUM_HEADS, 0, sum(chunks))
+    for layer in range(NUM_LAYERS):
+        for head in range(NUM_HEADS):
+            assert cache.kept_tokens(layer, head) == held[layer][head]
+
+
+@pytest.mark.parametrize("plan", [BY_LAYER, BY_HEAD], ids=["layers", "heads"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "olmo2", "granite"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_families(family: str, attention: str, plan: Groups) -> None:
+    tiny = model(family)
+    tiny.set_attn_implementation(attention)
+    ids = random_ids(70)
+    expected = slow_logits(tiny, ids, plan)
+    torch.testing.assert_close(
+        fast_logits(tiny, ids, plan, [1, 40, 1, 1, 27]), expected, atol=1e-4, rtol=0
+    )
+
+
+def test_native_layers_keep_their_own_masks() -> None:
+    plan = Groups(
+        (Group(LADDER, (0, 3)), Group(SinkWindow(9, 2, refill=3), (1, (2, 0))), one_head())
+    )
+    tiny = model("gemma3")
+    ids = random_ids(70)
+    expected = slow_logits(tiny, ids, plan)
+    torch.testing.assert_close(
+        fast_logits(tiny, ids, plan, [33, 1, 36]), expected, atol=1e-4, rtol=0
+    )
+
+
+def one_head() -> Group:
+    return Group(SinkWindow(12, 0, refill=2), ((2, 1),))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_groups_that_hold_everything_are_the_default_cache(family: str) -> None:
+    tiny = model(family)
+    layers = 4 if family == "gemma3" else NUM_LAYERS
+    plan = Groups(
+        (
+            Group(Full(), ((0, 0), *range(2, layers))),
+            Group(SinkWindow(200), ((0, 1), 1)),
+        )
+    )
+    ids = random_ids(60)
+    with torch.no_grad():
+        expected = tiny(ids).logits
+    torch.testing.assert_close(fast_logits(tiny, ids, plan, [60]), expected, atol=1e-5, rtol=0)
+
+
+def test_a_long_prompt_through_plain_generate() -> None:
+    ids = random_ids(50)
+    cache = LaCache.from_model(model(), BY_HEAD)
+    out = model().generate(ids, past_key_values=cache, max_new_tokens=12, do_sample=False)
+    logits = slow_logits(model(), out[:, :-1], BY_HEAD)
+    assert out[0, 50:].tolist() == logits[0, 49:].argmax(-1).tolist()
+
+
+def test_dense_prefill_attends_to_everything_and_stores_what_each_group_keeps() -> None:
+    ids = random_ids(60)
+    cache = LaCache.from_model(model(), BY_HEAD, prefill="dense")
+    with torch.no_grad():
+        first = model()(ids, past_key_values=cache).logits
+        torch.testing.assert_close(first, model()(ids).logits, atol=1e-5, rtol=0)
+        held = slow_kept(BY_HEAD, NUM_LAYERS, NUM_HEADS, 0, 60)
+        assert [cache.kept_tokens(0, h) for h in (0, 1)] == held[0]
+        assert cache.report().num_cached == max(len(t) for heads in held for t in heads)
+        model()(random_ids(5, seed=1), past_key_values=cache)
+
+
+def test_bytes_are_those_of_the_tokens_held() -> None:
+    cache = LaCache.from_model(model(), BY_HEAD)
+    cache.prefill(model(), random_ids(100))
+    held = slow_kept(BY_HEAD, NUM_LAYERS, NUM_HEADS, 0, 100)
+    tokens = sum(len(tokens) for heads in held for tokens in heads)
+    head_size = 8
+    assert cache.report().bytes == tokens * 2 * head_size * 4
+    cache.reset()
+    assert cache.report().bytes == cache.report().num_seen == 0
+
+
+def test_heads_that_differ_need_naming() -> None:
+    cache = LaCache.from_model(model(), BY_HEAD)
+    with pytest.raises(InputError, match="kv_head=None must say which KV head"):
+        cache.kept_tokens(0)
+    assert cache.kept_tokens(1) == cache.kept_tokens(1, 0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_attention_without_masks_by_head_is_refused() -> None:
+    tiny = tiny_model("llama", seed=3)
+    tiny.set_attn_implementation("flex_attention")
+    cache = LaCache.from_model(tiny, BY_LAYER)
+    with pytest.raises(UnsupportedOperationError, match="set_attn_implementation"):
+        tiny(random_ids(4), past_key_values=cache)
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    st.integers(1, 6),
+)
+def test_visible_keys(held: list[int], num_new: int) -> None:
+    lengths = [n + num_new - 1 for n in held]
+    visible = visible_keys(lengths, num_new)
+    if visible is None:
+        assert num_new == 1
+        assert len(set(lengths)) == 1
+        return
+    longest = max(lengths)
+    for head, length in enumerate(lengths):
+        for query in range(num_new):
+            for key in range(longest):
+                slot = key - (longest - length)
+                expected = 0 <= slot <= length - num_new + query
+                assert bool(visible[0, head, query, key]) == expected
