@@ -42,4 +42,3 @@ class Ledger:
         """Count a first input that was read whole and cut down to what segments would leave."""
         self.num_seen = num_new
         self.held = self.counts.after(num_new)
-        self.compactions += any(n < num_new for n in self.held)

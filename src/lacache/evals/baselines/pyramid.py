@@ -1,7 +1,5 @@
 """PyramidKV's budgets: fewer tokens the deeper the layer, at the same bytes in all."""
 
-from itertools import pairwise
-
 
 def pyramid(
     capacity: int, num_layers: int, *, window: int, beta: float, floor: int
@@ -26,9 +24,7 @@ def pyramid(
     least = max(window + int((capacity - window) / beta), floor)
     drop = 2 * max(0, capacity - least)
     greatest = capacity + drop // 2
-    # Sums from the first layer on, in whole tokens, so that nothing is lost in the rounding.
-    sums = [
-        layer * greatest - drop * layer * (layer - 1) // (2 * (num_layers - 1))
-        for layer in range(num_layers + 1)
-    ]
-    return tuple(after - before for before, after in pairwise(sums))
+    upper = [greatest - drop * layer // (num_layers - 1) for layer in range(num_layers // 2)]
+    # The lower half mirrors the upper one, so that rounding to whole tokens adds up to nothing.
+    lower = [2 * capacity - tokens for tokens in reversed(upper)]
+    return (*upper, *[capacity] * (num_layers % 2), *lower)

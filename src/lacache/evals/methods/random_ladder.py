@@ -1,4 +1,4 @@
-"""Random ladders: the paper's Pareto experiment (arXiv 2507.14204) draws them against the ladder."""
+"""Random ladders, as in the Pareto experiment of the paper (arXiv 2507.14204)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final

@@ -1,0 +1,91 @@
+"""The counts of scored caches, against a count token by token."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from lacache.core import SinkWindow, kept_after
+from lacache.core.errors import ConfigError
+from lacache.evals.baselines import Counts, pyramid
+from lacache.evals.baselines.ledger import Ledger
+
+CAPACITIES = st.lists(st.integers(3, 30), min_size=1, max_size=5).map(tuple)
+
+
+@given(CAPACITIES, st.integers(1, 29), st.integers(0, 200))
+def test_the_closed_form_counts_as_token_by_token(
+    capacities: tuple[int, ...], refill: int, num_seen: int
+) -> None:
+    assume(refill < min(capacities))
+    counts = Counts(capacities, refill)
+    held = counts.start()
+    for _ in range(num_seen):
+        if any(n == c for n, c in zip(held, capacities, strict=True)):
+            held = tuple(min(n, c - refill) for n, c in zip(held, capacities, strict=True))
+        held = tuple(n + 1 for n in held)
+        assert all(n <= c for n, c in zip(held, capacities, strict=True))
+    assert counts.after(num_seen) == held
+
+
+@given(CAPACITIES, st.integers(1, 29), st.lists(st.integers(1, 40), max_size=6))
+def test_a_ledger_comes_to_the_same_in_pieces(
+    capacities: tuple[int, ...], refill: int, pieces: list[int]
+) -> None:
+    assume(refill < min(capacities))
+    ledger = Ledger(Counts(capacities, refill))
+    for piece in pieces:
+        while piece:
+            length = min(piece, ledger.room())
+            assert length >= 1
+            ledger.settle()
+            ledger.insert(length)
+            piece -= length
+    assert ledger.num_seen == sum(pieces)
+    assert ledger.held == ledger.counts.after(sum(pieces))
+
+
+@given(st.integers(6, 40), st.integers(1, 30), st.integers(0, 200))
+def test_equal_capacities_hold_what_a_sink_window_holds(
+    capacity: int, refill: int, num_seen: int
+) -> None:
+    assume(refill + 4 <= capacity)
+    window = SinkWindow(capacity, sinks=4, refill=refill).bind(3)
+    held = kept_after(window, num_seen).state.num_cached
+    assert Counts((capacity,) * 3, refill).after(num_seen) == (held,) * 3
+
+
+@given(
+    st.integers(1, 2000),
+    st.integers(1, 40),
+    st.integers(0, 64),
+    st.integers(1, 40),
+    st.integers(0, 100),
+)
+def test_a_pyramid_holds_the_same_in_all(
+    capacity: int, num_layers: int, window: int, beta: int, floor: int
+) -> None:
+    found = pyramid(capacity, num_layers, window=window, beta=beta, floor=floor)
+    assert len(found) == num_layers
+    assert sum(found) == capacity * num_layers
+    assert min(found) >= min(capacity, floor)
+    # A straight line but for the rounding to whole tokens.
+    steps = [a - b for a, b in pairwise(found)]
+    assert all(step >= 0 for step in steps)
+    assert not steps or max(steps) - min(steps) <= 2
+
+
+def test_a_pyramid_is_the_papers() -> None:
+    # 64 beside a window of 8: 64 / 16 = 4 in the last layer and 2 x 64 - 4 = 124 in the first.
+    found = pyramid(72, 5, window=8, beta=16, floor=0)
+    assert found == (132, 102, 72, 42, 12)
+
+
+@pytest.mark.parametrize(
+    ("capacities", "refill", "told"),
+    [((), 1, "at least one layer"), ((8, 4), 4, "refill=4 must be below"), ((8,), 0, "refill=0")],
+)
+def test_impossible_counts_are_refused(capacities: tuple[int, ...], refill: int, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Counts(capacities, refill)
