@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.core import Full, Group, Groups, LadderConfig, SinkWindow, bind_plan, mean_capacity
+from lacache.core import Full, Group, Groups, LadderConfig, SinkWindow, mean_capacity
 from lacache.core.errors import ConfigError
 from lacache.core.schedule import UNBOUNDED
 from tests.core.group_strategies import groups
@@ -18,7 +18,7 @@ WINDOW = SinkWindow(10)
 @settings(max_examples=40, deadline=None)
 def test_every_head_is_in_one_group_with_the_schedule_of_its_depth(data: Any) -> None:
     plan = data.draw(groups(6, 3))
-    bound = bind_plan(plan, (3,) * 6)
+    bound = plan.bind_groups((3,) * 6)
     pairs = [
         (layer, head) for group in bound for layer, heads in group.heads.items() for head in heads
     ]
@@ -32,7 +32,7 @@ def test_every_head_is_in_one_group_with_the_schedule_of_its_depth(data: Any) ->
 
 
 def test_one_policy_is_one_group() -> None:
-    (group,) = bind_plan(LadderConfig(capacity=30, span=2), (2, 2, 1, 2))
+    (group,) = LadderConfig(capacity=30, span=2).bind_groups((2, 2, 1, 2))
     assert group.heads == {0: (0, 1), 1: (0, 1), 2: (0,), 3: (0, 1)}
     assert group.num_heads == 7
     assert group.schedule.capacity == 30
@@ -40,9 +40,9 @@ def test_one_policy_is_one_group() -> None:
 
 def test_mean_capacity_weighs_by_heads() -> None:
     plan = Groups((Group(SinkWindow(100), (0, (1, 0))), Group(SinkWindow(10), ((1, 1), 2))))
-    assert mean_capacity(plan.bind((2, 2, 2))) == (3 * 100 + 3 * 10) / 6
+    assert mean_capacity(plan.bind_groups((2, 2, 2))) == (3 * 100 + 3 * 10) / 6
     full = Groups((Group(Full(), (0,)), Group(WINDOW, (1,))))
-    assert mean_capacity(full.bind((2, 2))) == UNBOUNDED
+    assert mean_capacity(full.bind_groups((2, 2))) == UNBOUNDED
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_mean_capacity_weighs_by_heads() -> None:
 )
 def test_what_bind_refuses(plan: Any, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        Groups(tuple(Group(*group) for group in plan)).bind((2, 2, 2))
+        Groups(tuple(Group(*group) for group in plan)).bind_groups((2, 2, 2))
     assert message in str(raised.value)
 
 

@@ -18,9 +18,9 @@ from lacache.cache.reading import CacheReport, ReadingCache
 from lacache.cache.split_layer import SplitLayer
 from lacache.core.budget import Budget
 from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
-from lacache.core.groups import Plan, bind_plan
 from lacache.core.kept import coverage
 from lacache.core.resolve import PolicySource, policy_source
+from lacache.core.schedule import Plan
 
 Prefill = Literal["segmented", "dense"]
 Bounded = BoundedLayer | SplitLayer
@@ -269,7 +269,7 @@ class LaCache(ReadingCache):
         layers: list[Any] = DynamicCache(config=self._facts.text_config).layers
         parts: dict[int, dict[tuple[int, ...], BoundedLayer]] = {}
         self._groups: list[LayerGroup] = []
-        for bound in bind_plan(self.policy, self._facts.num_heads):
+        for bound in self.policy.bind_groups(self._facts.num_heads):
             group = LayerGroup(bound.schedule)
             self._groups.append(group)
             for depth, heads in bound.heads.items():

@@ -3,11 +3,11 @@
 from lacache.core.budget import Budget, parse_budget
 from lacache.core.full import Full
 from lacache.core.geometry import Geometry, default_span_overlap
-from lacache.core.groups import BoundGroup, Group, Groups, Plan, bind_plan, mean_capacity
+from lacache.core.groups import Group, Groups, mean_capacity
 from lacache.core.kept import KeptTokens, coverage, kept_after
 from lacache.core.ladder import LadderConfig
 from lacache.core.registry import POLICIES
-from lacache.core.schedule import UNBOUNDED, Policy, Schedule, State
+from lacache.core.schedule import UNBOUNDED, BoundGroup, Plan, Policy, Schedule, State
 from lacache.core.sink_window import SinkWindow
 from lacache.core.timetable import Timetable
 
@@ -28,7 +28,6 @@ __all__ = [
     "SinkWindow",
     "State",
     "Timetable",
-    "bind_plan",
     "coverage",
     "default_span_overlap",
     "kept_after",

@@ -5,13 +5,13 @@ bytes. What each group keeps still depends on counts alone. One group of all lay
 case.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
-from lacache.core.schedule import UNBOUNDED, Policy, Schedule
+from lacache.core.schedule import UNBOUNDED, BoundGroup, Plan, Policy
 
 Member = int | tuple[int, int]
 """A layer with all its KV heads, or one pair (layer, KV head)."""
@@ -54,12 +54,12 @@ class Group:
 
 @final
 @dataclass(frozen=True)
-class Groups:
+class Groups(Plan):
     """Groups that together hold every KV head of every layer exactly once.
 
     Raises:
-        ConfigError: from the constructor for an empty or wrong sequence; from `bind` for a head
-            in no group or in two, or a policy that cannot work for the layers of its group.
+        ConfigError: from the constructor for an empty or wrong sequence; from `bind_groups` for
+            a head in no group or in two, or a policy that cannot work for the layers of its group.
     """
 
     groups: tuple[Group, ...]
@@ -72,7 +72,7 @@ class Groups:
             if not isinstance(group, Group):
                 raise ConfigError(f"groups holds {group!r}; each must be a Group(policy, members)")
 
-    def bind(self, num_heads: Sequence[int]) -> tuple["BoundGroup", ...]:
+    def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
         """The groups over layers with `num_heads` KV heads each, in order of depth."""
         owner: dict[tuple[int, int], int] = {}
         for number, group in enumerate(self.groups):
@@ -95,41 +95,6 @@ class Groups:
             _bind(group.policy, sorted(pair for pair, n in owner.items() if n == number))
             for number, group in enumerate(self.groups)
         )
-
-
-Plan = Policy | Groups
-"""What a cache keeps: one policy for all layers, or several groups."""
-
-
-@final
-@dataclass(frozen=True)
-class BoundGroup:
-    """A group in a model."""
-
-    schedule: Schedule
-    heads: Mapping[int, tuple[int, ...]]
-    """Per layer, which of its KV heads are in the group; both in increasing order."""
-
-    def pattern(self, layer: int) -> int:
-        """The pattern of a layer in the group's schedule."""
-        return self.schedule.patterns[list(self.heads).index(layer)]
-
-    @property
-    def num_heads(self) -> int:
-        """KV heads over all layers of the group."""
-        return sum(len(heads) for heads in self.heads.values())
-
-
-def bind_plan(plan: Plan, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
-    """A plan for layers with `num_heads` KV heads each; a single policy is one group.
-
-    Raises:
-        ConfigError: the plan cannot work for these layers.
-    """
-    if isinstance(plan, Groups):
-        return plan.bind(num_heads)
-    pairs = [(layer, head) for layer, heads in enumerate(num_heads) for head in range(heads)]
-    return (_bind(plan, pairs),)
 
 
 def mean_capacity(groups: Sequence[BoundGroup]) -> float:

@@ -7,9 +7,8 @@ from typing import Any
 from lacache.core.budget import Budget, parse_budget
 from lacache.core.errors import ConfigError
 from lacache.core.geometry import default_span_overlap
-from lacache.core.groups import Groups, Plan
 from lacache.core.registry import POLICIES
-from lacache.core.schedule import Policy
+from lacache.core.schedule import Plan, Policy
 
 PolicySource = Callable[[int], Plan]
 """The policy or groups, given the number of tokens of the first prompt (a share needs it)."""
@@ -37,7 +36,7 @@ def policy_source(
     Raises:
         ConfigError: what was given cannot work, or contradicts itself.
     """
-    if isinstance(config, Policy | Groups):
+    if isinstance(config, Plan):
         given = [*options, *(["budget"] if budget is not None else [])]
         if given:
             raise ConfigError(

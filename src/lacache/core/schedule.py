@@ -1,4 +1,4 @@
-"""What a policy is: a schedule of compactions that depends on counts alone.
+"""What a plan is: schedules of compactions that depend on counts alone.
 
 Every host (transformers cache, engine, vLLM) runs the same schedule: before token number
 `num_seen` is inserted, if `num_cached == capacity`, one compaction runs.
@@ -6,6 +6,8 @@ Every host (transformers cache, engine, vLLM) runs the same schedule: before tok
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, final
 
 UNBOUNDED = sys.maxsize
@@ -62,8 +64,39 @@ class Schedule(ABC):
         return self.compact(state) if self.is_full(state) else state
 
 
-class Policy(ABC):
-    """A configuration that says what each layer keeps. Subclasses are frozen dataclasses."""
+@final
+@dataclass(frozen=True)
+class BoundGroup:
+    """KV heads that share one schedule, in a model."""
+
+    schedule: Schedule
+    heads: Mapping[int, tuple[int, ...]]
+    """Per layer, which of its KV heads are in the group; both in increasing order."""
+
+    def pattern(self, layer: int) -> int:
+        """The pattern of a layer in the group's schedule."""
+        return self.schedule.patterns[list(self.heads).index(layer)]
+
+    @property
+    def num_heads(self) -> int:
+        """KV heads over all layers of the group."""
+        return sum(len(heads) for heads in self.heads.values())
+
+
+class Plan(ABC):
+    """What a cache keeps in a model. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
+        """The groups over layers with `num_heads` KV heads each, in order of depth.
+
+        Raises:
+            ConfigError: this configuration cannot work for these layers.
+        """
+
+
+class Policy(Plan, ABC):
+    """A plan with one group, of all layers."""
 
     @abstractmethod
     def bind(self, num_layers: int) -> Schedule:
@@ -76,3 +109,8 @@ class Policy(ABC):
     @abstractmethod
     def smallest_capacity(self, num_layers: int) -> int:
         """The least capacity with which this configuration works at that depth, in tokens."""
+
+    def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
+        """One group of all KV heads."""
+        heads = {layer: tuple(range(n)) for layer, n in enumerate(num_heads)}
+        return (BoundGroup(self.bind(len(num_heads)), heads),)
