@@ -1,0 +1,145 @@
+"""RULER's two question tasks: SQuAD and HotpotQA among documents of other questions."""
+
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from lacache.core.errors import InputError
+from lacache.evals.tasks.ruler.chance import drawn_from, sample_seed
+from lacache.evals.tasks.ruler.ruler import Candidate, Draft, Ruler, generator
+from lacache.evals.tasks.task import Question
+
+
+@dataclass(frozen=True)
+class DocumentQuestion(Ruler):
+    """A question, the documents that answer it, and others.
+
+    Args:
+        max_new_tokens: most tokens of an answer; without it, RULER's own number.
+        data: the file of questions, in its original JSON; without it, it is downloaded.
+    """
+
+    answer_tokens: ClassVar[int] = 32
+    file: ClassVar[str]
+    """What the original file is called."""
+    reader: ClassVar[str]
+    """The function of lm-eval that reads it."""
+
+    data: str | None = None
+
+    def candidates(self, *, length: int, room: int, count: int, seed: int) -> Iterable[Candidate]:
+        """All questions in a random order; the size counts documents."""
+        questions, documents = self._read()
+        order = list(range(len(questions)))
+        random.Random(seed).shuffle(order)
+        for index in order:
+            build = partial(
+                build_qa,
+                index=index,
+                questions=questions,
+                documents=documents,
+                seed=sample_seed(self.name, seed, index),
+            )
+            # No tokenizer makes fewer tokens of a document and its heading than three.
+            most = min(len(documents), room // 3)
+            yield Candidate(build, least=len(questions[index]["context"]), most=most)
+
+    def score(self, prediction: str, question: Question) -> float:
+        """Whether any right answer occurs in the prediction.
+
+        One by one, as in the original: lm-eval's string_match_part gives a share of several.
+        """
+        rules = generator("common_utils")
+        predictions = rules.postprocess_pred([prediction])
+        return max(
+            (rules.string_match_part(predictions, [[answer]]) for answer in question.answers),
+            default=0.0,
+        )
+
+    def _read(self) -> tuple[list[dict[str, Any]], list[str]]:
+        read = getattr(qa_utils(), self.reader)
+        remedy = f"get {self.file} where there is a network and give data=FILE"
+        if self.data is None:
+            from huggingface_hub.constants import HF_HUB_OFFLINE
+
+            if HF_HUB_OFFLINE:
+                raise InputError(
+                    f"{self.name} needs {self.file} and HF_HUB_OFFLINE forbids downloads; {remedy}"
+                )
+            try:
+                found: tuple[list[dict[str, Any]], list[str]] = read()
+            except OSError as error:
+                raise InputError(
+                    f"{self.name} needs {self.file}, which cannot be downloaded "
+                    f"({type(error).__name__}); {remedy}"
+                ) from error
+            return found
+        path = Path(self.data).expanduser()
+        if not path.is_file():
+            raise InputError(f"data={self.data} must be a file; {remedy}")
+        try:
+            found = read(str(path))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"data={self.data} must be in the format of {self.file} and is not "
+                f"({type(error).__name__}: {error}); {remedy}"
+            ) from error
+        if not found[0]:
+            raise InputError(f"data={self.data} holds no question with an answer; {remedy}")
+        return found
+
+
+@final
+@dataclass(frozen=True)
+class Squad(DocumentQuestion):
+    """A question of SQuAD, whose answer is in one paragraph."""
+
+    name: ClassVar[str] = "ruler-qa_squad"
+    file: ClassVar[str] = "SQuAD's dev-v2.0.json"
+    reader: ClassVar[str] = "read_squad"
+
+
+@final
+@dataclass(frozen=True)
+class Hotpot(DocumentQuestion):
+    """A question of HotpotQA, whose answer is in two of ten paragraphs."""
+
+    name: ClassVar[str] = "ruler-qa_hotpot"
+    file: ClassVar[str] = "HotpotQA's hotpot_dev_distractor_v1.json"
+    reader: ClassVar[str] = "read_hotpotqa"
+
+
+def build_qa(
+    size: int,
+    *,
+    index: int,
+    questions: list[dict[str, Any]],
+    documents: list[str],
+    seed: int,
+) -> Draft:
+    """A prompt of question number `index` with so many documents."""
+    with drawn_from(seed):
+        # A copy: lm-eval shuffles the list itself where all documents are taken.
+        text, answers = qa_utils().generate_input_output(
+            index, size, qas=questions, docs=list(documents)
+        )
+    return Draft(f"{text} Answer:", "\n\nAnswer the question based on", tuple(answers))
+
+
+@cache
+def qa_utils() -> Any:
+    """lm-eval's generator, which reads files as well as addresses."""
+    module = generator("qa_utils")
+    download = module.download_json
+
+    def read_json(place: str) -> Any:
+        if "://" in place:
+            return download(place)
+        return json.loads(Path(place).read_text(encoding="utf-8"))
+
+    module.download_json = read_json
+    return module
