@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch.nn.functional import cross_entropy
 
-from lacache.cache import LaCache
+from lacache.cache import LaCache, ReadingCache
 from lacache.core import POLICIES, Policy
 from lacache.core.errors import InputError, ModelError
 from lacache.evals.perplexity import Bucket, perplexity, running
@@ -92,7 +92,6 @@ class Reading:
         }
 
 
-@torch.no_grad()
 def read(
     model: Any,
     token_ids: Sequence[int],
@@ -122,6 +121,58 @@ def read(
         UnsupportedModelError: the model's caches or positions are not understood.
         ModelError: the model gives something that is not a number.
     """
+    cache = LaCache.from_model(model, policy)
+    held: list[Held] = []
+
+    def note(num_tokens: int) -> None:
+        report = cache.report()
+        held.append(Held(report.num_seen, report.num_cached, report.bytes))
+        if on_progress is not None:
+            on_progress(num_tokens)
+
+    begun = time.perf_counter()
+    nll = score_tokens(model, token_ids, cache, chunk=chunk, on_progress=note)
+    seconds = time.perf_counter() - begun
+    kept, layer_to_kept = _kept(cache)
+    reading = Reading(
+        policy=policy,
+        token_ids=tuple(token_ids),
+        chunk=chunk,
+        nll=tuple(nll),
+        held=tuple(held),
+        compactions=cache.report().compactions,
+        kept=kept,
+        layer_to_kept=layer_to_kept,
+        seconds=seconds,
+    )
+    return reading, cache
+
+
+@torch.no_grad()
+def score_tokens(
+    model: Any,
+    token_ids: Sequence[int],
+    cache: ReadingCache,
+    *,
+    chunk: int = 64,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Read tokens with an empty cache and score each by what the cache then holds.
+
+    Args:
+        model: a causal language model of transformers.
+        token_ids: at least two tokens.
+        cache: any cache that reads by itself; it holds the tokens afterwards.
+        chunk: most tokens per forward; forwards also end where a compaction falls due.
+        on_progress: called with the number of tokens after each forward.
+
+    Returns:
+        Negative log-likelihoods in nats of the tokens 1, 2, ...
+
+    Raises:
+        InputError: too few tokens, or a chunk below 1.
+        ModelError: the model gives something that is not a number.
+    """
     if len(token_ids) < 2:
         raise InputError(
             f"a text of {len(token_ids)} tokens cannot be scored, as the first is not predicted; "
@@ -130,10 +181,7 @@ def read(
     if chunk < 1:
         raise InputError(f"chunk={chunk} must be at least 1; try chunk=64")
     ids = torch.tensor(token_ids, dtype=torch.long, device=model.device)[None]
-    cache = LaCache.from_model(model, policy)
     nll = torch.empty(len(token_ids) - 1)
-    held: list[Held] = []
-    begun = time.perf_counter()
     start = 0
     while start < len(token_ids):
         stop = start + min(chunk, cache.next_segment(len(token_ids) - start))
@@ -141,12 +189,9 @@ def read(
         targets = ids[0, start + 1 : stop + 1]
         scores = cross_entropy(logits[0, : len(targets)].float(), targets, reduction="none")
         nll[start : start + len(targets)] = scores
-        report = cache.report()
-        held.append(Held(report.num_seen, report.num_cached, report.bytes))
         if on_progress is not None:
             on_progress(stop - start)
         start = stop
-    seconds = time.perf_counter() - begun
     wrong = (~nll.isfinite()).nonzero()
     if len(wrong):
         token = int(wrong[0]) + 1
@@ -154,19 +199,8 @@ def read(
             f"the log-likelihood of token {token} is {-float(nll[token - 1])} and must be a finite "
             f"number; load the model in another type than {model.dtype}, such as float32"
         )
-    kept, layer_to_kept = _kept(cache)
-    reading = Reading(
-        policy=policy,
-        token_ids=tuple(token_ids),
-        chunk=chunk,
-        nll=tuple(nll.tolist()),
-        held=tuple(held),
-        compactions=cache.report().compactions,
-        kept=kept,
-        layer_to_kept=layer_to_kept,
-        seconds=seconds,
-    )
-    return reading, cache
+    values: list[float] = nll.tolist()
+    return values
 
 
 def _kept(cache: LaCache) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lacache.core.errors import InputError
 from lacache.version import __version__
@@ -108,6 +108,78 @@ def read_record(path: Path) -> Record:
     if not isinstance(record, dict):
         raise InputError(f"{path} holds a {type(record).__name__}; a record is a JSON object")
     return record
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add `record` to a file of JSON lines as one whole line; the file and folders are created.
+
+    A last line that was cut off in the middle (by a full disk, a crash) is replaced.
+
+    Raises:
+        InputError: the file cannot be written, or is not a file of JSON lines.
+        ValueError: a number is not finite, which JSON cannot hold.
+    """
+    line = json.dumps(record, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            file.truncate(_whole_lines(file))
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write {path}: {reason}; try another file") from error
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records in a file of JSON lines; none where there is no such file.
+
+    A last line that was cut off in the middle is left out.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not a record.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give a .jsonl file") from error
+    records = []
+    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"line {number} of {path} is not JSON ({error}); give another file, or mend that "
+                "line"
+            ) from error
+        if not isinstance(record, dict):
+            raise InputError(
+                f"line {number} of {path} holds a {type(record).__name__}; a record is a JSON "
+                "object, so give another file, or mend that line"
+            )
+        records.append(record)
+    return records
+
+
+def _whole_lines(file: BinaryIO) -> int:
+    """How many bytes of the file are whole lines."""
+    end = file.seek(0, os.SEEK_END)
+    tail = b""
+    while len(tail) < end:
+        size = min(end, max(4096, 2 * len(tail)))
+        file.seek(end - size)
+        tail = file.read(size)
+        newline = tail.rfind(b"\n")
+        if newline >= 0:
+            return end - size + newline + 1
+    if tail and not tail.lstrip().startswith(b"{"):
+        raise InputError(
+            f"{file.name} is not a file of records, so nothing was added to it; try another file"
+        )
+    return 0
 
 
 def _installed(package: str) -> str | None:

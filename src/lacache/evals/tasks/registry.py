@@ -3,15 +3,24 @@
 from collections.abc import Callable
 
 from lacache.evals.specs import parse_spec
+from lacache.evals.tasks.multiturn import MultiTurn
+from lacache.evals.tasks.needle import Needle
+from lacache.evals.tasks.passkey import Passkey
+from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.task import Task
 
-TASKS: dict[str, Callable[..., Task]] = {}
+TASKS: dict[str, Callable[..., Task]] = {
+    Passkey.name: Passkey,
+    Needle.name: Needle,
+    MultiTurn.name: MultiTurn,
+}
 
 
-def parse_task(spec: str) -> Task:
-    """The task that `NAME` or `NAME:key=value,key=value` says.
+def parse_task(spec: str) -> Task | Perplexity:
+    """The task that `NAME` or `NAME:key=value,key=value` says; perplexity is called "ppl".
 
     Raises:
         ConfigError: no such task or setting, or a value that does not fit.
     """
-    return parse_spec(spec, TASKS, "task")
+    everything: dict[str, Callable[..., Task | Perplexity]] = {**TASKS, Perplexity.name: Perplexity}
+    return parse_spec(spec, everything, "task")

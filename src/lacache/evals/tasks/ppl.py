@@ -1,0 +1,46 @@
+"""Perplexity of a text: a task without questions, in which every token is an answer."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from lacache.core.checks import check_int
+from lacache.core.errors import InputError
+from lacache.evals.hub_texts import load_named_text
+
+
+@final
+@dataclass(frozen=True)
+class Perplexity:
+    """Reads a text once, token by token, each scored by what the cache holds by then.
+
+    Args:
+        text: "wikitext-2" or "pg19" (from the hub), a built-in text such as "wikipedia" or
+            "shakespeare:hamlet", or a UTF-8 file.
+        start: tokens of it that are left out at the beginning.
+    """
+
+    name: ClassVar[str] = "ppl"
+
+    text: str = "shakespeare:hamlet"
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        check_int("start", self.start, 0)
+
+    def token_ids(self, tokenizer: Any, *, length: int) -> list[int]:
+        """The tokens to read, after the start token if the tokenizer adds one.
+
+        Raises:
+            InputError: no such text, or one that is too short.
+            MissingExtraError: a package that it needs is not installed.
+        """
+        content = load_named_text(self.text).content
+        first: list[int] = tokenizer("").input_ids
+        ids: list[int] = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
+        last = self.start + length - len(first)
+        if len(ids) < last:
+            raise InputError(
+                f"text {self.text} has {len(ids):,} tokens, and start {self.start:,} and length "
+                f"{length:,} need {last:,}; try a shorter length or a longer text"
+            )
+        return [*first, *ids[self.start : last]]

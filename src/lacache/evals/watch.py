@@ -1,0 +1,157 @@
+"""Watching what a cache holds while a run uses it, so that no method can hold more than it says."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin
+
+from lacache.cache import ReadingCache
+from lacache.cache.facts import find_decoder, model_facts
+from lacache.cache.layer import layer_bytes
+from lacache.core.errors import LaCacheError
+
+
+@final
+class ProtocolError(LaCacheError):
+    """A method that did what the protocol of its run forbids."""
+
+
+@final
+class Watch:
+    """What a cache held after every forward of a run.
+
+    Bytes are keys and values of all layers, native ones included: the most of what the cache
+    reports, of what its layers store (when a forward ends, and when the cache has closed it), and
+    of what they give to the attention. So what is dropped right after the attention counts too.
+
+    Args:
+        model: the model that the cache was made from.
+        cache: what to watch.
+        capacity: tokens per layer that it may hold on average; None for no limit.
+        dense: the first input is read with a full cache, and counts as what is left of it.
+        on_tokens: called with the number of new tokens after each forward.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        cache: ReadingCache,
+        *,
+        capacity: int | None,
+        dense: bool = False,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> None:
+        self._facts = model_facts(model)
+        self._growing = {layer.index for layer in self._facts.growing}
+        self._decoder = find_decoder(model)
+        self._cache = cache
+        self._capacity = capacity
+        self._dense = dense
+        self._on_tokens = on_tokens
+        self._num_seen = cache.report().num_seen
+        self._weighted = 0.0
+        self._tokens = 0
+        self._attended = 0.0
+        self._at_end = 0.0
+        self.peak_bytes = 0.0
+
+    @property
+    def mean_bytes(self) -> float:
+        """Averaged over the tokens: what is held right after each, were they read one by one."""
+        return self._weighted / self._tokens if self._tokens else 0.0
+
+    @property
+    def full_bytes(self) -> int:
+        """What a full cache would hold now."""
+        return self._num_seen * self._facts.bytes_per_token + self._native_bytes()
+
+    @contextmanager
+    def watching(self) -> Iterator["Watch"]:
+        """Watch every forward inside of the block; the cache must not be copied there.
+
+        Raises:
+            ProtocolError: the cache held more than its capacity.
+        """
+        # The first hook runs before the cache closes the forward, the last one after.
+        hooks = [
+            self._decoder.register_forward_hook(self._ends, with_kwargs=True, prepend=True),
+            self._decoder.register_forward_hook(self._closed, with_kwargs=True),
+        ]
+        update = self._cache.update
+
+        def watched(keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+            given = update(keys, values, layer_idx, *args, **kwargs)
+            self._attended += self._given_bytes(*given, layer_idx)
+            return given
+
+        # Of this one cache, and as long as it is watched: no hook of torch sees keys and values.
+        self._cache.update = watched  # type: ignore[assignment]
+        try:
+            yield self
+        finally:
+            del self._cache.update  # the class's own shows again
+            for hook in hooks:
+                hook.remove()
+
+    def _ends(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if kwargs.get("past_key_values") is self._cache:
+            self._at_end = max(self._stored(), self._attended + self._native_bytes())
+            self._attended = 0.0
+
+    def _closed(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if kwargs.get("past_key_values") is not self._cache:
+            return
+        report = self._cache.report()
+        held = float(max(report.bytes, self._stored()))
+        peak = max(held, self._at_end)
+        num_seen = report.num_seen
+        num_new = num_seen - self._num_seen
+        is_dense_read = self._dense and self._num_seen == 0
+        self._num_seen = num_seen
+        if is_dense_read:
+            peak = held
+            self._weighted += num_new * held
+        else:
+            # The tokens of one forward came one by one, as far as the average is concerned.
+            growth = self._facts.bytes_per_token * (num_new - 1) / 2
+            self._weighted += num_new * max(held - growth, 0.0)
+        self._tokens += num_new
+        self.peak_bytes = max(self.peak_bytes, peak)
+        self._check(peak)
+        if self._on_tokens is not None:
+            self._on_tokens(num_new)
+
+    def _given_bytes(self, keys: Tensor, values: Tensor, layer_idx: int) -> float:
+        """Of keys and values [B, Hkv, N, D] without what only fills up shorter heads."""
+        if layer_idx not in self._growing:
+            return 0.0
+        lengths = self._cache.key_lengths(layer_idx)
+        share = 1.0 if lengths is None else sum(lengths) / len(lengths) / keys.shape[-2]
+        return share * layer_bytes(keys, values)
+
+    def _check(self, num_bytes: float) -> None:
+        if self._capacity is None:
+            return
+        allowed = self._capacity * self._facts.bytes_per_token + self._native_bytes()
+        if num_bytes > allowed:
+            raise ProtocolError(
+                f"the cache held {num_bytes:,.0f} bytes after token {self._num_seen:,}, and its "
+                f"capacity of {self._capacity:,} tokens per layer allows {allowed:,}; mend the "
+                "method, since a run must never hold more than its budget"
+            )
+
+    def _stored(self) -> int:
+        return sum(
+            layer_bytes(layer.keys, layer.values)
+            for layer in self._cache.layers
+            if isinstance(layer, CacheLayerMixin)
+        )
+
+    def _native_bytes(self) -> int:
+        return sum(
+            layer_bytes(layer.keys, layer.values)
+            for index, layer in enumerate(self._cache.layers)
+            if index not in self._growing and isinstance(layer, CacheLayerMixin)
+        )
