@@ -1,0 +1,369 @@
+"""The scored cache against transformers' own cache, the product's sink window and a slow twin."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lacache import LaCache, SinkWindow
+from lacache.core.errors import (
+    ConfigError,
+    InputError,
+    ModelError,
+    UnsupportedModelError,
+    UnsupportedOperationError,
+)
+from lacache.evals.baselines import (
+    H2O,
+    TOVA,
+    KeyDiff,
+    KeyScorer,
+    Knorm,
+    LagKV,
+    ScoredCache,
+    Scorer,
+    SnapKV,
+)
+from tests.cache.tiny_models import FAMILIES, VOCAB, random_ids, tiny_model
+from tests.evals.baselines.slow_scored import (
+    Score,
+    slow_h2o,
+    slow_keydiff,
+    slow_knorm,
+    slow_lagkv,
+    slow_read,
+    slow_snapkv,
+    slow_tova,
+)
+
+TOLERANCE = 1e-4
+CAPACITY, REFILL, SINKS = 14, 3, 2
+SCORERS: dict[str, tuple[Scorer, Score]] = {
+    "knorm": (Knorm(), slow_knorm),
+    "keydiff": (KeyDiff(), slow_keydiff),
+    "lagkv": (LagKV(3, sinks=SINKS), slow_lagkv(SINKS, 3)),
+    "tova": (TOVA(), slow_tova),
+    "h2o": (H2O(5), slow_h2o),
+    "snapkv": (SnapKV(4, 3), slow_snapkv(4, 3)),
+}
+KEY_SCORERS = ("knorm", "keydiff", "lagkv")
+
+
+@dataclass(frozen=True)
+class Newest(KeyScorer):
+    """The newest tokens stay: the sink window."""
+
+    def protected(self, num_held: int) -> int:
+        return 0
+
+    def score(self, keys: Tensor, values: Tensor) -> Tensor:
+        return torch.arange(keys.shape[1]).expand(keys.shape[0], -1)
+
+
+def make(model: Any, scorer: Scorer, capacity: Any = CAPACITY, **options: Any) -> ScoredCache:
+    return ScoredCache.from_model(
+        model, scorer, capacity, **{"refill": REFILL, "sinks": SINKS} | options
+    )
+
+
+@torch.no_grad()
+def read(model: Any, ids: Tensor, cache: Any, pieces: int | None = None) -> Tensor:
+    """Logits [1, Q, V], from one call or from pieces."""
+    step = pieces or ids.shape[1]
+    parts = [
+        model(ids[:, start : start + step], past_key_values=cache).logits
+        for start in range(0, ids.shape[1], step)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def kept(model: Any, cache: ScoredCache) -> list[list[list[int]]]:
+    return [cache.kept_tokens(i) for i in range(model.config.num_hidden_layers)]
+
+
+def distinct_ids(num_tokens: int, seed: int) -> Tensor:
+    """Tokens [1, Q], no two alike: equal ones have equal keys in the first layer, so only rounding
+    would say which is evicted."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(VOCAB - 2, generator=generator)[None, :num_tokens] + 2
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def eager() -> Any:
+    return tiny_model("llama", _attn_implementation="eager")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["keydiff", "snapkv"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_with_room_for_everything_it_is_transformers_own_cache(
+    family: str, name: str, dense: bool
+) -> None:
+    model = tiny_model(family)
+    ids = random_ids(40)
+    with torch.no_grad():
+        wanted = model(ids).logits
+    cache = make(model, SCORERS[name][0], 40, dense=dense)
+    found = torch.cat([read(model, ids[:, :25], cache), read(model, ids[:, 25:], cache, 4)], dim=1)
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
+    assert cache.report().num_evicted == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_the_newest_is_the_products_sink_window(family: str) -> None:
+    model = tiny_model(family)
+    ids = random_ids(70)
+    for dense in (False, True):
+        window = LaCache.from_model(
+            model,
+            SinkWindow(CAPACITY, sinks=SINKS, refill=REFILL),
+            prefill="dense" if dense else "segmented",
+        )
+        scored = make(model, Newest(), dense=dense)
+        for part in (ids[:, :40], ids[:, 40:]):
+            torch.testing.assert_close(
+                read(model, part, scored), read(model, part, window), atol=TOLERANCE, rtol=0
+            )
+        assert scored.report() == window.report()
+        growing = window.growing_layers
+        assert [scored.kept_tokens(i)[0] for i in growing] == [
+            window.kept_tokens(i) for i in growing
+        ]
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("dense", [0, 30])
+def test_agrees_with_the_slow_twin(model: Any, eager: Any, name: str, dense: int) -> None:
+    scorer, score = SCORERS[name]
+    ids = distinct_ids(55, seed=3)
+    wanted, tokens = slow_read(
+        eager,
+        ids,
+        score,
+        [CAPACITY] * 5,
+        refill=REFILL,
+        sinks=SINKS,
+        protected=scorer.protected,
+        dense=dense,
+    )
+    cache = make(model, scorer, dense=dense > 0)
+    first, then = ids[:, : dense or 41], ids[:, dense or 41 :]
+    found = torch.cat([read(model, first, cache), read(model, then, cache, 4)], dim=1)
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
+    assert kept(model, cache) == tokens
+    assert tokens != [[list(range(SINKS)) + list(range(55 - 11, 55))] * 2] * 5
+
+
+@pytest.mark.parametrize("dense", [0, 30])
+def test_capacities_by_layer_agree_with_the_slow_twin(model: Any, eager: Any, dense: int) -> None:
+    scorer, score = SCORERS["snapkv"]
+    capacities = (20, 17, 14, 11, 10)
+    ids = distinct_ids(55, seed=4)
+    wanted, tokens = slow_read(
+        eager,
+        ids,
+        score,
+        capacities,
+        refill=REFILL,
+        sinks=SINKS,
+        protected=scorer.protected,
+        dense=dense,
+    )
+    cache = make(model, scorer, capacities, dense=dense > 0)
+    first, then = ids[:, : dense or 41], ids[:, dense or 41 :]
+    found = torch.cat([read(model, first, cache), read(model, then, cache, 4)], dim=1)
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
+    assert kept(model, cache) == tokens
+
+
+@pytest.mark.parametrize("name", KEY_SCORERS)
+@pytest.mark.parametrize("family", ["phi3", "gpt-neox", "gpt-oss", "smollm3"])
+def test_pieces_do_not_matter_to_scores_of_keys(family: str, name: str) -> None:
+    model = tiny_model(family)
+    ids = distinct_ids(60, seed=5)
+    whole, cut = make(model, SCORERS[name][0]), make(model, SCORERS[name][0])
+    torch.testing.assert_close(
+        read(model, ids, whole), read(model, ids, cut, 1), atol=TOLERANCE, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_generate_and_prefill_read_alike(model: Any, name: str) -> None:
+    """Ever growing positions against slots, in the same pieces."""
+    ids = random_ids(41, seed=6)
+    cache = make(model, SCORERS[name][0])
+    text = model.generate(ids, past_key_values=cache, max_new_tokens=20, do_sample=False)
+    other = make(model, SCORERS[name][0])
+    logits = other.prefill(model, ids)
+    for token in text[0, 41:].tolist():
+        assert token == int(logits.argmax())
+        logits = other.prefill(model, torch.tensor([[token]]))
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_strict_never_holds_more_than_the_capacity(model: Any, name: str) -> None:
+    cache = make(model, SCORERS[name][0])
+    per_token = 5 * 2 * 2 * 8 * 4
+    most = []
+
+    def look(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        most.append(max(layer.num_stored() for layer in cache.layers))
+
+    hook = model.get_decoder().layers[2].register_forward_hook(look, with_kwargs=True)
+    try:
+        for piece in random_ids(80, seed=7).split(23, dim=1):
+            read(model, piece, cache)
+            report = cache.report()
+            assert report.num_cached <= report.capacity == CAPACITY
+            assert report.bytes == report.num_cached * per_token
+    finally:
+        hook.remove()
+    assert max(most) == CAPACITY
+    assert report.num_seen == 80
+    assert report.coverage == len({t for layer in kept(model, cache) for h in layer for t in h})
+
+
+def test_sinks_and_the_newest_stay(model: Any) -> None:
+    cache = make(model, H2O(5), sinks=3)
+    read(model, random_ids(60), cache)
+    for layer in kept(model, cache):
+        for tokens in layer:
+            assert tokens[:3] == [0, 1, 2]
+            assert tokens[-5:] == list(range(55, 60))
+
+
+def test_heads_keep_their_own_tokens_but_not_tovas(model: Any) -> None:
+    by_name = {}
+    for name in ("knorm", "tova"):
+        cache = make(model, SCORERS[name][0])
+        read(model, random_ids(60), cache)
+        by_name[name] = kept(model, cache)
+    assert all(first != second for first, second in by_name["knorm"])
+    assert all(first == second for first, second in by_name["tova"])
+
+
+def test_a_dense_prefill_sees_everything_and_is_cut_afterwards(model: Any) -> None:
+    ids = random_ids(60)
+    with torch.no_grad():
+        wanted = model(ids).logits
+    for scorer, _ in SCORERS.values():
+        cache = make(model, scorer, dense=True)
+        found = read(model, ids, cache)
+        torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
+        strict = make(model, scorer)
+        read(model, ids, strict)
+        assert cache.report().num_cached == strict.report().num_cached < 15
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_copy_goes_its_own_way(model: Any, name: str) -> None:
+    ids = random_ids(60, seed=8)
+    cache = make(model, SCORERS[name][0])
+    read(model, ids[:, :40], cache)
+    before = kept(model, cache)
+    other = copy.deepcopy(cache)
+    apart = read(model, ids[:, 40:], other)
+    assert kept(model, cache) == before
+    torch.testing.assert_close(read(model, ids[:, 40:], cache), apart, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_reset_starts_over(model: Any, name: str) -> None:
+    ids = random_ids(50, seed=9)
+    cache = make(model, SCORERS[name][0])
+    first = read(model, ids, cache)
+    cache.reset()
+    assert cache.report().num_seen == cache.report().bytes == 0
+    torch.testing.assert_close(read(model, ids, cache), first, atol=0, rtol=0)
+
+
+def test_the_implementation_of_attention_comes_back(model: Any) -> None:
+    assert model.config._attn_implementation == "sdpa"
+    used = []
+    decoder = model.get_decoder()
+    hook = decoder.layers[0].register_forward_pre_hook(
+        lambda module, args: used.append(decoder.config._attn_implementation)
+    )
+    try:
+        read(model, random_ids(30), make(model, TOVA()))
+        assert set(used) == {"eager"}
+        assert model.config._attn_implementation == "sdpa"
+        used.clear()
+        read(model, random_ids(30), make(model, Knorm()))
+        assert set(used) == {"sdpa"}
+    finally:
+        hook.remove()
+
+
+def test_after_an_error_the_model_is_as_it_was_and_the_cache_says_so(model: Any) -> None:
+    cache = make(model, TOVA())
+    layer = model.get_decoder().layers[3]
+
+    def fail(module: Any, args: Any) -> None:
+        raise RuntimeError("half-way")
+
+    hook = layer.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match="half-way"):
+            read(model, random_ids(30), cache)
+    finally:
+        hook.remove()
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(UnsupportedOperationError, match="interrupted"):
+        read(model, random_ids(5), cache)
+    cache.reset()
+    read(model, random_ids(30), cache)
+
+
+def test_a_model_without_attention_weights_is_refused(model: Any) -> None:
+    mute = tiny_model("llama")
+    cache = make(mute, TOVA())
+    for layer in mute.get_decoder().layers:
+        layer.self_attn.register_forward_hook(
+            lambda module, args, output: (output[0], None), prepend=True
+        )
+    with pytest.raises(UnsupportedModelError, match="attention weights for 0 of 5"):
+        read(mute, random_ids(5), cache)
+
+
+def test_a_model_that_does_not_name_its_attention_is_refused() -> None:
+    nameless = tiny_model("llama")
+    nameless.get_decoder()._can_record_outputs = {}
+    with pytest.raises(UnsupportedModelError, match="does not say which"):
+        make(nameless, TOVA())
+    make(nameless, Knorm())
+
+
+def test_what_cannot_be_is_refused(model: Any) -> None:
+    with pytest.raises(ConfigError, match="at least 10 = sinks 2"):
+        make(model, H2O(5), 9)
+    with pytest.raises(ConfigError, match="4 capacities were given for 5 layers"):
+        make(model, TOVA(), (14,) * 4)
+    with pytest.raises(ConfigError, match="differ by layer"):
+        make(model, Knorm(), (14, 14, 14, 14, 15))
+    with pytest.raises(ConfigError, match="kernel=4 must be odd"):
+        SnapKV(4, 4)
+    cache = make(model, Knorm())
+    other = tiny_model("llama")
+    make(other, Knorm())
+    with pytest.raises(InputError, match="2 rows"):
+        read(model, random_ids(5, batch_size=2), cache)
+    with pytest.raises(ModelError, match="another model"):
+        read(other, random_ids(5), cache)
+    with pytest.raises(UnsupportedOperationError, match="outside"):
+        cache.update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8), 0)
+    read(model, random_ids(5), cache)
+    with pytest.raises(InputError, match="has seen 5 tokens"):
+        model(random_ids(3), past_key_values=cache, position_ids=torch.arange(3)[None])
+    with pytest.raises(InputError, match="layer_idx=7"):
+        cache.kept_tokens(7)
+    with pytest.raises(UnsupportedOperationError, match="taking tokens back"):
+        cache.crop(3)
