@@ -3,16 +3,20 @@
 from collections.abc import Callable
 
 from lacache.evals.specs import parse_spec
+from lacache.evals.tasks.longbench.longbench import LONGBENCH
 from lacache.evals.tasks.multiturn import MultiTurn
 from lacache.evals.tasks.needle import Needle
 from lacache.evals.tasks.passkey import Passkey
 from lacache.evals.tasks.ppl import Perplexity
+from lacache.evals.tasks.ruler.table import RULER
 from lacache.evals.tasks.task import Task
 
 TASKS: dict[str, Callable[..., Task]] = {
     Passkey.name: Passkey,
     Needle.name: Needle,
     MultiTurn.name: MultiTurn,
+    **RULER,
+    **LONGBENCH,
 }
 
 
