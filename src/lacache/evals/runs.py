@@ -129,6 +129,24 @@ class Bench:
         text = json.dumps({**spec.record(), "model": model}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def same_samples(self, spec: RunSpec, record: Record) -> bool:
+        """Whether a record is of this specification's task, length, count, seed and model."""
+        mine = spec.record()
+        names = ("kind", "harness", "task", "length", "count", "seed")
+        return all(record.get(name) == mine[name] for name in names) and (
+            record.get("model", {}).get("weights_sha256") == self._about["weights_sha256"]
+        )
+
+    def samples_sha256(self, spec: RunSpec) -> str:
+        """SHA-256 of all that a run reads and asks.
+
+        Raises:
+            LaCacheError: the samples cannot be made.
+        """
+        if isinstance(spec.task, Perplexity):
+            return tokens_sha256(self._ids(spec, spec.task))
+        return _samples_sha256(self._samples(spec, spec.task))
+
     def run(self, spec: RunSpec, on_tokens: Callable[[int], None] | None = None) -> Record:
         """Run it.
 
@@ -159,12 +177,7 @@ class Bench:
         }
 
     def _ask(self, spec: RunSpec, task: Task, on_tokens: Callable[[int], None] | None) -> Record:
-        samples: Sequence[Sample] = self._once(
-            (task, spec.length, spec.count, spec.seed),
-            lambda: task.samples(
-                self._tokenizer, length=spec.length, count=spec.count, seed=spec.seed
-            ),
-        )
+        samples = self._samples(spec, task)
         asking = Asking(spec.protocol, spec.first_token)
         asked = [
             ask(
@@ -198,9 +211,7 @@ class Bench:
     def _read(
         self, spec: RunSpec, task: Perplexity, on_tokens: Callable[[int], None] | None
     ) -> Record:
-        ids: list[int] = self._once(
-            (task, spec.length), lambda: task.token_ids(self._tokenizer, length=spec.length)
-        )
+        ids = self._ids(spec, task)
         capacity = spec.parsed_budget.capacity(
             bytes_per_token=model_facts(self._model).bytes_per_token,
             prompt_tokens=len(ids),
@@ -226,6 +237,21 @@ class Bench:
             "full_bytes": watch.full_bytes,
             "nll": [round(value, _NLL_DIGITS) for value in nll],
         }
+
+    def _samples(self, spec: RunSpec, task: Task) -> Sequence[Sample]:
+        made: Sequence[Sample] = self._once(
+            (task, spec.length, spec.count, spec.seed),
+            lambda: task.samples(
+                self._tokenizer, length=spec.length, count=spec.count, seed=spec.seed
+            ),
+        )
+        return made
+
+    def _ids(self, spec: RunSpec, task: Perplexity) -> list[int]:
+        made: list[int] = self._once(
+            (task, spec.length), lambda: task.token_ids(self._tokenizer, length=spec.length)
+        )
+        return made
 
     def _once(self, key: object, make: Callable[[], Any]) -> Any:
         """What was made last, if it was made for the same key."""

@@ -1,5 +1,6 @@
 """Names with settings as a user writes them: `ladder:span=15,recent=0.5`."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -102,14 +103,14 @@ def _value(key: str, text: str, kind: Any) -> Any:
 
 def _numbers(key: str, text: str) -> tuple[int, ...]:
     numbers: list[int] = []
-    try:
-        for part in filter(None, text.split("+")):
-            first, _, last = part.partition("-")
-            numbers.extend(range(int(first), int(last or first) + 1))
-    except ValueError:
-        raise ConfigError(
-            f"{key}={text} must be whole numbers and runs of them between +; try {key}=0-4+9"
-        ) from None
+    for part in filter(None, text.split("+")):
+        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(
+                f"{key}={text} must be whole numbers and runs of them between +, and "
+                f"{part.strip()!r} is neither; try {key}=0-4+9"
+            )
+        numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(numbers)
 
 

@@ -1,0 +1,152 @@
+"""`lacache eval`: what bounded caches cost in quality, measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
+from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lacache.evals.suite import Suite
+
+_SUITE = "What is run"
+
+
+def eval(
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A tiny version of the suite, three minutes at most with the default model.",
+        ),
+    ] = False,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tasks with settings, such as `passkey;needle:haystack=wikipedia`, parted by "
+            "; or given several times: passkey, needle, multiturn, ppl and more.",
+            show_default=False,
+            rich_help_panel=_SUITE,
+        ),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Methods with settings, such as `streaming;ladder:span=15,recent=0.5`.",
+            show_default=False,
+            rich_help_panel=_SUITE,
+        ),
+    ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens per layer (512), shares of the prompt (0.25) or bytes (16MiB), parted "
+            "by commas.",
+            show_default=False,
+            rich_help_panel=_SUITE,
+        ),
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens of a prompt with its answers, or of the text for ppl: 1024,2048.",
+            show_default=False,
+            rich_help_panel=_SUITE,
+        ),
+    ] = None,
+    protocols: Annotated[
+        str | None,
+        typer.Option(
+            help="strict reads in segments, never holding more than the budget; dense reads the "
+            "prompt with a full cache, then compacts. Default: strict.",
+            show_default=False,
+            rich_help_panel=_SUITE,
+        ),
+    ] = None,
+    first_token: Annotated[
+        str | None,
+        typer.Option(
+            help="In the dense protocol, where the first answer token comes from: cache (the "
+            "compacted one) or dense (the dense pass). Default: cache.",
+            show_default=False,
+            rich_help_panel=_SUITE,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples of each task and length.", show_default=False, rich_help_panel=_SUITE
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the samples.", rich_help_panel=_SUITE)] = 0,
+    model: ModelOption = None,
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = DEFAULT_THREADS,
+    out: Annotated[
+        Path,
+        typer.Option(help="File of records, one JSON line a run. Runs that are in it are skipped."),
+    ] = Path("eval.jsonl"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON in place of the tables.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their tokens, and run nothing.")
+    ] = False,
+) -> None:
+    """Measure what bounded caches cost: retrieval and perplexity at equal bytes.
+
+    Without options a small suite, 40 minutes at most on 2 cores with the default model. Records
+    go to a file as they are made; the same command again goes on where it stopped.
+    """
+    check_int("threads", threads, 1)
+
+    from dataclasses import replace
+
+    from lacache.evals.specs import split_specs
+    from lacache.evals.suite import QUICK, SMALL
+
+    changes: dict[str, Any] = {"seed": seed}
+    if tasks is not None:
+        changes["tasks"] = tuple(split_specs(tasks))
+    if methods is not None:
+        changes["methods"] = tuple(split_specs(methods))
+    if budgets is not None:
+        changes["budgets"] = changes["ppl_budgets"] = tuple(_parts(budgets))
+    if lengths is not None:
+        numbers = tuple(_number("lengths", part) for part in _parts(lengths))
+        changes["lengths"] = changes["ppl_lengths"] = numbers
+    if protocols is not None:
+        changes["protocols"] = tuple(_parts(protocols))
+    if first_token is not None:
+        changes["first_token"] = cast(Literal["cache", "dense"], first_token)
+    if samples is not None:
+        changes["samples"] = samples
+    suite: Suite = replace(QUICK if quick else SMALL, **changes)
+    specs = suite.runs()
+
+    from lacache.cli.evaluating import evaluate, show_plan
+
+    if dry_run:
+        show_plan(specs, as_json=as_json)
+        return
+    from lacache.evals.campaign import check_appendable
+    from lacache.models import load_model
+
+    check_appendable(out)
+    evaluate(specs, load_model(model, dtype=dtype, threads=threads), out, as_json=as_json)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]
+
+
+def _number(name: str, text: str) -> int:
+    try:
+        return int(text.replace("_", ""))
+    except ValueError:
+        raise ConfigError(f"{name}={text} must be whole numbers; try --{name} 1024,2048") from None

@@ -1,0 +1,242 @@
+"""Run a list of runs with progress, and show what came out: shared by all that evaluate."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from lacache.evals.campaign import Outcome, failures_path, run_all
+from lacache.evals.methods.full import FullCache
+from lacache.evals.records import Record
+from lacache.evals.runs import Bench, RunSpec
+from lacache.evals.specs import format_spec
+from lacache.models import LoadedModel
+
+_KIB = 1024
+
+
+def evaluate(
+    specs: Sequence[RunSpec], loaded: LoadedModel, out: Path, *, as_json: bool = False
+) -> None:
+    """Run what `out` does not hold yet, with progress on stderr, and print tables or JSON.
+
+    Ends with exit code 1 if every run has failed.
+
+    Raises:
+        InputError: the file cannot be read or written.
+    """
+    console = Console(stderr=True, highlight=False)
+    bench = Bench(loaded)
+    outcomes: list[Outcome] = []
+    with _progress(console, specs) as (on_start, on_tokens, on_end):
+        for outcome in run_all(bench, specs, out, on_start=on_start, on_tokens=on_tokens):
+            outcomes.append(outcome)
+            on_end(outcome)
+            if not outcome.was_there:
+                console.print(Text(_told(outcome)), soft_wrap=True)
+    old = sum(outcome.was_there for outcome in outcomes)
+    if old:
+        runs = "run was" if old == 1 else "runs were"
+        console.print(f"{old} of {len(outcomes)} {runs} in {out} already, and skipped.")
+    if as_json:
+        typer.echo(json.dumps(_json(outcomes, out), allow_nan=False))
+    else:
+        _show(Console(highlight=False), outcomes, loaded.name, out)
+    if all(outcome.record is None for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def show_plan(specs: Sequence[RunSpec], *, as_json: bool = False) -> None:
+    """List runs with the tokens that each reads, about, without running them."""
+    if as_json:
+        runs = [{**spec.record(), "tokens": spec.tokens} for spec in specs]
+        typer.echo(json.dumps({"runs": runs, "tokens": sum(spec.tokens for spec in specs)}))
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("task", "length", "samples", "method", "budget", "protocol", "tokens"):
+        right = name in ("length", "samples", "tokens")
+        table.add_column(name, justify="right" if right else "left")
+    for spec in specs:
+        table.add_row(
+            _task(spec),
+            f"{spec.length:,}",
+            str(spec.count),
+            _method(spec),
+            _budget(spec),
+            _protocol(spec),
+            f"{spec.tokens:,}",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    total = sum(spec.tokens for spec in specs)
+    console.print(f"{len(specs)} runs, about {total:,} tokens to read.")
+
+
+@contextmanager
+def _progress(
+    console: Console, specs: Sequence[RunSpec]
+) -> Iterator[tuple[Callable[[RunSpec], None], Callable[[int], None], Callable[[Outcome], None]]]:
+    """Two bars, over all runs and within one: how to start, advance and end a run."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        # Runs differ in length, so the time that is left follows from their tokens.
+        everything = progress.add_task(
+            f"run 1 of {len(specs)}", total=sum(spec.tokens for spec in specs)
+        )
+        bars: list[Any] = []
+        done = [0, 0]
+
+        def on_start(spec: RunSpec) -> None:
+            bars.append(progress.add_task(spec.label, total=spec.tokens))
+
+        def on_tokens(num_tokens: int) -> None:
+            progress.advance(bars[-1], num_tokens)
+            progress.advance(everything, num_tokens)
+
+        def on_end(outcome: Outcome) -> None:
+            done[0] += 1
+            done[1] += outcome.spec.tokens
+            progress.update(
+                everything,
+                completed=done[1],
+                description=f"run {min(done[0] + 1, len(specs))} of {len(specs)}",
+            )
+            while bars:
+                progress.remove_task(bars.pop())
+
+        yield on_start, on_tokens, on_end
+
+
+def _told(outcome: Outcome) -> str:
+    record = outcome.record
+    if record is None:
+        return f"{outcome.spec.label}: failed: {outcome.error}"
+    return f"{outcome.spec.label}: {_value(record)} in {record['seconds']:.0f} s"
+
+
+def _value(record: Record) -> str:
+    if record["kind"] == "ppl":
+        return f"perplexity {record['perplexity']:,.2f}"
+    return f"score {record['score']:.2f}"
+
+
+def _json(outcomes: Sequence[Outcome], out: Path) -> Record:
+    """Records without what is there for each sample or token."""
+    return {
+        "out": str(out),
+        "runs": [_short(outcome.record) for outcome in outcomes if outcome.record is not None],
+        "failures": [
+            {**outcome.spec.record(), "error": outcome.error}
+            for outcome in outcomes
+            if outcome.record is None
+        ],
+    }
+
+
+def _short(record: Record) -> Record:
+    left_out = "nll" if record["kind"] == "ppl" else "samples"
+    return {key: value for key, value in record.items() if key != left_out}
+
+
+def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) -> None:
+    for title, rows in _groups(outcomes).items():
+        console.print(f"\n{title}, {model}", style="bold", markup=False)
+        is_ppl = rows[0].spec.record()["kind"] == "ppl"
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("method", overflow="fold")
+        table.add_column("budget")
+        values = ("perplexity",) if is_ppl else ("score", "nll")
+        for name in (*values, "mean KiB", "peak KiB", "of full"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for outcome in rows:
+            table.add_row(_method(outcome.spec), _budget(outcome.spec), *_cells(outcome))
+        console.print(table)
+    console.print(
+        "With 95 % intervals over the samples (blocks of the text for perplexity). nll is the loss "
+        "of the right answer in nats; of full is the peak over what a full cache holds at the end."
+    )
+    failed = [outcome for outcome in outcomes if outcome.record is None]
+    for outcome in failed:
+        told = f"failed: {outcome.spec.label} ({_method(outcome.spec)}): {outcome.error}"
+        console.print(Text(told, style="red"), soft_wrap=True)
+    if failed:
+        console.print(f"Failures are in {failures_path(out)}, too.", soft_wrap=True, markup=False)
+    if len(failed) < len(outcomes):
+        console.print(
+            f"Records are in {out}; lacache report {out} makes a page of them.",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _groups(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    """Outcomes by what they can be compared in; the full cache's stand in every protocol."""
+    groups: dict[str, list[Outcome]] = {}
+    everywhere: dict[tuple[object, ...], list[Outcome]] = {}
+    for outcome in outcomes:
+        spec = outcome.spec
+        samples = (spec.task, spec.length, spec.count, spec.seed)
+        count = "" if spec.record()["kind"] == "ppl" else f", {spec.count} samples"
+        title = f"{_task(spec)}, {spec.length:,} tokens{count}"
+        if isinstance(spec.method, FullCache):
+            everywhere.setdefault(samples, []).append(outcome)
+            groups.setdefault(title, []).append(outcome)
+            continue
+        if spec.protocol != "strict":
+            title += f", {_protocol(spec)}"
+        groups.setdefault(title, list(everywhere.get(samples, []))).append(outcome)
+    return groups
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    record = outcome.record
+    if record is None:
+        return ["[red]failed[/red]"]
+    if record["kind"] == "ppl":
+        values = [_with_interval(record, "perplexity", True)]
+    else:
+        several = record["count"] > 1
+        values = [_with_interval(record, name, several) for name in ("score", "nll")]
+    sizes = [f"{record[name] / _KIB:,.0f}" for name in ("mean_bytes", "peak_bytes")]
+    return [*values, *sizes, f"{record['peak_bytes'] / record['full_bytes']:.0%}"]
+
+
+def _with_interval(record: Record, name: str, several: bool) -> str:
+    low, high = record[f"{name}_interval"]
+    # A bracket is markup to rich, unless it is escaped.
+    return f"{record[name]:.2f}" + (f" \\[{low:.2f}, {high:.2f}]" if several else "")
+
+
+def _task(spec: RunSpec) -> str:
+    return format_spec(spec.task.name, spec.task)
+
+
+def _method(spec: RunSpec) -> str:
+    return format_spec(spec.method.name, spec.method)
+
+
+def _budget(spec: RunSpec) -> str:
+    return "" if isinstance(spec.method, FullCache) else spec.budget
+
+
+def _protocol(spec: RunSpec) -> str:
+    if spec.protocol == "strict":
+        return "strict"
+    return f"dense, first token from the {spec.first_token}" + (
+        " pass" if spec.first_token == "dense" else ""
+    )

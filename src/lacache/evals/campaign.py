@@ -1,0 +1,124 @@
+"""Many runs into one file of records, which goes on where it stopped."""
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from lacache.core.errors import InputError, LaCacheError
+from lacache.evals.records import (
+    Record,
+    append_record,
+    check_writable,
+    environment,
+    read_records,
+)
+from lacache.evals.runs import Bench, RunSpec
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run: a record, or an error."""
+
+    spec: RunSpec
+    record: Record | None = None
+    error: str = ""
+    was_there: bool = False
+    """Whether the record was in the file already."""
+
+
+def run_all(
+    bench: Bench,
+    specs: Iterable[RunSpec],
+    path: Path,
+    *,
+    on_start: Callable[[RunSpec], None] | None = None,
+    on_tokens: Callable[[int], None] | None = None,
+) -> Iterator[Outcome]:
+    """Run what `path` does not hold yet, and add each record to it as soon as it is there.
+
+    A run that fails goes to the file of failures (`failures_path`) and the others go on; it is
+    tried again the next time. Ctrl-C ends the runs; those that are done are in the file.
+
+    Args:
+        bench: the model.
+        specs: what to run.
+        path: the file of JSON lines; created if missing.
+        on_start: called before each run that is not there yet.
+        on_tokens: called with the number of tokens after each forward.
+
+    Yields:
+        What became of each run, in the order of the specs.
+
+    Raises:
+        InputError: the file cannot be read or written.
+    """
+    records = read_records(path)
+    by_key = {record.get("key"): record for record in records}
+    check_appendable(path)
+    for spec in specs:
+        key = bench.key(spec)
+        if key in by_key:
+            yield Outcome(spec, by_key[key], was_there=True)
+            continue
+        if on_start is not None:
+            on_start(spec)
+        try:
+            _check_samples(bench, spec, records, path)
+            record = bench.run(spec, on_tokens)
+        except Exception as error:
+            # Whatever goes wrong with one method must not cost the runs of the others.
+            text = " ".join(str(error).split())
+            told = text if isinstance(error, LaCacheError) else f"{type(error).__name__}: {text}"
+            append_record(failures_path(path), _failure(spec, key, told, error))
+            yield Outcome(spec, error=told)
+            continue
+        append_record(path, record)
+        records.append(record)
+        by_key[key] = record
+        yield Outcome(spec, record)
+
+
+def failures_path(path: Path) -> Path:
+    """Where the failures of runs into `path` are told, as JSON lines: `eval.failures.log`."""
+    return path.with_name(f"{path.stem}.failures.log")
+
+
+def check_appendable(path: Path) -> None:
+    """Try whether records can be added to a file, before any long work.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if not path.exists():
+        check_writable(path.parent)
+        return
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; try another file") from error
+
+
+def _check_samples(bench: Bench, spec: RunSpec, records: Iterable[Record], path: Path) -> None:
+    """Refuse to mix samples: a text file may have changed since the file was begun."""
+    mine = bench.samples_sha256(spec)
+    for record in records:
+        if bench.same_samples(spec, record) and record.get("samples_sha256") != mine:
+            raise InputError(
+                f"the samples of {spec.task.name} at length {spec.length} are not those of the "
+                f"records in {path}, as a text or a package has changed; write to another file"
+            )
+
+
+def _failure(spec: RunSpec, key: str, told: str, error: Exception) -> Record:
+    lines = [] if isinstance(error, LaCacheError) else traceback.format_exception(error)
+    return {
+        **spec.record(),
+        "kind": "failure",
+        "key": key,
+        "error": told,
+        "traceback": "".join(lines),
+        "environment": environment(),
+    }
