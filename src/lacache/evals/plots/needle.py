@@ -1,0 +1,80 @@
+"""Where in a context a needle was found: depth by length, one field for each method."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from lacache.core.errors import InputError
+from lacache.evals.plots.drawing import drawing
+
+_COLUMNS = 4
+
+
+@final
+@dataclass(frozen=True)
+class NeedlePanel:
+    """Mean scores of one method by (depth, length); a depth is as the task records it."""
+
+    title: str
+    scores: Mapping[tuple[float, int], float]
+
+
+def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
+    """Draw a heatmap for each method, all with the same depths, lengths and colours.
+
+    What was not measured stays white.
+
+    Raises:
+        InputError: no scores, or a path that is not a PNG's.
+        MissingExtraError: matplotlib is not installed.
+    """
+    places = sorted({place for panel in panels for place in panel.scores})
+    if not places:
+        raise InputError("0 scores by depth leave nothing to draw; give runs of a needle task")
+    depths = sorted({depth for depth, _ in places})
+    lengths = sorted({length for _, length in places})
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    # Fields so small that they cannot hold a number show their colour alone.
+    has_numbers = len(lengths) <= 8
+    field_height = max(2.2, min(4.5, 0.8 + 0.26 * len(depths)))
+    width = max(7.0, columns * max(2.4, min(5.0, 1.0 + 0.55 * len(lengths))) + 0.9)
+    with drawing(path, width, 1.0 + field_height * rows) as figure:
+        from matplotlib.colors import LinearSegmentedColormap
+
+        # From orange to blue: told apart with every kind of colour blindness.
+        colours = LinearSegmentedColormap.from_list("found", ["#D55E00", "#F5E9DC", "#0072B2"])
+        figure.suptitle(title, x=0.01, ha="left", weight="bold", size=13)
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        image = None
+        for i, axes in enumerate(grid.flat):
+            if i >= len(panels):
+                axes.set_visible(False)
+                continue
+            scores = panels[i].scores
+            values = [[scores.get((depth, n), float("nan")) for n in lengths] for depth in depths]
+            image = axes.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
+            axes.set_title(panels[i].title, fontsize=10)
+            axes.grid(visible=False)
+            axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=45)
+            axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
+            axes.tick_params(labelsize=9, labelbottom=i + columns >= len(panels))
+            for row, line in enumerate(values):
+                for column, value in enumerate(line):
+                    if has_numbers and value == value:
+                        axes.text(
+                            column,
+                            row,
+                            f"{100 * value:.0f}",
+                            ha="center",
+                            va="center",
+                            fontsize=8.5,
+                            color="black" if 0.2 < value < 0.8 else "white",
+                        )
+        figure.supxlabel("tokens of the prompt", fontsize=11)
+        figure.supylabel("depth of the needle", fontsize=11)
+        assert image is not None
+        bar = figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.8, aspect=30)
+        bar.set_label("score")
+        bar.outline.set_visible(False)

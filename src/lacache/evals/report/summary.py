@@ -1,0 +1,88 @@
+"""What the tables say, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lacache.evals.report.format import number, ratio
+from lacache.evals.report.means import MeanRow
+from lacache.evals.report.numbers import SectionNumbers, TableNumbers
+from lacache.evals.report.run import BASE, FULL, budget_label
+
+
+def sentences(part: SectionNumbers) -> list[str]:
+    """One for each budget; of perplexity one for each text and budget."""
+    if part.section.setting.kind != "ppl":
+        return _of_means(part.means)
+    return [_of_perplexity(table, budget) for table in part.tables for budget in table.by_budget]
+
+
+def draws_beaten(table: TableNumbers) -> list[str]:
+    """How many of the draws by chance the best ladder of the same budget beats."""
+    told = []
+    for budget, rows in table.by_budget.items():
+        ladder = next((row for row in rows if row.name == "ladder"), None)
+        if ladder is None:
+            continue
+        for label, drawn in table.draws(budget).items():
+            sign = 1 if table.is_ppl else -1
+            worse = sum(sign * value > sign * ladder.value for value in drawn)
+            equal = sum(value == ladder.value for value in drawn)
+            ties = f" and ties with {equal}" if equal else ""
+            told.append(
+                f"{budget_label(budget)}: {ladder.method} beats {worse} of {len(drawn)} draws of "
+                f"{label}{ties}."
+            )
+    return told
+
+
+def _of_means(rows: Sequence[MeanRow]) -> list[str]:
+    told = []
+    full = next((row for row in rows if row.name == FULL), None)
+    for budget in dict.fromkeys(row.budget for row in rows if row.budget):
+        here = [row for row in rows if row.budget == budget and row.is_complete]
+        if not here:
+            told.append(
+                f"{budget_label(budget)}: no method was run on all tables, so no means are "
+                "compared."
+            )
+            continue
+        best = [row for row in here if number(row.mean) == number(here[0].mean)]
+        names = f"{best[0].method} is" if len(best) == 1 else f"{_and(best)} are"
+        tables = f"{here[0].tables} table{'s' * (here[0].tables > 1)}"
+        text = (
+            f"{budget_label(budget)}, over {tables}: {names} best with a mean score of "
+            f"{number(best[0].mean)}"
+        )
+        base = next((row for row in here if row.name == BASE), None)
+        if base is not None and base not in best:
+            text += f"; StreamingLLM {number(base.mean)}"
+        if full is not None and full.is_complete:
+            text += f"; full cache {number(full.mean)}"
+        shown = best[0]
+        if shown.against_base is not None:
+            text += (
+                f". On the {shown.paired_tables} with signal {shown.method} has "
+                f"{ratio(shown.against_base).strip('*')} of StreamingLLM's mean"
+            )
+        told.append(text + ".")
+    return told
+
+
+def _and(rows: Sequence[MeanRow]) -> str:
+    names = [row.method for row in rows]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _of_perplexity(table: TableNumbers, budget: str) -> str:
+    rows = [row for row in table.by_budget[budget] if row.draws == 1]
+    about = f"{table.label}, budget {budget_label(budget)}"
+    if not rows:
+        return f"{about}: only draws by chance were run."
+    best = rows[0]
+    text = f"{about}: {best.method} is lowest with a perplexity of {number(best.value)}"
+    if best.against_base is not None:
+        text += f", {ratio(best.against_base).strip('*')} of StreamingLLM's"
+    if table.full is not None:
+        text += f"; full cache {number(table.full.value)}"
+    return text + "."

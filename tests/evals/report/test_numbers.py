@@ -1,0 +1,320 @@
+"""Sorting records into tables, and the numbers in them."""
+
+import json
+import math
+from statistics import fmean, median
+from typing import Any
+
+import pytest
+
+from lacache.core.errors import InputError
+from lacache.evals.records import Record
+from lacache.evals.report.choice import choose
+from lacache.evals.report.means import MeanRow
+from lacache.evals.report.numbers import Numbers, as_record, work_out
+from lacache.evals.report.rows import Row
+from lacache.evals.report.run import Run, budget_label
+from lacache.evals.report.summary import draws_beaten, sentences
+from tests.evals.report.made_up import METHODS, MODEL, eval_record, ppl_record, study
+
+
+def numbers(*records: Record) -> Numbers:
+    return work_out([Run(record, f"r:{i}") for i, record in enumerate(records, start=1)])
+
+
+def rows(found: Numbers, section: int = 0, table: int = 0) -> dict[str, Row]:
+    by_budget = found.sections[section].tables[table].by_budget
+    return {row.method: row for rows in by_budget.values() for row in rows}
+
+
+def means(found: Numbers, section: int = 0) -> dict[str, MeanRow]:
+    return {row.method: row for row in found.sections[section].means}
+
+
+OURS, THEIRS = [1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]
+
+
+def test_a_row_says_what_the_record_says_and_what_the_pairs_say() -> None:
+    found = numbers(
+        eval_record("full", scores=[1.0] * 4, budget="1.0"),
+        eval_record("ladder", scores=OURS, bytes_factor=1.1),
+        eval_record("streaming", scores=THEIRS),
+    )
+    ladder = rows(found)["Ladder"]
+    assert (ladder.value, ladder.loss) == (0.75, 0.25)
+    assert ladder.against_base is not None
+    assert ladder.against_base.value == pytest.approx(0.5)
+    assert ladder.loss_against_base is not None
+    assert ladder.loss_against_base.value == pytest.approx(-0.5)
+    assert ladder.mean_of_base == pytest.approx(1.1)
+    assert ladder.mean_of_full == pytest.approx(0.25 * 0.9 * 1.1 / 0.5)
+    assert ladder.peak_of_full == pytest.approx(0.25)
+    base = rows(found)["StreamingLLM"]
+    assert base.against_base is None
+    assert base.mean_of_base is None
+    full = found.sections[0].tables[0].full
+    assert full is not None
+    assert full.value == 1
+
+
+def test_the_best_comes_first_in_each_budget_and_small_budgets_before_large_ones() -> None:
+    found = numbers(
+        *[
+            eval_record(name, scores=[score, score], budget=budget)
+            for budget in ("0.5", "0.125")
+            for name, score in (("streaming", 0.2), ("ladder", 0.9), ("tova", 0.5))
+        ]
+    )
+    by_budget = found.sections[0].tables[0].by_budget
+    assert list(by_budget) == ["0.125", "0.5"]
+    for same in by_budget.values():
+        assert [row.method for row in same] == ["Ladder", "tova", "StreamingLLM"]
+    found = numbers(ppl_record("streaming", nll=[2.0] * 99), ppl_record("ladder", nll=[1.0] * 99))
+    assert list(rows(found)) == ["Ladder", "StreamingLLM"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"protocol": "dense"},
+        {"model": MODEL | {"weights_sha256": "cd" * 32}},
+        {"model": MODEL | {"name": "other"}},
+        {"model": MODEL | {"dtype": "bfloat16"}},
+    ],
+)
+def test_other_models_and_protocols_stand_in_sections_of_their_own(changes: Any) -> None:
+    found = numbers(
+        eval_record("streaming", scores=THEIRS), eval_record("ladder", scores=OURS, **changes)
+    )
+    assert len(found.sections) == 2
+    assert all(row.against_base is None for i in (0, 1) for row in rows(found, i).values())
+    assert "2 settings" in found.notes[0]
+
+
+def test_where_the_first_token_comes_from_matters_in_the_dense_protocol_alone() -> None:
+    def sections(protocol: str) -> int:
+        ours = eval_record("ladder", protocol=protocol, first_token="dense")
+        return len(numbers(ours, eval_record("streaming", protocol=protocol)).sections)
+
+    assert (sections("strict"), sections("dense")) == (1, 2)
+
+
+def test_other_samples_stand_in_tables_of_their_own_and_are_told() -> None:
+    found = numbers(
+        eval_record("streaming", scores=THEIRS),
+        eval_record("ladder", scores=OURS, samples="other ones"),
+    )
+    tables = found.sections[0].tables
+    assert [len(table.table.runs) for table in tables] == [1, 1]
+    assert len({table.label for table in tables}) == 2
+    assert any("2 different sets of samples" in note for note in found.notes)
+
+
+def test_seeds_are_told_apart_by_label() -> None:
+    found = numbers(eval_record(seed=0), eval_record(seed=1))
+    labels = [table.label for table in found.sections[0].tables]
+    assert labels == ["passkey, 1,000 tokens, seed 0", "passkey, 1,000 tokens, seed 1"]
+    assert found.notes == []
+
+
+def test_the_full_cache_serves_every_protocol_on_the_same_samples() -> None:
+    full = eval_record("full", scores=[1.0] * 4, budget="1.0")
+    found = numbers(full, eval_record(protocol="dense"), eval_record(), eval_record(length=50))
+    strict, dense = found.sections
+    assert [table.full is None for table in strict.tables] == [True, False]
+    assert dense.tables[0].full is not None
+    assert dense.section.tables[0].full == strict.section.tables[1].full
+
+
+def test_a_full_cache_alone_has_a_table() -> None:
+    found = numbers(eval_record("full", budget="1.0"))
+    assert found.sections[0].tables[0].full is not None
+    assert found.sections[0].tables[0].by_budget == {}
+
+
+def test_repeats_are_shown_once_and_different_figures_are_told() -> None:
+    older = eval_record(scores=[1.0, 0.0])
+    newer = eval_record(scores=[1.0, 1.0])
+    newer["environment"] = newer["environment"] | {"time": "2027-01-01T00:00:00+00:00"}
+    found = numbers(newer, older)
+    assert rows(found)["Ladder"].value == 1
+    assert "r:2 and r:1 are runs of one configuration with different figures" in found.notes[0]
+    assert numbers(older, older).notes == [
+        "1 records repeat a run with the same figure, and are shown once."
+    ]
+
+
+def test_damaged_pairs_are_refused() -> None:
+    short = ppl_record("ladder", nll=[1.0] * 9)
+    damaged = short | {"nll": [1.0] * 8, "method": METHODS["streaming"]}
+    with pytest.raises(InputError, match="r:2: 8 losses, and r:1 has 9"):
+        numbers(short, damaged)
+
+
+def drawn(seed: int, value: float, **more: Any) -> Record:
+    return eval_record({"name": "random-ladder", "seed": seed}, scores=[value, value], **more)
+
+
+def test_draws_by_chance_make_one_row() -> None:
+    values = [0.1, 0.2, 0.3, 0.4, 0.9]
+    found = numbers(
+        eval_record("ladder", scores=[0.4, 0.4]),
+        eval_record("streaming", scores=[0.2, 0.2]),
+        *[drawn(i, value) for i, value in enumerate(values)],
+    )
+    row = rows(found)["random-ladder"]
+    assert (row.draws, row.value) == (5, median(values))
+    assert 0.1 <= row.low < row.high <= 0.9
+    assert draws_beaten(found.sections[0].tables[0]) == [
+        "25 % of the prompt: Ladder beats 3 of 5 draws of random-ladder and ties with 1."
+    ]
+    few = numbers(*[drawn(i, 0.5) for i in range(3)])
+    assert len(rows(few)) == 3
+
+
+def test_of_perplexities_the_ladder_beats_the_higher_ones() -> None:
+    draws = [
+        ppl_record({"name": "random-ladder", "seed": i}, nll=[1.0 + i / 10] * 20) for i in range(6)
+    ]
+    found = numbers(ppl_record("ladder", nll=[1.25] * 20), *draws)
+    assert draws_beaten(found.sections[0].tables[0]) == [
+        "256 tokens: Ladder beats 3 of 6 draws of random-ladder."
+    ]
+
+
+def test_means_are_over_tables_and_ratios_over_those_with_signal() -> None:
+    scores = {
+        "a": ([1.0] * 4, OURS, THEIRS),
+        "b": ([1.0, 1.0, 0.0, 1.0], [1.0] * 4, [1.0, 1.0, 0.0, 0.0]),
+        "without signal": ([0.0] * 4, [0.0, 0.0, 0.0, 1.0], [0.0] * 4),
+    }
+    records = [
+        eval_record(name, scores=values, task=task)
+        for task, three in scores.items()
+        for name, values in zip(("full", "ladder", "streaming"), three, strict=True)
+    ]
+    row = means(numbers(*records))["Ladder"]
+    assert (row.tables, row.tables_in_all, row.signal_tables, row.paired_tables) == (3, 3, 2, 2)
+    assert row.mean == pytest.approx(fmean([0.75, 1.0, 0.25]))
+    assert row.signal_mean == pytest.approx(fmean([0.75, 1.0]))
+    assert row.against_base is not None
+    assert row.against_base.value == pytest.approx((0.75 + 1.0) / (0.25 + 0.5))
+
+
+def test_without_a_full_cache_no_signal_is_known() -> None:
+    found = numbers(eval_record("ladder"), eval_record("streaming"))
+    assert means(found)["Ladder"].signal_tables == 0
+    assert means(found)["Ladder"].against_base is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "has_signal"),
+    [
+        ([1.0, 0.0], True),
+        ([0.0] * 20, False),
+        ([1.0] + [0.0] * 19, False),
+        ([1.0] * 6 + [0.0] * 14, True),
+    ],
+)
+def test_signal_is_half_or_clearly_above_nothing(scores: list[float], has_signal: bool) -> None:
+    assert Run(eval_record("full", scores=scores), "").has_signal == has_signal
+
+
+def test_a_mean_over_fewer_tables_is_not_called_best() -> None:
+    found = numbers(
+        *[eval_record(name, scores=[0.5], task=task) for task in "ab" for name in ("streaming",)],
+        eval_record("ladder", scores=[1.0], task="a"),
+    )
+    assert not means(found)["Ladder"].is_complete
+    assert [row.method for row in found.sections[0].means] == ["StreamingLLM", "Ladder"]
+    assert sentences(found.sections[0]) == [
+        "25 % of the prompt, over 2 tables: StreamingLLM is best with a mean score of 0.500."
+    ]
+
+
+def test_ties_are_told_as_ties() -> None:
+    found = numbers(eval_record("ladder", scores=[1.0]), eval_record("streaming", scores=[1.0]))
+    assert "Ladder and StreamingLLM are best" in sentences(found.sections[0])[0].replace(
+        "StreamingLLM and Ladder", "Ladder and StreamingLLM"
+    )
+
+
+def test_the_ratio_of_perplexities_is_said() -> None:
+    found = numbers(
+        ppl_record("full", nll=[1.0] * 99),
+        ppl_record("ladder", nll=[2.0] * 99),
+        ppl_record("streaming", nll=[2.5] * 99),
+    )
+    ladder = rows(found)["Ladder"]
+    assert ladder.against_base is not None
+    assert ladder.against_base.value == pytest.approx(math.exp(-0.5))
+    assert (
+        "× 0.607 [0.607, 0.607] of StreamingLLM's; full cache 2.718"
+        in sentences(found.sections[0])[0]
+    )
+
+
+def test_streaming_with_like_settings_is_the_one_to_compare_with() -> None:
+    found = numbers(
+        eval_record("ladder", scores=OURS),
+        eval_record(METHODS["streaming"] | {"refill": 0.5}, scores=[1.0] * 4),
+        eval_record("streaming", scores=THEIRS),
+    )
+    against = rows(found)["Ladder"].against_base
+    assert against is not None
+    assert against.value == pytest.approx(0.5)
+
+
+def test_labels_show_what_differs() -> None:
+    ladder = METHODS["ladder"]
+    found = numbers(
+        eval_record(ladder), eval_record(ladder | {"span": 9}), eval_record({"name": "knorm"})
+    )
+    assert set(rows(found)) == {"Ladder span=15", "Ladder span=9", "knorm"}
+    tasks = [{"name": "ruler", "task": "vt"}, {"name": "ruler", "task": "cwe"}, "passkey"]
+    found = numbers(*[eval_record(task=task) for task in tasks])
+    assert set(found.tasks.values()) == {"ruler task=vt", "ruler task=cwe", "passkey"}
+
+
+def test_budgets_as_a_reader_says_them() -> None:
+    told = [budget_label(budget) for budget in ("0.125", "256", "64MiB", "")]
+    assert told == ["12.5 % of the prompt", "256 tokens", "64MiB", "no budget"]
+
+
+def test_pictures_show_the_best_settings_of_each_method() -> None:
+    found = numbers(*study(variants=12))
+    tables = found.sections[0].section.tables
+    everything = choose(tables, found.methods, most=99)
+    assert (len(everything.keys), everything.note) == (14, "")
+    few = choose(tables, found.methods)
+    names = [json.loads(key)["name"] for key in few.keys]
+    assert names[0] == "streaming"
+    assert sorted(names) == ["ladder", "streaming", "tova"]
+    ladders = [key for key in everything.keys if json.loads(key)["name"] == "ladder"]
+    # The same 20 samples everywhere, so plain means compare.
+    means_of = {
+        key: fmean(run.value for table in tables for run in table.runs if run.method_key == key)
+        for key in ladders
+    }
+    assert few.keys[names.index("ladder")] == max(means_of, key=lambda key: means_of[key])
+    assert "11 others are in the tables alone" in few.note
+
+
+def test_numbers_are_plain_json() -> None:
+    found = numbers(
+        *study(),
+        *[
+            eval_record(name, task="rare", scores=s, protocol="dense")
+            for name, s in (("full", [1.0, 1.0]), ("ladder", [1.0, 1.0]), ("streaming", [1.0, 0.0]))
+        ],
+    )
+    record = json.loads(json.dumps(as_record(found), allow_nan=False))
+    section = next(s for s in record["sections"] if s["setting"]["protocol"] == "dense")
+    ladder = next(row for row in section["means"] if row["name"] == "ladder")
+    assert ladder["against_base"] == [2.0, 1.0, None]
+    table = section["tables"][0]
+    assert table["label"] == "rare, 1,000 tokens"
+    assert {row["method"]: row["value"] for row in table["rows"]} == {
+        "Ladder": 1.0,
+        "StreamingLLM": 0.5,
+    }
