@@ -158,8 +158,8 @@ def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) 
         console.print(f"\n{title}, {model}", style="bold", markup=False)
         is_ppl = rows[0].spec.record()["kind"] == "ppl"
         table = Table(box=box.SIMPLE_HEAD)
-        table.add_column("method", overflow="fold")
-        table.add_column("budget")
+        table.add_column("method", overflow="fold", min_width=9)
+        table.add_column("budget", no_wrap=True)
         values = ("perplexity",) if is_ppl else ("score", "nll")
         for name in (*values, "mean KiB", "peak KiB", "of full"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -210,8 +210,7 @@ def _cells(outcome: Outcome) -> list[str]:
     if record["kind"] == "ppl":
         values = [_with_interval(record, "perplexity", True)]
     else:
-        several = record["count"] > 1
-        values = [_with_interval(record, name, several) for name in ("score", "nll")]
+        values = [_with_interval(record, "score", record["count"] > 1), f"{record['nll']:.2f}"]
     sizes = [f"{record[name] / _KIB:,.0f}" for name in ("mean_bytes", "peak_bytes")]
     return [*values, *sizes, f"{record['peak_bytes'] / record['full_bytes']:.0%}"]
 

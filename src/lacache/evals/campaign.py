@@ -55,9 +55,9 @@ def run_all(
     Raises:
         InputError: the file cannot be read or written.
     """
+    check_appendable(path)
     records = read_records(path)
     by_key = {record.get("key"): record for record in records}
-    check_appendable(path)
     for spec in specs:
         key = bench.key(spec)
         if key in by_key:
@@ -90,8 +90,9 @@ def check_appendable(path: Path) -> None:
     """Try whether records can be added to a file, before any long work.
 
     Raises:
-        InputError: they cannot.
+        InputError: they cannot, or the file holds something else.
     """
+    read_records(path)
     if not path.exists():
         check_writable(path.parent)
         return

@@ -6,7 +6,7 @@ from typing import final
 
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
-from lacache.evals.answering import FirstToken, Protocol
+from lacache.evals.answering import Asking, FirstToken, Protocol
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.registry import parse_method
 from lacache.evals.runs import RunSpec
@@ -55,7 +55,18 @@ class Suite:
         for name in ("tasks", "methods", "budgets", "lengths", "protocols"):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} were given; give at least one")
-        return list(dict.fromkeys(self._all()))
+        Asking("dense", self.first_token)
+        if self.first_token == "dense" and "dense" not in self.protocols:
+            raise ConfigError(
+                "first_token='dense' needs the dense protocol; add dense to the protocols"
+            )
+        runs = list(dict.fromkeys(self._all()))
+        if not runs:
+            raise ConfigError(
+                "perplexity is measured in the strict protocol alone, so nothing is left to run; "
+                "add strict to the protocols"
+            )
+        return runs
 
     def _all(self) -> Iterator[RunSpec]:
         methods = [parse_method(spec) for spec in self.methods]
@@ -88,7 +99,7 @@ SMALL = Suite(
     lengths=(1024, 2048),
     ppl_budgets=("256",),
     ppl_lengths=(8192,),
-    samples=8,
+    samples=6,
 )
 """40 minutes at most on 2 cores with the default model."""
 
