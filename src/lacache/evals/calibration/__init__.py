@@ -1,0 +1,1 @@
+"""Which KV heads of a model need a long history, measured by probes without gradients."""

@@ -1,0 +1,34 @@
+"""Where the user's own profiles are kept."""
+
+import json
+from pathlib import Path
+
+from lacache.core.profile import Profile, profile_json
+from lacache.evals.records import replacing
+from lacache.models.home import cache_home
+
+
+def profiles_folder() -> Path:
+    """The folder of profiles in the user's cache. Not created here."""
+    return cache_home() / "profiles"
+
+
+def profile_path(fingerprint: str) -> Path:
+    """The file of a model's profile in the user's cache."""
+    return profiles_folder() / f"{fingerprint}.json"
+
+
+def journal_path(fingerprint: str) -> Path:
+    """The file of what an interrupted calibration of a model has measured."""
+    return profiles_folder() / f"{fingerprint}.partial.jsonl"
+
+
+def save_profile(profile: Profile, path: Path) -> None:
+    """Write a profile as JSON, whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in profile_json(profile).items()]
+    with replacing(path) as temporary:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
