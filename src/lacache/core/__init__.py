@@ -4,6 +4,7 @@ from lacache.core.budget import Budget, parse_budget
 from lacache.core.full import Full
 from lacache.core.geometry import Geometry, default_span_overlap
 from lacache.core.groups import Group, Groups, mean_capacity
+from lacache.core.history import HistoryConfig
 from lacache.core.kept import KeptTokens, coverage, kept_after
 from lacache.core.ladder import LadderConfig
 from lacache.core.registry import POLICIES
@@ -20,6 +21,7 @@ __all__ = [
     "Geometry",
     "Group",
     "Groups",
+    "HistoryConfig",
     "KeptTokens",
     "LadderConfig",
     "Plan",

@@ -77,7 +77,7 @@ class Groups(Plan):
         owner: dict[tuple[int, int], int] = {}
         for number, group in enumerate(self.groups):
             for member in group.members:
-                for pair in _heads_of(member, num_heads):
+                for pair in heads_of(member, num_heads):
                     if pair in owner:
                         raise ConfigError(
                             f"KV head {pair[1]} of layer {pair[0]} is in the groups "
@@ -113,7 +113,12 @@ def _pair(member: object) -> tuple[int, int]:
     raise ConfigError(f"member {member!r} must be a layer (3) or a pair (layer, KV head) (3, 0)")
 
 
-def _heads_of(member: Member, num_heads: Sequence[int]) -> list[tuple[int, int]]:
+def heads_of(member: Member, num_heads: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs (layer, KV head) of a member.
+
+    Raises:
+        ConfigError: no such layer or head.
+    """
     layer, head = member if isinstance(member, tuple) else (member, None)
     if layer >= len(num_heads):
         raise ConfigError(

@@ -1,0 +1,116 @@
+"""A long history for the KV heads that need one, a short window for the others, at equal bytes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError
+from lacache.core.geometry import default_span_overlap
+from lacache.core.groups import Group, Groups, Member, heads_of
+from lacache.core.ladder import LadderConfig
+from lacache.core.schedule import BoundGroup, Plan, Policy
+from lacache.core.sink_window import SinkWindow
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class HistoryConfig(Plan):
+    """Few KV heads find what is far back; they get what the others, with a window, leave.
+
+    The history never ends, as it is a ladder over its own layers: once its capacity is reached,
+    its older part is thinned again and again.
+
+    Args:
+        capacity: tokens per KV head on average: the cache has the bytes of one with that
+            capacity in every layer.
+        history: layers, or pairs (layer, KV head), that keep a history.
+        window: capacity of all others, as a share of `capacity`.
+        sinks: first tokens, never evicted.
+        refill: slots that one compaction frees, in either group.
+        span: of the history's ladder, in layers of the history; by default half of them.
+        overlap: likewise; without span and overlap, four fifths of the span.
+        recent: newest tokens of the history that no compaction touches; by default half.
+        geometry: "interleaved" or "consecutive".
+        unit: neighbouring tokens that are kept or dropped together.
+
+    Raises:
+        ConfigError: a value out of range, or groups that cannot work in that model.
+    """
+
+    capacity: int
+    history: tuple[Member, ...]
+    window: float = 0.5
+    sinks: int = 4
+    refill: int = 1
+    span: int | None = None
+    overlap: int | None = None
+    recent: int | None = None
+    geometry: str = "interleaved"
+    unit: int = 1
+
+    def __post_init__(self) -> None:
+        check_int("capacity", self.capacity, 1)
+        check_int("sinks", self.sinks, 0)
+        check_int("refill", self.refill, 1)
+        if not 0.0 < self.window < 1.0:
+            raise ConfigError(f"window={self.window} as a share must be in (0, 1); try window=0.5")
+        Group(SinkWindow(self.window_capacity, self.sinks, self.refill), self.history)
+
+    @property
+    def window_capacity(self) -> int:
+        """Capacity of the KV heads without a history."""
+        return max(1, int(self.capacity * self.window))
+
+    def history_capacity(self, num_heads: Sequence[int]) -> int:
+        """Capacity of the KV heads with a history: all that the others leave.
+
+        Rounded down so that both groups compact at the same time, and reading is cut less often.
+        """
+        total, chosen = sum(num_heads), len(self._pairs(num_heads))
+        most = (self.capacity * total - self.window_capacity * (total - chosen)) // chosen
+        return most - (most - self.window_capacity) % self.refill
+
+    def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
+        """The history first, then the windows."""
+        history = self._pairs(num_heads)
+        others = [
+            (layer, head)
+            for layer, heads in enumerate(num_heads)
+            for head in range(heads)
+            if (layer, head) not in history
+        ]
+        if not others:
+            raise ConfigError(
+                "history holds every KV head, so nothing is left for windows; use a LadderConfig"
+            )
+        window = SinkWindow(self.window_capacity, self.sinks, self.refill)
+        return Groups(
+            (
+                Group(self._thinned(num_heads), tuple(sorted(history))),
+                Group(window, tuple(others)),
+            )
+        ).bind_groups(num_heads)
+
+    def _pairs(self, num_heads: Sequence[int]) -> set[tuple[int, int]]:
+        return {pair for member in self.history for pair in heads_of(member, num_heads)}
+
+    def _thinned(self, num_heads: Sequence[int]) -> Policy:
+        capacity = self.history_capacity(num_heads)
+        num_layers = len({layer for layer, _ in self._pairs(num_heads)})
+        if num_layers == 1:
+            # One layer alone has no ladder to stand on.
+            return SinkWindow(capacity, self.sinks, self.refill)
+        span, overlap = self.span, self.overlap or 0
+        if span is None:
+            span, overlap = default_span_overlap(num_layers)
+        return LadderConfig(
+            capacity=capacity,
+            span=span,
+            overlap=overlap,
+            sinks=self.sinks,
+            recent=self.recent,
+            refill=self.refill,
+            geometry=self.geometry,
+            unit=self.unit,
+        )
