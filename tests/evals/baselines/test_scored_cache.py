@@ -141,7 +141,10 @@ def test_keeping_the_newest_is_the_products_sink_window(family: str) -> None:
 
 @pytest.mark.parametrize("name", SCORERS)
 @pytest.mark.parametrize("dense", [0, 30])
-def test_agrees_with_the_slow_twin(model: Any, eager: Any, name: str, dense: int) -> None:
+def test_agrees_with_the_slow_twin(
+    model: Any, eager: Any, name: str, dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lacache.evals.baselines.cache.DENSE_BLOCK", 7)
     scorer, score = SCORERS[name]
     ids = distinct_ids(55, seed=3)
     wanted, tokens = slow_read(

@@ -26,7 +26,7 @@ class WatchingCache(ReadingCache, ABC):
     @property
     @abstractmethod
     def wants_weights(self) -> bool:
-        """Whether its forwards run on the eager implementation."""
+        """Whether the forward that is open runs on the eager implementation."""
 
     @abstractmethod
     def mask_for(self, layer_idx: int, mask: Tensor | None) -> Tensor | None:

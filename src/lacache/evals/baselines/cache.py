@@ -21,6 +21,9 @@ from lacache.evals.baselines.layer import ScoredLayer
 from lacache.evals.baselines.ledger import Ledger
 from lacache.evals.baselines.scorer import AttentionScorer, Scorer
 
+DENSE_BLOCK = 256
+"""Tokens of a dense input whose attention weights are computed at once."""
+
 
 @final
 class ScoredCache(WatchingCache):
@@ -34,20 +37,21 @@ class ScoredCache(WatchingCache):
         self,
         model: Any,
         facts: ModelFacts,
+        scorer: Scorer,
         ledger: Ledger,
         layers: list[Any],
         *,
         dense: bool,
-        wants_weights: bool,
     ) -> None:
         """Make a cache with `ScoredCache.from_model`."""
         super().__init__(layers)
         self._decoder = ref(find_decoder(model))
         self._facts = facts
         self._ledger = ledger
+        self._scorer = scorer
         self._dense = dense
-        self._wants_weights = wants_weights
         self._num_new = 0
+        self._wants_weights = False
 
     @classmethod
     def from_model(
@@ -108,7 +112,7 @@ class ScoredCache(WatchingCache):
         guard(decoder)
         if wants_weights:
             watch(decoder)
-        return cls(model, facts, ledger, layers, dense=dense, wants_weights=wants_weights)
+        return cls(model, facts, scorer, ledger, layers, dense=dense)
 
     def kept_tokens(self, layer_idx: int) -> list[list[int]]:
         """For each KV head, the original numbers of the tokens that a layer holds now.
@@ -159,7 +163,7 @@ class ScoredCache(WatchingCache):
 
     @property
     def wants_weights(self) -> bool:
-        """Whether the score needs attention weights."""
+        """Whether the score needs the attention weights of the forward that is open."""
         return self._wants_weights
 
     def mask_for(self, layer_idx: int, mask: Tensor | None) -> Tensor | None:
@@ -170,6 +174,8 @@ class ScoredCache(WatchingCache):
         num_keys = layer.num_stored() + self._num_new
         if mask is None or mask.shape[-1] == num_keys:
             return mask
+        if self._num_new == 1:
+            return mask.new_zeros(1, 1, 1, 1)
         hidden = torch.full_like(mask[..., :1], torch.finfo(mask.dtype).min)
         hidden = hidden.expand(-1, -1, -1, num_keys)
         return hidden.triu(num_keys - self._num_new + 1)
@@ -181,11 +187,21 @@ class ScoredCache(WatchingCache):
             layer.observe(weights)
 
     def resolve(self, num_tokens: int) -> None:
-        """Nothing to learn: the capacity is in tokens."""
+        """Learn how long a dense input is: the longest piece seen of it."""
+        if self._dense and self._ledger.num_seen == 0:
+            self._ledger.dense_tokens = max(self._ledger.dense_tokens, num_tokens)
 
     def next_segment(self, num_tokens: int) -> int:
-        """Tokens up to the next compaction, or all in a dense prefill."""
-        return num_tokens if self._is_dense() else min(num_tokens, self._ledger.room())
+        """Tokens up to the next compaction, or of a dense input.
+
+        A dense input is cut only for the sake of its attention weights, which are not computed
+        where the score does not look, and elsewhere block by block.
+        """
+        room = min(num_tokens, self._ledger.room())
+        if not self._ledger.is_dense or not isinstance(self._scorer, AttentionScorer):
+            return room
+        unseen = self._unseen()
+        return min(room, unseen) if unseen else min(room, DENSE_BLOCK)
 
     def check_decoder(self, decoder: nn.Module) -> None:
         """Refuse another model."""
@@ -227,21 +243,18 @@ class ScoredCache(WatchingCache):
                 "cache.reset() and read the text again"
             )
         self._num_new = num_new
-        if not self._is_dense():
-            self._ledger.settle()
-            self._evict()
+        self._wants_weights = isinstance(self._scorer, AttentionScorer) and self._unseen() == 0
+        self._ledger.settle()
+        self._evict()
         for layer in self._scored_layers():
             layer.open(first_position, self._ledger.num_seen)
 
     def commit(self) -> None:
-        """Close a forward; after a dense prefill, evict."""
+        """Close a forward; after a dense input, evict."""
         for layer in self._scored_layers():
-            layer.close()
-        if self._is_dense():
-            self._ledger.insert_dense(self._num_new)
-            self._evict()
-        else:
-            self._ledger.insert(self._num_new)
+            layer.close(watched=self._wants_weights)
+        self._ledger.insert(self._num_new)
+        self._evict()
         for layer, held in zip(self._scored_layers(), self._ledger.held, strict=True):
             if layer.num_stored() != held:
                 raise UnsupportedOperationError(
@@ -259,8 +272,12 @@ class ScoredCache(WatchingCache):
         """Refused: it announces that tokens will be taken back."""
         refuse_taking_back()
 
-    def _is_dense(self) -> bool:
-        return self._dense and self._ledger.num_seen == 0
+    def _unseen(self) -> int:
+        """How many of the next tokens of a dense input the score does not look at."""
+        ledger = self._ledger
+        if not isinstance(self._scorer, AttentionScorer) or self._scorer.looks is None:
+            return 0
+        return max(0, ledger.dense_tokens - ledger.num_seen - self._scorer.looks)
 
     def _evict(self) -> None:
         for layer, count in zip(self._scored_layers(), self._ledger.held, strict=True):

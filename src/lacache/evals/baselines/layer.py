@@ -60,15 +60,18 @@ class ScoredLayer(CacheLayerMixin):
         self._next = first_position, first_number
         self._is_open = True
 
-    def close(self) -> None:
-        """End the forward.
+    def close(self, *, watched: bool) -> None:
+        """End a forward.
+
+        Args:
+            watched: whether attention weights should have come.
 
         Raises:
-            UnsupportedModelError: the score needs attention weights, and they did not come.
+            UnsupportedModelError: they did not.
         """
         self._is_open = False
         known = 0 if self.memory is None else self.memory.shape[-1]
-        if isinstance(self._scorer, AttentionScorer) and known != self.num_stored():
+        if watched and known != self.num_stored():
             raise UnsupportedModelError(
                 f"layer {self._depth} showed attention weights for {known} of {self.num_stored()} "
                 "tokens, and the score needs them all; use a score of keys, such as KeyDiff"

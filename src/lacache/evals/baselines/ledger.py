@@ -18,13 +18,22 @@ class Ledger:
         self.held = self.counts.start()
         self.num_seen = 0
         self.compactions = 0
+        self.dense_tokens = 0
+        """Length of a first input that is read with a full cache; 0 for none."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the next token belongs to an input that is read with a full cache."""
+        return self.num_seen < self.dense_tokens
 
     def settled(self) -> tuple[int, ...]:
         """What each layer holds as the next token finds it."""
-        return self.counts.settle(self.held)
+        return self.held if self.is_dense else self.counts.settle(self.held)
 
     def room(self) -> int:
         """How many tokens the next forward can bring without a compaction inside it."""
+        if self.is_dense:
+            return self.dense_tokens - self.num_seen
         return self.counts.room(self.settled())
 
     def settle(self) -> None:
@@ -34,11 +43,9 @@ class Ledger:
         self.held = settled
 
     def insert(self, num_new: int) -> None:
-        """Count new tokens that fit."""
+        """Count new tokens that fit; a dense input that ends is cut to what pieces would leave."""
+        was_dense = self.is_dense
         self.num_seen += num_new
         self.held = tuple(n + num_new for n in self.held)
-
-    def insert_dense(self, num_new: int) -> None:
-        """Count a first input that was read whole and cut down to what segments would leave."""
-        self.num_seen = num_new
-        self.held = self.counts.after(num_new)
+        if was_dense and not self.is_dense:
+            self.held = self.counts.after(self.num_seen)

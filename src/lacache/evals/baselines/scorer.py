@@ -30,6 +30,11 @@ class KeyScorer(Scorer, ABC):
 class AttentionScorer(Scorer, ABC):
     """A score from attention weights, remembered from forward to forward."""
 
+    @property
+    @abstractmethod
+    def looks(self) -> int | None:
+        """How many of the newest tokens' attention the score is made of; None for all."""
+
     @abstractmethod
     def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:
         """What is known after a forward.

@@ -81,6 +81,11 @@ class LagKV(KeyScorer):
 class TOVA(AttentionScorer):
     """What the newest token attends to stays (arXiv 2401.06104), and that token itself."""
 
+    @property
+    def looks(self) -> int:
+        """The newest alone."""
+        return 1
+
     def protected(self, num_held: int) -> int:
         """The newest token."""
         return 1
@@ -110,6 +115,10 @@ class H2O(AttentionScorer):
 
     def __post_init__(self) -> None:
         check_int("recent", self.recent, 0)
+
+    @property
+    def looks(self) -> None:
+        """All that ever came."""
 
     def protected(self, num_held: int) -> int:
         """The window."""
@@ -147,6 +156,11 @@ class SnapKV(AttentionScorer):
             raise ConfigError(
                 f"kernel={self.kernel} must be odd, to have a middle; try kernel={self.kernel + 1}"
             )
+
+    @property
+    def looks(self) -> int:
+        """The window."""
+        return self.window
 
     def protected(self, num_held: int) -> int:
         """The window."""
