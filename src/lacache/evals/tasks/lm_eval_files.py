@@ -1,10 +1,7 @@
 """Use the generators, prompts and metrics that lm-eval keeps, without its import-time effects."""
 
-import os
+import ast
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,8 +22,8 @@ def lm_eval_file(path: str, *needs: str) -> Path:
         InputError: this lm-eval has no such file.
     """
     require_modules("lm_eval", *needs, why=f"lm-eval's {path}", extra="evals")
-    file = package_folder("lm_eval", gives="tasks", install="pip install 'lacache[evals]'")
-    file = file / "tasks" / path
+    folder = package_folder("lm_eval", gives="tasks", install="pip install 'lacache[evals]'")
+    file = folder / "tasks" / path
     if not file.is_file():
         raise InputError(
             f"the installed lm-eval has no tasks/{path}; "
@@ -35,39 +32,38 @@ def lm_eval_file(path: str, *needs: str) -> Path:
     return file
 
 
-def lm_eval_module(path: str, *needs: str) -> Any:
+def lm_eval_module(path: str, *needs: str, without: frozenset[str] = frozenset()) -> Any:
     """A private copy of one of lm-eval's modules, which lm-eval itself does not see.
 
-    What is set in the copy (a file to read, a seed, a way to find sentences) patches nothing that
-    others use.
+    What is set in the copy (a file to read, a way to find sentences) patches nothing that others
+    use.
+
+    Args:
+        path: below lm-eval's `tasks`.
+        needs: further modules that it imports.
+        without: names whose assignments and calls at the top of the file are left out, where
+            they would download something or fill the memory.
 
     Raises:
         MissingExtraError: lm-eval or one of the modules that the file needs is not installed.
         InputError: this lm-eval has no such file.
     """
     file = lm_eval_file(path, *needs)
-    loader = SourceFileLoader(f"lacache_copy_of_{file.stem}", str(file))
-    module = ModuleType(loader.name)
+    tree = ast.parse(file.read_bytes(), filename=str(file))
+    tree.body = [node for node in tree.body if without.isdisjoint(_does(node))]
+    module = ModuleType(f"lacache_copy_of_{file.stem}")
     # Old packages among the imports warn of themselves, such as fuzzywuzzy of a missing speed-up.
-    with _without_downloads(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loader.exec_module(module)
+        exec(compile(tree, str(file), "exec"), module.__dict__)
     return module
 
 
-@contextmanager
-def _without_downloads() -> Iterator[None]:
-    """Make lm-eval's modules believe that another process downloads what they like to have.
-
-    They do so while they are imported, on local rank 0 alone, and wait for minutes where there
-    is no network.
-    """
-    rank = os.environ.get("LOCAL_RANK")
-    os.environ["LOCAL_RANK"] = "1"
-    try:
-        yield
-    finally:
-        if rank is None:
-            del os.environ["LOCAL_RANK"]
-        else:
-            os.environ["LOCAL_RANK"] = rank
+def _does(node: ast.stmt) -> set[str]:
+    """The names that a statement assigns, or the one that it calls."""
+    match node:
+        case ast.Assign(targets=targets):
+            return {target.id for target in targets if isinstance(target, ast.Name)}
+        case ast.Expr(value=ast.Call(func=ast.Name(id=name))):
+            return {name}
+    return set()

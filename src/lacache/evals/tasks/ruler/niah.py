@@ -1,9 +1,9 @@
 """RULER's eight needle tasks: find the values of keys in a haystack."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, final, overload
 
 from lacache.evals.tasks.ruler.chance import drawn_from, sample_seed
 from lacache.evals.tasks.ruler.haystack import haystack_words
@@ -158,6 +158,31 @@ class NiahMultiquery(EssayNiah):
     num_queries: ClassVar[int] = 4
 
 
+@final
+class Pairs(Sequence[str]):
+    """Every adjective with every noun, made when they are drawn.
+
+    lm-eval makes a list of these six million: gigabytes, and ten seconds.
+    """
+
+    def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
+        self._adjectives = sorted(set(adjectives))
+        self._nouns = sorted(set(nouns))
+
+    def __len__(self) -> int:
+        return len(self._adjectives) * len(self._nouns)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        adjective, noun = divmod(range(len(self))[index], len(self._nouns))
+        return f"{self._adjectives[adjective]}-{self._nouns[noun]}"
+
+
 @cache
 def prepare_niah() -> Any:
     """lm-eval's generator, with a way to find sentences that needs no downloaded data.
@@ -165,13 +190,14 @@ def prepare_niah() -> Any:
     Punkt as it is untrained: it takes some abbreviations for ends of sentences, so a needle may
     stand after one, but it is the same everywhere.
     """
-    module = generator("prepare_niah", "nltk", "wonderwords")
-    module.cached_sent_tokenize = lru_cache(maxsize=64)(_sentence_splitter())
-    return module
-
-
-def _sentence_splitter() -> Callable[[str], Sequence[str]]:
+    module = generator(
+        "prepare_niah",
+        "nltk",
+        "wonderwords",
+        without=frozenset({"download_nltk_resources", "words", "WORDS"}),
+    )
     from nltk.tokenize.punkt import PunktSentenceTokenizer  # type: ignore[import-untyped]
 
-    split: Callable[[str], Sequence[str]] = PunktSentenceTokenizer().tokenize
-    return split
+    module.WORDS = Pairs(module.adjs, module.nouns)
+    module.cached_sent_tokenize = lru_cache(maxsize=64)(PunktSentenceTokenizer().tokenize)
+    return module

@@ -111,9 +111,9 @@ class Ruler(Task):
 
 
 @cache
-def generator(name: str, *needs: str) -> Any:
-    """A private copy of one of lm-eval's modules for RULER."""
-    return lm_eval_module(f"ruler/{name}.py", *needs)
+def generator(name: str, *needs: str, without: frozenset[str] = frozenset()) -> Any:
+    """A private copy of one of lm-eval's modules for RULER; see `lm_eval_module`."""
+    return lm_eval_module(f"ruler/{name}.py", *needs, without=without)
 
 
 def _fit(candidate: Candidate, tokenizer: Any, room: int, start: int) -> int | None:
