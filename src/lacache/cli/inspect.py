@@ -1,11 +1,14 @@
 """`lacache inspect`: what would be kept, without a model."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lacache.cli.groups_record import describe_heads, groups_record
 from lacache.cli.ladder_record import ladder_record
 from lacache.cli.layers import parse_layers
 from lacache.cli.options import (
@@ -20,7 +23,9 @@ from lacache.cli.options import (
 )
 from lacache.cli.policy import make_policy
 from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError
 from lacache.core.kept import kept_after
+from lacache.core.plan_record import load_plan
 from lacache.core.schedule import Policy
 
 
@@ -59,6 +64,20 @@ def inspect(
             "compaction that the next token causes has not run.",
         ),
     ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            help="A JSON file with a plan, such as groups of layers with capacities of their own; "
+            "instead of the options of one policy.",
+            show_default=False,
+            rich_help_panel="Cache",
+        ),
+    ] = None,
+    heads: Annotated[
+        int,
+        typer.Option("--heads", help="KV heads of each layer, for a plan that tells them apart."),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[
         Path | None,
@@ -72,24 +91,36 @@ def inspect(
     """
     check_int("layers", layers, 1)
     check_int("seen", seen, 0)
-    config = make_policy(
-        policy,
-        layers,
-        capacity=capacity,
-        span=span,
-        overlap=overlap,
-        sinks=sinks,
-        recent=recent,
-        refill=refill,
-        geometry=geometry,
-        unit=unit,
-        window_layers=parse_layers(window_layers) or None,
-    )
-    kept = kept_after(config.bind(layers), seen)
-    is_due = kept.schedule.is_full(kept.state)
-    if not before_compaction:
-        kept.settle()
-    record = ladder_record(kept) | {"compaction_due": is_due}
+    check_int("heads", heads, 1)
+    options = {
+        "capacity": capacity,
+        "span": span,
+        "overlap": overlap,
+        "sinks": sinks,
+        "recent": recent,
+        "refill": refill,
+        "geometry": geometry,
+        "unit": unit,
+        "window_layers": parse_layers(window_layers) or None,
+    }
+    show: Callable[[], None]
+    if plan is not None:
+        given = [name for name, value in options.items() if value is not None]
+        if given or policy != "ladder":
+            raise ConfigError(
+                f"{', '.join(given or ['policy'])} cannot be given beside --plan; set it in {plan}"
+            )
+        num_heads = [heads] * layers
+        record = groups_record(load_plan(plan), num_heads, seen, settled=not before_compaction)
+        show = partial(_show_groups, record, num_heads, before_compaction=before_compaction)
+    else:
+        config = make_policy(policy, layers, **options)
+        kept = kept_after(config.bind(layers), seen)
+        is_due = kept.schedule.is_full(kept.state)
+        if not before_compaction:
+            kept.settle()
+        record = ladder_record(kept) | {"compaction_due": is_due}
+        show = partial(_show, config, record, before_compaction=before_compaction)
     if plot is not None:
         from lacache.evals.plots import plot_ladder
 
@@ -97,9 +128,43 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(record))
     else:
-        _show(config, record, before_compaction=before_compaction)
+        show()
     if plot is not None:
         typer.echo(f"wrote {plot}", err=True)
+
+
+def _show_groups(record: dict[str, Any], num_heads: list[int], *, before_compaction: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from lacache.cli.ranges import describe
+
+    console = Console(highlight=False)
+    console.print(
+        f"{record['num_seen']:,} tokens seen, {record['mean_cached']:,.1f} held by a KV head on "
+        f"average and {record['coverage']:,} by some head"
+    )
+    when = "right after the last token" if before_compaction else "as the next token finds them"
+    console.print(f"Tokens held {when}:\n")
+    table = Table(
+        "group", "capacity", "layers, or layer.KV head", "tokens", "which", box=box.SIMPLE_HEAD
+    )
+    for number, group in enumerate(record["groups"]):
+        pairs = [(int(layer), head) for layer, of in group["heads"].items() for head in of]
+        lists = {record["head_to_kept"][layer][head] for layer, head in pairs}
+        capacity = "-" if group["capacity"] is None else f"{group['capacity']:,}"
+        for which in sorted(lists):
+            tokens = record["kept"][which]
+            having = [pair for pair in pairs if record["head_to_kept"][pair[0]][pair[1]] == which]
+            table.add_row(
+                str(number),
+                capacity,
+                describe_heads(having, num_heads),
+                f"{len(tokens):,}",
+                describe(tokens),
+            )
+    console.print(table)
 
 
 def _show(config: Policy, record: dict[str, Any], *, before_compaction: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +19,25 @@ def plot_ladder(record: Record, path: Path) -> None:
 
     Args:
         record: `num_seen`, `kept` (distinct lists of token numbers) and `layer_to_kept` (which list
-            each layer has), as a reading and `lacache inspect --json` give them.
+            each layer has) or `head_to_kept` (for each layer and KV head), as a reading and
+            `lacache inspect --json` give them.
         path: the PNG to write.
 
     Raises:
         InputError: the record is of another kind or nothing has been seen.
         MissingExtraError: matplotlib is not installed.
     """
-    num_seen, kept, layer_to_kept = _need(record, "num_seen", "kept", "layer_to_kept")
+    rows_key = "head_to_kept" if "head_to_kept" in record else "layer_to_kept"
+    num_seen, kept, rows = _need(record, "num_seen", "kept", rows_key)
+    num_layers = len(rows)
+    by_head = rows_key == "head_to_kept" and max(map(len, rows)) > 1
+    if rows_key == "head_to_kept":
+        rows = [number for heads in rows for number in heads]
     if num_seen < 1:
         raise InputError(f"num_seen={num_seen} leaves nothing to draw; try num_seen=1")
-    held = len(kept[0])
+    held = {len(tokens) for tokens in kept}
     alive = sorted(set().union(*kept))
-    sinks = next((i for i, t in enumerate(kept[0]) if any(k[i] != i for k in kept)), held)
+    sinks = next((i for i in range(min(held)) if any(k[i] != i for k in kept)), min(held))
     start = _first_drawn(alive, sinks, num_seen)
     by_all = set(kept[0]).intersection(*kept)
     dense = next((t for t in range(num_seen, 0, -1) if t - 1 not in by_all), 0)
@@ -39,19 +46,22 @@ def plot_ladder(record: Record, path: Path) -> None:
     with drawing(path, 12, 6.8 if has_close_up else 4.2) as figure:
         axes = figure.subplots(2 if has_close_up else 1, squeeze=False)[:, 0]
         figure.suptitle(
-            f"What each layer holds after {num_seen:,} tokens: {held:,} each over "
-            f"{len(layer_to_kept)} layers, {len(alive):,} different ones together",
+            f"What each {'KV head' if by_head else 'layer'} holds after {num_seen:,} tokens: "
+            f"{' to '.join(f'{n:,}' for n in sorted({min(held), max(held)}))} each over "
+            f"{num_layers} layers, {len(alive):,} different ones together",
             x=0.01,
             ha="left",
             weight="bold",
             size=13,
         )
-        _draw_kept(axes[0], record, (start, num_seen))
+        name = "layer and KV head" if by_head else "layer"
+        image = partial(_draw_kept, kept=kept, rows=rows, name=name)
+        image(axes[0], tokens=(start, num_seen))
         axes[0].set_title(_before(alive, sinks, start, num_seen), weight="normal", size=11)
-        if held < num_seen:
-            _mark_window(axes[0], num_seen - held + sinks, held)
+        if len(held) == 1 and min(held) < num_seen:
+            _mark_window(axes[0], num_seen - min(held) + sinks, min(held))
         if has_close_up:
-            _draw_kept(axes[1], record, close_up)
+            image(axes[1], tokens=close_up)
             axes[1].set_title(
                 f"Close up of tokens {close_up[0]:,} to {close_up[1] - 1:,}: different layers keep "
                 "different old tokens, all layers keep the newest",
@@ -93,7 +103,9 @@ def _mark_window(axes: Axes, edge: int, held: int) -> None:
     )
 
 
-def _draw_kept(axes: Axes, record: Record, tokens: tuple[int, int]) -> None:
+def _draw_kept(
+    axes: Axes, *, kept: list[list[int]], rows: list[int], name: str, tokens: tuple[int, int]
+) -> None:
     """The share of tokens kept, in as many columns as can be told apart."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
@@ -103,18 +115,17 @@ def _draw_kept(axes: Axes, record: Record, tokens: tuple[int, int]) -> None:
     width = max(1, (stop - first) // 1500)
     columns = -(-(stop - first) // width)
     shares = []
-    for kept in record["kept"]:
+    for held in kept:
         row = np.zeros(columns * width)
-        inside = [t - first for t in kept if first <= t < stop]
+        inside = [t - first for t in held if first <= t < stop]
         row[inside] = 1.0
         shares.append(row.reshape(columns, width).mean(axis=1))
-    image = np.stack([shares[i] for i in record["layer_to_kept"]])
+    image = np.stack([shares[i] for i in rows])
     # A single token in a wide column must still be seen.
     image = np.where(image > 0, np.maximum(image, 0.25), 0.0)
     colours = LinearSegmentedColormap.from_list(
         "kept", ["#FFFFFF", "#F6B98A", "#D55E00", "#8A3D00"]
     )
-    num_layers = len(image)
     axes.imshow(
         image,
         aspect="auto",
@@ -122,17 +133,17 @@ def _draw_kept(axes: Axes, record: Record, tokens: tuple[int, int]) -> None:
         cmap=colours,
         vmin=0,
         vmax=1.35,
-        extent=(first - 0.5, first + columns * width - 0.5, num_layers - 0.5, -0.5),
+        extent=(first - 0.5, first + columns * width - 0.5, len(rows) - 0.5, -0.5),
     )
     axes.set_xlim(first - 0.5, stop - 0.5)
     axes.grid(visible=False)
-    axes.set_ylabel("layer")
+    axes.set_ylabel(name)
     axes.set_xlabel("token" if width == 1 else f"token ({width} to a column: darker, more of them)")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if stop - first <= 200:
-        axes.set_yticks(np.arange(-0.5, num_layers), minor=True)
+        axes.set_yticks(np.arange(-0.5, len(rows)), minor=True)
         axes.set_xticks(np.arange(first - 0.5, stop), minor=True)
         axes.grid(which="minor", color="white", linewidth=0.5)
         axes.tick_params(which="minor", length=0)

@@ -1,0 +1,71 @@
+"""What every KV head of several groups holds, as a record."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lacache.core.groups import mean_capacity
+from lacache.core.kept import coverage, kept_after
+from lacache.core.schedule import UNBOUNDED, Plan
+
+
+def groups_record(
+    plan: Plan, num_heads: Sequence[int], num_seen: int, *, settled: bool
+) -> dict[str, Any]:
+    """Counts for each group and, once for all KV heads that hold the same, the tokens.
+
+    `kept` are distinct lists of token numbers in slot order, `head_to_kept` says for each layer
+    and KV head which list it has. With `settled`, a compaction that is due has run.
+
+    Raises:
+        ConfigError: the plan cannot work for these layers.
+    """
+    bound = plan.bind_groups(num_heads)
+    lists: list[list[int]] = []
+    head_to_kept = [[0] * heads for heads in num_heads]
+    groups = []
+    for group in bound:
+        kept = kept_after(group.schedule, num_seen)
+        is_due = kept.schedule.is_full(kept.state)
+        if settled:
+            kept.settle()
+        for layer, heads in group.heads.items():
+            tokens = kept.by_pattern[group.pattern(layer)]
+            if tokens not in lists:
+                lists.append(tokens)
+            for head in heads:
+                head_to_kept[layer][head] = lists.index(tokens)
+        capacity = group.schedule.capacity
+        groups.append(
+            {
+                "heads": {str(layer): list(heads) for layer, heads in group.heads.items()},
+                "capacity": None if capacity == UNBOUNDED else capacity,
+                "num_cached": kept.state.num_cached,
+                "cursor": kept.state.cursor,
+                "compaction_due": is_due,
+            }
+        )
+    mean = mean_capacity(bound)
+    held = [len(lists[number]) for heads in head_to_kept for number in heads]
+    return {
+        "num_seen": num_seen,
+        "mean_capacity": None if mean == UNBOUNDED else round(mean, 3),
+        "mean_cached": round(sum(held) / len(held), 3),
+        "kept": lists,
+        "head_to_kept": head_to_kept,
+        "coverage": coverage(dict(enumerate(lists))),
+        "groups": groups,
+    }
+
+
+def describe_heads(heads: Sequence[tuple[int, int]], num_heads: Sequence[int]) -> str:
+    """Pairs (layer, KV head) in few words: `0-3` are whole layers, `18.2` is one head."""
+    from lacache.cli.ranges import describe
+
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in heads:
+        by_layer.setdefault(layer, []).append(head)
+    whole = [layer for layer, of in by_layer.items() if len(of) == num_heads[layer]]
+    single = [
+        f"{layer}.{head}" for layer, of in by_layer.items() if layer not in whole for head in of
+    ]
+    return ", ".join(([describe(whole)] if whole else []) + single)
