@@ -106,9 +106,12 @@ def test_the_same_weights_win_over_the_same_configuration(tmp_path: Path) -> Non
     exact = find_profile("aaaa-1111", folders)
     alike = find_profile("bbbb-4444", folders)
 
-    assert exact is not None and exact.matches("aaaa-1111")
-    assert alike is not None and alike.fingerprint == "bbbb-3333"
-    assert not alike.matches("bbbb-4444") and alike.resembles("bbbb-4444")
+    assert exact is not None
+    assert exact.matches("aaaa-1111")
+    assert alike is not None
+    assert alike.fingerprint == "bbbb-3333"
+    assert not alike.matches("bbbb-4444")
+    assert alike.resembles("bbbb-4444")
     assert find_profile("cccc-1111", folders) is None
 
 

@@ -42,6 +42,12 @@ class Emulation:
                 f"{type(model).__name__} has no language-model head; load it with "
                 "AutoModelForCausalLM.from_pretrained"
             )
+        implementation = facts.text_config._attn_implementation
+        if implementation not in ("eager", "sdpa"):
+            raise UnsupportedOperationError(
+                f"attention {implementation!r} takes no mask by head; try "
+                "model.set_attn_implementation('sdpa')"
+            )
         self.num_heads = facts.num_heads
         """KV heads of each layer with a growing cache."""
         self._model = model
@@ -128,11 +134,6 @@ def _mask_hook(visible: Tensor) -> Any:
             hide = torch.finfo(hidden.dtype).min
             mask = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device).masked_fill(
                 ~mask, hide
-            )
-        elif config._attn_implementation != "sdpa":
-            raise UnsupportedOperationError(
-                f"attention {config._attn_implementation!r} takes no mask by head; try "
-                "model.set_attn_implementation('sdpa')"
             )
         return args, {**kwargs, "attention_mask": mask}
 

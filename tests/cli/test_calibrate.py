@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lacache.cli import calibrate as command
+from lacache.core.profile import find_profile, parse_profile, read_profile
+from tests.cli.conftest import Run
+from tests.evals.calibration.test_probes import HAY
+
+QUICK = ("--window", 8, "--sinks", 1, "--length", 760, "--probes", 1, "--threads", 1)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LACACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "hay.txt").write_text(HAY)
+    return tmp_path
+
+
+def test_the_profile_is_stored_where_it_is_found_again(run: Run, tiny: Path, home: Path) -> None:
+    png = home / "need.png"
+    done = run(
+        "calibrate", "--model", tiny, "--text", home / "hay.txt", *QUICK, "--json", "--plot", png
+    )
+    assert done.exit_code == 0, done.output
+    (stored,) = (home / "home" / "profiles").iterdir()
+    profile = parse_profile(json.loads(done.stdout), "output")
+    assert stored.name == f"{profile.fingerprint}.json"
+    assert read_profile(stored) == profile
+    assert find_profile(profile.fingerprint, [stored.parent]) == profile
+    assert profile.window == 8
+    assert profile.sinks == 1
+    assert len(profile.order) == 10
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables_name_the_neediest_first(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    order = ((1, 1), (0, 0), (1, 0), (0, 1))
+    left = ((0, 1.0), (1, 0.25), (4, 0.0))
+    need = ((0.5, 0.0), (0.125, 0.75))
+    profile = command.Profile("a-b", "tiny", 64, 4, need, order, left)
+    command._show(profile)
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines()]
+    assert rows.index(["1", "1", "0.750"]) + 1 == rows.index(["0", "0", "0.500"])
+    assert ["1", "25%", "0.250"] in rows
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--window", 0), "window=0"),
+        (("--length", 100), "length=100"),
+        (("--plot", "picture.jpg"), "picture.png"),
+        (("--threads", 0), "threads=0"),
+    ],
+)
+def test_bad_options_are_refused_before_a_model_is_loaded(
+    run: Run, home: Path, options: tuple[object, ...], said: str
+) -> None:
+    done = run("calibrate", "--model", home / "no model", *options)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert not (home / "home").exists()
