@@ -1,0 +1,290 @@
+"""lm-eval's model type, against lm-eval's own `hf` and against the obvious."""
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+import torch
+
+from lacache import LaCache
+from lacache.core.errors import ConfigError
+from lacache.integrations.lm_eval import main, register
+from tests.engine.tiny import save_tiny
+
+CONTEXT = "In the beginning the cat sat on the mat and looked at the other cats. "
+LONG = CONTEXT * 8
+CONTINUATIONS = ["the end", "the dog barked at them all", "x"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    # It tells everything it does, and warns of its own defaults.
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def make(kind: str, folder: Path, **options: Any) -> Any:
+    register()
+    from lm_eval.api.registry import get_model
+
+    return get_model(kind)(str(folder), device="cpu", dtype="float32", **options)
+
+
+@pytest.fixture(scope="module")
+def hf(folder: Path) -> Any:
+    return make("hf", folder)
+
+
+@pytest.fixture(scope="module")
+def full(folder: Path) -> Any:
+    return make("lacache", folder, policy="full")
+
+
+def ask(*arguments: Any) -> Any:
+    from lm_eval.api.instance import Instance
+
+    return Instance("loglikelihood", {}, tuple(arguments), 0)
+
+
+LIKELIHOODS = [ask(c, t) for c in (LONG, CONTEXT, "", LONG + "And ") for t in CONTINUATIONS]
+GENERATIONS = [
+    ask(c, {"until": ["\n", "e"] if c is LONG else ["\n"], "max_gen_toks": 12})
+    for c in (CONTEXT, LONG, "Once")
+]
+
+
+def test_the_full_cache_gives_the_numbers_of_hf(hf: Any, full: Any) -> None:
+    theirs, ours = (lm.loglikelihood(LIKELIHOODS, disable_tqdm=True) for lm in (hf, full))
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], abs=2e-4)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+    documents = [ask(LONG), ask(CONTEXT), ask(LONG * 2)]
+    theirs, ours = (lm.loglikelihood_rolling(documents, disable_tqdm=True) for lm in (hf, full))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    theirs, ours = (lm.generate_until(GENERATIONS, disable_tqdm=True) for lm in (hf, full))
+    assert ours == theirs
+    assert len(set(ours)) > 1
+
+
+def test_the_full_cache_is_cut_where_hf_is(folder: Path) -> None:
+    models = [
+        make("hf", folder, max_length=64),
+        make("lacache", folder, policy="full", max_length=64),
+    ]
+    theirs, ours = (lm.loglikelihood(LIKELIHOODS, disable_tqdm=True) for lm in models)
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], abs=2e-4)
+    theirs, ours = (lm.loglikelihood_rolling([ask(LONG)], disable_tqdm=True) for lm in models)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_what_greedy_decoding_writes_is_told(full: Any) -> None:
+    tokens = context = full.tok_encode(CONTEXT)
+    for _ in range(6):
+        logits = full.model(torch.tensor([tokens])).logits
+        tokens = [*tokens, int(logits[0, -1].argmax())]
+    written = tokens[len(context) :]
+    asked = [(("", ""), context, w) for w in (written, [*written[:3], 5, *written[4:]])]
+    greedy = [is_greedy for _, is_greedy in full._loglikelihood_tokens(asked, disable_tqdm=True)]
+    assert greedy == [True, False]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ladder": {"budget": 24, "span": 2, "overlap": 1},
+    "ladder of a share": {"budget": 0.25, "smallest": 16, "span": 2},
+    "streaming": {"budget": 24, "policy": "streaming"},
+    "dense": {"budget": 24, "policy": "streaming", "prefill": "dense"},
+    "dense, first token too": {
+        "budget": 24,
+        "policy": "streaming",
+        "prefill": "dense",
+        "first_token": "dense",
+    },
+}
+
+
+def twin(lm: Any, name: str, context: list[int], continuation: list[int]) -> float:
+    """One token at a time, with a new cache for each request."""
+    options = OPTIONS[name]
+    capacity = options["budget"]
+    if isinstance(capacity, float):
+        capacity = max(16, -(-len(context) // 4))
+    method = lm._method
+    cache: LaCache = method.open(lm.model, capacity=capacity, dense="dense" in name)
+    first = context
+    if "dense" in name:
+        read = context if "too" in name else context[:-1]
+        logits = cache.prefill(lm.model, torch.tensor([read]))
+        first = context[len(read) :]
+    for token in first:
+        logits = cache.prefill(lm.model, torch.tensor([[token]]))
+    total = 0.0
+    for token in continuation:
+        total += float(logits.log_softmax(-1)[0, token])
+        logits = cache.prefill(lm.model, torch.tensor([[token]]))
+    return total
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_bounded_caches_score_as_the_slow_twin(folder: Path, hf: Any, name: str) -> None:
+    lm = make("lacache", folder, **OPTIONS[name])
+    asked = [ask(CONTEXT * 2, "the dog"), ask(CONTEXT * 2 + "And ", "x"), ask(CONTEXT * 2, "y")]
+    ours = [value for value, _ in lm.loglikelihood(asked, disable_tqdm=True)]
+    pairs = [lm._encode_pair(*request.args) for request in asked]
+    assert ours == pytest.approx([twin(lm, name, *pair) for pair in pairs], abs=2e-3)
+    theirs = [value for value, _ in hf.loglikelihood(asked, disable_tqdm=True)]
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > 0.01
+
+
+def test_a_document_is_one_window_and_memory_is_bounded(folder: Path, hf: Any) -> None:
+    lm = make("lacache", folder, budget=40, policy="streaming", refill=0.5)
+    document = LONG * 10
+    tokens = lm.tok_encode(document)
+    assert len(tokens) > hf.max_length
+    value = lm.loglikelihood_rolling([ask(document)], disable_tqdm=True)[0]
+    cache = lm._method.open(lm.model, capacity=40, dense=False)
+    logits = lm.model(
+        torch.tensor([[lm.prefix_token_id, *tokens[:-1]]]), past_key_values=cache
+    ).logits[0]
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).sum()
+    assert value == pytest.approx(float(expected.detach()), rel=1e-5)
+    per_token = cache.report().bytes / cache.report().num_cached
+    assert lm.get_model_info()["lacache_peak_bytes"] <= 40 * per_token
+
+
+def test_writing_is_bounded_and_that_of_the_cache(folder: Path) -> None:
+    for name in ("ladder", "dense"):
+        lm = make("lacache", folder, **OPTIONS[name])
+        asked = [ask(LONG, {"until": [], "max_gen_toks": 60})]
+        ours = lm.generate_until(asked, disable_tqdm=True)[0]
+        tokens = torch.tensor([lm.tok_encode(LONG)])
+        cache = lm._method.open(lm.model, capacity=24, dense=name == "dense")
+        if name == "dense":
+            cache.prefill(lm.model, tokens[:, :-1])
+            tokens = tokens[:, -1:]
+        written = []
+        for _ in range(60):
+            tokens = cache.prefill(lm.model, tokens).argmax(-1, keepdim=True)
+            written.append(int(tokens))
+        assert ours == lm.tok_decode(written)
+        per_token = cache.report().bytes / cache.report().num_cached
+        assert lm.get_model_info()["lacache_peak_bytes"] <= 24 * per_token
+
+
+def test_results_say_what_was_measured(folder: Path) -> None:
+    info = make("lacache", folder, **OPTIONS["dense"]).get_model_info()
+    assert info["lacache_method"]["name"] == "streaming"
+    assert (info["lacache_budget"], info["lacache_protocol"]) == ("24", "dense")
+    assert info["lacache_first_token"] == "cache"
+    assert json.dumps(info, default=str)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no budget was given"),
+        ({"budget": 40, "policy": "full"}, "policy=full has no budget"),
+        ({"budget": 24, "policy": "lader"}, "'lader' must be one of"),
+        ({"budget": 24, "batch_size": 8}, "batch_size=8 must be 1"),
+        ({"budget": 24, "batch_size": "auto"}, "batch_size=auto must be 1"),
+        ({"budget": 24, "prefill": "thick"}, "prefill='thick'"),
+        ({"budget": 24, "first_token": "dense"}, "needs a dense pass"),
+        ({"budget": 24, "span": "two"}, "span=two must be a whole number"),
+        ({"budget": 24, "smallest": 0}, "smallest"),
+    ],
+)
+def test_what_cannot_work_is_said_before_a_model_is_loaded(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make("lacache", Path("no such folder"), **options)
+
+
+def test_registering_twice_is_registering_once() -> None:
+    register()
+    register()
+    from lm_eval.api.registry import model_registry
+
+    assert "lacache" in model_registry
+    assert "hf" in model_registry
+
+
+@pytest.fixture
+def task_folder(tmp_path: Path) -> Path:
+    """A task of our own, from a local file."""
+    rows = [{"text": CONTEXT + str(i), "answer": "the"} for i in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny.yaml").write_text(
+        "task: tiny_writing\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: generate_until\n"
+        "doc_to_text: '{{text}}'\ndoc_to_target: '{{answer}}'\n"
+        "generation_kwargs: {until: ['x'], max_gen_toks: 5}\n"
+        "metric_list: [{metric: exact_match}]\n"
+    )
+    return tmp_path
+
+
+def check_results(results: Any) -> None:
+    method = results["config"]["lacache_method"]
+    assert (method["name"], method["span"], method["overlap"]) == ("ladder", 2, 1)
+    assert results["n-samples"]["tiny_writing"]["effective"] == 3
+
+
+def test_lm_eval_runs_a_task(folder: Path, task_folder: Path) -> None:
+    register()
+    lm_eval = importlib.import_module("lm_eval")
+    tasks = importlib.import_module("lm_eval.tasks")
+    manager = tasks.TaskManager(include_path=str(task_folder), include_defaults=False)
+    check_results(
+        lm_eval.simple_evaluate(
+            model="lacache",
+            model_args=f"pretrained={folder},budget=24,span=2,overlap=1,dtype=float32",
+            tasks=["tiny_writing"],
+            device="cpu",
+            task_manager=manager,
+        )
+    )
+
+
+@pytest.mark.slow
+def test_the_command_line_is_that_of_lm_eval(
+    folder: Path,
+    task_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Slow, as lm-eval reads the files of its thousands of tasks."""
+    out = task_folder / "out"
+    arguments = ["run", "--model", "lacache", "--tasks", "tiny_writing", "--device", "cpu"]
+    arguments += ["--model_args", f"pretrained={folder},budget=24,span=2,overlap=1,dtype=float32"]
+    arguments += ["--include_path", str(task_folder), "--output_path", str(out)]
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    main()
+    assert "tiny_writing" in capsys.readouterr().out
+    check_results(json.loads(next(out.rglob("results*.json")).read_text()))
+
+
+def test_our_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        make("lacache", Path("nothing"))
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", refuse)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err.startswith("error: no budget was given; try budget=512")
