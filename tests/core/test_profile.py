@@ -12,6 +12,7 @@ from lacache.core.profile import (
     SHIPPED,
     Profile,
     find_profile,
+    layers_by_depth,
     parse_profile,
     profile_json,
     read_profile,
@@ -121,3 +122,20 @@ def test_the_shipped_profiles_can_be_read() -> None:
     for path in paths:
         profile = read_profile(path)
         assert find_profile(profile.fingerprint) == profile
+
+
+@given(st.integers(1, 100))
+def test_the_guess_by_depth_starts_past_the_middle(num_layers: int) -> None:
+    order = layers_by_depth(num_layers)
+    assert sorted(order) == list(range(num_layers))
+    # Whatever the count, the first ones lie side by side around 0.65 of the depth.
+    third = sorted(order[: max(1, num_layers // 3)])
+    assert third == list(range(third[0], third[-1] + 1))
+    assert third[0] <= 0.65 * num_layers <= third[-1] + 1
+
+
+def test_the_guess_by_depth_finds_what_was_measured() -> None:
+    assert 18 in layers_by_depth(30)[:3]
+    assert 16 in layers_by_depth(24)[:3]
+    with pytest.raises(ConfigError, match="num_layers=0"):
+        layers_by_depth(0)

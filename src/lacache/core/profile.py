@@ -19,6 +19,7 @@ SHIPPED = Path(__file__).parent / "profiles"
 """Profiles that come with the package."""
 
 _FORMAT = 1
+_NEEDY_DEPTH = 0.65
 
 
 @final
@@ -105,6 +106,22 @@ class Profile:
         model trained anew with the same configuration is not.
         """
         return self.fingerprint.split("-")[0] == fingerprint.split("-")[0]
+
+
+def layers_by_depth(num_layers: int) -> tuple[int, ...]:
+    """A guess for a model without a profile: every layer, the likely neediest first.
+
+    Layers near 0.65 of the depth come first. This is a rule of thumb from few models: the
+    neediest heads of SmolLM2-135M (30 layers) lie in layers 18, 23 and 17, and the neediest layer
+    of a model of 24 layers was 16. It misses what is early (layer 8 of SmolLM2-135M is its
+    second), and it says nothing about heads. Calibrate, where that is possible.
+
+    Raises:
+        ConfigError: `num_layers` is below 1.
+    """
+    check_int("num_layers", num_layers, 1)
+    distance = [abs((layer + 0.5) / num_layers - _NEEDY_DEPTH) for layer in range(num_layers)]
+    return tuple(sorted(range(num_layers), key=distance.__getitem__))
 
 
 def profile_json(profile: Profile) -> dict[str, Any]:
