@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.h2o import H2OMethod
+from lacache.evals.methods.history import History
 from lacache.evals.methods.keydiff import KeyDiffMethod
 from lacache.evals.methods.knorm import KnormMethod
 from lacache.evals.methods.ladder import Ladder
@@ -22,6 +23,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     Streaming.name: Streaming,
     Ladder.name: Ladder,
     UniformStride.name: UniformStride,
+    History.name: History,
     RandomLadderMethod.name: RandomLadderMethod,
     KeyDiffMethod.name: KeyDiffMethod,
     KnormMethod.name: KnormMethod,

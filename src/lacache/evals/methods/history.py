@@ -1,0 +1,97 @@
+"""A long history for the KV heads that need one, by the model's profile."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+from lacache.cache import LaCache, ReadingCache
+from lacache.cache.facts import model_facts
+from lacache.cache.fingerprint import fingerprint
+from lacache.core import HistoryConfig
+from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError
+from lacache.core.groups import Member
+from lacache.core.profile import Profile, find_profile
+from lacache.evals.calibration.store import profiles_folder
+from lacache.evals.methods.method import Method
+from lacache.evals.methods.settings import REFILL, check_share, refill_slots, settings_record
+from lacache.evals.records import Record
+
+MEMBERS = ("heads", "layers")
+
+
+@final
+@dataclass(frozen=True)
+class History(Method):
+    """Few KV heads keep a long history, thinned by a ladder; the others a short window.
+
+    Args:
+        share: of all KV heads (or layers), how many keep a history; the neediest first.
+        members: "heads" or "layers".
+        window: capacity of the others, as a share of the capacity.
+        sinks: first tokens, never evicted.
+        refill: share of the capacity that one compaction frees, in either group.
+        recent: share of the history's capacity that no compaction touches; without it, half.
+        span: of the history's ladder, in its own layers; without it, half of them.
+        overlap: likewise; without it 0 beside a span, else four fifths of the span.
+        geometry: "interleaved" or "consecutive".
+        unit: neighbouring tokens that are kept or dropped together.
+    """
+
+    name: ClassVar[str] = "history"
+
+    share: float = 0.16
+    members: str = "heads"
+    window: float = 0.25
+    sinks: int = 4
+    refill: float = REFILL
+    recent: float | None = None
+    span: int | None = None
+    overlap: int | None = None
+    geometry: str = "interleaved"
+    unit: int = 1
+
+    def __post_init__(self) -> None:
+        if self.members not in MEMBERS:
+            raise ConfigError(f"members={self.members!r} must be heads or layers; try heads")
+        check_share("share", self.share)
+        check_share("window", self.window)
+        check_share("refill", self.refill)
+        if self.recent is not None:
+            check_share("recent", self.recent)
+        check_int("sinks", self.sinks, 0)
+        check_int("unit", self.unit, 1)
+
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+        """An empty cache with two groups."""
+        mark = fingerprint(model)
+        profile = find_profile(mark, (profiles_folder(),))
+        if profile is None:
+            raise ConfigError(
+                f"the model with fingerprint {mark} has no profile; run lacache calibrate first"
+            )
+        plan = self.plan(capacity, profile, model_facts(model).num_heads)
+        return LaCache.from_model(model, plan, prefill="dense" if dense else "segmented")
+
+    def plan(self, capacity: int, profile: Profile, num_heads: tuple[int, ...]) -> HistoryConfig:
+        """The plan for a capacity in tokens."""
+        order: tuple[Member, ...] = profile.order if self.members == "heads" else profile.layers()
+        chosen = order[: max(1, round(self.share * len(order)))]
+        config = HistoryConfig(
+            capacity=capacity,
+            history=chosen,
+            window=self.window,
+            sinks=self.sinks,
+            refill=refill_slots(self.refill, capacity),
+            span=self.span,
+            overlap=self.overlap,
+            geometry=self.geometry,
+            unit=self.unit,
+        )
+        if self.recent is None:
+            return config
+        recent = int(self.recent * config.history_capacity(num_heads))
+        return replace(config, recent=recent)
+
+    def record(self) -> Record:
+        """Name and settings."""
+        return settings_record(self.name, self)
