@@ -132,7 +132,7 @@ def ask(
     dense = asking.protocol == "dense"
     cache = method.open(model, capacity=capacity, dense=dense)
     limit = None if isinstance(method, FullCache) else capacity
-    watch = Watch(model, cache, capacity=limit, dense=dense, on_tokens=on_tokens)
+    watch = Watch(model, cache, capacity=limit, on_tokens=on_tokens)
     ends = eos_token_ids(model, tokenizer)
     unread = context
     answers: list[Answer] = []
@@ -146,8 +146,8 @@ def ask(
             pieces = [joined[:-1], joined[-1:]]
         else:
             pieces = [[*unread, *ids]]
-        with watch.watching():
-            for piece in filter(None, pieces):
+        for number, piece in enumerate(filter(None, pieces)):
+            with watch.watching(dense=dense and is_first and number == 0):
                 logits = cache.prefill(model, _tensor(piece, model))
         nll = _answer_nll(model, cache, logits, _answer_ids(tokenizer, question), limit)
         with watch.watching():

@@ -20,6 +20,7 @@ from lacache.evals.methods.settings import settings_record
 from lacache.evals.perplexity import buckets, doubling_edges, perplexity
 from lacache.evals.reading import model_record, score_tokens, tokens_sha256
 from lacache.evals.records import Record, environment
+from lacache.evals.specs import format_spec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.task import Sample, Task
 from lacache.evals.watch import Watch
@@ -94,7 +95,8 @@ class RunSpec:
         """For progress and logs."""
         budget = "" if isinstance(self.method, FullCache) else f" at {self.budget}"
         protocol = "" if self.protocol == "strict" else f", {self.protocol}"
-        return f"{self.task.name} {self.length:,}: {self.method.name}{budget}{protocol}"
+        method = format_spec(self.method.name, self.method)
+        return f"{self.task.name} {self.length:,}: {method}{budget}{protocol}"
 
     def record(self) -> Record:
         """The part of a record that is known before the run."""

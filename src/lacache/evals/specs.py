@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -62,6 +62,11 @@ def parse_spec(text: str, table: Mapping[str, Callable[..., Made]], what: str) -
         if key in given:
             raise ConfigError(f"{what} {name} was given {key} twice; give it once")
         given[key] = _value(key, value, types[key])
+    needed = [field.name for field in fields(make) if _is_needed(field)]  # type: ignore[arg-type]
+    missing = [name for name in needed if name not in given]
+    if missing:
+        example = ",".join(f"{key}=VALUE" for key in needed)
+        raise ConfigError(f"{what} {name} needs {', '.join(missing)}; try {name}:{example}")
     return make(**given)
 
 
@@ -73,6 +78,10 @@ def format_spec(name: str, made: Any) -> str:
         if field.init and (value := getattr(made, field.name)) != field.default
     ]
     return name + (f":{','.join(parts)}" if parts else "")
+
+
+def _is_needed(field: Field[Any]) -> bool:
+    return field.init and field.default is MISSING and field.default_factory is MISSING
 
 
 def _settings(make: Any) -> dict[str, Any]:

@@ -30,7 +30,6 @@ class Watch:
         model: the model that the cache was made from.
         cache: what to watch.
         capacity: tokens per layer that it may hold on average; None for no limit.
-        dense: the first input is read with a full cache, and counts as what is left of it.
         on_tokens: called with the number of new tokens after each forward.
     """
 
@@ -40,7 +39,6 @@ class Watch:
         cache: ReadingCache,
         *,
         capacity: int | None,
-        dense: bool = False,
         on_tokens: Callable[[int], None] | None = None,
     ) -> None:
         self._facts = model_facts(model)
@@ -48,11 +46,11 @@ class Watch:
         self._decoder = find_decoder(model)
         self._cache = cache
         self._capacity = capacity
-        self._dense = dense
         self._on_tokens = on_tokens
         self._num_seen = cache.report().num_seen
         self._weighted = 0.0
         self._tokens = 0
+        self._dense = False
         self._attended = 0.0
         self._at_end = 0.0
         self.peak_bytes = 0.0
@@ -68,12 +66,18 @@ class Watch:
         return self._num_seen * self._facts.bytes_per_token + self._native_bytes()
 
     @contextmanager
-    def watching(self) -> Iterator["Watch"]:
+    def watching(self, *, dense: bool = False) -> Iterator["Watch"]:
         """Watch every forward inside of the block; the cache must not be copied there.
+
+        Args:
+            dense: the block reads with a full cache, and each of its tokens counts as what is
+                left in the end.
 
         Raises:
             ProtocolError: the cache held more than its capacity.
         """
+        self._dense = dense
+        begun = self._num_seen
         # The first hook runs before the cache closes the forward, the last one after.
         hooks = [
             self._decoder.register_forward_hook(self._ends, with_kwargs=True, prepend=True),
@@ -94,6 +98,9 @@ class Watch:
             del self._cache.update  # the class's own shows again
             for hook in hooks:
                 hook.remove()
+        if dense:
+            held = self._held()
+            self._note(self._num_seen - begun, peak=held, mean=held)
 
     def _ends(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if kwargs.get("past_key_values") is self._cache:
@@ -103,25 +110,31 @@ class Watch:
     def _closed(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if kwargs.get("past_key_values") is not self._cache:
             return
-        report = self._cache.report()
-        held = float(max(report.bytes, self._stored()))
-        peak = max(held, self._at_end)
-        num_seen = report.num_seen
+        num_seen = self._cache.report().num_seen
         num_new = num_seen - self._num_seen
-        is_dense_read = self._dense and self._num_seen == 0
         self._num_seen = num_seen
-        if is_dense_read:
-            peak = held
-            self._weighted += num_new * held
-        else:
+        if not self._dense:
+            held = self._held()
             # The tokens of one forward came one by one, as far as the average is concerned.
             growth = self._facts.bytes_per_token * (num_new - 1) / 2
-            self._weighted += num_new * max(held - growth, 0.0)
-        self._tokens += num_new
-        self.peak_bytes = max(self.peak_bytes, peak)
-        self._check(peak)
+            self._note(num_new, peak=max(held, self._at_end), mean=max(held - growth, 0.0))
         if self._on_tokens is not None:
             self._on_tokens(num_new)
+
+    def _note(self, num_new: int, *, peak: float, mean: float) -> None:
+        """Count tokens, and raise ProtocolError if the peak is too high."""
+        self._weighted += num_new * mean
+        self._tokens += num_new
+        self.peak_bytes = max(self.peak_bytes, peak)
+        if self._capacity is None:
+            return
+        allowed = self._capacity * self._facts.bytes_per_token + self._native_bytes()
+        if peak > allowed:
+            raise ProtocolError(
+                f"the cache held {peak:,.0f} bytes after token {self._num_seen:,}, and its "
+                f"capacity of {self._capacity:,} tokens per layer allows {allowed:,}; mend the "
+                "method, since a run must never hold more than its budget"
+            )
 
     def _given_bytes(self, keys: Tensor, values: Tensor, layer_idx: int) -> float:
         """Of keys and values [B, Hkv, N, D] without what only fills up shorter heads."""
@@ -131,16 +144,8 @@ class Watch:
         share = 1.0 if lengths is None else sum(lengths) / len(lengths) / keys.shape[-2]
         return share * layer_bytes(keys, values)
 
-    def _check(self, num_bytes: float) -> None:
-        if self._capacity is None:
-            return
-        allowed = self._capacity * self._facts.bytes_per_token + self._native_bytes()
-        if num_bytes > allowed:
-            raise ProtocolError(
-                f"the cache held {num_bytes:,.0f} bytes after token {self._num_seen:,}, and its "
-                f"capacity of {self._capacity:,} tokens per layer allows {allowed:,}; mend the "
-                "method, since a run must never hold more than its budget"
-            )
+    def _held(self) -> float:
+        return float(max(self._cache.report().bytes, self._stored()))
 
     def _stored(self) -> int:
         return sum(

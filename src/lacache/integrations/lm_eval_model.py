@@ -241,14 +241,14 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     @contextmanager
     def _watching(self, opened: _Opened, *, dense: bool) -> Iterator[None]:
         """Hold a method to its budget, and remember the most bytes."""
-        watch = Watch(self.model, opened.cache, capacity=opened.limit, dense=dense)
+        watch = Watch(self.model, opened.cache, capacity=opened.limit)
         with (
             torch.autocast(
                 device_type=self.device.type,
                 dtype=self.mixed_precision_dtype,
                 enabled=self.mixed_precision_dtype is not None,
             ),
-            watch.watching(),
+            watch.watching(dense=dense),
         ):
             yield
         self._peak_bytes = max(self._peak_bytes, watch.peak_bytes)
