@@ -12,12 +12,23 @@ from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lacache.evals.recipes import Recipe
     from lacache.evals.suite import Suite
+    from lacache.models import LoadedModel
 
 _SUITE = "What is run"
 
 
 def eval(
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="recipe NAME",
+            help="A table of the paper: recipe ruler-longchat, wikitext-16k, longbench-llama2 or "
+            "needle-llama3.2. The options below then change the recipe.",
+            show_default=False,
+        ),
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option(
@@ -83,9 +94,18 @@ def eval(
             help="Samples of each task and length.", show_default=False, rich_help_panel=_SUITE
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the samples.", rich_help_panel=_SUITE)] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Of the samples. Default: 0.", show_default=False, rich_help_panel=_SUITE
+        ),
+    ] = None,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",
+    device: Annotated[
+        str,
+        typer.Option(help="Where the model runs, such as cpu or cuda.", rich_help_panel="Model"),
+    ] = "cpu",
     threads: ThreadsOption = DEFAULT_THREADS,
     out: Annotated[
         Path,
@@ -100,8 +120,9 @@ def eval(
 ) -> None:
     """Measure what bounded caches cost: retrieval and perplexity at equal bytes.
 
-    Without options a small suite, 40 minutes at most on 2 cores with the default model. Records
-    go to a file as they are made; the same command again goes on where it stopped.
+    Without options a small suite, 40 minutes at most on 2 cores with the default model; with
+    `recipe NAME` a table of the paper, for its model unless --model names another. Records go to a
+    file as they are made; the same command again goes on where it stopped.
     """
     check_int("threads", threads, 1)
 
@@ -110,7 +131,9 @@ def eval(
     from lacache.evals.specs import split_specs
     from lacache.evals.suite import QUICK, SMALL
 
-    changes: dict[str, Any] = {"seed": seed}
+    changes: dict[str, Any] = {}
+    if seed is not None:
+        changes["seed"] = seed
     if tasks is not None:
         changes["tasks"] = tuple(split_specs(tasks))
     if methods is not None:
@@ -126,8 +149,13 @@ def eval(
         changes["first_token"] = cast(Literal["cache", "dense"], first_token)
     if samples is not None:
         changes["samples"] = samples
-    suite: Suite = replace(QUICK if quick else SMALL, **changes)
-    specs = suite.runs()
+    if recipe:
+        chosen = _recipe(recipe, quick=quick)
+        specs = chosen.runs(**changes)
+        model = model or chosen.models[0]
+    else:
+        suite: Suite = replace(QUICK if quick else SMALL, **changes)
+        specs = suite.runs()
 
     from lacache.cli.evaluating import evaluate, show_plan
 
@@ -138,7 +166,31 @@ def eval(
     from lacache.models import load_model
 
     check_appendable(out)
-    evaluate(specs, load_model(model, dtype=dtype, threads=threads), out, as_json=as_json)
+    loaded = load_model(model, dtype=dtype, threads=threads)
+    _move(loaded, device)
+    evaluate(specs, loaded, out, as_json=as_json)
+
+
+def _recipe(words: list[str], *, quick: bool) -> Recipe:
+    from lacache.evals.recipes import RECIPES
+
+    known = ", ".join(RECIPES)
+    if words[0] != "recipe" or len(words) != 2 or words[1] not in RECIPES:
+        raise ConfigError(
+            f"{' '.join(words)!r} must be 'recipe NAME' with one of {known}; try recipe "
+            f"{next(iter(RECIPES))}"
+        )
+    if quick:
+        raise ConfigError("--quick is no recipe; try --samples 2 for a part of one")
+    return RECIPES[words[1]]
+
+
+def _move(loaded: LoadedModel, device: str) -> None:
+    try:
+        loaded.model.to(device)  # type: ignore[arg-type]  # its stubs know no text
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={device} cannot be used ({reason}); try --device cpu") from error
 
 
 def _parts(text: str) -> list[str]:

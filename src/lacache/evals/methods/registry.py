@@ -12,6 +12,7 @@ from lacache.evals.methods.lagkv import LagKVMethod
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.pyramidkv import PyramidKVMethod
 from lacache.evals.methods.random_ladder import RandomLadderMethod
+from lacache.evals.methods.released import ReleasedLadder
 from lacache.evals.methods.snapkv import SnapKVMethod
 from lacache.evals.methods.streaming import Streaming
 from lacache.evals.methods.tova import TOVAMethod
@@ -22,6 +23,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     FullCache.name: FullCache,
     Streaming.name: Streaming,
     Ladder.name: Ladder,
+    ReleasedLadder.name: ReleasedLadder,
     UniformStride.name: UniformStride,
     History.name: History,
     RandomLadderMethod.name: RandomLadderMethod,

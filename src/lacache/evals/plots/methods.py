@@ -8,6 +8,7 @@ _OWN = {
     "full": ("#444444", "."),
     "streaming": ("#0072B2", "o"),
     "ladder": ("#D55E00", "s"),
+    "released-ladder": ("#8A3D00", "H"),
     "uniform": ("#E69F00", "^"),
     "random-ladder": ("#999933", "*"),
     "keydiff": ("#009E73", "D"),

@@ -7,12 +7,14 @@ from lacache.evals.tasks.longbench.longbench import LONGBENCH
 from lacache.evals.tasks.multiturn import MultiTurn
 from lacache.evals.tasks.needle import Needle
 from lacache.evals.tasks.passkey import Passkey
+from lacache.evals.tasks.passkey_grid import PasskeyGrid
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.ruler.table import RULER
 from lacache.evals.tasks.task import Task
 
 TASKS: dict[str, Callable[..., Task]] = {
     Passkey.name: Passkey,
+    PasskeyGrid.name: PasskeyGrid,
     Needle.name: Needle,
     MultiTurn.name: MultiTurn,
     **RULER,

@@ -1,0 +1,205 @@
+"""Recipes: that they say what was published, and that each runs from end to end on a stand-in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lacache.core.errors import ConfigError
+from lacache.evals.methods.full import FullCache
+from lacache.evals.recipes import RECIPES
+from lacache.evals.records import Record, read_records
+from lacache.evals.runs import RunSpec
+from lacache.evals.specs import format_spec
+from tests.cli.conftest import Run
+from tests.engine.tiny import END, VOCABULARY, tiny_tokenizer
+
+
+def bounded(name: str) -> list[RunSpec]:
+    return [spec for spec in RECIPES[name].runs() if not isinstance(spec.method, FullCache)]
+
+
+def settings(name: str) -> set[tuple[str, str]]:
+    return {(spec.budget, format_spec(spec.method.name, spec.method)) for spec in bounded(name)}
+
+
+def test_wikitext_is_the_released_command() -> None:
+    assert settings("wikitext-16k") == {
+        ("256", "streaming:refill=0.0"),
+        ("256", "released-ladder:span=16"),
+    }
+    # --num_eval_tokens 16384: so many predictions, one token more.
+    assert {(s.length, s.protocol) for s in bounded("wikitext-16k")} == {(16385, "strict")}
+
+
+def test_the_needle_is_the_released_command() -> None:
+    assert settings("needle-llama3.2") == {
+        ("0.5", "streaming:sinks=64,refill=0.0"),
+        ("0.5", "released-ladder:span=14,sinks=64"),
+    }
+    runs = bounded("needle-llama3.2")
+    assert {spec.length for spec in runs} == {i * 16384 for i in range(1, 9)}
+    assert {spec.seed for spec in runs} == set(range(50))
+    assert {(s.count, s.protocol, s.first_token) for s in runs} == {(11, "dense", "dense")}
+    assert len(RECIPES["needle-llama3.2"].runs()) == 8 * 50 * 3
+
+
+def test_longbench_is_the_released_commands() -> None:
+    pytest.importorskip("lm_eval")
+    assert settings("longbench-llama2") == {
+        ("1750", "streaming:sinks=128,refill=0.0"),
+        ("1750", "released-ladder:span=16,sinks=128"),
+        ("875", "streaming:sinks=128,refill=0.0"),
+        ("875", "released-ladder:span=9,overlap=3,sinks=128"),
+    }
+    runs = bounded("longbench-llama2")
+    lengths = {spec.task.name: spec.length - 3500 for spec in runs}
+    assert len(lengths) == 21
+    assert (lengths["longbench-qasper"], lengths["longbench-gov_report"]) == (128, 512)
+    counts = {spec.task.name: spec.count for spec in runs}
+    # LongBench has 4,750 rows.
+    assert sum(counts.values()) == 4750
+    assert {(s.protocol, s.first_token) for s in runs} == {("dense", "dense")}
+
+
+def test_ruler_has_all_tasks() -> None:
+    pytest.importorskip("lm_eval")
+    runs = bounded("ruler-longchat")
+    assert len({spec.task.name for spec in runs}) == 13
+    assert {(spec.budget, spec.protocol, spec.length) for spec in runs} == {("0.5", "dense", 16384)}
+
+
+def test_every_recipe_keeps_its_bytes_equal() -> None:
+    pytest.importorskip("lm_eval")
+    for name in RECIPES:
+        by_method: dict[str, set[Any]] = {}
+        for spec in bounded(name):
+            about = (spec.task, spec.length, spec.budget, spec.count, spec.seed, spec.protocol)
+            by_method.setdefault(spec.method.name, set()).add(about)
+        streaming, ladder = by_method.values()
+        assert streaming == ladder
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Random models with as many layers as the recipes' models, so that their spans fit."""
+    folders = {}
+    for layers in (28, 32):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=4096,
+            initializer_range=0.3,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=END,
+        )
+        folders[layers] = tmp_path_factory.mktemp("model") / f"tiny{layers}"
+        LlamaForCausalLM(config).save_pretrained(folders[layers])
+        tiny_tokenizer().save_pretrained(folders[layers])
+    return folders
+
+
+def evaluated(run: Run, name: str, model: Path, out: Path, *options: object) -> list[Record]:
+    result = run("eval", "recipe", name, "--model", model, "--out", out, "--threads", 1, *options)
+    assert result.exit_code == 0, result.output
+    failures = out.with_name("r.failures.log")
+    assert not failures.exists(), failures.read_text()[:2000]
+    return read_records(out)
+
+
+def check(records: list[Record], runs: int) -> None:
+    assert len(records) == runs
+    assert {r["method"]["name"] for r in records} == {"full", "streaming", "released-ladder"}
+    for record in records:
+        if record["method"]["name"] != "full":
+            assert (record["protocol"], record["first_token"]) == ("dense", "dense")
+            for sample in record["samples"]:
+                # The dense pass does not count, and all after it keeps to the budget.
+                assert (
+                    sample["peak_bytes"]
+                    <= sample["full_bytes"] * sample["capacity"] / (sample["prompt_tokens"])
+                )
+
+
+def test_the_needle_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path: Path) -> None:
+    options = ("--lengths", 600, "--samples", 3, "--seed", 7)
+    records = evaluated(run, "needle-llama3.2", stand_in[28], tmp_path / "r.jsonl", *options)
+    check(records, 3)
+    depths = [sample["facts"]["depth"] for sample in records[0]["samples"]]
+    assert depths == [0.0, 0.5, 1.0]
+
+
+def test_wikitext_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("To be or not to be, that is the question. " * 20)
+    options = ("--tasks", f"ppl:text={text}", "--lengths", 280)
+    records = evaluated(run, "wikitext-16k", stand_in[32], tmp_path / "r.jsonl", *options)
+    assert [record["kind"] for record in records] == ["ppl"] * 3
+    assert [record["capacity"] for record in records] == [None, 256, 256]
+    assert len({record["perplexity"] for record in records}) == 3
+
+
+def test_ruler_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    options = ("--tasks", "ruler-niah_single_1:max_new_tokens=3", "--lengths", 900, "--samples", 2)
+    records = evaluated(run, "ruler-longchat", stand_in[32], tmp_path / "r.jsonl", *options)
+    check(records, 3)
+
+
+def test_longbench_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    rows = [
+        {"input": "Who sat?", "context": "The cat sat on the mat. " * 40, "answers": ["the cat"]}
+        for _ in range(2)
+    ]
+    (tmp_path / "qasper.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = f"longbench-qasper:folder={tmp_path},max_new_tokens=3"
+    options = ("--tasks", task, "--lengths", 900, "--samples", 2, "--budgets", 300)
+    records = evaluated(run, "longbench-llama2", stand_in[32], tmp_path / "r.jsonl", *options)
+    check(records, 4)
+    spans = {record["method"].get("span") for record in records}
+    assert spans == {None, 16, 9}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("recipe",), "must be 'recipe NAME' with one of ruler-longchat"),
+        (("recipe", "pie"), "'recipe pie' must be"),
+        (("pie",), "'pie' must be"),
+        (("recipe", "wikitext-16k", "--quick"), "--quick is no recipe"),
+        (("recipe", "wikitext-16k", "--tasks", "nothing"), "task 'nothing' must be one of"),
+    ],
+)
+def test_what_is_no_recipe(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    result = run("eval", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_device_that_is_not_there(run: Run, stand_in: dict[int, Path], tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    options = ("--model", stand_in[28], "--out", out, "--threads", 1, "--device", "nowhere")
+    result = run("eval", *options)
+    assert result.exit_code == 2
+    assert "device=nowhere cannot be used" in result.stderr
+
+
+def test_a_dry_run_needs_no_model(run: Run) -> None:
+    result = run("eval", "recipe", "needle-llama3.2", "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["runs"]) == 1200
+
+
+def test_changes_must_be_possible() -> None:
+    with pytest.raises(ConfigError, match="samples"):
+        RECIPES["needle-llama3.2"].runs(samples=0)
