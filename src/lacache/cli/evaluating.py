@@ -172,7 +172,7 @@ def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) 
     )
     failed = [outcome for outcome in outcomes if outcome.record is None]
     for outcome in failed:
-        told = f"failed: {outcome.spec.label} ({_method(outcome.spec)}): {outcome.error}"
+        told = f"failed: {outcome.spec.label}: {outcome.error}"
         console.print(Text(told, style="red"), soft_wrap=True)
     if failed:
         console.print(f"Failures are in {failures_path(out)}, too.", soft_wrap=True, markup=False)
