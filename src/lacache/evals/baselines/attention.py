@@ -29,10 +29,6 @@ class WatchingCache(ReadingCache, ABC):
         """Whether the forward that is open runs on the eager implementation."""
 
     @abstractmethod
-    def mask_for(self, layer_idx: int, mask: Tensor | None) -> Tensor | None:
-        """The mask of a layer, given the one that the model made for the first of them."""
-
-    @abstractmethod
     def observe(self, layer_idx: int, weights: Tensor | None) -> None:
         """Take in the attention of the new tokens [1, Hq, Q, N] in a layer."""
 
@@ -50,7 +46,6 @@ def watch(decoder: Any) -> None:
     # Even after an error, or the model would stay on the eager implementation.
     decoder.register_forward_hook(_from_eager, with_kwargs=True, always_call=True)
     for module in modules:
-        module.register_forward_pre_hook(_before_attention, with_kwargs=True)
         module.register_forward_hook(_after_attention, with_kwargs=True)
 
 
@@ -84,16 +79,6 @@ def _from_eager(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out
     if cache is not None and cache.replaced is not None:
         decoder.set_attn_implementation(cache.replaced)
         cache.replaced = None
-
-
-def _before_attention(
-    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    cache = _watching(kwargs.values())
-    if cache is None:
-        return None
-    mask = cache.mask_for(module.layer_idx, kwargs["attention_mask"])
-    return args, {**kwargs, "attention_mask": mask}
 
 
 def _after_attention(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:

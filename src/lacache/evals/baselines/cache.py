@@ -13,6 +13,7 @@ from lacache.cache import CacheReport
 from lacache.cache.facts import ModelFacts, find_decoder, model_facts
 from lacache.cache.guard import guard
 from lacache.cache.layer import layer_bytes, refuse_taking_back
+from lacache.cache.masks import guard_masks
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
 from lacache.evals.baselines.attention import WatchingCache, watch
@@ -75,8 +76,8 @@ class ScoredCache(WatchingCache):
             model: the model; its decoder and attention modules get forward hooks that act on
                 these caches only.
             scorer: what the tokens are kept by.
-            capacity: most tokens that a layer ever holds; or one number for each layer with a
-                growing cache, for scores that need attention weights.
+            capacity: most tokens that a layer ever holds, or one number for each layer with a
+                growing cache.
             refill: slots that one compaction frees.
             sinks: first tokens, never evicted.
             dense: read the first input with a full cache.
@@ -96,12 +97,6 @@ class ScoredCache(WatchingCache):
                 f"{len(capacities)} capacities were given for {depth} layers with a growing cache; "
                 f"give {depth}"
             )
-        wants_weights = isinstance(scorer, AttentionScorer)
-        if len(set(capacities)) > 1 and not wants_weights:
-            raise ConfigError(
-                "capacities that differ by layer need masks that only the eager implementation "
-                "takes, and a score of keys runs on any; give one capacity"
-            )
         counts = Counts(capacities, refill)
         _check_room(counts, scorer, sinks)
         ledger = Ledger(counts)
@@ -110,7 +105,9 @@ class ScoredCache(WatchingCache):
             layers[layer.index] = ScoredLayer(scorer, ledger, i, layer.rotation, sinks)
         decoder = find_decoder(model)
         guard(decoder)
-        if wants_weights:
+        if len(set(capacities)) > 1:
+            guard_masks(decoder, [layer.index for layer in facts.growing])
+        if isinstance(scorer, AttentionScorer):
             watch(decoder)
         return cls(model, facts, scorer, ledger, layers, dense=dense)
 
@@ -166,19 +163,15 @@ class ScoredCache(WatchingCache):
         """Whether the score needs the attention weights of the forward that is open."""
         return self._wants_weights
 
-    def mask_for(self, layer_idx: int, mask: Tensor | None) -> Tensor | None:
-        """A causal mask [1, 1, Q, N + Q] where a layer holds another number than the first."""
-        layer = self.layers[layer_idx]
-        if not isinstance(layer, ScoredLayer):
-            return mask
-        num_keys = layer.num_stored() + self._num_new
-        if mask is None or mask.shape[-1] == num_keys:
-            return mask
-        if self._num_new == 1:
-            return mask.new_zeros(1, 1, 1, 1)
-        hidden = torch.full_like(mask[..., :1], torch.finfo(mask.dtype).min)
-        hidden = hidden.expand(-1, -1, -1, num_keys)
-        return hidden.triu(num_keys - self._num_new + 1)
+    def key_lengths(self, layer_idx: int) -> tuple[int, ...] | None:
+        """Keys that a layer gives to the attention of the forward that is open.
+
+        None where all layers hold equally many, so that the model's own mask fits.
+        """
+        growing = [layer.index for layer in self._facts.growing]
+        if len(set(self._ledger.held)) == 1 or layer_idx not in growing:
+            return None
+        return (self._ledger.held[growing.index(layer_idx)] + self._num_new,)
 
     def observe(self, layer_idx: int, weights: Tensor | None) -> None:
         """Hand attention weights to their layer."""
