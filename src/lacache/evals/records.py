@@ -123,7 +123,15 @@ def append_record(path: Path, record: Record) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
-            file.truncate(_whole_lines(file))
+            tail = _last_line(file)
+            if _is_record(tail):
+                line = f"\n{line}"
+            elif tail and not tail.lstrip().startswith(b"{"):
+                raise InputError(
+                    f"{path} is not a file of records, so nothing was added to it; try another file"
+                )
+            else:
+                file.truncate(file.seek(0, os.SEEK_END) - len(tail))
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -141,13 +149,15 @@ def read_records(path: Path) -> list[Record]:
         InputError: the file cannot be read, or a line is not a record.
     """
     try:
-        text = path.read_bytes()
+        *lines, last = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give a .jsonl file") from error
+    if _is_record(last):
+        lines.append(last)
     records = []
-    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
         except ValueError as error:
@@ -164,22 +174,22 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def _whole_lines(file: BinaryIO) -> int:
-    """How many bytes of the file are whole lines."""
+def _last_line(file: BinaryIO) -> bytes:
+    """What follows the last line feed: nothing, a record without one, or what is left of one."""
     end = file.seek(0, os.SEEK_END)
     tail = b""
-    while len(tail) < end:
+    while len(tail) < end and b"\n" not in tail:
         size = min(end, max(4096, 2 * len(tail)))
         file.seek(end - size)
         tail = file.read(size)
-        newline = tail.rfind(b"\n")
-        if newline >= 0:
-            return end - size + newline + 1
-    if tail and not tail.lstrip().startswith(b"{"):
-        raise InputError(
-            f"{file.name} is not a file of records, so nothing was added to it; try another file"
-        )
-    return 0
+    return tail.rpartition(b"\n")[2]
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _installed(package: str) -> str | None:
