@@ -32,7 +32,7 @@ def calibrate(
     ] = 64,
     sinks: Annotated[int, typer.Option(help="First tokens that it sees besides.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens of a probe.")] = 600,
-    probes: Annotated[int, typer.Option(help="Probes of each of the four kinds.")] = 2,
+    probes: Annotated[int, typer.Option(help="Probes of each of the five kinds.")] = 2,
     seed: Annotated[int, typer.Option(help="Of what the probes draw by chance.")] = 0,
     out: Annotated[
         Path | None,

@@ -1,7 +1,8 @@
 """Probes: texts whose last part can only be predicted by looking far back.
 
 Several kinds, because heads differ by what they look up: values by keys, words and numbers told
-in running text, and sequences without any meaning. Held-out measurements use other kinds still.
+in running text, a number amid the same sentences over and over (which a model is tempted to go on
+with), and sequences without any meaning. Held-out measurements use other kinds still.
 """
 
 import random
@@ -12,10 +13,13 @@ from typing import Any, final
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError, InputError
 
-KINDS = ("lines", "words", "numbers", "copies")
+KINDS = ("lines", "words", "numbers", "filler", "copies")
 LEAST_HAY = 100
 """Tokens of running text, or of lines, that a probe needs at least."""
 
+_FILLER = " The tide comes in. The boats lie still. Gulls cry over the pier. The tide goes out."
+    " The tide comes in. The boats lie still. Gulls cry over the pier. Then the tide goes out."
+)
 _WORDS = (
     "apple river stone candle window garden silver tiger copper forest mirror bridge hammer island "
     "pepper violin rocket basket anchor marble lemon falcon desert ladder button carpet dragon "
@@ -94,9 +98,14 @@ class _Writer:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def hay(self, rng: random.Random, num_tokens: int) -> list[int]:
-        """Running text from a place drawn by chance."""
+    def hay(
+        self, rng: random.Random, num_tokens: int, *, over_and_over: str | None = None
+    ) -> list[int]:
+        """Running text from a place drawn by chance, or the same text over and over."""
         self.check_room(num_tokens)
+        if over_and_over is not None:
+            once = self.encode(over_and_over)
+            return (once * (num_tokens // len(once) + 1))[:num_tokens]
         # A word is a token at least.
         start = rng.randrange(max(1, len(self.words) - num_tokens))
         ids = self.encode(" ".join(self.words[start : start + num_tokens]))
@@ -136,12 +145,13 @@ class _Writer:
         facts: Sequence[tuple[str, str]],
         tell: str,
         ask: str,
+        filler: str | None = None,
     ) -> Probe:
-        """Facts hidden in running text, each asked for once, in another order."""
+        """Facts hidden in running text or filler, each asked for once, in another order."""
         told = [self.encode(tell.format(key=key, value=value)) for key, value in facts]
         asked = [(self.encode(ask.format(key=k)), self.encode(f" {v}")) for k, v in facts]
         taken = sum(map(len, told)) + sum(len(q) + len(a) for q, a in asked)
-        hay = self.hay(rng, self.length - taken)
+        hay = self.hay(rng, self.length - taken, over_and_over=filler)
         rng.shuffle(asked)
         return self.probe(kind, _hidden(rng, hay, told, self.ends(hay)), asked)
 
@@ -209,6 +219,14 @@ def _numbers(writer: _Writer, rng: random.Random) -> Probe:
     return writer.told("numbers", rng, facts, " Remember: the code for {key} is {value}.", ask)
 
 
+def _filler(writer: _Writer, rng: random.Random) -> Probe:
+    """A number told amid the same sentences over and over."""
+    facts = [("locker", _digits(rng, 5))]
+    tell = " Keep this in mind: the {key} opens with {value}."
+    ask = " Which number opens the {key}? The {key} opens with"
+    return writer.told("filler", rng, facts, tell, ask, _FILLER)
+
+
 def _copies(writer: _Writer, rng: random.Random) -> Probe:
     """Random tokens in running text; three runs of them come again and are to be gone on with."""
     special = set(writer.tokenizer.all_special_ids)
@@ -224,5 +242,6 @@ _MAKERS: dict[str, Callable[[_Writer, random.Random], Probe]] = {
     "lines": _lines,
     "words": _words,
     "numbers": _numbers,
+    "filler": _filler,
     "copies": _copies,
 }
