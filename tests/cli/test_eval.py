@@ -1,0 +1,225 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lacache.evals.methods.registry import METHODS
+from lacache.evals.records import read_records
+from lacache.evals.runs import Bench
+from lacache.evals.tasks.registry import TASKS
+from tests.cli.conftest import Run
+from tests.evals.lookup import Digit
+from tests.evals.test_runs import Broken
+
+
+@pytest.fixture
+def evaluate(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A short evaluation of a tiny model, with room for more options."""
+    monkeypatch.setitem(TASKS, "digit", Digit)
+    monkeypatch.setitem(METHODS, "broken", Broken)
+
+    def invoke(*arguments: object) -> Any:
+        options: dict[object, object] = {
+            "--model": tiny,
+            "--tasks": "digit",
+            "--methods": "full;streaming;ladder:span=3,sinks=2",
+            "--budgets": "0.5",
+            "--lengths": "80",
+            "--samples": 2,
+            "--out": tmp_path / "runs.jsonl",
+        }
+        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        flat = [part for pair in (options | given).items() for part in pair if part is not None]
+        return run("eval", *flat)
+
+    return invoke
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "runs.jsonl"
+
+
+def test_it_measures_records_and_prints(evaluate: Run, out: Path) -> None:
+    result = evaluate()
+    assert result.exit_code == 0, result.output
+    records = read_records(out)
+    assert [r["method"]["name"] for r in records] == ["full", "streaming", "ladder"]
+    assert records[2]["method"]["span"] == 3
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert "digit, 80 tokens, 2 samples, tiny" in result.stdout
+    for name, record in zip(("full", "streaming", "ladder:"), records, strict=True):
+        (line,) = (line for line in lines if line and line[0].startswith(name))
+        assert line[-3:] == [
+            f"{record['mean_bytes'] / 1024:,.0f}",
+            f"{record['peak_bytes'] / 1024:,.0f}",
+            f"{record['peak_bytes'] / record['full_bytes']:.0%}",
+        ]
+        assert f"{record['nll']:.2f}" in line
+    assert "streaming at 0.5: score" in result.stderr
+
+
+def test_a_second_time_nothing_is_run_and_all_is_shown(
+    evaluate: Run, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate()
+    before = out.read_bytes()
+
+    def must_not_run(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a run began")
+
+    monkeypatch.setattr(Bench, "run", must_not_run)
+    second = evaluate()
+    assert second.exit_code == 0, second.output
+    assert "3 of 3 runs were in" in " ".join(second.stderr.split())
+    assert second.stdout == first.stdout
+    assert out.read_bytes() == before
+
+
+def test_json_is_what_was_recorded(evaluate: Run, out: Path) -> None:
+    printed = json.loads(evaluate("--json", None).stdout)
+    assert printed["out"] == str(out)
+    assert printed["failures"] == []
+    for short, record in zip(printed["runs"], read_records(out), strict=True):
+        assert short == {k: v for k, v in record.items() if k != "samples"}
+
+
+def test_perplexity_of_a_file_has_a_table_of_its_own(
+    evaluate: Run, out: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("All work and no play makes a dull text. " * 20)
+    result = evaluate("--tasks", f"ppl:text={text}", "--lengths", 300, "--budgets", "64")
+    assert result.exit_code == 0, result.output
+    assert "perplexity" in result.stdout
+    assert [r["kind"] for r in read_records(out)] == ["ppl"] * 3
+    assert [len(r["nll"]) for r in read_records(out)] == [299] * 3
+    shown = json.loads(
+        evaluate(
+            "--tasks", f"ppl:text={text}", "--lengths", 300, "--budgets", "64", "--json", None
+        ).stdout
+    )
+    assert all("nll" not in record for record in shown["runs"])
+
+
+def test_the_full_cache_stands_beside_every_protocol(evaluate: Run, out: Path) -> None:
+    result = evaluate("--protocols", "strict,dense", "--first-token", "dense")
+    assert result.exit_code == 0, result.output
+    assert [r["protocol"] for r in read_records(out)] == ["strict"] * 3 + ["dense"] * 2
+    assert [r["first_token"] for r in read_records(out)][3:] == ["dense"] * 2
+    strict, dense = result.stdout.split("dense, first token from the dense pass")
+    assert " full " in strict
+    assert " full " in dense
+
+
+def test_a_failed_run_is_told_and_the_others_go_on(evaluate: Run, out: Path) -> None:
+    result = evaluate("--methods", "ladder:span=3;broken;streaming", "--budgets", "5")
+    assert result.exit_code == 0, result.output
+    assert [r["method"]["name"] for r in read_records(out)] == ["streaming"]
+    told = " ".join(result.stdout.split())
+    assert told.count("failed: digit") == 2
+    assert "capacity=5 must be at least" in told
+    assert "RuntimeError: out of memory" in told
+    assert "runs.failures.log" in told
+    assert (out.parent / "runs.failures.log").exists()
+    printed = json.loads(
+        evaluate("--methods", "broken;streaming", "--budgets", "5", "--json", None).stdout
+    )
+    assert [f["error"] for f in printed["failures"]] == ["RuntimeError: out of memory"]
+
+
+def test_where_every_run_fails_the_command_fails(evaluate: Run) -> None:
+    result = evaluate("--methods", "broken")
+    assert result.exit_code == 1
+    assert "out of memory" in result.stdout
+
+
+def test_ctrl_c_keeps_what_was_done(
+    evaluate: Run, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Bench.run
+
+    def interrupted(self: Bench, spec: Any, on_tokens: Any = None) -> Any:
+        if spec.method.name == "ladder":
+            raise KeyboardInterrupt
+        return run(self, spec, on_tokens)
+
+    monkeypatch.setattr(Bench, "run", interrupted)
+    result = evaluate()
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "stopped"
+    assert [r["method"]["name"] for r in read_records(out)] == ["full", "streaming"]
+
+
+def test_a_dry_run_lists_what_would_be_run(evaluate: Run, out: Path) -> None:
+    result = evaluate("--dry-run", None, "--lengths", "80,160", "--model", "./no/such/model")
+    assert result.exit_code == 0, result.output
+    assert "6 runs, about 1,440 tokens to read." in result.stdout
+    printed = json.loads(evaluate("--dry-run", None, "--json", None).stdout)
+    assert [r["method"]["name"] for r in printed["runs"]] == ["full", "streaming", "ladder"]
+    assert printed["tokens"] == 3 * 160
+    assert not out.exists()
+
+
+def test_the_quick_suite_is_far_smaller_than_the_small_one(run: Run) -> None:
+    small, quick = (
+        json.loads(run("eval", "--dry-run", "--json", *more).stdout)["tokens"]
+        for more in ((), ("--quick",))
+    )
+    # At some 250 tokens a second: 40 and 3 minutes, with time left for the answers.
+    assert small < 450_000
+    assert quick < 20_000
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--tasks", "nothing", "task 'nothing' must be one of"),
+        ("--tasks", "digit:depth=3", "task digit has no setting 'depth'"),
+        ("--methods", "magic", "method 'magic' must be one of"),
+        ("--methods", ";", "no methods were given"),
+        ("--budgets", "1.5", "budget=1.5 as a share"),
+        ("--lengths", "many", "lengths=many must be whole numbers"),
+        ("--lengths", "0", "length=0 must be at least 2"),
+        ("--protocols", "loose", "protocol='loose' must be strict or dense"),
+        ("--first-token", "dense", "needs the dense protocol"),
+        ("--first-token", "last", "first_token='last' must be"),
+        ("--samples", 0, "samples=0 must be at least 1"),
+        ("--seed", -1, "seed=-1 must be at least 0"),
+        ("--threads", 0, "threads=0 must be at least 1"),
+        ("--model", "./no/such/model", "does not exist"),
+        ("--out", "/dev/null/runs.jsonl", "cannot"),
+    ],
+)
+def test_bad_options_end_in_one_line_before_any_run(
+    evaluate: Run, out: Path, option: str, value: object, message: str
+) -> None:
+    result = evaluate(option, value)
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not out.exists()
+
+
+def test_a_file_of_something_else_is_left_alone(evaluate: Run, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("# Notes\n")
+    result = evaluate("--out", notes)
+    assert result.exit_code == 2
+    assert "line 1 of" in result.stderr
+    assert notes.read_text() == "# Notes\n"
+
+
+@pytest.mark.slow
+def test_the_real_model_finds_a_passkey_in_a_full_cache_alone(run: Run, out: Path) -> None:
+    result = run(
+        *("eval", "--tasks", "passkey", "--methods", "full;streaming", "--budgets", "0.3"),
+        *("--lengths", 400, "--samples", 2, "--out", out),
+    )
+    assert result.exit_code == 0, result.output
+    full, streaming = read_records(out)
+    assert full["score"] == 1.0
+    assert full["nll"] < 2 < streaming["nll"]
+    assert streaming["peak_bytes"] < 0.31 * full["peak_bytes"]
