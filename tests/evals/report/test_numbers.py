@@ -165,8 +165,8 @@ def test_draws_by_chance_make_one_row() -> None:
     row = rows(found)["random-ladder"]
     assert (row.draws, row.value) == (5, median(values))
     assert 0.1 <= row.low < row.high <= 0.9
-    assert draws_beaten(found.sections[0].tables[0]) == [
-        "25 % of the prompt: Ladder beats 3 of 5 draws of random-ladder and ties with 1."
+    assert draws_beaten(found.sections[0].tables[0], found.methods) == [
+        "25 %: Ladder beats 3 of 5 draws of random-ladder and ties with 1."
     ]
     few = numbers(*[drawn(i, 0.5) for i in range(3)])
     assert len(rows(few)) == 3
@@ -177,8 +177,20 @@ def test_of_perplexities_the_ladder_beats_the_higher_ones() -> None:
         ppl_record({"name": "random-ladder", "seed": i}, nll=[1.0 + i / 10] * 20) for i in range(6)
     ]
     found = numbers(ppl_record("ladder", nll=[1.25] * 20), *draws)
-    assert draws_beaten(found.sections[0].tables[0]) == [
+    assert draws_beaten(found.sections[0].tables[0], found.methods) == [
         "256 tokens: Ladder beats 3 of 6 draws of random-ladder."
+    ]
+
+
+def test_draws_are_compared_with_the_ladder_of_their_settings() -> None:
+    like, other = ({"name": "ladder", "span": span, "unit": 1} for span in (5, 9))
+    draws = [
+        eval_record({"name": "random-ladder", "seed": i, "span": 5, "unit": 1}, scores=[0.5])
+        for i in range(4)
+    ]
+    found = numbers(eval_record(like, scores=[0.4]), eval_record(other, scores=[0.9]), *draws)
+    assert draws_beaten(found.sections[0].tables[0], found.methods) == [
+        "25 %: Ladder span=5 beats 0 of 4 draws of random-ladder."
     ]
 
 
@@ -228,7 +240,7 @@ def test_a_mean_over_fewer_tables_is_not_called_best() -> None:
     assert not means(found)["Ladder"].is_complete
     assert [row.method for row in found.sections[0].means] == ["StreamingLLM", "Ladder"]
     assert sentences(found.sections[0]) == [
-        "25 % of the prompt, over 2 tables: StreamingLLM is best with a mean score of 0.500."
+        "25 %, over 2 tables: StreamingLLM is best with a mean score of 0.500."
     ]
 
 
@@ -271,6 +283,8 @@ def test_labels_show_what_differs() -> None:
         eval_record(ladder), eval_record(ladder | {"span": 9}), eval_record({"name": "knorm"})
     )
     assert set(rows(found)) == {"Ladder span=15", "Ladder span=9", "knorm"}
+    found = numbers(eval_record(ladder | {"recent": None}), eval_record(ladder | {"recent": 0.5}))
+    assert set(rows(found)) == {"Ladder", "Ladder recent=0.5"}
     tasks = [{"name": "ruler", "task": "vt"}, {"name": "ruler", "task": "cwe"}, "passkey"]
     found = numbers(*[eval_record(task=task) for task in tasks])
     assert set(found.tasks.values()) == {"ruler task=vt", "ruler task=cwe", "passkey"}
@@ -278,7 +292,7 @@ def test_labels_show_what_differs() -> None:
 
 def test_budgets_as_a_reader_says_them() -> None:
     told = [budget_label(budget) for budget in ("0.125", "256", "64MiB", "")]
-    assert told == ["12.5 % of the prompt", "256 tokens", "64MiB", "no budget"]
+    assert told == ["12.5 %", "256 tokens", "64MiB", "no budget"]
 
 
 def test_pictures_show_the_best_settings_of_each_method() -> None:

@@ -76,7 +76,7 @@ def test_many_settings_are_folded_but_streaming_stays_in_sight() -> None:
     shown, _, folded = text.partition("### passkey")[2].partition("<details>")
     assert shown.count("| Ladder unit=") == 12
     assert "StreamingLLM |" in shown
-    assert folded.startswith("<summary>18 more methods at 25 % of the prompt</summary>")
+    assert folded.startswith("<summary>18 more methods at 25 %</summary>")
     assert folded.count("| Ladder unit=") == 18
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import final
 
 from lacache.core.errors import InputError
 from lacache.evals.plots.drawing import drawing
 
 _COLUMNS = 4
+_TITLE = 28
+"""Letters to a line."""
 
 
 @final
@@ -55,7 +58,7 @@ def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
             scores = panels[i].scores
             values = [[scores.get((depth, n), float("nan")) for n in lengths] for depth in depths]
             image = axes.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
-            axes.set_title(panels[i].title, fontsize=10)
+            axes.set_title(fill(panels[i].title, _TITLE), fontsize=9.5)
             axes.grid(visible=False)
             axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=45)
             axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])

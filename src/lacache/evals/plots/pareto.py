@@ -56,7 +56,8 @@ def plot_pareto(
         title: of the picture.
         path: the PNG to write.
         measure: what is upwards, such as "perplexity".
-        lower_is_better: which way the front runs.
+        lower_is_better: which way the front runs; if higher is better, values are scores from 0
+            to 1.
         full: value of the full cache, as a line across.
 
     Raises:
@@ -106,8 +107,15 @@ def plot_pareto(
                 label=line.label,
                 zorder=3,
             )
+        sizes = [point.num_bytes / divide for point in everything]
+        if max(sizes) - min(sizes) < 0.1 * max(sizes):
+            # Sizes that are nearly equal should look so.
+            axes.set_xlim(min(sizes) - 0.05 * max(sizes), 1.05 * max(sizes))
         low, high = (end(point.value for point in everything) for end in (min, max))
-        if low > 0 and high > 4 * low:
+        if not lower_is_better:
+            low, high = 0.0, 1.0
+            axes.set_ylim(-0.04, 1.04)
+        elif low > 0 and high > 4 * low:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:,g}")
         reach = max(high - low, 0.02 * abs(high))

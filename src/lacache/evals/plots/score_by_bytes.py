@@ -86,7 +86,8 @@ def plot_score_by_bytes(panels: Sequence[ScorePanel], title: str, path: Path) ->
 
 
 def _draw(axes: Axes, panel: ScorePanel, styles: dict[str, dict[str, Any]]) -> None:
-    divide, unit = in_units(point.num_bytes for line in panel.lines for point in line.points)
+    sizes = [point.num_bytes for line in panel.lines for point in line.points]
+    divide, unit = in_units(sizes)
     for line in panel.lines:
         points = sorted(line.points)
         places = [point.num_bytes / divide for point in points]
@@ -115,6 +116,6 @@ def _draw(axes: Axes, panel: ScorePanel, styles: dict[str, dict[str, Any]]) -> N
         )
     axes.set_title(panel.title, fontsize=11)
     axes.set_ylim(-0.04, 1.04)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.05 * max(sizes) / divide)
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_xlabel(f"mean bytes of the cache in {unit}")

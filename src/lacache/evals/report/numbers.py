@@ -31,10 +31,9 @@ class TableNumbers:
         runs = [*self.table.runs, *([self.table.full] if self.table.full else [])]
         return runs[0].is_ppl
 
-    def draws(self, budget: str) -> dict[str, list[float]]:
-        """Values of draws by chance, by their label."""
-        runs = [run for run in self.table.runs if run.budget == budget]
-        return {label: [run.value for run in same] for label, same in split_draws(runs)[1].items()}
+    def draws(self, budget: str) -> dict[str, list[Run]]:
+        """Draws by chance, by their label."""
+        return split_draws([run for run in self.table.runs if run.budget == budget])[1]
 
 
 @final

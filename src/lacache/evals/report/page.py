@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lacache.evals.plots.drawing import require_matplotlib
@@ -89,7 +89,7 @@ def page_text(numbers: Numbers, drawn: Sequence[Sequence[Picture]]) -> str:
         parts.append(f"## {i}. {part.section.setting.label}\n")
         parts.append(_means(part))
         parts += [f"![{_plain(p.caption)}]({p.name})\n\n{p.caption}\n" for p in shown]
-        parts += [_table(table) for table in part.tables]
+        parts += [_table(table, numbers.methods) for table in part.tables]
     parts.append(_LEGEND)
     return "\n".join(part for part in parts if part)
 
@@ -99,6 +99,8 @@ _LEGEND = """## How to read this
 - Intervals are 95 % bootstrap intervals: over samples for scores and losses of answers, over
   blocks of tokens in a row for perplexity. Differences and ratios are paired on the same samples,
   and bold where their interval leaves out "no difference".
+- Budgets are tokens per layer, or per cent of the prompt's tokens (the text's for perplexity), or
+  bytes.
 - Bytes are keys and values over all layers. "Mean" is over time (and samples), "peak" the most
   ever held. "Of full" compares the mean with the full cache's mean on the same samples, and the
   peak with what a full cache holds at the end.
@@ -223,7 +225,7 @@ def _mean_cells(row: MeanRow) -> list[str]:
     ]
 
 
-def _table(table: TableNumbers) -> str:
+def _table(table: TableNumbers, methods: Mapping[str, str]) -> str:
     cell = table.table.cell
     samples = "" if table.is_ppl else f", {cell.count} samples"
     text = f"### {table.label}\n\nSeed {cell.seed}{samples}, hash {cell.samples[:12]}.\n\n"
@@ -245,7 +247,7 @@ def _table(table: TableNumbers) -> str:
                 _by_budget(_head(is_ppl=table.is_ppl), rest),
             )
     text += _by_budget(_head(is_ppl=table.is_ppl), rows) + folded
-    beaten = draws_beaten(table)
+    beaten = draws_beaten(table, methods)
     if beaten:
         text += "\n" + "\n".join(f"- {sentence}" for sentence in beaten) + "\n"
     if table.is_ppl:

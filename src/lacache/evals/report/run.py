@@ -156,14 +156,14 @@ def budget_order(run: Run) -> tuple[float, str]:
 
 
 def budget_label(budget: str) -> str:
-    """Such as `25 % of the prompt` or `256 tokens`."""
+    """Such as `25 %` (of the prompt, or of a text for perplexity) or `256 tokens`."""
     if not budget:
         return "no budget"
     parsed = parse_budget(budget)
     if parsed.tokens:
         return f"{parsed.tokens:,} tokens"
     if parsed.share:
-        return f"{100 * parsed.share:g} % of the prompt"
+        return f"{100 * parsed.share:g} %"
     return budget
 
 
@@ -201,9 +201,10 @@ def _short(thing: Record, things: Sequence[Record], *, show_texts: bool) -> str:
     alike = [other for other in things if other["name"] == thing["name"]]
     shown = []
     for name, value in thing.items():
-        if name == "name":
+        # What is None is left to the method, and telling the others is enough.
+        if name == "name" or value is None:
             continue
-        differs = any(other.get(name, ...) != value for other in alike)
+        differs = any(other.get(name) != value for other in alike)
         if differs:
             shown.append(f"{name}={_compact(value)}")
         elif show_texts and isinstance(value, str) and len(value) <= 40:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from lacache.evals.records import Record
 from lacache.evals.report.format import number, ratio
 from lacache.evals.report.means import MeanRow
 from lacache.evals.report.numbers import SectionNumbers, TableNumbers
-from lacache.evals.report.run import BASE, FULL, budget_label
+from lacache.evals.report.run import BASE, FULL, Run, budget_label
 
 
 def sentences(part: SectionNumbers) -> list[str]:
@@ -17,23 +18,31 @@ def sentences(part: SectionNumbers) -> list[str]:
     return [_of_perplexity(table, budget) for table in part.tables for budget in table.by_budget]
 
 
-def draws_beaten(table: TableNumbers) -> list[str]:
-    """How many of the draws by chance the best ladder of the same budget beats."""
+def draws_beaten(table: TableNumbers, labels: Mapping[str, str]) -> list[str]:
+    """How many of the draws by chance the ladder of the same budget and settings beats.
+
+    Where no ladder has their settings, the one with the most of them; the best of several.
+    """
     told = []
-    for budget, rows in table.by_budget.items():
-        ladder = next((row for row in rows if row.name == "ladder"), None)
-        if ladder is None:
-            continue
-        for label, drawn in table.draws(budget).items():
-            sign = 1 if table.is_ppl else -1
-            worse = sum(sign * value > sign * ladder.value for value in drawn)
-            equal = sum(value == ladder.value for value in drawn)
+    sign = 1 if table.is_ppl else -1
+    for budget in table.by_budget:
+        ladders = [r for r in table.table.runs if r.budget == budget and r.method == "ladder"]
+        for label, drawn in table.draws(budget).items() if ladders else ():
+            settings = drawn[0].record["method"]
+            ladder = max(ladders, key=lambda run: (_agreement(run, settings), -sign * run.value))
+            worse = sum(sign * run.value > sign * ladder.value for run in drawn)
+            equal = sum(run.value == ladder.value for run in drawn)
             ties = f" and ties with {equal}" if equal else ""
             told.append(
-                f"{budget_label(budget)}: {ladder.method} beats {worse} of {len(drawn)} draws of "
-                f"{label}{ties}."
+                f"{budget_label(budget)}: {labels[ladder.method_key]} beats {worse} of "
+                f"{len(drawn)} draws of {label}{ties}."
             )
     return told
+
+
+def _agreement(run: Run, settings: Record) -> int:
+    ours = run.record["method"]
+    return sum(name in ours and ours[name] == value for name, value in settings.items())
 
 
 def _of_means(rows: Sequence[MeanRow]) -> list[str]:
