@@ -110,11 +110,39 @@ def test_other_samples_stand_in_tables_of_their_own_and_are_told() -> None:
     assert any("2 different sets of samples" in note for note in found.notes)
 
 
-def test_seeds_are_told_apart_by_label() -> None:
-    found = numbers(eval_record(seed=0), eval_record(seed=1))
-    labels = [table.label for table in found.sections[0].tables]
-    assert labels == ["passkey, 1,000 tokens, seed 0", "passkey, 1,000 tokens, seed 1"]
+def test_samples_of_several_seeds_are_taken_together() -> None:
+    records = [
+        eval_record(name, scores=scores, seed=seed, bytes_factor=factor)
+        for seed, factor in ((1, 1.0), (0, 1.2))
+        for name, scores in (("ladder", [1.0, float(seed)]), ("streaming", [0.0, 1.0]))
+    ]
+    found = numbers(*records)
+    (table,) = found.sections[0].tables
+    assert (table.table.cell.seeds, table.table.cell.count) == ((0, 1), 4)
+    ladder = rows(found)["Ladder"]
+    assert ladder.value == pytest.approx(fmean([1, 0, 1, 1]))
+    assert ladder.against_base is not None
+    assert ladder.against_base.value == pytest.approx(0.25)
+    assert ladder.mean_bytes == pytest.approx(fmean(r["mean_bytes"] for r in records))
     assert found.notes == []
+
+
+def test_methods_with_other_seeds_are_not_compared() -> None:
+    found = numbers(
+        *[eval_record("ladder", scores=OURS, seed=seed) for seed in (0, 1, 2)],
+        *[eval_record("streaming", scores=THEIRS, seed=seed) for seed in (0, 4)],
+    )
+    labels = [table.label for table in found.sections[0].tables]
+    assert labels == ["passkey, 1,000 tokens, seeds 0 to 2", "passkey, 1,000 tokens, seeds 0, 4"]
+    assert "2 different sets of samples, 12 of seeds 0 to 2" in found.notes[0]
+
+
+def test_samples_that_may_be_the_same_ones_are_not_taken_together() -> None:
+    """Of one seed, or of other counts, which begin with the same samples."""
+    found = numbers(eval_record(samples="old"), eval_record(samples="new"), eval_record(seed=1))
+    assert [table.table.cell.seeds for table in found.sections[0].tables] == [(0,), (0,), (1,)]
+    found = numbers(eval_record(scores=[1.0], seed=0), eval_record(scores=[1.0, 0.0], seed=1))
+    assert len(found.sections[0].tables) == 2
 
 
 def test_the_full_cache_serves_every_protocol_on_the_same_samples() -> None:

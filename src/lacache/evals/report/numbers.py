@@ -9,6 +9,7 @@ from typing import Any, final
 
 from lacache.evals.records import Record
 from lacache.evals.report.means import MeanRow, mean_rows
+from lacache.evals.report.pool import pool_seeds
 from lacache.evals.report.rows import Row, full_row, rows_at, split_draws
 from lacache.evals.report.run import Run, method_labels, task_labels
 from lacache.evals.report.sections import Section, Table, apart, arrange, without_repeats
@@ -52,7 +53,7 @@ class Numbers:
     """All of a report."""
 
     runs: Sequence[Run]
-    """Without repeats."""
+    """Without repeats, and not pooled."""
     sections: Sequence[SectionNumbers]
     notes: Sequence[str]
     """On what stands apart or was left out."""
@@ -69,7 +70,8 @@ def work_out(runs: Sequence[Run]) -> Numbers:
         InputError: runs of the same samples that cannot be paired.
     """
     kept, notes = without_repeats(runs)
-    sections = arrange(kept)
+    pooled = pool_seeds(kept)
+    sections = arrange(pooled)
     methods, tasks = method_labels(kept), task_labels(kept)
     return Numbers(
         runs=kept,
@@ -85,9 +87,9 @@ def table_label(table: Table, tasks: Mapping[str, str], tables: Sequence[Table])
     cell = table.cell
     label = f"{tasks[cell.task]}, {cell.length:,} tokens"
     alike = [t.cell for t in tables if (t.cell.task, t.cell.length) == (cell.task, cell.length)]
-    if len({other.seed for other in alike}) > 1:
-        label += f", seed {cell.seed}"
-    if sum(other.seed == cell.seed for other in alike) > 1:
+    if len({other.seeds for other in alike}) > 1:
+        label += f", {cell.seeds_label}"
+    if sum(other.seeds == cell.seeds for other in alike) > 1:
         label += f", samples {cell.samples[:8]}"
     return label
 

@@ -106,6 +106,7 @@ _LEGEND = """## How to read this
   peak with what a full cache holds at the end.
 - "Of StreamingLLM" compares the mean bytes at the same budget; bold is more than 2 % off, so that
   such a row is not a comparison at equal bytes.
+- Samples of several seeds are taken together where all else is equal.
 - The loss of an answer is that of the right answer, in nats for the whole of it.
 - A table has signal where the full cache scores at least 0.5, or clearly above 0 (its interval
   leaves 0 out); without a full cache it is not known to have any.
@@ -136,11 +137,11 @@ def _what_was_run(numbers: Numbers) -> str:
             [
                 str(i),
                 part.section.setting.label,
-                str(len(runs)),
+                str(sum(len(run.cell.seeds) for run in runs)),
                 ", ".join(dict.fromkeys(numbers.tasks[t.cell.task] for t in tables)),
                 _listed({t.cell.length for t in tables}),
                 _listed({t.cell.count for t in tables}),
-                _listed({t.cell.seed for t in tables}),
+                _listed({seed for t in tables for seed in t.cell.seeds}),
             ]
         )
     head = ("", "setting", "records", "tasks", "lengths", "samples", "seeds")
@@ -153,7 +154,10 @@ def _what_was_run(numbers: Numbers) -> str:
 
 
 def _listed(values: set[int]) -> str:
-    return ", ".join(f"{value:,}" for value in sorted(values))
+    ordered = sorted(values)
+    if len(ordered) > 3 and len(ordered) == ordered[-1] - ordered[0] + 1:
+        return f"{ordered[0]:,} to {ordered[-1]:,}"
+    return ", ".join(f"{value:,}" for value in ordered)
 
 
 def _environments(runs: Sequence[Run]) -> str:
@@ -228,7 +232,8 @@ def _mean_cells(row: MeanRow) -> list[str]:
 def _table(table: TableNumbers, methods: Mapping[str, str]) -> str:
     cell = table.table.cell
     samples = "" if table.is_ppl else f", {cell.count} samples"
-    text = f"### {table.label}\n\nSeed {cell.seed}{samples}, hash {cell.samples[:12]}.\n\n"
+    seeds = cell.seeds_label.capitalize()
+    text = f"### {table.label}\n\n{seeds}{samples}, hash {cell.samples[:12]}.\n\n"
     full = table.table.full
     if full is not None and table.table.runs and full.setting != table.table.runs[0].setting:
         text += f"The full cache is from the {full.setting.protocol} protocol.\n\n"

@@ -45,9 +45,19 @@ class Cell:
     """Name and settings, as JSON with sorted keys."""
     length: int
     count: int
-    seed: int
+    seeds: tuple[int, ...]
     samples: str
     """SHA-256 of the samples."""
+
+    @property
+    def seeds_label(self) -> str:
+        """Such as `seed 0` or `seeds 0 to 49`."""
+        first, last = self.seeds[0], self.seeds[-1]
+        if len(self.seeds) == 1:
+            return f"seed {first}"
+        if len(self.seeds) == last - first + 1:
+            return f"seeds {first} to {last}"
+        return f"seeds {', '.join(map(str, self.seeds))}"
 
 
 @final
@@ -86,7 +96,7 @@ class Run:
             task=json.dumps(record["task"], sort_keys=True),
             length=record["length"],
             count=record["count"],
-            seed=record["seed"],
+            seeds=tuple(record.get("seeds", [record["seed"]])),
             samples=record["samples_sha256"],
         )
 

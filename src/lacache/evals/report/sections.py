@@ -117,15 +117,17 @@ def apart(sections: Sequence[Section], tasks: Mapping[str, str]) -> list[str]:
     for section in sections:
         alike: dict[object, list[Table]] = defaultdict(list)
         for table in section.tables:
-            alike[table.cell.task, table.cell.length, table.cell.seed].append(table)
+            alike[table.cell.task, table.cell.length].append(table)
         for tables in alike.values():
             if len(tables) > 1:
                 cell = tables[0].cell
-                told = ", ".join(f"{t.cell.count} ({t.cell.samples[:8]})" for t in tables)
+                told = "; ".join(
+                    f"{t.cell.count} of {t.cell.seeds_label} ({t.cell.samples[:8]})" for t in tables
+                )
                 notes.append(
                     f"{section.setting.label}: the records of {tasks[cell.task]} at length "
-                    f"{cell.length:,} with seed {cell.seed} are of {len(tables)} different sets "
-                    f"of samples, {told}, which are shown apart."
+                    f"{cell.length:,} are of {len(tables)} different sets of samples, {told}, "
+                    "which are shown apart."
                 )
     return notes
 
@@ -154,8 +156,8 @@ def _setting_order(setting: Setting) -> tuple[str, ...]:
     return (*weights, setting.kind, strict, setting.first_token)
 
 
-def _cell_order(cell: Cell) -> tuple[str, int, int, int, str]:
-    return (cell.task, cell.length, cell.seed, cell.count, cell.samples)
+def _cell_order(cell: Cell) -> tuple[str, int, tuple[int, ...], int, str]:
+    return (cell.task, cell.length, cell.seeds, cell.count, cell.samples)
 
 
 def _check_pairs(runs: Sequence[Run]) -> None:
