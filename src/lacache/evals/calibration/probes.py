@@ -18,8 +18,6 @@ LEAST_HAY = 100
 """Tokens of running text, or of lines, that a probe needs at least."""
 
 _FILLER = " The tide comes in. The boats lie still. Gulls cry over the pier. The tide goes out."
-    " The tide comes in. The boats lie still. Gulls cry over the pier. Then the tide goes out."
-)
 _WORDS = (
     "apple river stone candle window garden silver tiger copper forest mirror bridge hammer island "
     "pepper violin rocket basket anchor marble lemon falcon desert ladder button carpet dragon "
