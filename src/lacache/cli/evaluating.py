@@ -157,14 +157,16 @@ def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) 
     for title, rows in _groups(outcomes).items():
         console.print(f"\n{title}, {model}", style="bold", markup=False)
         is_ppl = rows[0].spec.record()["kind"] == "ppl"
-        table = Table(box=box.SIMPLE_HEAD)
-        table.add_column("method", overflow="fold", min_width=9)
+        table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+        table.add_column("method", min_width=14)
         table.add_column("budget", no_wrap=True)
         values = ("perplexity",) if is_ppl else ("score", "nll")
         for name in (*values, "mean KiB", "peak KiB", "of full"):
             table.add_column(name, justify="right", no_wrap=True)
         for outcome in rows:
-            table.add_row(_method(outcome.spec), _budget(outcome.spec), *_cells(outcome))
+            # Spaces for the settings of a long method to be broken at.
+            method = _method(outcome.spec).replace(":", ": ", 1).replace(",", ", ")
+            table.add_row(method, _budget(outcome.spec), *_cells(outcome))
         console.print(table)
     console.print(
         "With 95 % intervals over the samples (blocks of the text for perplexity). nll is the loss "
