@@ -95,8 +95,8 @@ def test_bad_settings_are_refused(spec: str, told: str) -> None:
     ("name", "told"),
     [
         ("lagkv", "capacity=7 must be at least 8 = sinks 4"),
-        ("snapkv", "capacity=7 must be at least 37 = sinks 4"),
-        ("pyramidkv", "capacity=7 must be at least 37 = sinks 4"),
+        ("snapkv", "capacity=7 must be at least 13 = sinks 4"),
+        ("pyramidkv", "capacity=7 must be at least 13 = sinks 4"),
         ("h2o", "capacity=7 must be at least 8 = sinks 4"),
     ],
 )

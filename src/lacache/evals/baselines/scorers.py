@@ -146,7 +146,7 @@ class SnapKV(AttentionScorer):
         ConfigError: a value out of range.
     """
 
-    window: int = 32
+    window: int = 8
     kernel: int = 5
 
     def __post_init__(self) -> None:
