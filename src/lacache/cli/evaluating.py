@@ -158,7 +158,7 @@ def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) 
         console.print(f"\n{title}, {model}", style="bold", markup=False)
         is_ppl = rows[0].spec.record()["kind"] == "ppl"
         table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-        table.add_column("method", min_width=14)
+        table.add_column("method", overflow="fold", min_width=14)
         table.add_column("budget", no_wrap=True)
         values = ("perplexity",) if is_ppl else ("score", "nll")
         for name in (*values, "mean KiB", "peak KiB", "of full"):
