@@ -101,7 +101,7 @@ METHOD = st.sampled_from(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(method=METHOD, place=st.integers(0, 80), capacity=st.integers(20, 60))
 def test_the_answer_is_right_where_the_schedule_says_that_the_needle_is_held(
     lookup: Any, method: Method, place: int, capacity: int

@@ -3,7 +3,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.core.errors import InputError
@@ -33,12 +33,14 @@ def draws(count: int, size: int) -> list[list[int]]:
     return found
 
 
+@settings(max_examples=25)
 @given(values=VALUES, level=st.sampled_from([0.5, 0.95]))
 def test_an_interval_is_that_of_resampled_means(values: list[float], level: float) -> None:
     means = [fmean(values[i] for i in drawn) for drawn in draws(len(values), len(values))]
     assert mean_interval(values, level) == pytest.approx(slow_percentiles(means, level))
 
 
+@settings(max_examples=25)
 @given(values=VALUES, block=st.integers(1, 8))
 def test_blocks_are_resampled_whole(values: list[float], block: int) -> None:
     size = max(1, min(block, len(values) // 2))

@@ -10,7 +10,7 @@ from lacache.evals.records import append_record, read_records
 from tests.evals.test_records import VALUES
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     records=st.lists(st.dictionaries(st.text(), VALUES), max_size=4),
     cut=st.binary(max_size=9000).filter(lambda tail: not set(b"\n}") & set(tail)),
