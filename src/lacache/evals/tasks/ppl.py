@@ -1,6 +1,7 @@
 """Perplexity of a text: a task without questions, in which every token is an answer."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, final
 
 from lacache.core.checks import check_int
@@ -34,9 +35,8 @@ class Perplexity:
             InputError: no such text, or one that is too short.
             MissingExtraError: a package that it needs is not installed.
         """
-        content = load_named_text(self.text).content
         first: list[int] = tokenizer("").input_ids
-        ids: list[int] = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
+        ids = _token_ids(tokenizer, load_named_text(self.text).content)
         last = self.start + length - len(first)
         if len(ids) < last:
             raise InputError(
@@ -44,3 +44,10 @@ class Perplexity:
                 f"{length:,} need {last:,}; try a shorter length or a longer text"
             )
         return [*first, *ids[self.start : last]]
+
+
+@lru_cache(maxsize=1)
+def _token_ids(tokenizer: Any, content: str) -> list[int]:
+    """Of a whole text, which is read in many pieces; not to be changed."""
+    ids: list[int] = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
+    return ids

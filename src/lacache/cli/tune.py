@@ -1,0 +1,190 @@
+"""`lacache tune`: the configuration that suits a model and a text at a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
+from lacache.core.budget import ParsedBudget, parse_budget
+from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lacache.evals.methods.method import Method
+
+_SHARE_LENGTH = 2048
+_LEAST_LENGTH = 1024
+_WISHES = ("both", "text", "recall")
+
+
+def tune(
+    text: Annotated[
+        str,
+        typer.Option(
+            "--text",
+            "-t",
+            help="What the model is to read: a UTF-8 file, or a built-in text such as "
+            "shakespeare:hamlet.",
+        ),
+    ],
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="Tokens per layer (512), a share of --length (0.25) or bytes (64MiB).",
+        ),
+    ],
+    model: ModelOption = None,
+    minutes: Annotated[
+        float,
+        typer.Option(help="Time to measure in, without loading; all starts of a search together."),
+    ] = 10.0,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a stretch of the text. Default: four times the budget, at least 1024, "
+            "and no more than the model's context; 2048 for a share.",
+            show_default=False,
+        ),
+    ] = None,
+    prefer: Annotated[
+        str,
+        typer.Option(
+            help="Which recommendation to use and save: text (least perplexity), recall (most "
+            "of what was read can be asked for) or both."
+        ),
+    ] = "both",
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Candidates instead of the built-in list, such as "
+            "`ladder:recent=0.75;history:window=0.5`.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of stretches and needles.")] = 0,
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = DEFAULT_THREADS,
+    out: Annotated[
+        Path,
+        typer.Option(help="File of records, one JSON line a run. Runs that are in it are used."),
+    ] = Path("tune.jsonl"),
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the Pareto front, as a PNG file.")
+    ] = None,
+    save_plan: Annotated[
+        Path | None,
+        typer.Option("--save-plan", help="Write the preferred plan as JSON, for inspect --plan."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures as JSON in place of the tables.")
+    ] = False,
+) -> None:
+    """Find the best configuration for a model and a text in bounded time.
+
+    Compares candidates at equal bytes on one half of the text, by perplexity and by the loss of
+    answers about needles hidden in it; gives more text to the better half of them, again and
+    again; then measures the winners and StreamingLLM on the other half. The same command again
+    goes on where it stopped.
+    """
+    check_int("threads", threads, 1)
+    check_int("seed", seed, 0)
+    if prefer not in _WISHES:
+        raise ConfigError(f"prefer={prefer!r} must be one of {', '.join(_WISHES)}; try both")
+    parsed = parse_budget(budget)
+
+    from rich.console import Console
+
+    from lacache.cache.facts import model_facts
+    from lacache.cli.tuning import show, show_use, tuning_bars
+    from lacache.evals.campaign import check_appendable
+    from lacache.evals.hub_texts import load_named_text
+    from lacache.evals.plots.drawing import check_png, require_matplotlib
+    from lacache.evals.plots.tuning import plot_tuning
+    from lacache.evals.records import check_writable, write_record
+    from lacache.evals.runs import Bench
+    from lacache.evals.specs import split_specs
+    from lacache.evals.tuning.candidates import plan_of
+    from lacache.evals.tuning.measure import measuring
+    from lacache.evals.tuning.result import RULES, tuning_record
+    from lacache.evals.tuning.search import Search, Settings, check_minutes
+    from lacache.evals.tuning.split import split_text
+    from lacache.models import load_model
+
+    check_minutes(minutes)
+    if plot is not None:
+        check_png(plot)
+        require_matplotlib()
+        check_writable(plot.parent)
+    if save_plan is not None:
+        check_writable(save_plan.parent)
+    check_appendable(out)
+    load_named_text(text)
+    loaded = load_model(model, dtype=dtype, threads=threads)
+    facts = model_facts(loaded.model)
+    context = getattr(facts.text_config, "max_position_embeddings", None)
+    capacity, length = _sizes(parsed, length, facts.bytes_per_token, context)
+    settings = Settings(capacity, length, minutes)
+    parts = split_text(loaded.tokenizer, text, length=length, seed=seed)
+    console = Console(stderr=True, highlight=False)
+    candidates = _candidates(
+        loaded.model, capacity, None if methods is None else split_specs(methods), console
+    )
+    with tuning_bars(console, minutes) as bars:
+        measure = measuring(Bench(loaded), out, on_start=bars.on_start, on_tokens=bars.on_tokens)
+        found = Search(settings, parts, candidates, measure, bars.on_step).run()
+    plans = {
+        wish: plan_of(loaded.model, getattr(found.recommended, wish), capacity) for wish in RULES
+    }
+    record = tuning_record(found, settings, parts, budget=budget, model=loaded.name, plans=plans)
+    if save_plan is not None:
+        write_record(save_plan, record["plans"][prefer])
+    if as_json:
+        typer.echo(json.dumps(record, allow_nan=False))
+    else:
+        shown = Console(highlight=False)
+        show(shown, record)
+        show_use(shown, record, prefer, plans[prefer], facts.num_heads, save_plan)
+    if save_plan is not None:
+        typer.echo(f"wrote {save_plan}", err=True)
+    if plot is not None:
+        plot_tuning(record, plot)
+        typer.echo(f"wrote {plot}", err=True)
+
+
+def _sizes(
+    budget: ParsedBudget, length: int | None, bytes_per_token: int, context: int | None
+) -> tuple[int, int]:
+    """Capacity, and tokens of a stretch."""
+    if length is not None:
+        check_int("length", length, 2)
+    capacity = budget.capacity(
+        bytes_per_token=bytes_per_token, prompt_tokens=length or _SHARE_LENGTH, smallest=1
+    )
+    if length is not None or budget.share:
+        return capacity, length or _SHARE_LENGTH
+    length = max(_LEAST_LENGTH, 4 * capacity)
+    # Beyond its context the full cache, which the needles are tried on, is not itself any more.
+    return capacity, length if context is None else min(length, context)
+
+
+def _candidates(model: Any, capacity: int, specs: list[str] | None, console: Any) -> list[Method]:
+    from lacache.evals.tuning.candidates import (
+        default_candidates,
+        given_candidates,
+        has_profile,
+    )
+
+    if specs is not None:
+        return given_candidates(model, capacity, specs)
+    if not has_profile(model):
+        console.print(
+            "This model has no profile, so no candidate gives single KV heads a long history; "
+            "lacache calibrate makes one."
+        )
+    return default_candidates(model, capacity)

@@ -1,0 +1,211 @@
+"""Bars while a configuration is searched, and tables of what was found."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from lacache.core.schedule import Plan
+from lacache.evals.records import Record
+from lacache.evals.runs import RunSpec
+from lacache.evals.tuning.result import verdict
+
+_KIB = 1024
+
+
+@final
+class TuningBars:
+    """One bar for the time, one for the run at work."""
+
+    def __init__(self, progress: Progress, minutes: float) -> None:
+        self._progress = progress
+        self._time = progress.add_task("starting", total=minutes * 60)
+        self._run = progress.add_task("", total=None)
+
+    def on_step(self, told: str, seconds: float) -> None:
+        """A stretch begins, after so many seconds of measuring."""
+        self._progress.update(self._time, completed=seconds, description=told)
+
+    def on_start(self, spec: RunSpec) -> None:
+        """A run begins."""
+        self._progress.reset(self._run, total=spec.tokens, description=spec.label)
+
+    def on_tokens(self, num_tokens: int) -> None:
+        """So many more tokens were read."""
+        self._progress.advance(self._run, num_tokens)
+
+
+@contextmanager
+def tuning_bars(console: Console, minutes: float) -> Iterator[TuningBars]:
+    """Bars on stderr, which go at the end."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield TuningBars(progress, minutes)
+
+
+def show(console: Console, record: Record) -> None:
+    """Print which figures a choice was made on, and what the winners do on held-out text."""
+    rows: list[Record] = record["methods"]
+    compared = [row for row in rows if row["compared"] is not None]
+    held_out = sorted(
+        (row for row in rows if row["held_out"] is not None),
+        key=lambda row: (row["name"] == "full", row["held_out"]["perplexity"]),
+    )
+    console.print(
+        f"\n{record['model']} on {record['text']}: {record['capacity']:,} tokens per layer, "
+        f"stretches of {record['length']:,} tokens, strict protocol, "
+        f"{record['seconds'] / 60:.1f} minutes of measuring",
+        style="bold",
+        markup=False,
+    )
+    console.print(
+        "\nCompared on the first half of the text. The choice was made on these figures, so they "
+        "flatter what was chosen."
+    )
+    console.print(_compared_table(compared))
+    figures = held_out[0]["held_out"]
+    console.print(
+        f"The winners on the second half, which nothing was chosen on: {figures['stretches']} × "
+        f"{record['length']:,} tokens and {figures['needles']} other needles."
+    )
+    console.print(_held_out_table(held_out))
+    console.print(
+        "Intervals are over blocks of the text and over the needles; loss is that of a right "
+        "answer in nats, found the share of right answers. Against StreamingLLM, or vs., is on "
+        "the same tokens and needles. * is on the Pareto front: no other is as good in both and "
+        "better in one."
+    )
+    for method, told in record["failed"].items():
+        console.print(Text(f"failed: {method}: {told}", style="red"), soft_wrap=True)
+    if record["untried"]:
+        console.print(
+            f"Not tried for want of time: {'; '.join(record['untried'])}. With more --minutes they "
+            "are; nothing is measured twice.",
+            markup=False,
+        )
+
+
+def show_use(
+    console: Console,
+    record: Record,
+    prefer: str,
+    plan: Plan,
+    num_heads: Sequence[int],
+    saved: Path | None,
+) -> None:
+    """Print what is recommended for each wish, and how to use the preferred one."""
+    console.print("\nRecommended, by the figures of the first half:", style="bold")
+    by_method = {row["method"]: row for row in record["methods"]}
+    for wish, method in record["recommended"].items():
+        console.print(
+            Text(f"  {wish}: {method} ({record['rules'][wish]}){_held(by_method[method])}"),
+            soft_wrap=True,
+        )
+    method = record["recommended"][prefer]
+    console.print(f"\nTo use the one for {prefer}:", style="bold")
+    if saved is None:
+        kind = type(plan).__name__
+        lines = [
+            "from lacache import LaCache",
+            f"from lacache.core import {kind}",
+            f"cache = LaCache.from_model(model, {plan})",
+        ]
+    else:
+        lines = [
+            "from pathlib import Path",
+            "from lacache import LaCache",
+            "from lacache.core.plan_record import load_plan",
+            f"cache = LaCache.from_model(model, load_plan(Path({str(saved)!r})))",
+        ]
+    lines.append(f"lacache eval --methods '{method}' --budgets {record['capacity']}")
+    if saved is not None and len(set(num_heads)) == 1:
+        lines.append(
+            f"lacache inspect --plan {saved} --layers {len(num_heads)} --heads {num_heads[0]} "
+            f"--seen {record['length']}"
+        )
+    for line in lines:
+        console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def _compared_table(rows: Sequence[Record]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("method", overflow="fold", min_width=12)
+    for name in ("stretches", "perplexity", "vs.", "loss", "vs.", "found"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        figures, relative = row["compared"], row["compared_against"]
+        table.add_row(
+            _label(row, "compared"),
+            str(figures["stretches"]),
+            f"{figures['perplexity']:,.2f}",
+            f"×{relative['ratio']:.3f}",
+            f"{figures['loss']:.2f}",
+            f"{relative['loss']:+.2f}",
+            f"{figures['score']:.0%}",
+        )
+    return table
+
+
+def _held_out_table(rows: Sequence[Record]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("method", overflow="fold", min_width=10)
+    for name in ("", "with 95 % interval", "against StreamingLLM"):
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        figures, relative = row["held_out"], row["held_out_against"]
+        sizes = (figures[name] / _KIB for name in ("mean_bytes", "peak_bytes"))
+        values = [
+            _with(figures, "perplexity", ",.2f"),
+            _with(figures, "loss", ".2f"),
+            _with(figures, "score", ".0%"),
+            "{:,.0f}, peak {:,.0f}".format(*sizes),
+        ]
+        is_reference = row["method"] == "streaming"
+        others = [f"×{_with(relative, 'ratio', '.3f')}", _with(relative, "loss", "+.2f")]
+        table.add_row(
+            _label(row, "held_out"),
+            "\n".join(("perplexity", "loss", "found", "mean KiB")),
+            Text("\n".join(values)),
+            Text("" if is_reference else "\n".join(others)),
+            end_section=True,
+        )
+    return table
+
+
+def _label(row: Record, part: str) -> Text:
+    """A method, marked if it is on the front."""
+    if row["name"] == "full":
+        return Text("full cache, which has more bytes")
+    return Text(f"{row['method']} *" if row["on_front"][part] else row["method"])
+
+
+def _with(figures: Record, name: str, form: str) -> str:
+    """A figure and its interval."""
+    low, high = (format(end, form) for end in figures[f"{name}_interval"])
+    return f"{figures[name]:{form}} [{low}, {high}]"
+
+
+def _held(row: Record) -> str:
+    """What the held-out half says of a recommendation."""
+    if row["held_out_against"] is None:
+        return ""
+    if row["method"] == "streaming":
+        return "; nothing that was tried is better at it"
+    told = verdict(row["held_out_against"])
+    names: dict[str, Any] = {"perplexity": "perplexity", "loss": "loss of the answers"}
+    sides = [
+        f"{names[name]} {'no clear difference' if side == 'not clear' else side}"
+        for name, side in told.items()
+    ]
+    return f"; held out, against StreamingLLM: {', '.join(sides)}"

@@ -1,0 +1,110 @@
+"""What a search for a configuration has found: perplexity against the loss of answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lacache.core.errors import InputError
+from lacache.evals.plots.drawing import FAINT, drawing
+from lacache.evals.plots.methods import CLOUD, method_styles
+from lacache.evals.records import Record
+
+_FULL = "full"
+
+
+def plot_tuning(record: Record, path: Path) -> None:
+    """Draw both parts of the text side by side: the one chosen on, and the one held out.
+
+    Everything is against StreamingLLM on the same tokens and needles, so that it compares however
+    much of the text it was measured on, and the bars say whether a difference is one.
+
+    Args:
+        record: of kind "tune".
+        path: the PNG to write.
+
+    Raises:
+        InputError: another record, or a path that is not a PNG's.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if record.get("kind") != "tune":
+        raise InputError(
+            f"a record of kind {record.get('kind')!r} is not one of lacache tune; give the JSON "
+            "that lacache tune --json prints"
+        )
+    rows: list[Record] = record["methods"]
+    winners = [row for row in rows if row["held_out"] is not None]
+    styles = method_styles((row["name"], row["method"]) for row in winners)
+    with drawing(path, 11.5, 5.6 + 0.25 * (len(winners) // 3)) as figure:
+        panels = figure.subplots(1, 2)
+        for axes, part, told in zip(
+            panels, ("compared", "held_out"), ("chosen on this half", "held out"), strict=True
+        ):
+            there = [row for row in rows if row[part] is not None]
+            _panel(axes, there, part, styles)
+            stretches = max(row[part]["stretches"] for row in there)
+            axes.set_title(f"{told}: {stretches} × {record['length']:,} tokens")
+            axes.set_xlabel("loss of the answers, against StreamingLLM, in nats (lower is better)")
+            axes.set_ylabel("perplexity / StreamingLLM's (lower is better)")
+        figure.suptitle(
+            f"{record['model']}, {record['text']}, {record['capacity']:,} tokens per layer",
+            fontsize=13,
+        )
+        handles: dict[str, Any] = {}
+        for axes in panels:
+            handles |= {
+                label: handle
+                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            }
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=9.5)
+
+
+def _panel(axes: Any, rows: Sequence[Record], part: str, styles: dict[str, dict[str, Any]]) -> None:
+    places = {row["method"]: row[f"{part}_against"] for row in rows}
+    rest = [place for method, place in places.items() if method not in styles]
+    if rest:
+        axes.scatter(
+            [place["loss"] for place in rest],
+            [place["ratio"] for place in rest],
+            s=22,
+            color=CLOUD,
+            linewidths=0,
+            label="other candidates",
+            zorder=2,
+        )
+    best = [places[row["method"]] for row in rows if row["on_front"][part]]
+    best.sort(key=lambda place: (place["loss"], place["ratio"]))
+    axes.step(
+        [place["loss"] for place in best],
+        [place["ratio"] for place in best],
+        where="post",
+        color=FAINT,
+        linewidth=1,
+        linestyle=(0, (2, 2)),
+        label="Pareto front",
+        zorder=2,
+    )
+    for row in rows:
+        if row["method"] not in styles:
+            continue
+        place, style = places[row["method"]], styles[row["method"]]
+        axes.errorbar(
+            place["loss"],
+            place["ratio"],
+            xerr=_reach(place, "loss"),
+            yerr=_reach(place, "ratio"),
+            color=style["color"],
+            marker=style["marker"],
+            markersize=8,
+            markeredgecolor="white",
+            elinewidth=0.8,
+            alpha=0.9,
+            linestyle="none",
+            label="full cache, for reference" if row["name"] == _FULL else row["method"],
+            zorder=3,
+        )
+
+
+def _reach(place: Record, name: str) -> list[list[float]]:
+    """How far the interval goes down and up."""
+    low, high = place[f"{name}_interval"]
+    return [[max(0.0, place[name] - low)], [max(0.0, high - place[name])]]

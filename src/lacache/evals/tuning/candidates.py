@@ -1,0 +1,110 @@
+"""What is worth trying for a model: methods that are known ahead, at a capacity."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lacache.cache import LaCache
+from lacache.cache.facts import model_facts
+from lacache.cache.fingerprint import fingerprint
+from lacache.core.errors import ConfigError
+from lacache.core.geometry import default_span_overlap
+from lacache.core.groups import Groups
+from lacache.core.history import HistoryConfig
+from lacache.core.home import profiles_folder
+from lacache.core.profile import find_profile
+from lacache.core.registry import POLICIES
+from lacache.core.schedule import Plan
+from lacache.evals.methods.full import FullCache
+from lacache.evals.methods.method import Method
+from lacache.evals.methods.registry import parse_method
+from lacache.evals.methods.streaming import Streaming
+
+_PLANS: tuple[type[Plan], ...] = (*POLICIES.values(), HistoryConfig, Groups)
+_LADDERS = (
+    "ladder",
+    "ladder:recent=0.75",
+    "ladder:unit=8",
+    "ladder:span={span},overlap=0",
+    "ladder:recent=0.25",
+    "ladder:window_layers=0-{last_early}",
+    "ladder:span={span},overlap={overlap},geometry=consecutive",
+    "ladder:unit=16,span={span},overlap=0",
+)
+_HISTORIES = (
+    "history:window=0.5",
+    "history",
+    "history:share=0.3,window=0.5",
+    "history:share=0.08,window=0.5",
+    "history:window=0.75",
+    "history:share=0.3,window=0.25",
+    "history:share=0.08,window=0.75",
+    "history:share=0.3,window=0.75",
+    "history:window=0.5,unit=8",
+    "history:members=layers,share=0.3,window=0.5",
+    "history:share=0.5,window=0.5",
+)
+
+
+def default_specs(num_layers: int, *, has_profile: bool) -> list[str]:
+    """Specs to try, the most promising first, as time may not allow all of them.
+
+    Args:
+        num_layers: layers with a growing cache, at least two.
+        has_profile: whether it is known which KV heads need a long history.
+
+    Raises:
+        ConfigError: too few layers.
+    """
+    span, overlap = default_span_overlap(num_layers)
+    ladders = [spec.format(span=span, overlap=overlap, last_early=span - 1) for spec in _LADDERS]
+    histories = list(_HISTORIES) if has_profile else []
+    mixed = [spec for pair in zip(histories, ladders, strict=False) for spec in pair]
+    return mixed + histories[len(ladders) :] + ladders[len(histories) :]
+
+
+def has_profile(model: Any) -> bool:
+    """Whether a model, or one of the same configuration, was calibrated."""
+    return find_profile(fingerprint(model), (profiles_folder(),)) is not None
+
+
+def plan_of(model: Any, method: Method, capacity: int) -> Plan:
+    """What a method keeps in a model, for `LaCache.from_model`.
+
+    Raises:
+        ConfigError: it cannot work with this capacity or model, or is no plan that can be stored.
+    """
+    cache = method.open(model, capacity=capacity, dense=False)
+    if not isinstance(cache, LaCache) or not isinstance(cache.policy, _PLANS):
+        raise ConfigError(
+            f"method {method.name} has no plan that could be recommended; try streaming, ladder or "
+            "history"
+        )
+    return cache.policy
+
+
+def default_candidates(model: Any, capacity: int) -> list[Method]:
+    """The methods of `default_specs` that work with a capacity, each plan once.
+
+    Raises:
+        ConfigError: the model has too few layers.
+    """
+    specs = default_specs(len(model_facts(model).growing), has_profile=has_profile(model))
+    found: dict[Plan, Method] = {}
+    for method in map(parse_method, specs):
+        try:
+            found.setdefault(plan_of(model, method, capacity), method)
+        except ConfigError:
+            continue  # too small a capacity for it: others take less room
+    return list(found.values())
+
+
+def given_candidates(model: Any, capacity: int, specs: Iterable[str]) -> list[Method]:
+    """The methods of a user's specs, each once; StreamingLLM and the full cache are always there.
+
+    Raises:
+        ConfigError: one is unknown, has no plan or cannot work with the capacity.
+    """
+    found = list(dict.fromkeys(map(parse_method, specs)))
+    for method in found:
+        plan_of(model, method, capacity)
+    return [method for method in found if method not in (Streaming(), FullCache())]

@@ -1,0 +1,327 @@
+"""Successive halving in bounded time: many candidates over little text, few over more."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import final
+
+from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError, InputError, ModelError
+from lacache.evals.campaign import Outcome
+from lacache.evals.methods.full import FullCache
+from lacache.evals.methods.method import Method
+from lacache.evals.methods.streaming import Streaming
+from lacache.evals.records import Record
+from lacache.evals.runs import RunSpec
+from lacache.evals.tasks.ppl import Perplexity
+from lacache.evals.tasks.stretch_needles import StretchNeedles
+from lacache.evals.tuning.objectives import Figures, Stretch, figures
+from lacache.evals.tuning.pareto import front, ranked
+from lacache.evals.tuning.split import Part
+
+TOLERANCE = 1.003
+"""How much higher than StreamingLLM's a perplexity may be and still count as no worse."""
+
+GUESS = math.log(9e6)
+"""Nats that a number of seven digits costs on average who does not know it: no guess is better."""
+
+FULL = FullCache()
+STREAMING = Streaming()
+
+_LEAST = 3
+_FINALISTS = 6
+_WINNERS = 5
+_FIRST_SHARE = 0.4
+_COMPARED_SHARE = 0.65
+_OVERHEAD = 0.95
+"""Of the time, for the runs themselves: samples and files take a little besides."""
+
+_COMPARED, _HELD_OUT = 0, 1
+
+_Read = dict[Method, list[Stretch]]
+Measure = Callable[[RunSpec], Outcome]
+
+
+def check_minutes(minutes: float) -> None:
+    """Raise ConfigError unless that is a time to measure in."""
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes={minutes} must be above 0 and finite; try --minutes 10")
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """What a search is given, besides the model and the text.
+
+    Args:
+        capacity: tokens per layer, the same for all candidates.
+        length: tokens of a stretch, above the capacity.
+        minutes: of measuring, all starts of the same search together.
+
+    Raises:
+        ConfigError: a value out of range, or a cache that a stretch does not fill.
+    """
+
+    capacity: int
+    length: int
+    minutes: float
+
+    def __post_init__(self) -> None:
+        check_int("capacity", self.capacity, 1)
+        check_int("length", self.length, 2)
+        check_minutes(self.minutes)
+        if self.length <= self.capacity:
+            raise ConfigError(
+                f"length={self.length} must be above the capacity {self.capacity}, else nothing "
+                f"is ever dropped; try --length {4 * self.capacity}"
+            )
+
+
+@final
+@dataclass(frozen=True)
+class Recommended:
+    """One method for each wish, chosen on the part of the text for comparing."""
+
+    text: Method
+    """Least perplexity."""
+    recall: Method
+    """Least loss of the answers."""
+    both: Method
+    """Least loss of the answers of those whose perplexity is at most TOLERANCE of StreamingLLM."""
+
+
+@final
+@dataclass(frozen=True)
+class Found:
+    """What a search has found."""
+
+    compared: Mapping[Method, Sequence[Stretch]]
+    """What was read for comparing; StreamingLLM is among the methods, the full cache is not."""
+    finalists: tuple[Method, ...]
+    """Those that were compared on all of it, the best first."""
+    front: tuple[Method, ...]
+    """Those of them that no other beats, by perplexity."""
+    recommended: Recommended
+    held_out: Mapping[Method, Sequence[Stretch]]
+    """What winners, StreamingLLM and the full cache made of the held-out part."""
+    failed: Mapping[Method, str]
+    untried: tuple[Method, ...]
+    """Those for which the time did not suffice."""
+    seconds: float
+    """Time of all runs."""
+
+
+@final
+class Search:
+    """One search. Its time is that of the records, so runs made before count like new ones.
+
+    Args:
+        settings: capacity, length, time.
+        parts: the one to compare on and the one held out.
+        candidates: besides StreamingLLM, the most promising first.
+        measure: makes or finds the record of a run.
+        on_step: called before each stretch with what is done and the seconds spent so far.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        parts: tuple[Part, Part],
+        candidates: Sequence[Method],
+        measure: Measure,
+        on_step: Callable[[str, float], None] = lambda told, seconds: None,
+    ) -> None:
+        self._settings = settings
+        self._parts = parts
+        self._candidates = tuple(dict.fromkeys([STREAMING, *candidates]))
+        self._measure = measure
+        self._on_step = on_step
+        self._limit = settings.minutes * 60 * _OVERHEAD
+        self._seconds = 0.0
+        self._slowest = 0.0
+        self._read_of: tuple[_Read, _Read] = ({}, {})
+        self._failed: dict[Method, str] = {}
+
+    def run(self) -> Found:
+        """Compare, choose, and measure what was chosen on what is held out.
+
+        Raises:
+            ConfigError: the time does not suffice for the least search, or there is nothing to
+                compare StreamingLLM with.
+            ModelError: the model finds no needles even with a full cache.
+            InputError: StreamingLLM or the full cache could not be measured.
+        """
+        self._check_signal()
+        tried = self._first_round()
+        finalists = self._halve(tried)
+        points = {method: self._figures(method).point for method in finalists}
+        best = [finalists[i] for i in front(list(points.values()))]
+        recommended = recommend(points)
+        self._confirm(recommended, [method for method in finalists if method in best])
+        return Found(
+            compared=self._read_of[_COMPARED],
+            finalists=tuple(finalists),
+            front=tuple(best),
+            recommended=recommended,
+            held_out=self._read_of[_HELD_OUT],
+            failed=self._failed,
+            untried=tuple(m for m in self._candidates if m not in {*tried, *self._failed}),
+            seconds=self._seconds,
+        )
+
+    def _check_signal(self) -> None:
+        """Where the full cache does not know the answers, no loss tells caches apart."""
+        self._on_step("the full cache", self._seconds)
+        try:
+            loss = float(self._needles(FULL, _COMPARED, 0)["nll"])
+        except _RunFailed as error:
+            raise InputError(str(error)) from error
+        if loss > GUESS / 2:
+            raise ModelError(
+                f"the model does not find needles in stretches of {self._settings.length} tokens "
+                f"with a full cache: an answer costs {loss:.1f} nats, a blind guess {GUESS:.1f}, "
+                "so its answers do not tell caches apart; try a shorter --length, or measure "
+                f"perplexity alone with lacache eval --tasks ppl:text={self._parts[0].text}"
+            )
+
+    def _first_round(self) -> list[Method]:
+        """One stretch for as many candidates as the time allows."""
+        tried: list[Method] = []
+        for number, method in enumerate(self._candidates):
+            ends = self._seconds + self._slowest
+            if len(tried) >= _LEAST and ends > _FIRST_SHARE * self._limit:
+                break
+            told = f"comparing candidate {number + 1} of {len(self._candidates)}"
+            if self._read(told, method, _COMPARED):
+                tried.append(method)
+            if method == STREAMING:
+                self._check_time()
+        if len(tried) < 2:
+            reasons = "; ".join(self._failed.values()) or "no other method works"
+            raise ConfigError(
+                f"nothing is left to compare StreamingLLM with ({reasons}); try a larger --budget "
+                "or other --methods"
+            )
+        return tried
+
+    def _check_time(self) -> None:
+        """Whether the least search fits, once a first stretch was read."""
+        # The other candidates of a least list; then all of it and the full cache, held out.
+        needed = self._seconds + self._slowest * (_LEAST - 1 + _LEAST + 1)
+        if needed > self._limit:
+            minutes = math.ceil(needed / _OVERHEAD / 6) / 10
+            raise ConfigError(
+                f"minutes={self._settings.minutes:g} allow nothing: one stretch of "
+                f"{self._settings.length} tokens took {self._slowest:.1f} s, and the least search "
+                f"takes about {minutes:g} minutes; try --minutes {minutes:g}, or a shorter --length"
+            )
+
+    def _halve(self, tried: list[Method]) -> list[Method]:
+        """More stretches for the better half, until few are left; these, the best first."""
+        left = tried
+        until = _COMPARED_SHARE * self._limit
+        while True:
+            left = self._best_half(left)
+            rounds = 1 + math.ceil(math.log2(max(1.0, len(left) / _FINALISTS)))
+            round_end = self._seconds + (until - self._seconds) / rounds
+            before = self._columns(_COMPARED)
+            while self._fits(left, _COMPARED, round_end):
+                left = self._read_all(left, _COMPARED)
+            if len(left) <= _FINALISTS or self._columns(_COMPARED) == before:
+                return self._in_order(left)
+
+    def _confirm(self, recommended: Recommended, winners: list[Method]) -> None:
+        """Winners, StreamingLLM and the full cache on the held-out part: once, or more often."""
+        must = {STREAMING, recommended.both, recommended.recall, recommended.text}
+        room = int((self._limit - self._seconds) / max(self._slowest, 1e-9)) - 1
+        most = max(len(must), min(_WINNERS + 1, room))
+        others = [method for method in winners if method not in must][: most - len(must)]
+        left = [m for m in self._candidates if m in must or m in others] + [FULL]
+        left = self._read_all(left, _HELD_OUT)
+        while self._fits(left, _HELD_OUT, self._limit):
+            left = self._read_all(left, _HELD_OUT)
+
+    def _best_half(self, methods: list[Method]) -> list[Method]:
+        """The better half, but at least as many as may stay to the end; the best first."""
+        ordered = self._in_order(methods)
+        kept = ordered[: max(_FINALISTS, math.ceil(len(ordered) / 2))]
+        # What everything is measured against stays.
+        return kept if STREAMING in kept else [*kept[:-1], STREAMING]
+
+    def _in_order(self, methods: list[Method]) -> list[Method]:
+        """The best first; all have read the same."""
+        return [methods[i] for i in ranked([self._figures(method).point for method in methods])]
+
+    def _figures(self, method: Method) -> Figures:
+        return figures(self._read_of[_COMPARED][method])
+
+    def _columns(self, part: int) -> int:
+        """Stretches that were read of a part by all that are still in it."""
+        return len(self._read_of[part].get(STREAMING, ()))
+
+    def _fits(self, methods: list[Method], part: int, until: float) -> bool:
+        """Whether there is text and time for one more stretch with each method."""
+        there = len(self._parts[part].stretches(self._settings.length))
+        ends = self._seconds + len(methods) * self._slowest
+        return self._columns(part) < there and ends <= until
+
+    def _read_all(self, methods: list[Method], part: int) -> list[Method]:
+        """One more stretch with each method; those with which that worked."""
+        number = self._columns(part) + 1
+        told = f"{self._parts[part].name}, stretch {number}, {len(methods)} methods"
+        return [method for method in methods if self._read(told, method, part)]
+
+    def _read(self, told: str, method: Method, part: int) -> bool:
+        """One more stretch with a method; whether that worked."""
+        self._on_step(told, self._seconds)
+        read = self._read_of[part]
+        number = len(read.get(method, ()))
+        of_part = self._parts[part]
+        start = of_part.stretches(self._settings.length)[number]
+        try:
+            # What is read does not depend on a seed, so its run is the same with any.
+            text = self._record(Perplexity(of_part.text, start), method, 0)
+            stretch = Stretch(text, self._needles(method, part, number))
+        except _RunFailed as error:
+            if method in (STREAMING, FULL):
+                raise InputError(str(error)) from error
+            self._failed[method] = str(error)
+            read.pop(method, None)
+            return False
+        read.setdefault(method, []).append(stretch)
+        self._slowest = max(self._slowest, fmean(s.seconds for s in read[method]))
+        return True
+
+    def _needles(self, method: Method, part: int, number: int) -> Record:
+        of_part = self._parts[part]
+        task = StretchNeedles(of_part.text, *of_part.characters, number)
+        return self._record(task, method, of_part.seed)
+
+    def _record(self, task: Perplexity | StretchNeedles, method: Method, seed: int) -> Record:
+        budget = "1.0" if method == FULL else str(self._settings.capacity)
+        spec = RunSpec(task, method, self._settings.length, budget, seed=seed)
+        outcome = self._measure(spec)
+        if outcome.record is None:
+            raise _RunFailed(f"{spec.label} could not be measured: {outcome.error}")
+        self._seconds += float(outcome.record["seconds"])
+        return outcome.record
+
+
+@final
+class _RunFailed(Exception):
+    """A run without a record; says why."""
+
+
+def recommend(points: Mapping[Method, tuple[float, float]]) -> Recommended:
+    """For each wish the method of least figure, and of equal ones that which is better otherwise.
+
+    Args:
+        points: perplexity and loss of each method, StreamingLLM's among them.
+    """
+    good = [m for m, point in points.items() if point[0] <= TOLERANCE * points[STREAMING][0]]
+    return Recommended(
+        text=min(points, key=lambda m: points[m]),
+        recall=min(points, key=lambda m: points[m][::-1]),
+        both=min(good, key=lambda m: points[m][::-1]),
+    )
