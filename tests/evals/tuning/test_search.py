@@ -187,14 +187,27 @@ def test_a_blind_guess_costs_what_numbers_drawn_by_chance_cost() -> None:
 POINT = st.tuples(st.sampled_from([9.9, 10.0, 10.02, 10.5]), st.sampled_from([1.0, 2.0, 3.0]))
 
 
-@given(st.lists(POINT, min_size=1, max_size=8))
-def test_recommendations_are_the_least_by_their_rule(points: list[tuple[float, float]]) -> None:
+@given(st.lists(POINT, min_size=1, max_size=8), st.data())
+def test_recommendations_are_the_least_by_their_rule(
+    points: list[tuple[float, float]], data: st.DataObject
+) -> None:
     by_method = dict(zip([STREAMING, *METHODS], points, strict=False))
-    best = recommend(by_method)
+    ratios = {method: data.draw(st.sampled_from([0.9, TOLERANCE, 1.1])) for method in by_method}
+    ratios[STREAMING] = 1.0
+    best = recommend(by_method, ratios)
     assert by_method[best.text] == min(points)
     assert by_method[best.recall][::-1] == min(point[::-1] for point in points)
-    allowed = [p for p in points if p[0] <= TOLERANCE * by_method[STREAMING][0]]
+    allowed = [point for method, point in by_method.items() if ratios[method] <= TOLERANCE]
     assert by_method[best.both][::-1] == min(point[::-1] for point in allowed)
+    assert ratios[best.both] <= TOLERANCE
+
+
+def test_a_perplexity_that_is_clearly_higher_is_not_for_both() -> None:
+    worse, unclear = METHODS[0], METHODS[1]
+    truth = {STREAMING: (2.9, 15.0), worse: (2.95, 2.0), unclear: (2.901, 4.0)}
+    found = search(World(truth), 3, [worse, unclear])
+    assert found.recommended.recall == worse
+    assert found.recommended.both == unclear
 
 
 @pytest.mark.parametrize(

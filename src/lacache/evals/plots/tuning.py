@@ -43,7 +43,7 @@ def plot_tuning(record: Record, path: Path) -> None:
             _panel(axes, there, part, styles)
             stretches = max(row[part]["stretches"] for row in there)
             axes.set_title(f"{told}: {stretches} × {record['length']:,} tokens")
-            axes.set_xlabel("loss of the answers, against StreamingLLM, in nats (lower is better)")
+            axes.set_xlabel("loss of the answers - StreamingLLM's, in nats (lower is better)")
             axes.set_ylabel("perplexity / StreamingLLM's (lower is better)")
         figure.suptitle(
             f"{record['model']}, {record['text']}, {record['capacity']:,} tokens per layer",

@@ -10,6 +10,7 @@ from lacache.evals.tasks.passkey import Passkey
 from lacache.evals.tasks.passkey_grid import PasskeyGrid
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.ruler.table import RULER
+from lacache.evals.tasks.stretch_needles import StretchNeedles
 from lacache.evals.tasks.task import Task
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -17,6 +18,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     PasskeyGrid.name: PasskeyGrid,
     Needle.name: Needle,
     MultiTurn.name: MultiTurn,
+    StretchNeedles.name: StretchNeedles,
     **RULER,
     **LONGBENCH,
 }

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import final
 
 from lacache.core.checks import check_int
@@ -16,7 +15,7 @@ from lacache.evals.records import Record
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.stretch_needles import StretchNeedles
-from lacache.evals.tuning.objectives import Figures, Stretch, figures
+from lacache.evals.tuning.objectives import Figures, Stretch, against, figures
 from lacache.evals.tuning.pareto import front, ranked
 from lacache.evals.tuning.split import Part
 
@@ -31,7 +30,7 @@ STREAMING = Streaming()
 
 _LEAST = 3
 _FINALISTS = 6
-_WINNERS = 5
+_WINNERS = 7
 _FIRST_SHARE = 0.4
 _COMPARED_SHARE = 0.65
 _OVERHEAD = 0.95
@@ -88,7 +87,8 @@ class Recommended:
     recall: Method
     """Least loss of the answers."""
     both: Method
-    """Least loss of the answers of those whose perplexity is at most TOLERANCE of StreamingLLM."""
+    """Least loss of the answers of those whose perplexity is not clearly above TOLERANCE times
+    StreamingLLM's: the whole interval of the ratio is not."""
 
 
 @final
@@ -140,6 +140,7 @@ class Search:
         self._limit = settings.minutes * 60 * _OVERHEAD
         self._seconds = 0.0
         self._slowest = 0.0
+        self._slowest_of: dict[Method, float] = {}
         self._read_of: tuple[_Read, _Read] = ({}, {})
         self._failed: dict[Method, str] = {}
 
@@ -157,7 +158,9 @@ class Search:
         finalists = self._halve(tried)
         points = {method: self._figures(method).point for method in finalists}
         best = [finalists[i] for i in front(list(points.values()))]
-        recommended = recommend(points)
+        read = self._read_of[_COMPARED]
+        ratios = {m: against(read[m], read[STREAMING]).ratio_interval[0] for m in best}
+        recommended = recommend({method: points[method] for method in best}, ratios)
         self._confirm(recommended, [method for method in finalists if method in best])
         return Found(
             compared=self._read_of[_COMPARED],
@@ -233,11 +236,12 @@ class Search:
 
     def _confirm(self, recommended: Recommended, winners: list[Method]) -> None:
         """Winners, StreamingLLM and the full cache on the held-out part: once, or more often."""
-        must = {STREAMING, recommended.both, recommended.recall, recommended.text}
-        room = int((self._limit - self._seconds) / max(self._slowest, 1e-9)) - 1
-        most = max(len(must), min(_WINNERS + 1, room))
-        others = [method for method in winners if method not in must][: most - len(must)]
-        left = [m for m in self._candidates if m in must or m in others] + [FULL]
+        best = recommended
+        left = list(dict.fromkeys([STREAMING, best.both, best.recall, best.text, FULL]))
+        for method in winners:
+            more = [*left, method]
+            if method not in left and len(left) < _WINNERS and self._ends(more) <= self._limit:
+                left = more
         left = self._read_all(left, _HELD_OUT)
         while self._fits(left, _HELD_OUT, self._limit):
             left = self._read_all(left, _HELD_OUT)
@@ -263,8 +267,11 @@ class Search:
     def _fits(self, methods: list[Method], part: int, until: float) -> bool:
         """Whether there is text and time for one more stretch with each method."""
         there = len(self._parts[part].stretches(self._settings.length))
-        ends = self._seconds + len(methods) * self._slowest
-        return self._columns(part) < there and ends <= until
+        return self._columns(part) < there and self._ends(methods) <= until
+
+    def _ends(self, methods: list[Method]) -> float:
+        """Time when each has read one more stretch, if none takes longer than ever before."""
+        return self._seconds + sum(self._slowest_of.get(m, self._slowest) for m in methods)
 
     def _read_all(self, methods: list[Method], part: int) -> list[Method]:
         """One more stretch with each method; those with which that worked."""
@@ -290,7 +297,9 @@ class Search:
             read.pop(method, None)
             return False
         read.setdefault(method, []).append(stretch)
-        self._slowest = max(self._slowest, fmean(s.seconds for s in read[method]))
+        slowest = max(self._slowest_of.get(method, 0.0), stretch.seconds)
+        self._slowest_of[method] = slowest
+        self._slowest = max(self._slowest, slowest)
         return True
 
     def _needles(self, method: Method, part: int, number: int) -> Record:
@@ -313,13 +322,16 @@ class _RunFailed(Exception):
     """A run without a record; says why."""
 
 
-def recommend(points: Mapping[Method, tuple[float, float]]) -> Recommended:
+def recommend(
+    points: Mapping[Method, tuple[float, float]], ratios: Mapping[Method, float]
+) -> Recommended:
     """For each wish the method of least figure, and of equal ones that which is better otherwise.
 
     Args:
-        points: perplexity and loss of each method, StreamingLLM's among them.
+        points: perplexity and loss of each method of the front.
+        ratios: by method, the low end of the interval of its perplexity over StreamingLLM's.
     """
-    good = [m for m, point in points.items() if point[0] <= TOLERANCE * points[STREAMING][0]]
+    good = [method for method in points if ratios[method] <= TOLERANCE]
     return Recommended(
         text=min(points, key=lambda m: points[m]),
         recall=min(points, key=lambda m: points[m][::-1]),
