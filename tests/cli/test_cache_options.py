@@ -1,10 +1,14 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lacache import LaCache, LadderConfig, SinkWindow
 from lacache.cli.cache_options import CacheOptions, default_refill
 from lacache.core.errors import ConfigError
+from lacache.core.plan_record import plan_record
 from tests.engine.tiny import tiny_llama
 
 
@@ -72,3 +76,27 @@ def test_what_cannot_be_read_is_refused_without_a_model(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         CacheOptions(**{"policy": "ladder", "budget": None} | options)
+
+
+def test_a_preset_or_a_plan_instead_of_a_policy(model: Any, tmp_path: Path) -> None:
+    assert isinstance(made(model).policy, LadderConfig)
+    assert (
+        made(model, preset="global").policy == LaCache.from_model(model, 64, preset="global").policy
+    )
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_record(SinkWindow(40))))
+    assert CacheOptions(budget=None, plan=path).make(model, 100).policy == SinkWindow(40)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"budget": "64"}, {"preset": "local"}, {"policy": "full"}, {"span": 2}],
+)
+def test_a_plan_stands_alone(tmp_path: Path, options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=f"{name} cannot be given beside --plan"):
+        CacheOptions(**{"budget": None} | options, plan=tmp_path / "plan.json")
+
+
+def made(model: Any, **options: Any) -> LaCache:
+    return CacheOptions(budget="64", **options).make(model, 100)

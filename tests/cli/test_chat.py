@@ -104,7 +104,7 @@ def test_ctrl_c_stops_the_reply_and_the_conversation_goes_on(tiny: Path) -> None
     [
         ("--budget 0.5", "budget=0.5 is a share of a prompt"),
         ("--budget 0", "budget=0 must be at least 1 token"),
-        ("--budget 30", "capacity=30 must be at least"),
+        ("--budget 30", "budget=30 must be at least"),
         ("--max-new-tokens 0", "max_new_tokens=0 must be -1 (up to the model) or at least 1"),
         ("--max-new-tokens -2", "max_new_tokens=-2 must be -1"),
         ("--span 2 --overlap 2", "overlap=2 must be below span=2"),

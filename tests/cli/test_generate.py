@@ -209,7 +209,7 @@ def test_ctrl_c_stops_an_endless_text_cleanly(tiny: Path) -> None:
         ("--budget -7", "budget=-7 must be at least 1 token"),
         ("--budget 0.0", "budget=0.0 as a share must be in (0, 1]"),
         ("--budget 1.5", "budget=1.5 as a share must be in (0, 1]"),
-        ("--budget 5", "capacity=5 must be at least"),
+        ("--budget 5", "budget=5 must be at least 8 tokens for preset"),
         ("--budget 3KiB", "a budget of 3072 bytes holds 4 tokens"),
         ("--budget lots", "budget='lots' is not a budget"),
         ("--budget 5parsecs", "budget='5parsecs' is not a budget"),

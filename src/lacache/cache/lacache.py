@@ -1,6 +1,6 @@
 """The cache that users hold: a transformers Cache of bounded size."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, final
 from weakref import ref
 
@@ -14,12 +14,14 @@ from lacache.cache.group import LayerGroup
 from lacache.cache.guard import guard
 from lacache.cache.layer import BoundedLayer, layer_bytes, refuse_taking_back
 from lacache.cache.masks import guard_masks
+from lacache.cache.profiles import model_profile
 from lacache.cache.reading import CacheReport, ReadingCache
 from lacache.cache.split_layer import SplitLayer
 from lacache.core.budget import Budget
 from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
 from lacache.core.kept import coverage
-from lacache.core.resolve import PolicySource, policy_source
+from lacache.core.presets import DEFAULT_PRESET, SINKS, preset_source
+from lacache.core.resolve import PolicySource, one_budget, policy_source
 from lacache.core.schedule import Plan
 
 Prefill = Literal["segmented", "dense"]
@@ -48,7 +50,8 @@ class LaCache(ReadingCache):
         config: Plan | Budget | None = None,
         *,
         budget: Budget | None = None,
-        policy: str = "ladder",
+        preset: str | None = None,
+        policy: str | None = None,
         span: int | None = None,
         overlap: int | None = None,
         sinks: int | None = None,
@@ -70,7 +73,11 @@ class LaCache(ReadingCache):
                 first chunk with generate's prefill_chunk_size, as the rest is not known then);
                 a text such as "64MiB" is bytes for one sequence
                 over all layers with a growing cache, rounded down.
-            policy: "ladder", "streaming" or "full", for a budget.
+            preset: "balanced" (the default for a budget), "local", "global" or "paper"; see
+                docs/quality.md. A model with a profile (lacache calibrate) gets a long history
+                for the KV heads that need one.
+            policy: "ladder", "streaming" or "full", for a budget, instead of a preset; "ladder" if
+                one of the options below is given, other than sinks.
             span: see LadderConfig; without it, half of the layers.
             overlap: see LadderConfig; without span and overlap, four fifths of the span.
             sinks: see LadderConfig, as the others.
@@ -103,14 +110,29 @@ class LaCache(ReadingCache):
         }
         options = {name: value for name, value in options.items() if value is not None}
         facts = model_facts(model)
-        plan_for = policy_source(
-            config,
-            budget,
-            policy,
-            options,
-            num_layers=len(facts.growing),
-            bytes_per_token=facts.bytes_per_token,
-        )
+        is_plain = policy is None and not options.keys() - {"sinks"}
+        if preset is None and is_plain and not isinstance(config, Plan):
+            preset = DEFAULT_PRESET
+        if preset is None:
+            plan_for = policy_source(
+                config,
+                budget,
+                policy or "ladder",
+                options,
+                num_layers=len(facts.growing),
+                bytes_per_token=facts.bytes_per_token,
+            )
+        else:
+            options.pop("sinks", None)
+            _refuse_beside_preset(preset, config, policy, options)
+            plan_for = preset_source(
+                preset,
+                one_budget(None if isinstance(config, Plan) else config, budget),
+                num_heads=facts.num_heads,
+                bytes_per_token=facts.bytes_per_token,
+                profile=model_profile(model),
+                sinks=SINKS if sinks is None else sinks,
+            )
         decoder = find_decoder(model)
         guard(decoder)
         cache = cls(model, facts, plan_for, prefill)
@@ -293,3 +315,15 @@ class LaCache(ReadingCache):
             for layer in self.layers
             if isinstance(layer, CacheLayerMixin) and not isinstance(layer, Bounded)
         ]
+
+
+def _refuse_beside_preset(
+    preset: str, config: object, policy: str | None, options: Mapping[str, Any]
+) -> None:
+    given = [*options, *(["policy"] if policy is not None else [])]
+    if isinstance(config, Plan):
+        given.append(type(config).__name__)
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} cannot be given beside preset={preset!r}; leave one of them out"
+        )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from lacache.cli.layers import parse_layers
 from lacache.core.budget import parse_budget
+from lacache.core.errors import ConfigError
 from lacache.core.ladder import LadderConfig
+from lacache.core.plan_record import load_plan
 
 if TYPE_CHECKING:
     from lacache.cache import LaCache
@@ -34,8 +37,10 @@ class CacheOptions:
         ConfigError: a budget or layers that cannot be read.
     """
 
-    policy: str
     budget: str | None
+    preset: str | None = None
+    policy: str | None = None
+    plan: Path | None = None
     span: int | None = None
     overlap: int | None = None
     sinks: int | None = None
@@ -51,15 +56,34 @@ class CacheOptions:
         parse_layers(self.window_layers)
         if self.budget is not None:
             parse_budget(self.budget)
+        if self.plan is not None:
+            self._check_plan()
+
+    def _check_plan(self) -> None:
+        given = {"budget": self.budget, "preset": self.preset, "policy": self.policy}
+        given |= self._ladder_options()
+        named = [name for name, value in given.items() if value is not None]
+        if named:
+            raise ConfigError(
+                f"{', '.join(named)} cannot be given beside --plan; set it in {self.plan}"
+            )
 
     def make(self, model: Any, prompt_tokens: int) -> LaCache:
         """A new cache for `model` and a first prompt of that many tokens.
 
         Raises:
             ConfigError: the options cannot work for this model.
+            InputError: the plan cannot be read.
             UnsupportedModelError: the model's caches or positions are not understood.
         """
-        if self.refill is not None or self.policy == "full":
+        from lacache.cache import LaCache
+
+        if self.plan is not None:
+            plan = load_plan(self.plan)
+            return LaCache.from_model(model, plan, prefill=self.prefill)  # type: ignore[arg-type]
+        others = {name for name, value in self._ladder_options().items() if value is not None}
+        is_preset = self.preset is not None or (self.policy is None and not others)
+        if is_preset or self.refill is not None or self.policy == "full":
             return self._make(model, self.refill)
         # What a budget in bytes or a share comes to is known to the cache alone.
         capacity = self._make(model, None).report().capacity
@@ -68,6 +92,18 @@ class CacheOptions:
             capacity = max(capacity, math.ceil(share * prompt_tokens))
         sinks = LadderConfig.sinks if self.sinks is None else self.sinks
         return self._make(model, default_refill(capacity, sinks))
+
+    def _ladder_options(self) -> dict[str, Any]:
+        """All but the sinks, which presets have too."""
+        return {
+            "span": self.span,
+            "overlap": self.overlap,
+            "recent": self.recent,
+            "refill": self.refill,
+            "geometry": self.geometry,
+            "unit": self.unit,
+            "window_layers": parse_layers(self.window_layers) or None,
+        }
 
     def _budget(self) -> str | None:
         if self.budget is None and self.policy != "full":
@@ -80,14 +116,9 @@ class CacheOptions:
         return LaCache.from_model(
             model,
             budget=self._budget(),
+            preset=self.preset,
             policy=self.policy,
-            span=self.span,
-            overlap=self.overlap,
             sinks=self.sinks,
-            recent=self.recent,
-            refill=refill,
-            geometry=self.geometry,
-            unit=self.unit,
-            window_layers=parse_layers(self.window_layers) or None,
+            **(self._ladder_options() | {"refill": refill}),
             prefill=self.prefill,  # type: ignore[arg-type]  # checked there
         )

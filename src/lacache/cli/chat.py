@@ -17,7 +17,9 @@ from lacache.cli.options import (
     MinPOption,
     ModelOption,
     OverlapOption,
+    PlanOption,
     PolicyOption,
+    PresetOption,
     RecentOption,
     RefillOption,
     SeedOption,
@@ -58,7 +60,9 @@ def chat(
         ),
     ] = -1,
     budget: BudgetOption = None,
-    policy: PolicyOption = "ladder",
+    preset: PresetOption = None,
+    policy: PolicyOption = None,
+    plan: PlanOption = None,
     span: SpanOption = None,
     overlap: OverlapOption = None,
     recent: RecentOption = None,
@@ -103,7 +107,9 @@ def chat(
     loaded = load_model(model, dtype=dtype, threads=threads)
     template = ChatTemplate(loaded.tokenizer, system)
     options = CacheOptions(
+        preset=preset,
         policy=policy,
+        plan=plan,
         budget=budget,
         span=span,
         overlap=overlap,

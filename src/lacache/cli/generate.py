@@ -16,8 +16,10 @@ from lacache.cli.options import (
     MinPOption,
     ModelOption,
     OverlapOption,
+    PlanOption,
     PolicyOption,
     PrefillOption,
+    PresetOption,
     RecentOption,
     RefillOption,
     SeedOption,
@@ -67,7 +69,9 @@ def generate(
         typer.Option("--json", help="Print one JSON object at the end instead of the text."),
     ] = False,
     budget: BudgetOption = None,
-    policy: PolicyOption = "ladder",
+    preset: PresetOption = None,
+    policy: PolicyOption = None,
+    plan: PlanOption = None,
     span: SpanOption = None,
     overlap: OverlapOption = None,
     sinks: SinksOption = None,
@@ -96,7 +100,9 @@ def generate(
         )
     text = read_prompt(prompt, file)
     options = CacheOptions(
+        preset=preset,
         policy=policy,
+        plan=plan,
         budget=budget,
         span=span,
         overlap=overlap,

@@ -14,6 +14,7 @@ from lacache.cli.layers import parse_layers
 from lacache.cli.options import (
     GeometryOption,
     OverlapOption,
+    PlanOption,
     PolicyOption,
     RecentOption,
     SinksOption,
@@ -39,7 +40,7 @@ def inspect(
             help="Most tokens that a layer holds, the newest included. Needed but for full.",
         ),
     ] = None,
-    policy: PolicyOption = "ladder",
+    policy: PolicyOption = None,
     span: SpanOption = None,
     overlap: OverlapOption = None,
     sinks: SinksOption = None,
@@ -64,16 +65,7 @@ def inspect(
             "compaction that the next token causes has not run.",
         ),
     ] = False,
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            "--plan",
-            help="A JSON file with a plan, such as groups of layers with capacities of their own; "
-            "instead of the options of one policy.",
-            show_default=False,
-            rich_help_panel="Cache",
-        ),
-    ] = None,
+    plan: PlanOption = None,
     heads: Annotated[
         int,
         typer.Option("--heads", help="KV heads of each layer, for a plan that tells them apart."),
@@ -106,7 +98,7 @@ def inspect(
     show: Callable[[], None]
     if plan is not None:
         given = [name for name, value in options.items() if value is not None]
-        if given or policy != "ladder":
+        if given or policy is not None:
             raise ConfigError(
                 f"{', '.join(given or ['policy'])} cannot be given beside --plan; set it in {plan}"
             )
@@ -114,7 +106,7 @@ def inspect(
         record = groups_record(load_plan(plan), num_heads, seen, settled=not before_compaction)
         show = partial(_show_groups, record, num_heads, before_compaction=before_compaction)
     else:
-        config = make_policy(policy, layers, **options)
+        config = make_policy(policy or "ladder", layers, **options)
         kept = kept_after(config.bind(layers), seen)
         is_due = kept.schedule.is_full(kept.state)
         if not before_compaction:

@@ -1,6 +1,7 @@
 """Options that several commands share. What each value must be is checked where it is used."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,9 +10,34 @@ _CACHE = "Cache"
 _SAMPLING = "Sampling"
 _MODEL = "Model"
 
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="balanced, local (prose, chat), global (finding what is far back) or paper. "
+        "Default: balanced, unless options of one policy are given.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+PlanOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        help="A JSON file with a plan, such as groups of layers with capacities of their own; "
+        "instead of a preset, a policy and its options.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
 PolicyOption = Annotated[
-    str,
-    typer.Option("--policy", help="ladder, streaming or full.", rich_help_panel=_CACHE),
+    str | None,
+    typer.Option(
+        "--policy",
+        help="ladder, streaming or full, instead of a preset.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
 ]
 BudgetOption = Annotated[
     str | None,

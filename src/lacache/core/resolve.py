@@ -44,15 +44,24 @@ def policy_source(
                 "it in there"
             )
         return lambda num_tokens: config
-    if config is not None and budget is not None:
-        raise ConfigError(f"two budgets were given, {config!r} and {budget!r}; give one")
     return budget_source(
-        config if budget is None else budget,
+        one_budget(config, budget),
         name,
         options,
         num_layers=num_layers,
         bytes_per_token=bytes_per_token,
     )
+
+
+def one_budget(first: Budget | None, second: Budget | None) -> Budget | None:
+    """The one that was given, or none.
+
+    Raises:
+        ConfigError: both were.
+    """
+    if first is not None and second is not None:
+        raise ConfigError(f"two budgets were given, {first!r} and {second!r}; give one")
+    return first if second is None else second
 
 
 def budget_source(

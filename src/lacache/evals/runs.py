@@ -128,6 +128,9 @@ class Bench:
     def key(self, spec: RunSpec) -> str:
         """SHA-256 of the specification and the model: the same key is the same run."""
         model = {name: self._about[name] for name in ("architecture", "dtype", "weights_sha256")}
+        inputs = spec.method.inputs_sha256(self._model)
+        if inputs:
+            model["method_inputs_sha256"] = inputs
         text = json.dumps({**spec.record(), "model": model}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

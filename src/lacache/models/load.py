@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lacache.core.errors import ConfigError, ModelError
 from lacache.models.convert import ensure_converted
+from lacache.models.converted import converted_folder
 from lacache.models.directory import check_causal, check_directory, check_files
 from lacache.models.embedded import DEFAULT_MODEL
 from lacache.models.errors import model_errors
-from lacache.models.home import converted_folder
 from lacache.models.manifest import file_sha256
 from lacache.models.quiet import quiet
 

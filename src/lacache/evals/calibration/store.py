@@ -3,14 +3,9 @@
 import json
 from pathlib import Path
 
+from lacache.core.home import profiles_folder
 from lacache.core.profile import Profile, profile_json
 from lacache.evals.records import replacing
-from lacache.models.home import cache_home
-
-
-def profiles_folder() -> Path:
-    """The folder of profiles in the user's cache. Not created here."""
-    return cache_home() / "profiles"
 
 
 def profile_path(fingerprint: str) -> Path:

@@ -6,13 +6,14 @@ from typing import Any, ClassVar, final
 from lacache.cache import LaCache, ReadingCache
 from lacache.cache.facts import model_facts
 from lacache.cache.fingerprint import fingerprint
+from lacache.cache.profiles import model_profile
 from lacache.core import HistoryConfig
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
 from lacache.core.groups import Member
-from lacache.core.profile import Profile, find_profile
-from lacache.evals.calibration.store import profiles_folder
+from lacache.core.profile import Profile
 from lacache.evals.methods.method import Method
+from lacache.evals.methods.preset import profile_sha256
 from lacache.evals.methods.settings import REFILL, check_share, refill_slots, settings_record
 from lacache.evals.records import Record
 
@@ -63,11 +64,11 @@ class History(Method):
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache with two groups."""
-        mark = fingerprint(model)
-        profile = find_profile(mark, (profiles_folder(),))
+        profile = model_profile(model)
         if profile is None:
             raise ConfigError(
-                f"the model with fingerprint {mark} has no profile; run lacache calibrate first"
+                f"{type(model).__name__} with fingerprint {fingerprint(model)} has no profile; run "
+                "lacache calibrate first"
             )
         plan = self.plan(capacity, profile, model_facts(model).num_heads)
         return LaCache.from_model(model, plan, prefill="dense" if dense else "segmented")
@@ -91,6 +92,10 @@ class History(Method):
             return config
         recent = int(self.recent * config.history_capacity(num_heads))
         return replace(config, recent=recent)
+
+    def inputs_sha256(self, model: Any) -> str:
+        """SHA-256 of the model's profile."""
+        return profile_sha256(model_profile(model))
 
     def record(self) -> Record:
         """Name and settings."""

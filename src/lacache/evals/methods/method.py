@@ -31,3 +31,7 @@ class Method(ABC):
     @abstractmethod
     def record(self) -> Record:
         """Name and settings, as plain JSON."""
+
+    def inputs_sha256(self, model: Any) -> str:
+        """SHA-256 of what it depends on besides its settings, such as a model's profile."""
+        return ""

@@ -10,6 +10,7 @@ from lacache.evals.methods.knorm import KnormMethod
 from lacache.evals.methods.ladder import Ladder
 from lacache.evals.methods.lagkv import LagKVMethod
 from lacache.evals.methods.method import Method
+from lacache.evals.methods.preset import PresetMethod
 from lacache.evals.methods.pyramidkv import PyramidKVMethod
 from lacache.evals.methods.random_ladder import RandomLadderMethod
 from lacache.evals.methods.released import ReleasedLadder
@@ -26,6 +27,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     ReleasedLadder.name: ReleasedLadder,
     UniformStride.name: UniformStride,
     History.name: History,
+    PresetMethod.name: PresetMethod,
     RandomLadderMethod.name: RandomLadderMethod,
     KeyDiffMethod.name: KeyDiffMethod,
     KnormMethod.name: KnormMethod,

@@ -1,14 +1,11 @@
-"""Where converted models are kept."""
+"""The user's cache directory of this package."""
 
 import os
 from pathlib import Path
 
-# Raised when the conversion changes, so that older results are left alone and made anew.
-FORMAT = 1
-
 
 def cache_home() -> Path:
-    """The user's cache directory of this package.
+    """Where converted models and profiles are kept.
 
     `$LACACHE_HOME`, else `$XDG_CACHE_HOME/lacache`, else `~/.cache/lacache`. Not created here.
     """
@@ -19,6 +16,6 @@ def cache_home() -> Path:
     return Path.home() / ".cache" / "lacache"
 
 
-def converted_folder(name: str, sha256: str) -> Path:
-    """Folder of the model that a GGUF file of this content becomes."""
-    return cache_home() / "models" / f"{name}-{sha256[:12]}-v{FORMAT}"
+def profiles_folder() -> Path:
+    """The folder of the user's own profiles. Not created here."""
+    return cache_home() / "profiles"

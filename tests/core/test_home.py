@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lacache.models.home import cache_home, converted_folder
+from lacache.core.home import cache_home, profiles_folder
 
 
 def test_own_variable_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,8 +14,4 @@ def test_own_variable_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_home() == Path("/caches/lacache")
     monkeypatch.setenv("LACACHE_HOME", "~/mine")
     assert cache_home() == Path("/somebody/mine")
-
-
-def test_folder_depends_on_the_content() -> None:
-    assert converted_folder("a", "0" * 64) != converted_folder("a", "1" * 64)
-    assert converted_folder("a", "0" * 64) != converted_folder("b", "0" * 64)
+    assert profiles_folder() == Path("/somebody/mine/profiles")

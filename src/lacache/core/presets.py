@@ -1,0 +1,157 @@
+"""Presets: plans by name, chosen by measurement (docs/quality.md)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from lacache.core.budget import Budget, parse_budget
+from lacache.core.errors import ConfigError
+from lacache.core.geometry import Geometry, default_span_overlap
+from lacache.core.history import HistoryConfig
+from lacache.core.ladder import LadderConfig
+from lacache.core.profile import Profile, layers_by_depth
+from lacache.core.resolve import PolicySource
+from lacache.core.schedule import Plan
+
+DEFAULT_PRESET = "balanced"
+
+SINKS = 4
+
+
+@final
+@dataclass(frozen=True)
+class Preset:
+    """A plan for any budget and model.
+
+    Args:
+        about: what it is for, in one line.
+        share: of the KV heads, how many keep a long history; none makes a ladder of all layers.
+        window: capacity of the other heads, as a share of the whole.
+        guess: without a profile of the model, guess the layers by their depth; else a ladder of
+            all layers takes the place of the history.
+    """
+
+    about: str
+    share: float = 0.0
+    window: float = 0.0
+    guess: bool = False
+
+
+PRESETS: dict[str, Preset] = {
+    "balanced": Preset("text and recall alike", share=0.16, window=0.5),
+    "local": Preset("what matters is near: chat, prose"),
+    "global": Preset("finding what is far back", share=0.3, window=0.25, guess=True),
+    "paper": Preset("the paper's ladder, as the released code runs it"),
+}
+
+
+def preset_plan(
+    name: str,
+    capacity: int,
+    num_heads: Sequence[int],
+    profile: Profile | None,
+    *,
+    sinks: int = SINKS,
+) -> Plan:
+    """The plan of a preset.
+
+    Args:
+        name: of the preset.
+        capacity: tokens per layer, averaged over KV heads.
+        num_heads: KV heads of each layer with a growing cache.
+        profile: of the model, if it has one.
+        sinks: first tokens, never evicted.
+
+    Raises:
+        ConfigError: no such preset, or the capacity is too small for it.
+    """
+    preset = _find(name)
+    num_layers = len(num_heads)
+    if name == "paper":
+        span = max(1, num_layers // 2)
+        freed = Geometry(num_layers, span, 0).freed
+        recent = num_layers + 1 - freed
+        return LadderConfig(capacity=capacity, span=span, sinks=sinks, recent=recent)
+    refill = max(1, capacity // 8)
+    if preset.share and (profile is not None or preset.guess):
+        window = int(preset.window * capacity)
+        return HistoryConfig(
+            capacity=capacity,
+            history=_history(preset, num_layers, profile),
+            window=preset.window,
+            sinks=sinks,
+            refill=max(1, min(refill, (window - sinks) // 2)),
+        )
+    span, overlap = default_span_overlap(num_layers)
+    return LadderConfig(capacity=capacity, span=span, overlap=overlap, sinks=sinks, refill=refill)
+
+
+def preset_source(
+    name: str,
+    budget: Budget | None,
+    *,
+    num_heads: Sequence[int],
+    bytes_per_token: int,
+    profile: Profile | None,
+    sinks: int = SINKS,
+) -> PolicySource:
+    """The plan of a preset for a budget, given the number of tokens of the first prompt.
+
+    Raises:
+        ConfigError: no such preset, no budget, or one that the preset cannot work with.
+    """
+    _find(name)
+    if budget is None:
+        raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
+    parsed = parse_budget(budget)
+
+    def plan(capacity: int) -> Plan:
+        return preset_plan(name, capacity, num_heads, profile, sinks=sinks)
+
+    smallest = _smallest(plan, num_heads)
+    if parsed.tokens and parsed.tokens < smallest:
+        raise ConfigError(
+            f"budget={parsed.tokens} must be at least {smallest} tokens for preset {name!r} of "
+            f"this model; try budget={smallest}"
+        )
+
+    def for_prompt(num_tokens: int) -> Plan:
+        capacity = parsed.capacity(
+            bytes_per_token=bytes_per_token, prompt_tokens=num_tokens, smallest=smallest
+        )
+        return plan(capacity)
+
+    return for_prompt
+
+
+def _find(name: str) -> Preset:
+    if name not in PRESETS:
+        raise ConfigError(f"preset={name!r} must be one of {', '.join(PRESETS)}; try 'balanced'")
+    return PRESETS[name]
+
+
+def _history(
+    preset: Preset, num_layers: int, profile: Profile | None
+) -> tuple[tuple[int, int], ...] | tuple[int, ...]:
+    if profile is not None:
+        return profile.order[: max(1, round(preset.share * len(profile.order)))]
+    return layers_by_depth(num_layers)[: max(1, round(preset.share * num_layers))]
+
+
+def _smallest(plan: Callable[[int], Plan], num_heads: Sequence[int]) -> int:
+    """The least capacity that works, by bisection."""
+
+    def works(capacity: int) -> bool:
+        try:
+            plan(capacity).bind_groups(num_heads)
+        except ConfigError:
+            return False
+        return True
+
+    low, high = 0, 1
+    while not works(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if works(middle) else (middle, high)
+    return high

@@ -1,0 +1,58 @@
+"""A preset, as users get it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from lacache.cache import LaCache, ReadingCache
+from lacache.cache.facts import model_facts
+from lacache.cache.profiles import model_profile
+from lacache.core.errors import ConfigError
+from lacache.core.presets import DEFAULT_PRESET, PRESETS, preset_plan
+from lacache.core.profile import Profile, profile_json
+from lacache.evals.methods.method import Method
+from lacache.evals.methods.settings import settings_record
+from lacache.evals.records import Record
+
+
+@final
+@dataclass(frozen=True)
+class PresetMethod(Method):
+    """What `LaCache.from_model(model, budget, preset=...)` makes.
+
+    Args:
+        preset: "balanced", "local", "global" or "paper".
+    """
+
+    name: ClassVar[str] = "preset"
+
+    preset: str = DEFAULT_PRESET
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ConfigError(
+                f"preset={self.preset!r} must be one of {', '.join(PRESETS)}; try {DEFAULT_PRESET}"
+            )
+
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+        """An empty cache."""
+        heads = model_facts(model).num_heads
+        plan = preset_plan(self.preset, capacity, heads, model_profile(model))
+        return LaCache.from_model(model, plan, prefill="dense" if dense else "segmented")
+
+    def inputs_sha256(self, model: Any) -> str:
+        """SHA-256 of the model's profile."""
+        return profile_sha256(model_profile(model))
+
+    def record(self) -> Record:
+        """Name and settings."""
+        return settings_record(self.name, self)
+
+
+def profile_sha256(profile: Profile | None) -> str:
+    """SHA-256 of a profile; an empty text without one."""
+    if profile is None:
+        return ""
+    text = json.dumps(profile_json(profile), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,78 @@
+"""Presets: plans that work for any model and budget."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lacache.core import HistoryConfig, LadderConfig, kept_after, mean_capacity
+from lacache.core.errors import ConfigError
+from lacache.core.presets import PRESETS, preset_plan, preset_source
+from lacache.core.profile import Profile
+
+HEADS = (2,) * 12
+PAIRS = tuple((layer, head) for layer in range(12) for head in range(2))
+PROFILE = Profile(
+    fingerprint="a-b",
+    model="tiny",
+    window=16,
+    sinks=4,
+    need=((0.0, 0.0),) * 12,
+    order=PAIRS[7:] + PAIRS[:7],
+    left=(),
+)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("profile", [None, PROFILE])
+@given(more=st.integers(0, 700), num_layers=st.integers(2, 40))
+@settings(max_examples=8, deadline=None)
+def test_every_preset_works_from_its_smallest_budget_on(
+    name: str, profile: Profile | None, more: int, num_layers: int
+) -> None:
+    heads = (2,) * num_layers if profile is None else HEADS
+    with pytest.raises(ConfigError, match=r"budget=1 must be at least \d+ tokens") as raised:
+        preset_source(name, 1, num_heads=heads, bytes_per_token=8, profile=profile)
+    smallest = int(str(raised.value).split("at least ")[1].split()[0])
+    capacity = smallest + more
+    source = preset_source(name, capacity, num_heads=heads, bytes_per_token=8, profile=profile)
+    groups = source(1).bind_groups(heads)
+    assert 0.9 * capacity - 2 <= mean_capacity(groups) <= capacity
+    for group in groups:
+        assert kept_after(group.schedule, 3 * capacity).state.num_seen == 3 * capacity
+
+
+@pytest.mark.parametrize("name", ["balanced", "global"])
+def test_a_profile_says_who_has_a_history(name: str) -> None:
+    plan = preset_plan(name, 512, HEADS, PROFILE)
+    assert isinstance(plan, HistoryConfig)
+    assert plan.history == PROFILE.order[: len(plan.history)]
+    assert len(plan.history) == round(PRESETS[name].share * len(PAIRS))
+
+
+def test_without_a_profile_only_global_guesses() -> None:
+    assert isinstance(preset_plan("balanced", 512, HEADS, None), LadderConfig)
+    plan = preset_plan("global", 512, HEADS, None)
+    assert isinstance(plan, HistoryConfig)
+    assert all(isinstance(layer, int) for layer in plan.history)
+
+
+def test_paper_is_the_released_configuration() -> None:
+    plan = preset_plan("paper", 300, (1,) * 32, None)
+    released = LadderConfig.released(299, 4, 16, 0, 32)
+    assert plan == released
+
+
+def test_budgets_of_each_kind() -> None:
+    def plan(budget: int | float | str, prompt: int) -> object:
+        return preset_source(
+            "balanced", budget, num_heads=HEADS, bytes_per_token=100, profile=PROFILE
+        )(prompt)
+
+    assert plan(0.25, 2000) == plan(500, 1) == plan("50000B", 1)
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ConfigError, match="preset='best' must be one of balanced, local"):
+        preset_plan("best", 512, HEADS, None)
+    with pytest.raises(ConfigError, match="no budget was given"):
+        preset_source("local", None, num_heads=HEADS, bytes_per_token=1, profile=None)
