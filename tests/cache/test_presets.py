@@ -27,7 +27,7 @@ def test_the_users_profile_makes_the_default_a_history(model: Any) -> None:
     save_profile(Profile(mark, "tiny", 16, 4, ((0.0, 0.0),) * 5, pairs, ()), profile_path(mark))
     cache = LaCache.from_model(model, 64)
     assert isinstance(cache.policy, HistoryConfig)
-    assert cache.policy.history == pairs[:2]
+    assert cache.policy.history == pairs[:1]
     cache.prefill(model, random_ids(500))
     per_token = 5 * 2 * 2 * 8 * 4
     assert 0.8 * 64 * per_token < cache.report().bytes <= 64 * per_token

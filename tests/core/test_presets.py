@@ -1,5 +1,7 @@
 """Presets: plans that work for any model and budget."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +48,7 @@ def test_a_profile_says_who_has_a_history(name: str) -> None:
     plan = preset_plan(name, 512, HEADS, PROFILE)
     assert isinstance(plan, HistoryConfig)
     assert plan.history == PROFILE.order[: len(plan.history)]
-    assert len(plan.history) == round(PRESETS[name].share * len(PAIRS))
+    assert len(plan.history) == int(PRESETS[name].share * len(PAIRS))
 
 
 def test_without_a_profile_only_global_guesses() -> None:
@@ -68,7 +70,24 @@ def test_budgets_of_each_kind() -> None:
             "balanced", budget, num_heads=HEADS, bytes_per_token=100, profile=PROFILE
         )(prompt)
 
-    assert plan(0.25, 2000) == plan(500, 1) == plan("50000B", 1)
+    assert plan(500, 1) == plan(500, 9999) == plan("50000B", 1)
+    by_share = plan(0.25, 2000)
+    assert isinstance(by_share, HistoryConfig)
+    assert by_share.capacity == 500
+
+
+@given(share=st.floats(0.1, 0.6), prompt=st.integers(300, 3000))
+@settings(max_examples=30, deadline=None)
+def test_a_share_of_the_prompt_gives_heads_that_hold_all_of_it(share: float, prompt: int) -> None:
+    plan = preset_source("global", share, num_heads=HEADS, bytes_per_token=8, profile=PROFILE)(
+        prompt
+    )
+    assert isinstance(plan, HistoryConfig)
+    holds = plan.history_capacity(HEADS)
+    assert holds >= prompt
+    if len(plan.history) < 12:
+        more = replace(plan, history=PROFILE.order[: len(plan.history) + 1])
+        assert more.history_capacity(HEADS) < prompt + plan.refill
 
 
 def test_what_is_refused() -> None:

@@ -17,6 +17,9 @@ DEFAULT_PRESET = "balanced"
 
 SINKS = 4
 
+_MOST = 0.5
+"""More heads than these with a history leave too few bytes to the others' windows."""
+
 
 @final
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Preset:
     Args:
         about: what it is for, in one line.
         share: of the KV heads, how many keep a long history; none makes a ladder of all layers.
+            Where the length of the prompt is known, as many as can hold the whole of it.
         window: capacity of the other heads, as a share of the whole.
         guess: without a profile of the model, guess the layers by their depth; else a ladder of
             all layers takes the place of the history.
@@ -38,9 +42,9 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "balanced": Preset("text and recall alike", share=0.16, window=0.5),
-    "local": Preset("what matters is near: chat, prose"),
-    "global": Preset("finding what is far back", share=0.3, window=0.25, guess=True),
+    "balanced": Preset("text and recall alike", share=0.16, window=0.7),
+    "local": Preset("what matters is near: chat, prose", share=0.1, window=0.85),
+    "global": Preset("finding what is far back", share=0.16, window=0.3, guess=True),
     "paper": Preset("the paper's ladder, as the released code runs it"),
 }
 
@@ -52,6 +56,7 @@ def preset_plan(
     profile: Profile | None,
     *,
     sinks: int = SINKS,
+    prompt_tokens: int = 0,
 ) -> Plan:
     """The plan of a preset.
 
@@ -61,6 +66,7 @@ def preset_plan(
         num_heads: KV heads of each layer with a growing cache.
         profile: of the model, if it has one.
         sinks: first tokens, never evicted.
+        prompt_tokens: length of the prompt that the capacity is a share of; 0 where it is not.
 
     Raises:
         ConfigError: no such preset, or the capacity is too small for it.
@@ -74,13 +80,14 @@ def preset_plan(
         return LadderConfig(capacity=capacity, span=span, sinks=sinks, recent=recent)
     refill = max(1, capacity // 8)
     if preset.share and (profile is not None or preset.guess):
-        window = int(preset.window * capacity)
+        refill = max(1, min(refill, (int(preset.window * capacity) - sinks) // 2))
+        share = _share(preset, capacity, prompt_tokens, refill)
         return HistoryConfig(
             capacity=capacity,
-            history=_history(preset, num_layers, profile),
+            history=_neediest(share, num_layers, profile),
             window=preset.window,
             sinks=sinks,
-            refill=max(1, min(refill, (window - sinks) // 2)),
+            refill=refill,
         )
     span, overlap = default_span_overlap(num_layers)
     return LadderConfig(capacity=capacity, span=span, overlap=overlap, sinks=sinks, refill=refill)
@@ -105,8 +112,10 @@ def preset_source(
         raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
     parsed = parse_budget(budget)
 
-    def plan(capacity: int) -> Plan:
-        return preset_plan(name, capacity, num_heads, profile, sinks=sinks)
+    def plan(capacity: int, prompt_tokens: int = 0) -> Plan:
+        return preset_plan(
+            name, capacity, num_heads, profile, sinks=sinks, prompt_tokens=prompt_tokens
+        )
 
     smallest = _smallest(plan, num_heads)
     if parsed.tokens and parsed.tokens < smallest:
@@ -119,7 +128,7 @@ def preset_source(
         capacity = parsed.capacity(
             bytes_per_token=bytes_per_token, prompt_tokens=num_tokens, smallest=smallest
         )
-        return plan(capacity)
+        return plan(capacity, num_tokens if parsed.share else 0)
 
     return for_prompt
 
@@ -130,12 +139,21 @@ def _find(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _history(
-    preset: Preset, num_layers: int, profile: Profile | None
+def _share(preset: Preset, capacity: int, prompt_tokens: int, refill: int) -> float:
+    """How many of the KV heads keep a history: so many that the prompt fits, if it is known."""
+    window = preset.window * capacity
+    if prompt_tokens <= window:
+        return preset.share
+    # The answer needs room too, and capacities are rounded down by up to one refill.
+    return min(_MOST, (capacity - window) / (prompt_tokens + refill - window))
+
+
+def _neediest(
+    share: float, num_layers: int, profile: Profile | None
 ) -> tuple[tuple[int, int], ...] | tuple[int, ...]:
     if profile is not None:
-        return profile.order[: max(1, round(preset.share * len(profile.order)))]
-    return layers_by_depth(num_layers)[: max(1, round(preset.share * num_layers))]
+        return profile.order[: max(1, int(share * len(profile.order)))]
+    return layers_by_depth(num_layers)[: max(1, int(share * num_layers))]
 
 
 def _smallest(plan: Callable[[int], Plan], num_heads: Sequence[int]) -> int:
