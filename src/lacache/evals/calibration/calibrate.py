@@ -47,7 +47,7 @@ class Settings:
     sinks: int = 4
     length: int = 600
     per_kind: int = 2
-    share: float = 0.33
+    share: float = 0.25
     seed: int = 0
 
     def __post_init__(self) -> None:
