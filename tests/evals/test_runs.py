@@ -254,6 +254,10 @@ def test_other_samples_are_not_mixed_into_a_file(bench: Bench, tmp_path: Path, t
     other = replace(spec, method=Streaming(), budget="64")
     (outcome,) = run_all(Bench(loaded_lookup()), [other], path)
     assert "are not those of the records in" in outcome.error
+    # The record of the same specification is one of another text, too.
+    (outcome,) = run_all(Bench(loaded_lookup()), [spec], path)
+    assert "are not those of the records in" in outcome.error
+    assert outcome.record is None
     assert len(read_records(path)) == 1
 
 

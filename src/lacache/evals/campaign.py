@@ -1,7 +1,8 @@
 """Many runs into one file of records, which goes on where it stopped."""
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -14,7 +15,7 @@ from lacache.evals.records import (
     environment,
     read_records,
 )
-from lacache.evals.runs import Bench, RunSpec
+from lacache.evals.runs import Bench, RunSpec, samples_key
 
 
 @final
@@ -40,7 +41,8 @@ def run_all(
     """Run what `path` does not hold yet, and add each record to it as soon as it is there.
 
     A run that fails goes to the file of failures (`failures_path`) and the others go on; it is
-    tried again the next time. Ctrl-C ends the runs; those that are done are in the file.
+    tried again the next time. So does one whose samples are not those of the file any more, even
+    if its record is there. Ctrl-C ends the runs; those that are done are in the file.
 
     Args:
         bench: the model.
@@ -58,16 +60,17 @@ def run_all(
     check_appendable(path)
     records = read_records(path)
     by_key = {record.get("key"): record for record in records}
+    hashes: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        hashes[samples_key(record)].add(str(record.get("samples_sha256")))
     for spec in specs:
         key = bench.key(spec)
-        if key in by_key:
-            yield Outcome(spec, by_key[key], was_there=True)
-            continue
-        if on_start is not None:
+        same = hashes[bench.same_samples(spec)]
+        if key not in by_key and on_start is not None:
             on_start(spec)
         try:
-            _check_samples(bench, spec, records, path)
-            record = bench.run(spec, on_tokens)
+            _check_samples(bench, spec, same, path)
+            record = by_key[key] if key in by_key else bench.run(spec, on_tokens)
         except Exception as error:
             # Whatever goes wrong with one method must not cost the runs of the others.
             text = " ".join(str(error).split())
@@ -75,10 +78,12 @@ def run_all(
             append_record(failures_path(path), _failure(spec, key, told, error))
             yield Outcome(spec, error=told)
             continue
-        append_record(path, record)
-        records.append(record)
-        by_key[key] = record
-        yield Outcome(spec, record)
+        was_there = key in by_key
+        if not was_there:
+            append_record(path, record)
+            by_key[key] = record
+            same.add(record["samples_sha256"])
+        yield Outcome(spec, record, was_there=was_there)
 
 
 def failures_path(path: Path) -> Path:
@@ -102,15 +107,14 @@ def check_appendable(path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}; try another file") from error
 
 
-def _check_samples(bench: Bench, spec: RunSpec, records: Iterable[Record], path: Path) -> None:
+def _check_samples(bench: Bench, spec: RunSpec, hashes: Collection[str], path: Path) -> None:
     """Refuse to mix samples: a text file may have changed since the file was begun."""
-    mine = bench.samples_sha256(spec)
-    for record in records:
-        if bench.same_samples(spec, record) and record.get("samples_sha256") != mine:
-            raise InputError(
-                f"the samples of {spec.task.name} at length {spec.length} are not those of the "
-                f"records in {path}, as a text or a package has changed; write to another file"
-            )
+    if hashes and set(hashes) != {bench.samples_sha256(spec)}:
+        raise InputError(
+            f"the samples of {spec.task.name} at length {spec.length} are not those of the "
+            f"records in {path}, as a text or a package has changed; write to another file "
+            "with --out"
+        )
 
 
 def _failure(spec: RunSpec, key: str, told: str, error: Exception) -> Record:

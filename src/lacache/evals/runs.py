@@ -124,6 +124,7 @@ class Bench:
         about = model_record(loaded.model, loaded.name)
         self._about = {**about, "weights_sha256": weights_sha256(loaded.model)}
         self._made: tuple[object, Any] = (None, None)
+        self._hashes: dict[object, str] = {}
 
     def key(self, spec: RunSpec) -> str:
         """SHA-256 of the specification and the model: the same key is the same run."""
@@ -134,23 +135,24 @@ class Bench:
         text = json.dumps({**spec.record(), "model": model}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def same_samples(self, spec: RunSpec, record: Record) -> bool:
-        """Whether a record is of this specification's task, length, count, seed and model."""
-        mine = spec.record()
-        names = ("kind", "harness", "task", "length", "count", "seed")
-        return all(record.get(name) == mine[name] for name in names) and (
-            record.get("model", {}).get("weights_sha256") == self._about["weights_sha256"]
-        )
+    def same_samples(self, spec: RunSpec) -> str:
+        """`samples_key` of the record that this specification will have."""
+        return samples_key({**spec.record(), "model": self._about})
 
     def samples_sha256(self, spec: RunSpec) -> str:
-        """SHA-256 of all that a run reads and asks.
+        """SHA-256 of all that a run reads and asks, worked out once.
 
         Raises:
             LaCacheError: the samples cannot be made.
         """
-        if isinstance(spec.task, Perplexity):
-            return tokens_sha256(self._ids(spec, spec.task))
-        return _samples_sha256(self._samples(spec, spec.task))
+        key = (spec.task, spec.length, spec.count, spec.seed)
+        if key not in self._hashes:
+            self._hashes[key] = (
+                tokens_sha256(self._ids(spec, spec.task))
+                if isinstance(spec.task, Perplexity)
+                else _samples_sha256(self._samples(spec, spec.task))
+            )
+        return self._hashes[key]
 
     def run(self, spec: RunSpec, on_tokens: Callable[[int], None] | None = None) -> Record:
         """Run it.
@@ -263,6 +265,15 @@ class Bench:
         if self._made[0] != key:
             self._made = (key, make())
         return self._made[1]
+
+
+def samples_key(record: Record) -> str:
+    """What the samples of a record are made from: where it is the same, they must be the same."""
+    names = ("kind", "harness", "task", "length", "count", "seed")
+    model = record.get("model")
+    # Records of other kinds may have anything there.
+    weights = model.get("weights_sha256") if isinstance(model, dict) else None
+    return json.dumps([*map(record.get, names), weights], sort_keys=True)
 
 
 def _samples_sha256(samples: Sequence[Sample]) -> str:

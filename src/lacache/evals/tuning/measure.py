@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lacache.core.errors import InputError
 from lacache.evals.campaign import Outcome, run_all
 from lacache.evals.runs import Bench, RunSpec
 from lacache.evals.tuning.search import Measure
@@ -25,21 +24,11 @@ def measuring(
         on_tokens: called with the number of tokens after each forward.
 
     Returns:
-        A function that raises InputError if the file cannot be used, or holds a run of a text
-        that has changed since.
+        A function that raises InputError if the file cannot be used.
     """
-    checked: set[object] = set()
 
     def measure(spec: RunSpec) -> Outcome:
         (outcome,) = run_all(bench, [spec], path, on_start=on_start, on_tokens=on_tokens)
-        samples = (spec.task, spec.length, spec.seed)
-        if outcome.was_there and outcome.record is not None and samples not in checked:
-            checked.add(samples)
-            if outcome.record.get("samples_sha256") != bench.samples_sha256(spec):
-                raise InputError(
-                    f"{path} holds runs on another text than {spec.task.name} reads now, as a file "
-                    "has changed; write to another file with --out"
-                )
         return outcome
 
     return measure
