@@ -5,15 +5,13 @@ from typing import Any
 
 from lacache.cache import LaCache
 from lacache.cache.facts import model_facts
-from lacache.cache.fingerprint import fingerprint
+from lacache.cache.profiles import model_profile
 from lacache.core.errors import ConfigError
 from lacache.core.geometry import default_span_overlap
 from lacache.core.groups import Groups
 from lacache.core.history import HistoryConfig
-from lacache.core.profile import find_profile
 from lacache.core.registry import POLICIES
 from lacache.core.schedule import Plan
-from lacache.evals.calibration.store import profile_path
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.registry import parse_method
@@ -64,8 +62,7 @@ def default_specs(num_layers: int, *, has_profile: bool) -> list[str]:
 
 def has_profile(model: Any) -> bool:
     """Whether a model, or one of the same configuration, was calibrated."""
-    of_model = fingerprint(model)
-    return find_profile(of_model, (profile_path(of_model).parent,)) is not None
+    return model_profile(model) is not None
 
 
 def plan_of(model: Any, method: Method, capacity: int) -> Plan:
