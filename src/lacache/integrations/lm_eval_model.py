@@ -169,9 +169,12 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> Tensor:
         """What `hf` generates from [1, Q] tokens, with a bounded cache."""
         opened = self._open(context.shape[1])
-        with self._watching(opened, dense=self._is_dense):
-            for piece in self._pieces(context[0].tolist())[:-1]:
+        before = self._pieces(context[0].tolist())[:-1]
+        for piece in before:
+            with self._watching(opened, dense=True):
                 opened.cache.prefill(self.model, self._tensor(piece))
+        # Where the first token comes from the dense pass, that pass and the writing are one.
+        with self._watching(opened, dense=self._is_dense and not before):
             tokens: Tensor = super()._model_generate(
                 context=context,
                 max_length=max_length,
@@ -211,8 +214,8 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _read(self, opened: _Opened, context: list[int]) -> Tensor:
         """Read a context; returns the logits [1, V] of what comes next."""
-        with self._watching(opened, dense=self._is_dense):
-            for piece in self._pieces(context):
+        for number, piece in enumerate(self._pieces(context)):
+            with self._watching(opened, dense=self._is_dense and number == 0):
                 logits = opened.cache.prefill(self.model, self._tensor(piece))
         return logits
 
