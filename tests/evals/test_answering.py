@@ -10,11 +10,15 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from lacache.cache import LaCache, ReadingCache
+from lacache.cache.facts import model_facts
+from lacache.cache.fingerprint import fingerprint
 from lacache.core import Full, KeptTokens, SinkWindow
 from lacache.core.budget import parse_budget
 from lacache.core.errors import ConfigError, InputError, ModelError
+from lacache.core.profile import Profile
 from lacache.core.uniform import Uniform
 from lacache.evals.answering import Asking, ask
+from lacache.evals.calibration.store import profile_path, save_profile
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.ladder import Ladder
 from lacache.evals.methods.method import Method
@@ -171,13 +175,25 @@ def test_answers_follow_from_reading_token_by_token(random_model: Any, method: M
     assert asked["predictions"] == [TOKENIZER.decode(first), TOKENIZER.decode(second)]
 
 
+@pytest.fixture
+def calibrated(
+    random_model: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A profile, made up, for what gives some KV heads a long history."""
+    monkeypatch.setenv("LACACHE_HOME", str(tmp_path_factory.mktemp("home")))
+    heads = model_facts(random_model).num_heads
+    order = tuple((layer, head) for layer, count in enumerate(heads) for head in range(count))
+    need = tuple((0.1,) * count for count in heads)
+    profile = Profile(fingerprint(random_model), "tiny", 64, 4, need, order[::-1], ((0, 1.0),))
+    save_profile(profile, profile_path(profile.fingerprint))
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("asking", [STRICT, DENSE])
+@pytest.mark.usefixtures("calibrated")
 def test_bytes_stay_within_the_budget(random_model: Any, name: str, asking: Asking) -> None:
-    if name == "history":
-        pytest.skip("needs a profile of the model")
-    spec = "released-ladder:span=3" if name == "released-ladder" else name
-    sample = put(random_model, Digit(10), spec, "0.6", asking, length=120)
+    specs = {"released-ladder": "released-ladder:span=3", "history": "history:share=0.5,window=0.5"}
+    sample = put(random_model, Digit(10), specs.get(name, name), "0.6", asking, length=120)
     per_token = sample["full_bytes"] / 119
     assert sample["prompt_tokens"] == 119
     if name == "full":
@@ -185,7 +201,8 @@ def test_bytes_stay_within_the_budget(random_model: Any, name: str, asking: Aski
         return
     assert sample["capacity"] == 72
     assert sample["mean_bytes"] <= sample["peak_bytes"] <= 72 * per_token
-    assert sample["peak_bytes"] >= 0.85 * 72 * per_token
+    # The preset's few heads with a history have room for more than this prompt.
+    assert name == "preset" or sample["peak_bytes"] >= 0.85 * 72 * per_token
 
 
 def test_mean_bytes_are_those_after_each_token(random_model: Any) -> None:

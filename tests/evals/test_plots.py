@@ -72,7 +72,7 @@ def test_what_is_held_takes_up_its_share_of_the_picture(
     assert (field[:, :, 2] < 60).mean() == pytest.approx(0.9 * held, rel=0.12)
 
 
-@pytest.mark.parametrize("num_seen", [1, 40, 64, 65, 5000])
+@pytest.mark.parametrize("num_seen", [1, 65, 5000])
 def test_any_length_can_be_drawn(tmp_path: Path, num_seen: int) -> None:
     plot_ladder(ladder(LADDER, num_seen), tmp_path / "ladder.png")
     assert pixels(tmp_path / "ladder.png").std() > 10

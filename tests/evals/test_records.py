@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.core.errors import InputError
@@ -29,6 +29,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=30)
 @given(record=st.dictionaries(st.text(), VALUES))
 def test_records_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, record: dict[str, object]
