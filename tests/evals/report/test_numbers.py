@@ -294,6 +294,21 @@ def test_the_ratio_of_perplexities_is_said() -> None:
     )
 
 
+@pytest.mark.parametrize(("factor", "told"), [(1.01, ""), (1.1, " at × 1.100 of its mean bytes")])
+def test_a_comparison_at_other_bytes_is_told_as_one(factor: float, told: str) -> None:
+    answers = numbers(
+        eval_record("full", scores=[1.0] * 2),
+        eval_record("streaming", scores=[1.0, 0.0]),
+        eval_record("ladder", scores=[1.0] * 2, bytes_factor=factor),
+    )
+    assert sentences(answers.sections[0])[0].endswith(f"of StreamingLLM's mean{told}.")
+    text = numbers(
+        ppl_record("ladder", nll=[2.0] * 99, bytes_factor=factor),
+        ppl_record("streaming", nll=[2.5] * 99),
+    )
+    assert sentences(text.sections[0])[0].endswith(f"of StreamingLLM's{told}.")
+
+
 def test_streaming_with_like_settings_is_the_one_to_compare_with() -> None:
     found = numbers(
         eval_record("ladder", scores=OURS),

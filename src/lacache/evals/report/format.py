@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from lacache.evals.report.paired import Estimate
 
+EQUAL_BYTES = 0.02
+"""Mean bytes within this share of StreamingLLM's count as equal."""
 NOTHING = "–"  # noqa: RUF001  # an en dash for an empty field, as tables have it
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from lacache.evals.plots.drawing import require_matplotlib
 from lacache.evals.records import Record, check_writable, replacing
 from lacache.evals.report.format import (
+    EQUAL_BYTES,
     NOTHING,
     kib,
     markdown_table,
@@ -34,7 +35,6 @@ from lacache.evals.report.summary import draws_beaten, sentences
 PAGE = "report.md"
 _MOST_ROWS = 12
 """More rows of one budget than these are folded away."""
-_EQUAL_BYTES = 0.02
 
 
 def report_record(runs: Sequence[Run]) -> Record:
@@ -298,7 +298,7 @@ def _bytes_of_base(value: float | None) -> str:
     if value is None:
         return NOTHING
     text = f"× {value:.3f}"
-    return text if abs(value - 1) <= _EQUAL_BYTES else f"**{text}**"
+    return text if abs(value - 1) <= EQUAL_BYTES else f"**{text}**"
 
 
 def _positions(table: TableNumbers) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lacache.evals.records import Record
-from lacache.evals.report.format import number, ratio
+from lacache.evals.report.format import EQUAL_BYTES, number, ratio
 from lacache.evals.report.means import MeanRow
 from lacache.evals.report.numbers import SectionNumbers, TableNumbers
 from lacache.evals.report.run import BASE, FULL, Run, budget_label
@@ -73,9 +73,17 @@ def _of_means(rows: Sequence[MeanRow]) -> list[str]:
             text += (
                 f". On the {shown.paired_tables} with signal {shown.method} has "
                 f"{ratio(shown.against_base).strip('*')} of StreamingLLM's mean"
+                f"{_at_other_bytes(shown.mean_of_base)}"
             )
         told.append(text + ".")
     return told
+
+
+def _at_other_bytes(mean_of_base: float | None) -> str:
+    """A warning where a comparison is not at equal bytes."""
+    if mean_of_base is None or abs(mean_of_base - 1) <= EQUAL_BYTES:
+        return ""
+    return f" at × {mean_of_base:.3f} of its mean bytes"
 
 
 def _and(rows: Sequence[MeanRow]) -> str:
@@ -92,6 +100,7 @@ def _of_perplexity(table: TableNumbers, budget: str) -> str:
     text = f"{about}: {best.method} is lowest with a perplexity of {number(best.value)}"
     if best.against_base is not None:
         text += f", {ratio(best.against_base).strip('*')} of StreamingLLM's"
+        text += _at_other_bytes(best.mean_of_base)
     if table.full is not None:
         text += f"; full cache {number(table.full.value)}"
     return text + "."
