@@ -1,5 +1,6 @@
 """Groups of layers and of KV heads with capacities of their own, against the slow twin."""
 
+from copy import deepcopy
 from functools import cache as memoize
 from typing import Any
 
@@ -126,6 +127,72 @@ def test_dense_prefill_attends_to_everything_and_stores_what_each_group_keeps() 
         model()(random_ids(5, seed=1), past_key_values=cache)
 
 
+def test_rows_are_repeated_chosen_and_copied() -> None:
+    ids = random_ids(60, batch_size=3)
+    rows = torch.tensor([2, 2, 0, 0])
+    expected = slow_logits(model(), ids, BY_HEAD)
+    cache = LaCache.from_model(model(), BY_HEAD)
+    with torch.no_grad():
+        start = model()(ids[:, :35], past_key_values=cache).logits
+        torch.testing.assert_close(start, expected[:, :35], atol=1e-4, rtol=0)
+        other = deepcopy(cache)
+        other.batch_select_indices(torch.tensor([2, 0]))
+        other.batch_repeat_interleave(2)
+        for one, chosen in ((cache, ids), (other, ids[rows])):
+            found = model()(chosen[:, 35:], past_key_values=one).logits
+            wanted = expected[:, 35:] if one is cache else expected[rows, 35:]
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def test_beam_search_with_heads_of_a_layer_in_several_groups() -> None:
+    """Rows are swapped on the way; a mix-up would give a score that the text does not have."""
+    ids = random_ids(30)
+    found = model().generate(
+        ids,
+        num_beams=4,
+        max_new_tokens=25,
+        length_penalty=0.0,
+        past_key_values=LaCache.from_model(model(), BY_HEAD),
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    text = found.sequences
+    log_probs = slow_logits(model(), text[:, :-1], BY_HEAD).log_softmax(-1)[:, 29:]
+    score = log_probs.gather(2, text[:, 30:, None]).sum()
+    torch.testing.assert_close(found.sequences_scores[0], score, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_an_interrupted_forward_is_noticed_whichever_group_had_its_turn(depth: int) -> None:
+    tiny = model()
+    ids = random_ids(40)
+    cache = LaCache.from_model(tiny, BY_HEAD)
+    cache.prefill(tiny, ids)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = tiny.model.layers[depth].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cache.prefill(tiny, ids[:, :1])
+    hook.remove()
+    for _ in range(2):
+        with pytest.raises(UnsupportedOperationError, match="interrupted half-way"):
+            cache.prefill(tiny, ids[:, :1])
+    cache.reset()
+    cache.prefill(tiny, ids)
+
+
+def test_layers_that_know_their_number_pass_the_mask_on() -> None:
+    tiny = tiny_model("llama")
+    for number, layer in enumerate(tiny.model.layers):
+        layer.layer_idx = number
+    ids = random_ids(40)
+    torch.testing.assert_close(
+        fast_logits(tiny, ids, BY_HEAD, [40]), slow_logits(tiny, ids, BY_HEAD), atol=1e-4, rtol=0
+    )
+
+
 def test_bytes_are_those_of_the_tokens_held() -> None:
     cache = LaCache.from_model(model(), BY_HEAD)
     cache.prefill(model(), random_ids(100))
@@ -142,6 +209,9 @@ def test_heads_that_differ_need_naming() -> None:
     with pytest.raises(InputError, match="kv_head=None must say which KV head"):
         cache.kept_tokens(0)
     assert cache.kept_tokens(1) == cache.kept_tokens(1, 0)
+    for layer in (0, 1):
+        with pytest.raises(InputError, match="kv_head=2 must be in 0 to 1"):
+            cache.kept_tokens(layer, 2)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -170,4 +240,12 @@ def test_visible_keys(held: list[int], num_new: int) -> None:
             for key in range(longest):
                 slot = key - (longest - length)
                 expected = 0 <= slot <= length - num_new + query
-                assert bool(visible[0, head, query, key]) == expected
+                assert (
+                    bool(visible.expand(1, len(lengths), -1, -1)[0, head, query, key]) == expected
+                )
+
+
+def test_one_mask_serves_all_heads_that_hold_equally_many() -> None:
+    visible = visible_keys((5, 5, 5), 4)
+    assert visible is not None
+    assert visible.shape == (1, 1, 4, 5)

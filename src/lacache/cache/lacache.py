@@ -167,6 +167,9 @@ class LaCache(ReadingCache):
                 f"layer {layer_idx} is a native {type(layer).__name__}; try one of "
                 f"{self.growing_layers}"
             )
+        num_heads = next(g.num_heads for g in self._facts.growing if g.index == layer_idx)
+        if kv_head is not None and not 0 <= kv_head < num_heads:
+            raise InputError(f"kv_head={kv_head} must be in 0 to {num_heads - 1}")
         part = layer.part_of(kv_head)
         return list(part.group.kept.by_pattern[part.pattern])
 

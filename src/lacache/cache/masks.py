@@ -23,8 +23,10 @@ def guard_masks(decoder: nn.Module, layers: Iterable[int]) -> None:
         UnsupportedModelError: a layer without a module that takes an attention mask.
     """
     modules = [m for m in decoder.modules() if "layer_idx" in vars(m) and _takes_mask(m)]
+    # Where whole layers have a layer_idx too, the mask goes through them to their attention.
+    inner = [m for m in modules if not any(part in modules for part in list(m.modules())[1:])]
     for layer in layers:
-        found = [module for module in modules if vars(module)["layer_idx"] == layer]
+        found = [module for module in inner if vars(module)["layer_idx"] == layer]
         if not found:
             raise UnsupportedModelError(
                 f"layer {layer} of {type(decoder).__name__} has no module with a layer_idx that "
@@ -40,11 +42,13 @@ def visible_keys(lengths: Sequence[int], num_new: int) -> Tensor | None:
     """Which keys each new token attends to: bool [1, H, Q, K], or None for all.
 
     Head h holds its `lengths[h]` keys at the right end, the new tokens last; what is left of them
-    is filling.
+    is filling. Without any, H is 1: the same for all heads.
     """
     longest = max(lengths)
-    if num_new == 1 and min(lengths) == longest:
-        return None
+    if min(lengths) == longest:
+        if num_new == 1:
+            return None
+        lengths = (longest,)
     causal = torch.ones(num_new, longest, dtype=torch.bool).tril(longest - num_new)
     filled = torch.arange(longest) < longest - torch.tensor(lengths)[:, None]
     return (causal & ~filled[:, None])[None]
@@ -66,7 +70,18 @@ def _set_mask(
     hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     visible = visible_keys(lengths, hidden.shape[1])
     config: Any = module.config
-    mask = _in_form(visible, config._attn_implementation, config.num_attention_heads, hidden)
+    implementation: str = config._attn_implementation
+    mask: Tensor | None
+    if implementation.startswith("flash_attention") and len(lengths) == 1:
+        # These align queries and keys at the right by themselves.
+        mask = None
+    elif implementation in ("sdpa", "eager"):
+        mask = _in_form(visible, implementation, config.num_attention_heads, hidden)
+    else:
+        raise UnsupportedOperationError(
+            f"groups of different capacities cannot be masked with attention {implementation!r}; "
+            "try model.set_attn_implementation('sdpa')"
+        )
     return args, {**kwargs, "attention_mask": mask}
 
 
@@ -76,21 +91,12 @@ def _in_form(
     """The mask as an attention implementation wants it; transformers' `masking_utils` has them."""
     if visible is None:
         return None
-    by_head = visible.shape[1] > 1
-    if implementation.startswith("flash_attention") and not by_head:
-        # These align queries and keys at the right by themselves.
-        return None
-    if by_head:
+    if visible.shape[1] > 1:
         visible = visible.repeat_interleave(num_heads // visible.shape[1], dim=1)
     visible = visible.to(hidden.device)
     if implementation == "sdpa":
         return visible
-    if implementation == "eager":
-        hide = torch.finfo(hidden.dtype).min
-        return torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(
-            ~visible, hide
-        )
-    raise UnsupportedOperationError(
-        f"groups of different capacities cannot be masked with attention {implementation!r}; try "
-        "model.set_attn_implementation('sdpa')"
+    hide = torch.finfo(hidden.dtype).min
+    return torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(
+        ~visible, hide
     )

@@ -2,8 +2,7 @@
 
 from typing import Any, final
 
-import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache.layer import BoundedLayer, refuse_taking_back
@@ -109,12 +108,17 @@ class SplitLayer(CacheLayerMixin):
         """Refused: what was compacted away cannot come back."""
         refuse_taking_back()
 
+    def reorder_cache(self, beam_idx: LongTensor) -> None:
+        """Take the rows `beam_idx`, in that order, for beam search."""
+        for part in self.parts:
+            part.reorder_cache(beam_idx)
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
         for part in self.parts:
             part.batch_repeat_interleave(repeats)
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
+    def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices`."""
         for part in self.parts:
             part.batch_select_indices(indices)
