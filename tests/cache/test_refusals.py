@@ -378,7 +378,7 @@ def test_a_ladder_over_one_growing_layer() -> None:
         ({}, "no budget was given"),
         ({"budget": 0}, "budget=0 must be at least 1"),
         ({"budget": -4}, "budget=-4 must be at least 1"),
-        ({"budget": 4}, "capacity=4 must be at least 8"),
+        ({"budget": 4}, "budget=4 must be at least 8 tokens for preset .balanced."),
         ({"budget": 1.5}, r"must be in \(0, 1\]"),
         ({"budget": "lots"}, "budget='lots' is not a budget"),
         ({"budget": "10B"}, "holds 0 tokens"),

@@ -1,5 +1,6 @@
 """A history for some heads: equal bytes, and the errors."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,13 +55,26 @@ def test_one_layer_alone_keeps_a_long_window() -> None:
     assert history.schedule.capacity == (100 * 30 - 50 * 28) // 2
 
 
+def test_each_of_span_and_overlap_has_its_own_default() -> None:
+    def ladder_of(**settings: int) -> Any:
+        history = HistoryConfig(capacity=100, history=tuple(range(6)), window=0.3, **settings)
+        return history.bind_groups(HEADS)[0].schedule.config
+
+    expected = LadderConfig(capacity=146, span=3)
+    assert ladder_of() == replace(expected, overlap=2)
+    assert ladder_of(overlap=1) == replace(expected, overlap=1)
+    assert ladder_of(span=3) == expected
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"window": 1.0}, "window=1.0 as a share must be in (0, 1)"),
         ({"capacity": 0}, "capacity=0 must be at least 1"),
         ({"history": ()}, "members=() leaves a group without layers"),
-        ({"capacity": 8}, "capacity=4 must be at least 5 = sinks 4 + refill 1"),
+        ({"window": "wide"}, "window='wide' as a share must be in (0, 1)"),
+        ({"capacity": 8}, "window=0.5 of capacity=8 is 4 tokens, and at least 5"),
+        ({"capacity": 8}, "try capacity=10"),
         ({"history": (10,)}, "layer 10 of a group must be below the number of layers 10"),
         ({"history": tuple(range(10))}, "history holds every KV head"),
     ],

@@ -34,6 +34,8 @@ def test_there_and_back_for_the_others(plan: Plan) -> None:
         (3, "must be a JSON object with 'name'"),
         ({"capacity": 5}, "must be a JSON object with 'name'"),
         ({"name": "lader"}, "name='lader' of a plan must be one of ladder"),
+        ({"name": ["ladder"]}, "name=['ladder'] of a plan must be one of ladder"),
+        ({"name": "ladder", "capacity": 9, "span": 2, "geometry": {}}, "geometry={} must be one"),
         ({"name": "streaming"}, "streaming needs capacity"),
         ({"name": "streaming", "capacity": 9, "size": 3}, "streaming has no size; use capacity"),
         ({"name": "streaming", "capacity": 0}, "capacity=0 must be at least 1"),

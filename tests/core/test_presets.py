@@ -90,6 +90,26 @@ def test_a_share_of_the_prompt_gives_heads_that_hold_all_of_it(share: float, pro
         assert more.history_capacity(HEADS) < prompt + plan.refill
 
 
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("profile", [None, PROFILE])
+@given(share=st.floats(0.01, 1.0), prompt=st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_a_share_of_a_short_prompt_works(
+    name: str, profile: Profile | None, share: float, prompt: int
+) -> None:
+    preset_source(name, share, num_heads=HEADS, bytes_per_token=8, profile=profile)(
+        prompt
+    ).bind_groups(HEADS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_no_capacity_can_mend_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"at least 2 layers|history holds every KV head"):
+        preset_source(name, 64, num_heads=(2,), bytes_per_token=8, profile=None)
+    with pytest.raises(ConfigError, match="sinks=-1 must be at least 0"):
+        preset_source(name, 64, num_heads=HEADS, bytes_per_token=8, profile=None, sinks=-1)
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match="preset='best' must be one of balanced, local"):
         preset_plan("best", 512, HEADS, None)

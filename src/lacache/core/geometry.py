@@ -104,7 +104,7 @@ def check_span(span: int, overlap: int, kind: str) -> None:
     if overlap >= span:
         remedy = f"overlap={span // 2}" if span > 1 else "span=2 or overlap=0"
         raise ConfigError(f"overlap={overlap} must be below span={span}; try {remedy}")
-    if kind not in _PHASES:
+    if kind not in GEOMETRIES:
         raise ConfigError(
             f"geometry={kind!r} must be one of {', '.join(GEOMETRIES)}; try geometry='interleaved'"
         )

@@ -1,5 +1,6 @@
 """A long history for the KV heads that need one, a short window for the others, at equal bytes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -53,8 +54,17 @@ class HistoryConfig(Plan):
         check_int("capacity", self.capacity, 1)
         check_int("sinks", self.sinks, 0)
         check_int("refill", self.refill, 1)
-        if not 0.0 < self.window < 1.0:
-            raise ConfigError(f"window={self.window} as a share must be in (0, 1); try window=0.5")
+        if not isinstance(self.window, int | float) or not 0.0 < self.window < 1.0:
+            raise ConfigError(
+                f"window={self.window!r} as a share must be in (0, 1); try window=0.5"
+            )
+        smallest = self.sinks + self.refill
+        if self.window_capacity < smallest:
+            raise ConfigError(
+                f"window={self.window} of capacity={self.capacity} is {self.window_capacity} "
+                f"tokens, and at least {smallest} = sinks {self.sinks} + refill {self.refill} are "
+                f"needed; try capacity={math.ceil(smallest / self.window)}"
+            )
         Group(SinkWindow(self.window_capacity, self.sinks, self.refill), self.history)
 
     @property
@@ -101,9 +111,9 @@ class HistoryConfig(Plan):
         if num_layers == 1:
             # One layer alone has no ladder to stand on.
             return SinkWindow(capacity, self.sinks, self.refill)
-        span, overlap = self.span, self.overlap or 0
-        if span is None:
-            span, overlap = default_span_overlap(num_layers)
+        span, overlap = default_span_overlap(num_layers) if self.span is None else (self.span, 0)
+        if self.overlap is not None:
+            overlap = self.overlap
         return LadderConfig(
             capacity=capacity,
             span=span,

@@ -40,7 +40,7 @@ def read_plan(record: object) -> Plan:
         ConfigError: no such plan or setting, one that is missing, or a value out of range.
     """
     name, settings = _parts(record, "name")
-    if name not in _PLANS:
+    if not isinstance(name, str) or name not in _PLANS:
         raise ConfigError(f"name={name!r} of a plan must be one of {', '.join(_PLANS)}")
     if name == "groups":
         _check("groups", {"groups"}, {"groups"}, settings)

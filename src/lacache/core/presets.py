@@ -17,6 +17,9 @@ DEFAULT_PRESET = "balanced"
 
 SINKS = 4
 
+_AMPLE = 1 << 40
+"""A capacity that no model fills: what fails with it fails with every one."""
+
 _MOST = 0.5
 """More heads than these with a history leave too few bytes to the others' windows."""
 
@@ -118,6 +121,9 @@ def preset_source(
         )
 
     smallest = _smallest(plan, num_heads)
+    if parsed.share:
+        # Of a prompt as long as the capacity, the most heads get a history.
+        smallest = max(smallest, _smallest(lambda tokens: plan(tokens, tokens), num_heads))
     if parsed.tokens and parsed.tokens < smallest:
         raise ConfigError(
             f"budget={parsed.tokens} must be at least {smallest} tokens for preset {name!r} of "
@@ -157,7 +163,12 @@ def _neediest(
 
 
 def _smallest(plan: Callable[[int], Plan], num_heads: Sequence[int]) -> int:
-    """The least capacity that works, by bisection."""
+    """The least capacity that works, by bisection.
+
+    Raises:
+        ConfigError: none does.
+    """
+    plan(_AMPLE).bind_groups(num_heads)
 
     def works(capacity: int) -> bool:
         try:
