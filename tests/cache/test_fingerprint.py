@@ -31,6 +31,13 @@ def test_another_shape_differs_in_the_first_part() -> None:
     assert fingerprint(tiny_model("qwen2")).split("-")[0] != shape
 
 
+def test_weights_that_are_not_in_memory_leave_the_shape() -> None:
+    model = tiny_model("llama")
+    before = fingerprint(model)
+    model.model.layers[3].to("meta")
+    assert fingerprint(model).split("-")[0] == before.split("-")[0]
+
+
 def test_one_changed_matrix_shows() -> None:
     model = tiny_model("llama")
     before = fingerprint(model)

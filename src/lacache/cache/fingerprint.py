@@ -28,7 +28,8 @@ def fingerprint(model: Any) -> str:
     Weights are compared in bfloat16, so a checkpoint gives the same fingerprint when it is loaded
     in bfloat16 or float32. Loaded in float16 it does too, unless a weight that is looked at is too
     small for float16 or was rounded twice. Some 32 weights of every matrix are looked at: this
-    tells checkpoints apart, and proves nothing against somebody who means to deceive.
+    tells checkpoints apart, and proves nothing against somebody who means to deceive. Weights that
+    are not in memory (offloaded, on the meta device) are left out, which gives other hashes.
 
     Raises:
         UnsupportedModelError: not a decoder model of transformers.
@@ -38,7 +39,7 @@ def fingerprint(model: Any) -> str:
     shape = json.dumps([config.get(name) for name in _FACTS])
     weights = hashlib.sha256()
     for name, weight in decoder.named_parameters():
-        if weight.ndim >= 2:
+        if weight.ndim >= 2 and not weight.is_meta:
             weights.update(name.encode())
             weights.update(_sample(weight).numpy().tobytes())
     return f"{hashlib.sha256(shape.encode()).hexdigest()[:8]}-{weights.hexdigest()[:12]}"

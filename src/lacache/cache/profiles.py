@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lacache.cache.facts import model_facts
 from lacache.cache.fingerprint import fingerprint
 from lacache.core.home import profiles_folder
 from lacache.core.profile import Profile, find_profile
@@ -14,6 +15,10 @@ def model_profile(model: Any) -> Profile | None:
 
     Raises:
         InputError: a profile cannot be read.
-        UnsupportedModelError: not a decoder model of transformers.
+        UnsupportedModelError: its caches or positions are not understood.
     """
-    return find_profile(fingerprint(model), (profiles_folder(),))
+    profile = find_profile(fingerprint(model), (profiles_folder(),))
+    if profile is not None and profile.num_heads != model_facts(model).num_heads:
+        # Of the same shape otherwise, but other layers are sliding.
+        return None
+    return profile
