@@ -90,7 +90,7 @@ def test_a_preset_or_a_plan_instead_of_a_policy(model: Any, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "options",
-    [{"budget": "64"}, {"preset": "local"}, {"policy": "full"}, {"span": 2}],
+    [{"budget": "64"}, {"preset": "local"}, {"policy": "full"}, {"span": 2}, {"sinks": 0}],
 )
 def test_a_plan_stands_alone(tmp_path: Path, options: dict[str, Any]) -> None:
     (name,) = options

@@ -61,7 +61,7 @@ class CacheOptions:
 
     def _check_plan(self) -> None:
         given = {"budget": self.budget, "preset": self.preset, "policy": self.policy}
-        given |= self._ladder_options()
+        given |= {"sinks": self.sinks} | self._ladder_options()
         named = [name for name, value in given.items() if value is not None]
         if named:
             raise ConfigError(

@@ -81,8 +81,9 @@ def chat(
 ) -> None:
     """Talk with a model for as long as you like, in constant memory.
 
-    The system prompt is pinned: the sinks are all tokens before your first word. Each turn costs
-    only its own tokens, at any length of the conversation. The budget is in tokens or bytes.
+    The system prompt is pinned: the sinks are all tokens before your first word, or what a --plan
+    says. Each turn costs only its own tokens, at any length of the conversation. The budget is in
+    tokens or bytes.
     Reads lines from a terminal or a pipe; /help lists the commands.
     """
     if max_new_tokens == 0 or max_new_tokens < -1:
@@ -113,7 +114,7 @@ def chat(
         budget=budget,
         span=span,
         overlap=overlap,
-        sinks=None if policy == "full" else max(template.num_pinned, 1),
+        sinks=None if policy == "full" or plan is not None else max(template.num_pinned, 1),
         recent=recent,
         refill=refill,
         geometry=geometry,
