@@ -1,10 +1,12 @@
+import json
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from lacache import LaCache
+from lacache import LaCache, SinkWindow
+from lacache.core.plan_record import plan_record
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from tests.cli.conftest import Run
@@ -60,6 +62,15 @@ def test_state_shows_what_is_held(run: Run, tiny: Path) -> None:
     assert capacity == "128"
     assert int(held) <= 128 < int(rows["tokens seen"])
     assert int(rows["compactions"]) > 0
+
+
+def test_a_plan_has_its_own_sinks(run: Run, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_record(SinkWindow(40, sinks=1, refill=4))))
+    greedy = ("--temperature", "0", "--dtype", "float32", "-n", "12")
+    result = run("chat", "--model", tiny, "--plan", path, *greedy, input="the cat\n/state")
+    assert result.exit_code == 0, result.stderr
+    assert "of 40" in result.stdout
 
 
 def test_reset_forgets(run: Run, tiny: Path) -> None:

@@ -2,13 +2,16 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import tokenization_utils_base
 
-from lacache import LaCache, stream
+from lacache import LaCache, SinkWindow, stream
+from lacache.core.plan_record import plan_record
 from lacache.engine.chat_template import ChatTemplate
 from tests.cli.conftest import Run
 from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
@@ -27,8 +30,6 @@ def generate_json(run: Run, *arguments: object, **options: Any) -> Any:
 def expected(ids: list[int], num_new: int, **options: Any) -> str:
     """The text that the library gives."""
     model, tokenizer = tiny_llama(), tiny_tokenizer()
-    import torch
-
     cache = LaCache.from_model(model, **{"budget": 512, "refill": 64} | options)
     tokens = list(stream(model, torch.tensor([ids]), cache, max_new_tokens=num_new))
     text: str = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -70,6 +71,23 @@ def test_prompts_come_from_three_places(run: Run, tiny: Path, tmp_path: Path) ->
     by_pipe = generate_json(run, *common, input=text)
     assert by_argument["text"] == by_file["text"] == by_pipe["text"]
     assert by_file["prompt_tokens"] == len(tiny_tokenizer()(text).input_ids)
+
+
+def test_a_plan_or_a_preset_reaches_the_cache(run: Run, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_record(SinkWindow(20, sinks=2, refill=5))))
+    ids = tiny_tokenizer()("the cat").input_ids
+    common = ("the cat", "--model", tiny, "-n", 40)
+    record = generate_json(run, *common, "--plan", path)
+    assert record["cache"]["capacity"] == 20
+    model = tiny_llama()
+    cache = LaCache.from_model(model, SinkWindow(20, sinks=2, refill=5))
+    tokens = stream(model, torch.tensor([ids]), cache, max_new_tokens=40)
+    assert record["text"] == tiny_tokenizer().decode(list(tokens), skip_special_tokens=True)
+    record = generate_json(run, *common, "--budget", 24, "--preset", "paper")
+    paper = LaCache.from_model(model, 24, preset="paper")
+    list(stream(model, torch.tensor([ids]), paper, max_new_tokens=40))
+    assert record["cache"] == asdict(paper.report())
 
 
 def test_options_reach_the_cache(run: Run, tiny: Path) -> None:
