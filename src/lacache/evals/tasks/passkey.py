@@ -35,16 +35,32 @@ class Passkey(Task):
 
     def _sample(self, tokenizer: Any, length: int, rng: random.Random) -> Sample:
         key = str(rng.randrange(10_000, 100_000))
-        depth = round(rng.random(), 4)
-        needle = f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
-        noise = sentences(NOISE, rng)
-        context = fill(
-            tokenizer,
-            lambda size: _BEFORE + insert(noise(size), [needle], [depth]) + "\n",
-            length=length,
-            questions=[_QUESTION],
-            new_tokens=_NEW_TOKENS,
-            what=self.name,
-        )
-        question = Question(_QUESTION, (key,), _NEW_TOKENS)
-        return Sample(context, (question,), {"depth": depth, "length": length})
+        return hide(tokenizer, key, round(rng.random(), 4), length=length, what=self.name)
+
+
+def hide(tokenizer: Any, key: str, depth: float, *, length: int, what: str) -> Sample:
+    """A key at a depth, 0 to 1, amid so much noise as fits into a length.
+
+    Args:
+        tokenizer: of the model.
+        key: the pass key.
+        depth: share of the noise that comes before it.
+        length: tokens of the prompt and the answer.
+        what: the task's name, for errors.
+
+    Raises:
+        InputError: the length is too short for the key alone.
+    """
+    needle = f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+    # The noise begins where it begins, so nothing is drawn.
+    noise = sentences(NOISE, random.Random(0))
+    context = fill(
+        tokenizer,
+        lambda size: _BEFORE + insert(noise(size), [needle], [depth]) + "\n",
+        length=length,
+        questions=[_QUESTION],
+        new_tokens=_NEW_TOKENS,
+        what=what,
+    )
+    question = Question(_QUESTION, (key,), _NEW_TOKENS)
+    return Sample(context, (question,), {"depth": round(depth, 4), "length": length})
