@@ -111,6 +111,9 @@ def test_the_full_cache_stands_beside_every_protocol(evaluate: Run, out: Path) -
     strict, dense = result.stdout.split("dense, first token from the dense pass")
     assert " full " in strict
     assert " full " in dense
+    told = "counted after the dense pass"
+    assert told in " ".join(result.stdout.split())
+    assert told not in " ".join(evaluate().stdout.split())
 
 
 def test_a_failed_run_is_told_and_the_others_go_on(evaluate: Run, out: Path) -> None:

@@ -172,6 +172,11 @@ def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) 
         "With 95 % intervals over the samples (blocks of the text for perplexity). nll is the loss "
         "of the right answer in nats; of full is the peak over what a full cache holds at the end."
     )
+    if any(outcome.spec.protocol == "dense" for outcome in outcomes):
+        console.print(
+            "In the dense protocol bytes are counted after the dense pass, which holds the whole "
+            "prompt."
+        )
     failed = [outcome for outcome in outcomes if outcome.record is None]
     for outcome in failed:
         told = f"failed: {outcome.spec.label}: {outcome.error}"

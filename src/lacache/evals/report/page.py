@@ -103,7 +103,8 @@ _LEGEND = """## How to read this
   bytes.
 - Bytes are keys and values over all layers. "Mean" is over time (and samples), "peak" the most
   ever held. "Of full" compares the mean with the full cache's mean on the same samples, and the
-  peak with what a full cache holds at the end.
+  peak with what a full cache holds at the end. Neither counts a dense pass, which holds the whole
+  prompt: the dense protocol saves bytes after it, not during it.
 - "Of StreamingLLM" compares the mean bytes at the same budget; bold is more than 2 % off, so that
   such a row is not a comparison at equal bytes.
 - Samples of several seeds are taken together where all else is equal.
