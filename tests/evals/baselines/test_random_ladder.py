@@ -1,7 +1,7 @@
 """Random ladders follow the ladder in everything but which units stay."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.core import KeptTokens, LadderConfig
@@ -14,6 +14,7 @@ LADDER = ladders().filter(lambda drawn: not drawn[0].window_layers)
 SEEN = st.integers(0, 300)
 
 
+@settings(max_examples=40)
 @given(LADDER, SEEN)
 def test_the_ladders_own_units_make_it_the_ladder(
     drawn: tuple[LadderConfig, int], num_seen: int
@@ -31,6 +32,7 @@ def test_the_ladders_own_units_make_it_the_ladder(
     ]
 
 
+@settings(max_examples=40)
 @given(LADDER, SEEN, st.integers(0, 5))
 def test_counts_and_cursor_are_the_ladders(
     drawn: tuple[LadderConfig, int], num_seen: int, seed: int
