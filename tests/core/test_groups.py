@@ -50,6 +50,7 @@ def test_mean_capacity_weighs_by_heads() -> None:
     [
         (((WINDOW, (0, 1)),), "KV head 0 of layer 2 is in no group; add 2"),
         (((WINDOW, (0, 1, 2)), (WINDOW, ((2, 1),))), "KV head 1 of layer 2 is in the groups 0 and"),
+        (((WINDOW, (0, 1, 2, (2, 1))),), "KV head 1 of layer 2 is twice in group 0"),
         (((WINDOW, (0, 1, 2, 3)),), "layer 3 of a group must be below the number of layers 3"),
         (((WINDOW, (0, 1, (2, 2))),), "KV head 2 of layer 2 must be below the layer's 2 KV heads"),
         (((LadderConfig(capacity=40, span=2), (0, 1)), (WINDOW, (2,))), "span=2 must be below"),

@@ -60,7 +60,7 @@ def test_each_of_span_and_overlap_has_its_own_default() -> None:
         history = HistoryConfig(capacity=100, history=tuple(range(6)), window=0.3, **settings)
         return history.bind_groups(HEADS)[0].schedule.config
 
-    expected = LadderConfig(capacity=146, span=3)
+    expected = LadderConfig(capacity=146, span=3, refill=4)
     assert ladder_of() == replace(expected, overlap=2)
     assert ladder_of(overlap=1) == replace(expected, overlap=1)
     assert ladder_of(span=3) == expected

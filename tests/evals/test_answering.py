@@ -223,7 +223,9 @@ class Cheat(Method):
 
     name: ClassVar[str] = "cheat"
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(
+        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
+    ) -> ReadingCache:
         return LaCache.from_model(
             model, SinkWindow(2 * capacity), prefill="dense" if dense else "segmented"
         )
@@ -235,7 +237,9 @@ class Cheat(Method):
 class Liar(Cheat):
     """Holds everything and reports nothing."""
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(
+        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
+    ) -> ReadingCache:
         cache: Any = LaCache.from_model(model, Full())
         report = cache.report
 
@@ -250,7 +254,9 @@ class Liar(Cheat):
 class Hider(Cheat):
     """Gives the attention more than its layers store."""
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(
+        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
+    ) -> ReadingCache:
         cache: Any = LaCache.from_model(model, SinkWindow(capacity))
         update = cache.update
 

@@ -1,6 +1,7 @@
 """The cache that users hold: a transformers Cache of bounded size."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import mul
 from typing import Any, Literal, final
 from weakref import ref
 
@@ -106,7 +107,7 @@ class LaCache(ReadingCache):
             "refill": refill,
             "geometry": geometry,
             "unit": unit,
-            "window_layers": window_layers,
+            "window_layers": window_layers or None,
         }
         options = {name: value for name, value in options.items() if value is not None}
         facts = model_facts(model)
@@ -189,6 +190,8 @@ class LaCache(ReadingCache):
                 for layer in (*self._parts(), *self._native_layers())
             ),
             coverage=coverage(dict(enumerate(held))),
+            mean_cached=self._mean([state.num_cached for state in states]),
+            mean_capacity=self._mean([group.schedule.capacity for group in self._groups]),
         )
 
     def reset(self) -> None:
@@ -294,7 +297,8 @@ class LaCache(ReadingCache):
         layers: list[Any] = DynamicCache(config=self._facts.text_config).layers
         parts: dict[int, dict[tuple[int, ...], BoundedLayer]] = {}
         self._groups: list[LayerGroup] = []
-        for bound in self.policy.bind_groups(self._facts.num_heads):
+        self._bound = self.policy.bind_groups(self._facts.num_heads)
+        for bound in self._bound:
             group = LayerGroup(bound.schedule)
             self._groups.append(group)
             for depth, heads in bound.heads.items():
@@ -305,6 +309,11 @@ class LaCache(ReadingCache):
             whole = len(of_layer) == 1
             layers[index] = next(iter(of_layer.values())) if whole else SplitLayer(of_layer)
         self.layers = layers
+
+    def _mean(self, of_groups: Sequence[int]) -> float:
+        """A number of each group, averaged over KV heads."""
+        heads = [bound.num_heads for bound in self._bound]
+        return float(sum(map(mul, of_groups, heads)) / sum(heads))
 
     def _is_dense(self) -> bool:
         return self._prefill == "dense" and self._num_seen == 0

@@ -19,7 +19,7 @@ from lacache.core.errors import InputError, ModelError
 class CacheReport:
     """Where a cache stands. Counts are tokens; `bytes` covers every layer and row.
 
-    With several groups, tokens held and capacity are those of the group that has most, and
+    With several groups, `num_cached` and `capacity` are those of the group that has most, and
     compactions are those of all groups together.
     """
 
@@ -31,6 +31,10 @@ class CacheReport:
     bytes: int
     coverage: int
     """Distinct tokens that at least one layer still holds."""
+    mean_cached: float
+    """Tokens held, averaged over layers and KV heads."""
+    mean_capacity: float
+    """The capacity, averaged in the same way."""
 
 
 class ReadingCache(GuardedCache, ABC):

@@ -17,16 +17,24 @@ def report_record(report: CacheReport) -> dict[str, Any]:
     """For JSON; a capacity of null has no limit."""
     record = asdict(report)
     if report.capacity == UNBOUNDED:
-        record["capacity"] = None
+        record["capacity"] = record["mean_capacity"] = None
     return record
 
 
 def report_table(report: CacheReport, pinned: int) -> Table:
     """For people; `pinned` is the number of sinks."""
-    capacity = "no limit" if report.capacity == UNBOUNDED else f"{report.capacity:,}"
+    unbounded = report.capacity == UNBOUNDED
+    most, mean = (
+        "no limit" if unbounded else f"{capacity:,.0f}"
+        for capacity in (report.capacity, report.mean_capacity)
+    )
     table = Table("cache", "", show_header=False)
     table.add_row("tokens seen", f"{report.num_seen:,}")
-    table.add_row("held by each layer", f"{report.num_cached:,} of {capacity}")
+    if report.num_cached == report.mean_cached:
+        table.add_row("held by each layer", f"{report.num_cached:,} of {most}")
+    else:
+        table.add_row("held on average", f"{report.mean_cached:,.0f} of {mean}")
+        table.add_row("held at most", f"{report.num_cached:,} of {most}")
     table.add_row("of these never evicted", f"{min(pinned, report.num_cached):,}")
     table.add_row("held by some layer", f"{report.coverage:,}")
     table.add_row("compactions", f"{report.compactions:,}")

@@ -79,9 +79,13 @@ class Groups(Plan):
             for member in group.members:
                 for pair in heads_of(member, num_heads):
                     if pair in owner:
+                        where = (
+                            f"twice in group {number}"
+                            if owner[pair] == number
+                            else f"in the groups {owner[pair]} and {number}"
+                        )
                         raise ConfigError(
-                            f"KV head {pair[1]} of layer {pair[0]} is in the groups "
-                            f"{owner[pair]} and {number}; leave it in one"
+                            f"KV head {pair[1]} of layer {pair[0]} is {where}; name it once"
                         )
                     owner[pair] = number
         for layer, heads in enumerate(num_heads):

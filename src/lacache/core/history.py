@@ -28,7 +28,8 @@ class HistoryConfig(Plan):
         history: layers, or pairs (layer, KV head), that keep a history.
         window: capacity of all others, as a share of `capacity`.
         sinks: first tokens, never evicted.
-        refill: slots that one compaction frees, in either group.
+        refill: slots that one compaction of a window frees; one of the history frees as large a
+            share of its capacity.
         span: of the history's ladder, in layers of the history; by default half of them.
         overlap: likewise; without span and overlap, four fifths of the span.
         recent: newest tokens of the history that no compaction touches; by default half.
@@ -73,13 +74,9 @@ class HistoryConfig(Plan):
         return max(1, int(self.capacity * self.window))
 
     def history_capacity(self, num_heads: Sequence[int]) -> int:
-        """Capacity of the KV heads with a history: all that the others leave.
-
-        Rounded down so that both groups compact at the same time, and reading is cut less often.
-        """
+        """Capacity of the KV heads with a history: all that the others leave."""
         total, chosen = sum(num_heads), len(self._pairs(num_heads))
-        most = (self.capacity * total - self.window_capacity * (total - chosen)) // chosen
-        return most - (most - self.window_capacity) % self.refill
+        return (self.capacity * total - self.window_capacity * (total - chosen)) // chosen
 
     def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
         """The history first, then the windows."""
@@ -107,10 +104,11 @@ class HistoryConfig(Plan):
 
     def _thinned(self, num_heads: Sequence[int]) -> Policy:
         capacity = self.history_capacity(num_heads)
+        refill = max(1, self.refill * capacity // self.window_capacity)
         num_layers = len({layer for layer, _ in self._pairs(num_heads)})
         if num_layers == 1:
             # One layer alone has no ladder to stand on.
-            return SinkWindow(capacity, self.sinks, self.refill)
+            return SinkWindow(capacity, self.sinks, refill)
         span, overlap = default_span_overlap(num_layers) if self.span is None else (self.span, 0)
         if self.overlap is not None:
             overlap = self.overlap
@@ -120,7 +118,7 @@ class HistoryConfig(Plan):
             overlap=overlap,
             sinks=self.sinks,
             recent=self.recent,
-            refill=self.refill,
+            refill=refill,
             geometry=self.geometry,
             unit=self.unit,
         )

@@ -16,8 +16,16 @@ _PLANS: dict[str, type[Plan]] = {**POLICIES, "history": HistoryConfig, "groups":
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
-    """A plan's name and settings; `read_plan` is the way back."""
-    name = next(name for name, kind in _PLANS.items() if isinstance(plan, kind))
+    """A plan's name and settings; `read_plan` is the way back.
+
+    Raises:
+        ConfigError: a plan of another kind, such as one of the evaluation alone.
+    """
+    name = next((name for name, kind in _PLANS.items() if isinstance(plan, kind)), None)
+    if name is None:
+        raise ConfigError(
+            f"a {type(plan).__name__} cannot be written as JSON; use one of {', '.join(_PLANS)}"
+        )
     if isinstance(plan, Groups):
         return {
             "name": name,

@@ -81,18 +81,18 @@ def preset_plan(
         freed = Geometry(num_layers, span, 0).freed
         recent = num_layers + 1 - freed
         return LadderConfig(capacity=capacity, span=span, sinks=sinks, recent=recent)
-    refill = max(1, capacity // 8)
     if preset.share and (profile is not None or preset.guess):
-        refill = max(1, min(refill, (int(preset.window * capacity) - sinks) // 2))
-        share = _share(preset, capacity, prompt_tokens, refill)
+        refill = max(1, int(preset.window * capacity) // 8)
+        share, window = _split(preset, capacity, prompt_tokens, refill)
         return HistoryConfig(
             capacity=capacity,
             history=_neediest(share, num_layers, profile),
-            window=preset.window,
+            window=window,
             sinks=sinks,
             refill=refill,
         )
     span, overlap = default_span_overlap(num_layers)
+    refill = max(1, capacity // 8)
     return LadderConfig(capacity=capacity, span=span, overlap=overlap, sinks=sinks, refill=refill)
 
 
@@ -145,13 +145,21 @@ def _find(name: str) -> Preset:
     return PRESETS[name]
 
 
-def _share(preset: Preset, capacity: int, prompt_tokens: int, refill: int) -> float:
-    """How many of the KV heads keep a history: so many that the prompt fits, if it is known."""
+def _split(preset: Preset, capacity: int, prompt_tokens: int, refill: int) -> tuple[float, float]:
+    """How many of the KV heads keep a history, and the window of the others, as shares.
+
+    Where the prompt's length is known, so many heads that it fits, and what is left over beyond
+    the most heads goes to the windows.
+    """
+    # The answer needs room too.
+    needed = prompt_tokens + refill
     window = preset.window * capacity
-    if prompt_tokens <= window:
-        return preset.share
-    # The answer needs room too, and capacities are rounded down by up to one refill.
-    return min(_MOST, (capacity - window) / (prompt_tokens + refill - window))
+    if not prompt_tokens or needed <= capacity:
+        return preset.share, preset.window
+    share = (capacity - window) / (needed - window)
+    if share <= _MOST:
+        return share, preset.window
+    return _MOST, (capacity - _MOST * needed) / (1 - _MOST) / capacity
 
 
 def _neediest(

@@ -198,13 +198,21 @@ def find_profile(fingerprint: str, folders: Sequence[Path] = ()) -> Profile | No
         folders: where to look before the profiles that come with the package.
 
     Raises:
-        InputError: a profile found there cannot be read.
+        InputError: the model's own profile cannot be read.
     """
-    found = [profile for folder in (*folders, SHIPPED) for profile in _profiles(folder)]
+    found = [
+        profile for folder in (*folders, SHIPPED) for profile in _profiles(folder, fingerprint)
+    ]
     exact = (profile for profile in found if profile.matches(fingerprint))
     alike = (profile for profile in found if profile.resembles(fingerprint))
     return next(exact, None) or next(alike, None)
 
 
-def _profiles(folder: Path) -> Iterable[Profile]:
-    return [read_profile(path) for path in sorted(folder.glob("*.json"))]
+def _profiles(folder: Path, fingerprint: str) -> Iterable[Profile]:
+    """Those in a folder; what cannot be read matters only where it is the model's own."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            yield read_profile(path)
+        except InputError:
+            if path.stem == fingerprint:
+                raise

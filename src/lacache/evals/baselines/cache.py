@@ -144,6 +144,8 @@ class ScoredCache(WatchingCache):
                 if isinstance(layer, CacheLayerMixin)
             ),
             coverage=int(seen.sum()),
+            mean_cached=sum(ledger.held) / depth,
+            mean_capacity=sum(ledger.counts.capacities) / depth,
         )
 
     def reset(self) -> None:

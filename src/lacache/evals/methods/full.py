@@ -17,7 +17,9 @@ class FullCache(Method):
 
     name: ClassVar[str] = "full"
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(
+        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
+    ) -> ReadingCache:
         """An empty cache without a limit."""
         return LaCache.from_model(model, Full())
 

@@ -13,11 +13,13 @@ from lacache.core.errors import ConfigError
 from lacache.core.groups import Member
 from lacache.core.profile import Profile
 from lacache.evals.methods.method import Method
-from lacache.evals.methods.preset import profile_sha256
+from lacache.evals.methods.preset import plan_sha256
 from lacache.evals.methods.settings import REFILL, check_share, refill_slots, settings_record
 from lacache.evals.records import Record
 
 MEMBERS = ("heads", "layers")
+
+_CAPACITY = 1_000
 
 
 @final
@@ -30,7 +32,7 @@ class History(Method):
         members: "heads" or "layers".
         window: capacity of the others, as a share of the capacity.
         sinks: first tokens, never evicted.
-        refill: share of the capacity that one compaction frees, in either group.
+        refill: share of its capacity that one compaction of a group frees.
         recent: share of the history's capacity that no compaction touches; without it, half.
         span: of the history's ladder, in its own layers; without it, half of them.
         overlap: likewise; without it 0 beside a span, else four fifths of the span.
@@ -62,7 +64,9 @@ class History(Method):
         check_int("sinks", self.sinks, 0)
         check_int("unit", self.unit, 1)
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(
+        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
+    ) -> ReadingCache:
         """An empty cache with two groups."""
         profile = model_profile(model)
         if profile is None:
@@ -82,7 +86,7 @@ class History(Method):
             history=chosen,
             window=self.window,
             sinks=self.sinks,
-            refill=refill_slots(self.refill, capacity),
+            refill=refill_slots(self.refill, max(1, int(self.window * capacity))),
             span=self.span,
             overlap=self.overlap,
             geometry=self.geometry,
@@ -94,8 +98,11 @@ class History(Method):
         return replace(config, recent=recent)
 
     def inputs_sha256(self, model: Any) -> str:
-        """SHA-256 of the model's profile."""
-        return profile_sha256(model_profile(model))
+        """SHA-256 of the plan for a certain capacity, which follows the profile."""
+        profile = model_profile(model)
+        if profile is None:
+            return ""
+        return plan_sha256(self.plan(_CAPACITY, profile, model_facts(model).num_heads))
 
     def record(self) -> Record:
         """Name and settings."""

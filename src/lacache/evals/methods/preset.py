@@ -9,11 +9,14 @@ from lacache.cache import LaCache, ReadingCache
 from lacache.cache.facts import model_facts
 from lacache.cache.profiles import model_profile
 from lacache.core.errors import ConfigError
+from lacache.core.plan_record import plan_record
 from lacache.core.presets import DEFAULT_PRESET, PRESETS, preset_plan
-from lacache.core.profile import Profile, profile_json
+from lacache.core.schedule import Plan
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.settings import settings_record
 from lacache.evals.records import Record
+
+_CAPACITY = 1_000
 
 
 @final
@@ -35,24 +38,26 @@ class PresetMethod(Method):
                 f"preset={self.preset!r} must be one of {', '.join(PRESETS)}; try {DEFAULT_PRESET}"
             )
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(
+        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
+    ) -> ReadingCache:
         """An empty cache."""
         heads = model_facts(model).num_heads
-        plan = preset_plan(self.preset, capacity, heads, model_profile(model))
+        plan = preset_plan(
+            self.preset, capacity, heads, model_profile(model), prompt_tokens=prompt_tokens
+        )
         return LaCache.from_model(model, plan, prefill="dense" if dense else "segmented")
 
     def inputs_sha256(self, model: Any) -> str:
-        """SHA-256 of the model's profile."""
-        return profile_sha256(model_profile(model))
+        """SHA-256 of the plan for a certain capacity: it follows the profile and the preset."""
+        heads = model_facts(model).num_heads
+        return plan_sha256(preset_plan(self.preset, _CAPACITY, heads, model_profile(model)))
 
     def record(self) -> Record:
         """Name and settings."""
         return settings_record(self.name, self)
 
 
-def profile_sha256(profile: Profile | None) -> str:
-    """SHA-256 of a profile; an empty text without one."""
-    if profile is None:
-        return ""
-    text = json.dumps(profile_json(profile), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def plan_sha256(plan: Plan) -> str:
+    """SHA-256 of a plan's record."""
+    return hashlib.sha256(json.dumps(plan_record(plan), sort_keys=True).encode()).hexdigest()

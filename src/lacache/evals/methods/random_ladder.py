@@ -42,7 +42,9 @@ class RandomLadderMethod(Method):
         check_int("seed", self.seed, 0)
         self._ladder()
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(
+        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
+    ) -> ReadingCache:
         """An empty cache."""
         ladder = self._ladder().policy(capacity, len(model_facts(model).growing))
         policy = RandomLadder(ladder, self.seed)

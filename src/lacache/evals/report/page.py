@@ -109,8 +109,8 @@ _LEGEND = """## How to read this
   such a row is not a comparison at equal bytes.
 - Samples of several seeds are taken together where all else is equal.
 - The loss of an answer is that of the right answer, in nats for the whole of it.
-- A table has signal where the full cache scores at least 0.5, or clearly above 0 (its interval
-  leaves 0 out); without a full cache it is not known to have any.
+- A table has signal where the full cache scores at least 0.5; without a full cache it is not known
+  to have any.
 - Draws by chance are runs that differ by the seed of their method alone; they make one row with
   their median and the interval in which 95 % of them lie.
 - The best of many settings on some samples is best there partly by chance, and intervals do not

@@ -156,8 +156,11 @@ class Run:
 
     @property
     def has_signal(self) -> bool:
-        """Whether a full cache with this score leaves something to lose."""
-        return self.value >= 0.5 or self.interval[0] > 0
+        """Whether a full cache with this score leaves something to lose.
+
+        Half of all: a task near its floor is above 0 too, and says nothing of the cache.
+        """
+        return self.value >= 0.5
 
 
 def budget_order(run: Run) -> tuple[float, str]:
