@@ -32,6 +32,7 @@ def test_the_profile_is_stored_where_it_is_found_again(run: Run, tiny: Path, hom
     assert profile.window == 8
     assert profile.sinks == 1
     assert len(profile.order) == 10
+    assert [path.name for path in stored.parent.iterdir()] == [stored.name]
     assert png.read_bytes().startswith(b"\x89PNG")
 
 

@@ -93,6 +93,7 @@ def calibrate(
             on_step=on_step,
         )
     store.save_profile(profile, path)
+    store.journal_path(of_model).unlink(missing_ok=True)
     if as_json:
         typer.echo(json.dumps(profile_json(profile)))
     else:

@@ -37,12 +37,6 @@ def test_other_settings_start_anew(tmp_path: Path) -> None:
     assert "a" not in Journal(path, {"seed": 0})
 
 
-def test_it_can_be_removed(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    Journal(path, {}).remove()
-    assert not path.exists()
-
-
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot"):

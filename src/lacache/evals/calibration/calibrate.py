@@ -87,7 +87,7 @@ def calibrate(
         haystack: running text to hide probes in.
         name: the model's name, for people.
         journal: a file for what was measured, from which an interrupted calibration goes on. It
-            is removed at the end.
+            stays, for the caller to delete once the profile is safe.
         settings: of the probes; None for the defaults.
         on_step: called with the number of forwards done since the last call; they add up to
             `settings.num_steps(...)`.
@@ -133,7 +133,6 @@ def calibrate(
         order=tuple(ranking.order),
         left=tuple((count, round(cost, _DIGITS)) for count, cost in ranking.left),
     )
-    notes.remove()
     return profile
 
 

@@ -57,10 +57,6 @@ class Journal:
             self._known[key] = numbers
         return self._known[key]
 
-    def remove(self) -> None:
-        """Delete the file, when its measurements have become a result."""
-        self._path.unlink(missing_ok=True)
-
 
 def _parse(line: str) -> tuple[str, list[float]] | None:
     try:
