@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from lacache.cache.lacache import LaCache
     from lacache.cache.reading import CacheReport
     from lacache.core.full import Full
+    from lacache.core.groups import Group, Groups
+    from lacache.core.history import HistoryConfig
     from lacache.core.ladder import LadderConfig
     from lacache.core.sink_window import SinkWindow
     from lacache.engine.stream import stream
@@ -18,12 +20,26 @@ _HOMES = {
     "CacheReport": "lacache.cache.reading",
     "LaCache": "lacache.cache.lacache",
     "Full": "lacache.core.full",
+    "Group": "lacache.core.groups",
+    "Groups": "lacache.core.groups",
+    "HistoryConfig": "lacache.core.history",
     "LadderConfig": "lacache.core.ladder",
     "SinkWindow": "lacache.core.sink_window",
     "stream": "lacache.engine.stream",
 }
 
-__all__ = ["CacheReport", "Full", "LaCache", "LadderConfig", "SinkWindow", "__version__", "stream"]
+__all__ = [
+    "CacheReport",
+    "Full",
+    "Group",
+    "Groups",
+    "HistoryConfig",
+    "LaCache",
+    "LadderConfig",
+    "SinkWindow",
+    "__version__",
+    "stream",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,12 +20,14 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return tiny_model("llama")
 
 
-def test_the_users_profile_makes_the_default_a_history(model: Any) -> None:
-    assert isinstance(LaCache.from_model(model, 64).policy, LadderConfig)
+def test_the_users_profile_makes_a_preset_a_history(model: Any) -> None:
+    assert isinstance(LaCache.from_model(model, 64, preset="global").policy, HistoryConfig)
+    assert isinstance(LaCache.from_model(model, 64, preset="local").policy, LadderConfig)
     mark = fingerprint(model)
     pairs = tuple((layer, head) for layer in (3, 0, 1, 2, 4) for head in (1, 0))
     save_profile(Profile(mark, "tiny", 16, 4, ((0.0, 0.0),) * 5, pairs, ()), profile_path(mark))
-    cache = LaCache.from_model(model, 64)
+    assert isinstance(LaCache.from_model(model, 64).policy, LadderConfig)
+    cache = LaCache.from_model(model, 64, preset="global")
     assert isinstance(cache.policy, HistoryConfig)
     assert cache.policy.history == pairs[:1]
     cache.prefill(model, random_ids(500))

@@ -45,7 +45,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "balanced": Preset("text and recall alike", share=0.16, window=0.7),
+    "balanced": Preset("nothing is lost before the budget is full"),
     "local": Preset("what matters is near: chat, prose", share=0.1, window=0.85),
     "global": Preset("finding what is far back", share=0.16, window=0.3, guess=True),
     "paper": Preset("the paper's ladder, as the released code runs it"),
