@@ -52,7 +52,8 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         budget: tokens per layer (512), a share of the context (0.25; of the whole window where
             lm-eval asks for the likelihood of a document), or bytes ("64MiB").
         policy: any method of `lacache eval`, such as ladder, streaming or full. Its settings
-            (span, overlap, recent, refill ...) are arguments too, written as there.
+            (span, overlap, recent, refill ...) are arguments too, written as there; a preset is
+            `policy=preset,preset=global`.
         prefill: "segmented", or "dense" to read a context with a full cache and then compact it.
         first_token: in a dense prefill, where the first answer token comes from; see `Asking`.
         smallest: tokens that a share of a short context is never below.

@@ -375,3 +375,9 @@ def test_numbers_are_plain_json() -> None:
         "Ladder": 1.0,
         "StreamingLLM": 0.5,
     }
+
+
+def test_a_setting_named_like_its_method_is_told_by_its_value() -> None:
+    methods = [{"name": "preset", "preset": name} for name in ("local", "global")]
+    runs = [Run(eval_record(method), "") for method in methods]
+    assert list(method_labels(runs).values()) == ["preset local", "preset global"]

@@ -219,7 +219,8 @@ def _short(thing: Record, things: Sequence[Record], *, show_texts: bool) -> str:
             continue
         differs = any(other.get(name) != value for other in alike)
         if differs:
-            shown.append(f"{name}={_compact(value)}")
+            # "preset local" says as much as "preset preset=local".
+            shown.append(_compact(value) if name == thing["name"] else f"{name}={_compact(value)}")
         elif show_texts and isinstance(value, str) and len(value) <= 40:
             shown.append(value)
     name = str(thing["name"])
