@@ -13,7 +13,7 @@ from lacache.evals.report.choice import choose
 from lacache.evals.report.means import MeanRow
 from lacache.evals.report.numbers import Numbers, as_record, work_out
 from lacache.evals.report.rows import Row
-from lacache.evals.report.run import Run, budget_label
+from lacache.evals.report.run import Run, budget_label, method_labels
 from lacache.evals.report.summary import draws_beaten, sentences
 from tests.evals.report.made_up import METHODS, MODEL, eval_record, ppl_record, study
 
