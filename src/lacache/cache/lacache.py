@@ -12,8 +12,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache.facts import ModelFacts, find_decoder, model_facts
 from lacache.cache.group import LayerGroup
+from lacache.cache.grouped_layer import GroupedLayer, refuse_taking_back
 from lacache.cache.guard import guard
-from lacache.cache.layer import BoundedLayer, layer_bytes, refuse_taking_back
+from lacache.cache.layer import BoundedLayer, layer_bytes
 from lacache.cache.masks import guard_masks
 from lacache.cache.profiles import model_profile
 from lacache.cache.reading import CacheReport, ReadingCache
@@ -26,7 +27,6 @@ from lacache.core.resolve import PolicySource, one_budget, policy_source
 from lacache.core.schedule import Plan
 
 Prefill = Literal["segmented", "dense"]
-Bounded = BoundedLayer | SplitLayer
 
 
 @final
@@ -164,7 +164,7 @@ class LaCache(ReadingCache):
         if not 0 <= layer_idx < len(self.layers):
             raise InputError(f"layer_idx={layer_idx} must be in 0 to {len(self.layers) - 1}")
         layer = self.layers[layer_idx]
-        if not isinstance(layer, Bounded):
+        if not isinstance(layer, GroupedLayer):
             raise UnsupportedOperationError(
                 f"layer {layer_idx} is a native {type(layer).__name__}; try one of "
                 f"{self.growing_layers}"
@@ -271,7 +271,7 @@ class LaCache(ReadingCache):
     def key_lengths(self, layer_idx: int) -> tuple[int, ...] | None:
         """Keys per KV head in the open forward, where the groups hold different numbers."""
         layer = self.layers[layer_idx]
-        if len(self._groups) == 1 or not isinstance(layer, Bounded):
+        if len(self._groups) == 1 or not isinstance(layer, GroupedLayer):
             return None
         return layer.key_lengths()
 
@@ -320,13 +320,15 @@ class LaCache(ReadingCache):
         return self._prefill == "dense" and self._num_seen == 0
 
     def _parts(self) -> list[BoundedLayer]:
-        return [part for layer in self.layers if isinstance(layer, Bounded) for part in layer.parts]
+        return [
+            part for layer in self.layers if isinstance(layer, GroupedLayer) for part in layer.parts
+        ]
 
     def _native_layers(self) -> list[CacheLayerMixin]:
         return [
             layer
             for layer in self.layers
-            if isinstance(layer, CacheLayerMixin) and not isinstance(layer, Bounded)
+            if isinstance(layer, CacheLayerMixin) and not isinstance(layer, GroupedLayer)
         ]
 
 

@@ -1,21 +1,18 @@
 """The keys and values of a layer, or of some of its KV heads, of bounded length."""
 
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache.group import LayerGroup
+from lacache.cache.grouped_layer import GroupedLayer
 from lacache.cache.rotary import Rotation
-from lacache.core.errors import UnsupportedOperationError
 
 
 @final
-class BoundedLayer(CacheLayerMixin):
+class BoundedLayer(GroupedLayer):
     """Holds keys as they came in and values, each [B, Hkv, N, D]; its group says which."""
-
-    is_sliding = False
 
     def __init__(self, group: LayerGroup, pattern: int, rotation: Rotation | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -72,30 +69,10 @@ class BoundedLayer(CacheLayerMixin):
         self.values = torch.cat([_select(self.values, slots), value_states], dim=-2)
         return self.group.to_slots(self.keys, self.pattern, self._rotation), self.values
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys that `query_length` new tokens will attend to."""
-        return self.group.mask_sizes(query_length)
-
-    def get_seq_length(self) -> int:
-        """Tokens ever seen, which is how transformers counts positions."""
-        return self.group.state.num_seen
-
-    def get_max_length(self) -> int:
-        """No limit: a text of any length fits."""
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        """The name of `get_max_length` in older versions."""
-        return -1
-
     def reset(self) -> None:
         """Forget everything."""
         self.keys = self.values = None
         self.is_initialized = False
-
-    def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: what was compacted away cannot come back."""
-        refuse_taking_back()
 
     def num_stored(self) -> int:
         """Tokens held now."""
@@ -112,15 +89,6 @@ class BoundedLayer(CacheLayerMixin):
         if self.keys is not None and self.values is not None:
             self.keys = self.keys[indices]
             self.values = self.values[indices]
-
-
-def refuse_taking_back() -> NoReturn:
-    """Raise UnsupportedOperationError for whatever would take tokens back."""
-    raise UnsupportedOperationError(
-        "taking tokens back (crop, assisted decoding, prompt lookup) needs tokens that a "
-        "compaction may have dropped; leave assistant_model and prompt_lookup_num_tokens out, "
-        "or use transformers' DynamicCache"
-    )
 
 
 def layer_bytes(keys: Tensor | None, values: Tensor | None) -> int:

@@ -3,21 +3,19 @@
 from typing import Any, final
 
 from torch import LongTensor, Tensor
-from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache.layer import BoundedLayer, refuse_taking_back
+from lacache.cache.grouped_layer import GroupedLayer
+from lacache.cache.layer import BoundedLayer
 from lacache.core.errors import InputError
 
 
 @final
-class SplitLayer(CacheLayerMixin):
+class SplitLayer(GroupedLayer):
     """Stores each group's heads apart, and joins them for the attention of one forward.
 
     Heads with fewer tokens are filled up on the left; a mask hides the filling
     (`lacache.cache.masks`), which exists for one layer and one forward at a time.
     """
-
-    is_sliding = False
 
     def __init__(self, parts: dict[tuple[int, ...], BoundedLayer]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -82,31 +80,11 @@ class SplitLayer(CacheLayerMixin):
             joined_values[:, list(heads), length - values.shape[-2] :] = values
         return joined_keys, joined_values
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Of one part; the masks are made by `lacache.cache.masks`."""
-        return self.parts[0].get_mask_sizes(query_length)
-
-    def get_seq_length(self) -> int:
-        """Tokens ever seen, which is how transformers counts positions."""
-        return self.parts[0].get_seq_length()
-
-    def get_max_length(self) -> int:
-        """No limit: a text of any length fits."""
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        """The name of `get_max_length` in older versions."""
-        return -1
-
     def reset(self) -> None:
         """Forget everything."""
         for part in self.parts:
             part.reset()
         self.is_initialized = False
-
-    def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: what was compacted away cannot come back."""
-        refuse_taking_back()
 
     def reorder_cache(self, beam_idx: LongTensor) -> None:
         """Take the rows `beam_idx`, in that order, for beam search."""

@@ -11,8 +11,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache import CacheReport
 from lacache.cache.facts import ModelFacts, find_decoder, model_facts
+from lacache.cache.grouped_layer import refuse_taking_back
 from lacache.cache.guard import guard
-from lacache.cache.layer import layer_bytes, refuse_taking_back
+from lacache.cache.layer import layer_bytes
 from lacache.cache.masks import guard_masks
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache.layer import refuse_taking_back
+from lacache.cache.grouped_layer import refuse_taking_back
 from lacache.cache.rotary import Rotation, Tables
 from lacache.core.errors import UnsupportedModelError, UnsupportedOperationError
 from lacache.evals.baselines.ledger import Ledger
