@@ -14,8 +14,9 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.core import Groups, LadderConfig, Plan, Policy, SinkWindow
+from lacache.core import Groups, LadderConfig, Plan, Policy, ShrinkingWindow, SinkWindow
 from lacache.core.reference import reference_kept
+from tests.core.slow_window import shrunk
 
 
 def rotate(keys: Tensor, shifts: Tensor, inv_freq: Tensor) -> Tensor:
@@ -144,6 +145,8 @@ def _of_policy(policy: Policy, num_layers: int, recent: int, num_seen: int) -> l
     for token in range(num_seen):
         if isinstance(policy, SinkWindow) and len(tokens) == policy.capacity:
             del tokens[policy.sinks : policy.sinks + policy.refill]
+        if isinstance(policy, ShrinkingWindow):
+            tokens = shrunk(policy, tokens, token)
         tokens.append(token)
     return [tokens] * num_layers
 

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from lacache.core import Full, Group, Groups, LadderConfig, Policy, SinkWindow
+from lacache.core import Full, Group, Groups, LadderConfig, Policy, ShrinkingWindow, SinkWindow
 from lacache.core.errors import ConfigError
 
 
@@ -10,10 +10,12 @@ from lacache.core.errors import ConfigError
 def policies(draw: st.DrawFn, num_layers: int) -> Policy:
     """A policy that works over so many layers."""
     while True:
-        kind = draw(st.sampled_from(["ladder", "ladder", "streaming", "streaming", "full"]))
+        kind = draw(st.sampled_from(["ladder", "ladder", "streaming", "shrinking", "full"]))
         sinks = draw(st.integers(0, 3))
         if kind == "full":
             return Full()
+        if kind == "shrinking":
+            return draw(shrinking_windows())
         if kind == "streaming" or num_layers == 1:
             return SinkWindow(draw(st.integers(6, 20)), sinks, refill=draw(st.integers(1, 3)))
         span = draw(st.integers(1, num_layers - 1))
@@ -31,6 +33,21 @@ def policies(draw: st.DrawFn, num_layers: int) -> Policy:
         except ConfigError:
             continue
         return config
+
+
+@st.composite
+def shrinking_windows(draw: st.DrawFn) -> ShrinkingWindow:
+    """Windows that shrink quickly enough for a short text to see the end of it."""
+    sinks, refill = draw(st.integers(0, 3)), draw(st.integers(1, 4))
+    least = draw(st.integers(sinks + refill, 16))
+    return ShrinkingWindow(
+        capacity=draw(st.integers(least, 30)),
+        least=least,
+        history_heads=draw(st.integers(1, 4)),
+        window_heads=draw(st.integers(1, 6)),
+        sinks=sinks,
+        refill=refill,
+    )
 
 
 @st.composite

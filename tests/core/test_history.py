@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.core import HistoryConfig, LadderConfig, SinkWindow, kept_after, mean_capacity
+from lacache.core import HistoryConfig, LadderConfig, ShrinkingWindow, kept_after, mean_capacity
 from lacache.core.errors import ConfigError
 
 HEADS = (3,) * 10
@@ -34,7 +34,7 @@ def test_the_bytes_are_those_of_the_capacity(
     assert capacity - share * (refill + 1) <= mean <= capacity
     history, other = (kept_after(group.schedule, 3000).state for group in groups)
     assert history.num_seen == other.num_seen == 3000
-    assert groups[0].schedule.capacity > capacity > groups[1].schedule.capacity
+    assert groups[0].schedule.capacity > capacity > groups[1].schedule.final_capacity
 
 
 def test_the_history_is_a_ladder_over_its_own_layers() -> None:
@@ -45,7 +45,7 @@ def test_the_history_is_a_ladder_over_its_own_layers() -> None:
     expected = LadderConfig(capacity=capacity, span=1, unit=2).bind(3)
     assert kept_after(history.schedule, 999).by_pattern == kept_after(expected, 999).by_pattern
     assert history.schedule.capacity == capacity
-    window = SinkWindow(30).bind(10)
+    window = ShrinkingWindow(100, 30, history_heads=7, window_heads=23).bind(10)
     assert kept_after(others.schedule, 999).by_pattern == kept_after(window, 999).by_pattern
 
 

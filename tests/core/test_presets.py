@@ -1,7 +1,5 @@
 """Presets: plans that work for any model and budget."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,24 +78,6 @@ def test_budgets_of_each_kind() -> None:
     by_share = plan(0.25, 2000)
     assert isinstance(by_share, HistoryConfig)
     assert by_share.capacity == 500
-
-
-@given(share=st.floats(0.1, 0.8), prompt=st.integers(300, 3000))
-@settings(max_examples=30, deadline=None)
-def test_a_share_of_the_prompt_gives_heads_that_hold_all_of_it(share: float, prompt: int) -> None:
-    plan = preset_source("global", share, num_heads=HEADS, bytes_per_token=8, profile=PROFILE)(
-        prompt
-    )
-    assert isinstance(plan, HistoryConfig)
-    assert plan.history_capacity(HEADS) >= prompt
-    # One head more, or a window wider by a twelfth, and it no longer does: but for a token that
-    # each window loses by rounding.
-    if len(plan.history) < 12:
-        other = replace(plan, history=PROFILE.order[: len(plan.history) + 1])
-    else:
-        other = replace(plan, window=plan.window * 13 / 12)
-    rounding = len(PAIRS) / len(other.history)
-    assert other.history_capacity(HEADS) <= prompt + plan.refill + rounding
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -223,9 +223,7 @@ class Cheat(Method):
 
     name: ClassVar[str] = "cheat"
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         return LaCache.from_model(
             model, SinkWindow(2 * capacity), prefill="dense" if dense else "segmented"
         )
@@ -237,9 +235,7 @@ class Cheat(Method):
 class Liar(Cheat):
     """Holds everything and reports nothing."""
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         cache: Any = LaCache.from_model(model, Full())
         report = cache.report
 
@@ -254,9 +250,7 @@ class Liar(Cheat):
 class Hider(Cheat):
     """Gives the attention more than its layers store."""
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         cache: Any = LaCache.from_model(model, SinkWindow(capacity))
         update = cache.update
 

@@ -222,9 +222,7 @@ class Broken(Method):
 
     name: ClassVar[str] = "broken"
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         raise RuntimeError("out of\nmemory")
 
     def record(self) -> Record:

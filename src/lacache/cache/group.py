@@ -56,7 +56,7 @@ class LayerGroup:
 
     def room(self) -> int:
         """How many tokens the next forward can bring without a compaction inside it."""
-        return self.schedule.capacity - self.settled().num_cached
+        return self.schedule.room(self.settled())
 
     def mask_sizes(self, num_new: int) -> tuple[int, int]:
         """Length and offset of the keys that the next forward attends to."""

@@ -21,6 +21,7 @@ from lacache.cache.reading import CacheReport, ReadingCache
 from lacache.cache.split_layer import SplitLayer
 from lacache.core.budget import Budget
 from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
+from lacache.core.groups import mean_capacity
 from lacache.core.kept import coverage
 from lacache.core.presets import DEFAULT_PRESET, SINKS, preset_source
 from lacache.core.resolve import PolicySource, one_budget, policy_source
@@ -192,7 +193,7 @@ class LaCache(ReadingCache):
             ),
             coverage=coverage(dict(enumerate(held))),
             mean_cached=self._mean([state.num_cached for state in states]),
-            mean_capacity=self._mean([group.schedule.capacity for group in self._groups]),
+            mean_capacity=mean_capacity(self._bound),
         )
 
     def reset(self) -> None:

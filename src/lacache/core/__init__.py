@@ -9,6 +9,7 @@ from lacache.core.kept import KeptTokens, coverage, kept_after
 from lacache.core.ladder import LadderConfig
 from lacache.core.registry import POLICIES
 from lacache.core.schedule import UNBOUNDED, BoundGroup, Plan, Policy, Schedule, State
+from lacache.core.shrinking_window import ShrinkingWindow
 from lacache.core.sink_window import SinkWindow
 from lacache.core.timetable import Timetable
 
@@ -27,6 +28,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Schedule",
+    "ShrinkingWindow",
     "SinkWindow",
     "State",
     "Timetable",

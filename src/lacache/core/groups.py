@@ -102,12 +102,12 @@ class Groups(Plan):
 
 
 def mean_capacity(groups: Sequence[BoundGroup]) -> float:
-    """Capacity in tokens, averaged over KV heads: what the bytes of a full cache follow from."""
+    """Capacity in tokens in the end, averaged over KV heads: what the bytes follow from."""
     total = 0
     for group in groups:
-        if group.schedule.capacity == UNBOUNDED:
+        if group.schedule.final_capacity == UNBOUNDED:
             return UNBOUNDED
-        total += group.schedule.capacity * group.num_heads
+        total += group.schedule.final_capacity * group.num_heads
     return total / sum(group.num_heads for group in groups)
 
 

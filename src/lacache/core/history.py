@@ -11,6 +11,7 @@ from lacache.core.geometry import default_span_overlap
 from lacache.core.groups import Group, Groups, Member, heads_of
 from lacache.core.ladder import LadderConfig
 from lacache.core.schedule import BoundGroup, Plan, Policy
+from lacache.core.shrinking_window import ShrinkingWindow
 from lacache.core.sink_window import SinkWindow
 
 
@@ -26,10 +27,11 @@ class HistoryConfig(Plan):
         capacity: tokens per KV head on average: the cache has the bytes of one with that
             capacity in every layer.
         history: layers, or pairs (layer, KV head), that keep a history.
-        window: capacity of all others, as a share of `capacity`.
+        window: capacity of all others in the end, as a share of `capacity`. Until the history has
+            grown so long, they hold what it leaves: the bytes are in use at all times.
         sinks: first tokens, never evicted.
-        refill: slots that one compaction of a window frees; one of the history frees as large a
-            share of its capacity.
+        refill: tokens that come in from one compaction of a window to the next; one of the history
+            frees as large a share of its capacity.
         span: of the history's ladder, in layers of the history; by default half of them.
         overlap: likewise; without span and overlap, four fifths of the span.
         recent: newest tokens of the history that no compaction touches; by default half.
@@ -70,13 +72,12 @@ class HistoryConfig(Plan):
 
     @property
     def window_capacity(self) -> int:
-        """Capacity of the KV heads without a history."""
+        """Capacity of the KV heads without a history, in the end."""
         return max(1, int(self.capacity * self.window))
 
     def history_capacity(self, num_heads: Sequence[int]) -> int:
         """Capacity of the KV heads with a history: all that the others leave."""
-        total, chosen = sum(num_heads), len(self._pairs(num_heads))
-        return (self.capacity * total - self.window_capacity * (total - chosen)) // chosen
+        return self._shrinking(num_heads).history_capacity
 
     def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
         """The history first, then the windows."""
@@ -91,13 +92,23 @@ class HistoryConfig(Plan):
             raise ConfigError(
                 "history holds every KV head, so nothing is left for windows; use a LadderConfig"
             )
-        window = SinkWindow(self.window_capacity, self.sinks, self.refill)
         return Groups(
             (
                 Group(self._thinned(num_heads), tuple(sorted(history))),
-                Group(window, tuple(others)),
+                Group(self._shrinking(num_heads), tuple(others)),
             )
         ).bind_groups(num_heads)
+
+    def _shrinking(self, num_heads: Sequence[int]) -> ShrinkingWindow:
+        chosen = len(self._pairs(num_heads))
+        return ShrinkingWindow(
+            capacity=self.capacity,
+            least=self.window_capacity,
+            history_heads=chosen,
+            window_heads=sum(num_heads) - chosen,
+            sinks=self.sinks,
+            refill=self.refill,
+        )
 
     def _pairs(self, num_heads: Sequence[int]) -> set[tuple[int, int]]:
         return {pair for member in self.history for pair in heads_of(member, num_heads)}

@@ -2,7 +2,7 @@
 
 from typing import final
 
-from lacache.core.schedule import UNBOUNDED, Schedule, State
+from lacache.core.schedule import UNBOUNDED, Schedule
 from lacache.core.timetable import Timetable
 
 
@@ -38,7 +38,7 @@ class KeptTokens:
         while self.state.num_seen < end:
             if self.schedule.is_full(self.state):
                 self.compact()
-            room = self.schedule.capacity - self.state.num_cached
+            room = self.schedule.room(self.state)
             self.insert(min(room, end - self.state.num_seen))
 
     def settle(self) -> None:
@@ -64,37 +64,37 @@ def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
         kept.read(num_seen)
         return kept
     kept.read(start.num_seen)
+    slots = start.num_cached
+    arrived = start.num_seen - slots
     one = KeptTokens(schedule)
-    one.state = State(schedule.capacity, schedule.capacity, start.cursor)
+    one.state = start
     for tokens in one.by_pattern.values():
-        tokens.extend(range(schedule.capacity))
+        tokens.extend(range(arrived, start.num_seen))
     one.read(length)
-    arrived = start.num_seen - schedule.capacity
-    for pattern, moves in one.by_pattern.items():
+    for pattern, after in one.by_pattern.items():
         before = kept.by_pattern[pattern]
         kept.by_pattern[pattern] = [
-            before[m] if m < schedule.capacity else m + arrived
-            for m in _repeat(moves, length, periods)
+            before[m] if m < slots else m + arrived
+            for m in _repeat([token - arrived for token in after], length, periods)
         ]
-    seen = start.num_seen + periods * length
-    kept.state = State(seen, schedule.capacity, start.cursor)
-    kept.read(num_seen - seen)
+    kept.state = start._replace(num_seen=start.num_seen + periods * length)
+    kept.read(num_seen - kept.state.num_seen)
     return kept
 
 
 def _repeat(moves: list[int], length: int, times: int) -> list[int]:
     """The moves of `times` periods of `length` tokens, by squaring.
 
-    A move below the capacity names an old slot; from the capacity on, a token by its number
-    since the start of the period.
+    A move below the number of slots names an old slot; from there on, a token by its number since
+    the start of the period.
     """
-    capacity = len(moves)
-    result, done = list(range(capacity)), 0
+    slots = len(moves)
+    result, done = list(range(slots)), 0
     while times:
         if times % 2:
-            result = [result[m] if m < capacity else m + done for m in moves]
+            result = [result[m] if m < slots else m + done for m in moves]
             done += length
-        moves = [moves[m] if m < capacity else m + length for m in moves]
+        moves = [moves[m] if m < slots else m + length for m in moves]
         length *= 2
         times //= 2
     return result

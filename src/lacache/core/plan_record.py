@@ -11,8 +11,10 @@ from lacache.core.groups import Group, Groups
 from lacache.core.history import HistoryConfig
 from lacache.core.registry import POLICIES
 from lacache.core.schedule import Plan, Policy
+from lacache.core.shrinking_window import ShrinkingWindow
 
-_PLANS: dict[str, type[Plan]] = {**POLICIES, "history": HistoryConfig, "groups": Groups}
+_OF_GROUPS: dict[str, type[Policy]] = {**POLICIES, "shrinking": ShrinkingWindow}
+_PLANS: dict[str, type[Plan]] = {**_OF_GROUPS, "history": HistoryConfig, "groups": Groups}
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def _group(record: object) -> Group:
     if not isinstance(policy, Policy):
         raise ConfigError(
             f"the policy of a group cannot be {settings['policy']['name']!r}; use one of "
-            f"{', '.join(POLICIES)}"
+            f"{', '.join(_OF_GROUPS)}"
         )
     return Group(policy, _tuples(members))
 

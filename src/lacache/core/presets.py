@@ -20,9 +20,6 @@ SINKS = 4
 _AMPLE = 1 << 40
 """A capacity that no model fills: what fails with it fails with every one."""
 
-_MOST = 0.5
-"""More heads than these with a history leave too few bytes to the others' windows."""
-
 
 @final
 @dataclass(frozen=True)
@@ -32,8 +29,7 @@ class Preset:
     Args:
         about: what it is for, in one line.
         share: of the KV heads, how many keep a long history; none makes a ladder of all layers.
-            Where the length of the prompt is known, as many as can hold the whole of it.
-        window: capacity of the other heads, as a share of the whole.
+        window: capacity of the other heads in the end, as a share of the whole.
         guess: without a profile of the model, guess the layers by their depth; else a ladder of
             all layers takes the place of the history.
     """
@@ -59,7 +55,6 @@ def preset_plan(
     profile: Profile | None,
     *,
     sinks: int = SINKS,
-    prompt_tokens: int = 0,
 ) -> Plan:
     """The plan of a preset.
 
@@ -69,7 +64,6 @@ def preset_plan(
         num_heads: KV heads of each layer with a growing cache.
         profile: of the model, if it has one.
         sinks: first tokens, never evicted.
-        prompt_tokens: length of the prompt that the capacity is a share of; 0 where it is not.
 
     Raises:
         ConfigError: no such preset, or the capacity is too small for it.
@@ -83,11 +77,10 @@ def preset_plan(
         return LadderConfig(capacity=capacity, span=span, sinks=sinks, recent=recent)
     if preset.share and (profile is not None or preset.guess):
         refill = max(1, int(preset.window * capacity) // 8)
-        share, window = _split(preset, capacity, prompt_tokens, refill)
         return HistoryConfig(
             capacity=capacity,
-            history=_neediest(share, num_layers, profile),
-            window=window,
+            history=_neediest(preset.share, num_layers, profile),
+            window=preset.window,
             sinks=sinks,
             refill=refill,
         )
@@ -115,15 +108,10 @@ def preset_source(
         raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
     parsed = parse_budget(budget)
 
-    def plan(capacity: int, prompt_tokens: int = 0) -> Plan:
-        return preset_plan(
-            name, capacity, num_heads, profile, sinks=sinks, prompt_tokens=prompt_tokens
-        )
+    def plan(capacity: int) -> Plan:
+        return preset_plan(name, capacity, num_heads, profile, sinks=sinks)
 
     smallest = _smallest(plan, num_heads)
-    if parsed.share:
-        # Of a prompt as long as the capacity, the most heads get a history.
-        smallest = max(smallest, _smallest(lambda tokens: plan(tokens, tokens), num_heads))
     if parsed.tokens and parsed.tokens < smallest:
         raise ConfigError(
             f"budget={parsed.tokens} must be at least {smallest} tokens for preset {name!r} of "
@@ -134,7 +122,7 @@ def preset_source(
         capacity = parsed.capacity(
             bytes_per_token=bytes_per_token, prompt_tokens=num_tokens, smallest=smallest
         )
-        return plan(capacity, num_tokens if parsed.share else 0)
+        return plan(capacity)
 
     return for_prompt
 
@@ -143,23 +131,6 @@ def _find(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(f"preset={name!r} must be one of {', '.join(PRESETS)}; try 'balanced'")
     return PRESETS[name]
-
-
-def _split(preset: Preset, capacity: int, prompt_tokens: int, refill: int) -> tuple[float, float]:
-    """How many of the KV heads keep a history, and the window of the others, as shares.
-
-    Where the prompt's length is known, so many heads that it fits, and what is left over beyond
-    the most heads goes to the windows.
-    """
-    # The answer needs room too.
-    needed = prompt_tokens + refill
-    window = preset.window * capacity
-    if not prompt_tokens or needed <= capacity:
-        return preset.share, preset.window
-    share = (capacity - window) / (needed - window)
-    if share <= _MOST:
-        return share, preset.window
-    return _MOST, (capacity - _MOST * needed) / (1 - _MOST) / capacity
 
 
 def _neediest(

@@ -1,7 +1,8 @@
 """What a plan is: schedules of compactions that depend on counts alone.
 
 Every host (transformers cache, engine, vLLM) runs the same schedule: before token number
-`num_seen` is inserted, if `num_cached == capacity`, one compaction runs.
+`num_seen` is inserted, if the cache is full, one compaction runs. Full is `num_cached == capacity`,
+but for windows that shrink.
 """
 
 import sys
@@ -42,6 +43,13 @@ class Schedule(ABC):
     """Most tokens that a layer ever holds, the newest included."""
     patterns: tuple[int, ...]
     """Per layer, the number of its pattern."""
+    steady_from: int = 0
+    """Tokens seen from which on slots and cursor alone decide, and so the schedule is periodic."""
+
+    @property
+    def final_capacity(self) -> int:
+        """The capacity once the schedule is steady."""
+        return self.capacity
 
     @abstractmethod
     def start(self) -> State:
@@ -49,7 +57,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def compact(self, state: State) -> State:
-        """The state after the compaction of a full cache (`num_cached == capacity`)."""
+        """The state after the compaction of a full cache (`is_full`)."""
 
     @abstractmethod
     def dropped(self, state: State, pattern: int) -> Runs:
@@ -58,6 +66,10 @@ class Schedule(ABC):
     def is_full(self, state: State) -> bool:
         """Whether the next token makes a compaction run first."""
         return state.num_cached == self.capacity
+
+    def room(self, state: State) -> int:
+        """How many tokens can come before a compaction; 0 where one is due."""
+        return self.capacity - state.num_cached
 
     def settle(self, state: State) -> State:
         """The state that the next token finds: after the compaction, if one is due."""

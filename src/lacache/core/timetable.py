@@ -1,13 +1,16 @@
 """The schedule as a table: the state after any number of tokens, without counting up to it.
 
-A cache is compacted only when it is full, so the cursor alone decides the next compaction, and
-the sequence of compactions is soon periodic.
+Once it is steady, slots and cursor of a full cache alone decide the next compaction, and the
+sequence of compactions is soon periodic.
 """
 
 from bisect import bisect_left
+from operator import attrgetter
 from typing import final
 
 from lacache.core.schedule import Schedule, State
+
+_num_seen = attrgetter("num_seen")
 
 
 @final
@@ -16,44 +19,41 @@ class Timetable:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        full = schedule.start().insert(schedule.capacity)
-        # Compaction k runs when `capacity + freed[k]` tokens have been seen, with cursors[k].
-        self._cursors: list[int] = []
-        self._freed = [0]
-        first_with: dict[int, int] = {}
-        while full.cursor not in first_with:
-            first_with[full.cursor] = len(self._cursors)
-            self._cursors.append(full.cursor)
-            after = schedule.compact(full)
-            num_freed = full.num_cached - after.num_cached
-            if num_freed == 0:
+        state = schedule.start()
+        state = state.insert(schedule.room(state))
+        # As every compaction finds the cache, up to the first that comes again.
+        self._full: list[State] = [state]
+        first_with: dict[tuple[int, int], int] = {}
+        while (again := first_with.get((state.num_cached, state.cursor))) is None:
+            if state.num_seen >= schedule.steady_from:
+                first_with[state.num_cached, state.cursor] = len(self._full) - 1
+            after = schedule.compact(state)
+            if after.num_cached == state.num_cached:
+                again = len(self._full) - 1
                 break
-            self._freed.append(self._freed[-1] + num_freed)
-            full = after.insert(num_freed)
-        self._first = first_with[full.cursor]
-        self._cursors.append(full.cursor)
+            state = after.insert(schedule.room(after))
+            self._full.append(state)
+        self._first = again
 
     @property
     def period_start(self) -> State:
         """The first full state that comes again."""
-        num_seen = self.schedule.capacity + self._freed[self._first]
-        return State(num_seen, self.schedule.capacity, self._cursors[self._first])
+        return self._full[self._first]
 
     @property
     def period_tokens(self) -> int:
         """Tokens from one such state to the next; 0 where nothing is ever compacted."""
-        return self._freed[-1] - self._freed[self._first]
+        return self._full[-1].num_seen - self.period_start.num_seen
 
     def state_at(self, num_seen: int) -> State:
         """The state after `num_seen` tokens; a compaction that is due has not run yet."""
-        excess = num_seen - self.schedule.capacity
-        if excess <= 0:
+        seen, last = num_seen, self._full[-1].num_seen
+        if seen > last and self.period_tokens:
+            seen = self.period_start.num_seen + 1
+            seen += (num_seen - seen) % self.period_tokens
+        done = bisect_left(self._full, seen, key=_num_seen)
+        if done == 0:
             return self.schedule.start().insert(num_seen)
-        periods = 0
-        if excess > self._freed[-1]:
-            beyond = excess - self._freed[self._first] - 1
-            periods = beyond // self.period_tokens
-            excess -= periods * self.period_tokens
-        done = bisect_left(self._freed, excess)
-        freed = self._freed[done] + periods * self.period_tokens
-        return State(num_seen, num_seen - freed, self._cursors[done])
+        full = self._full[done - 1]
+        state = self.schedule.compact(full).insert(seen - full.num_seen)
+        return state._replace(num_seen=num_seen)

@@ -130,12 +130,7 @@ def ask(
         smallest=1,
     )
     dense = asking.protocol == "dense"
-    cache = method.open(
-        model,
-        capacity=capacity,
-        dense=dense,
-        prompt_tokens=prompt_tokens if budget.share else 0,
-    )
+    cache = method.open(model, capacity=capacity, dense=dense)
     limit = None if isinstance(method, FullCache) else capacity
     watch = Watch(model, cache, capacity=limit, on_tokens=on_tokens)
     ends = eos_token_ids(model, tokenizer)

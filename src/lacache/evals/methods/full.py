@@ -17,9 +17,7 @@ class FullCache(Method):
 
     name: ClassVar[str] = "full"
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache without a limit."""
         return LaCache.from_model(model, Full())
 

@@ -64,9 +64,7 @@ class History(Method):
         check_int("sinks", self.sinks, 0)
         check_int("unit", self.unit, 1)
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache with two groups."""
         profile = model_profile(model)
         if profile is None:

@@ -55,9 +55,7 @@ class Ladder(Method):
         if self.recent is not None:
             check_share("recent", self.recent)
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty ladder."""
         policy = self.policy(capacity, len(model_facts(model).growing))
         return LaCache.from_model(model, policy, prefill="dense" if dense else "segmented")

@@ -13,9 +13,7 @@ class Method(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache.
 
         Args:
@@ -24,7 +22,6 @@ class Method(ABC):
                 that the cache ever holds (the full cache alone ignores it).
             dense: read the first input with a full cache and compact it then, instead of
                 compacting on the way.
-            prompt_tokens: length of the prompt, if the capacity is a share of it.
 
         Raises:
             ConfigError: the settings cannot work with this capacity or model.

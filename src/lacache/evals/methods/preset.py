@@ -38,14 +38,10 @@ class PresetMethod(Method):
                 f"preset={self.preset!r} must be one of {', '.join(PRESETS)}; try {DEFAULT_PRESET}"
             )
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache."""
         heads = model_facts(model).num_heads
-        plan = preset_plan(
-            self.preset, capacity, heads, model_profile(model), prompt_tokens=prompt_tokens
-        )
+        plan = preset_plan(self.preset, capacity, heads, model_profile(model))
         return LaCache.from_model(model, plan, prefill="dense" if dense else "segmented")
 
     def inputs_sha256(self, model: Any) -> str:

@@ -44,9 +44,7 @@ class PyramidKVMethod(ScoredMethod):
         """SnapKV's."""
         return SnapKV(self.window, self.kernel)
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache."""
         refill = refill_slots(self.refill, capacity)
         capacities = pyramid(

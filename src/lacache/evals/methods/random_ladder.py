@@ -42,9 +42,7 @@ class RandomLadderMethod(Method):
         check_int("seed", self.seed, 0)
         self._ladder()
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache."""
         ladder = self._ladder().policy(capacity, len(model_facts(model).growing))
         policy = RandomLadder(ladder, self.seed)

@@ -40,9 +40,7 @@ class ReleasedLadder(Method):
         check_span(self.span, self.overlap, "interleaved")
         check_int("sinks", self.sinks, 0)
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty ladder."""
         policy = self.policy(capacity, len(model_facts(model).growing))
         return LaCache.from_model(model, policy, prefill="dense" if dense else "segmented")

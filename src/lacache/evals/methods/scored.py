@@ -32,9 +32,7 @@ class ScoredMethod(Method):
     def scorer(self, capacity: int) -> Scorer:
         """The score, at a capacity in tokens."""
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache."""
         return ScoredCache.from_model(
             model,

@@ -30,9 +30,7 @@ class Streaming(Method):
         check_int("sinks", self.sinks, 0)
         check_share("refill", self.refill)
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty sink window."""
         policy = SinkWindow(capacity, sinks=self.sinks, refill=refill_slots(self.refill, capacity))
         return LaCache.from_model(model, policy, prefill="dense" if dense else "segmented")

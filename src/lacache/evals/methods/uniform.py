@@ -38,9 +38,7 @@ class UniformStride(Method):
     def __post_init__(self) -> None:
         self._ladder()
 
-    def open(
-        self, model: Any, *, capacity: int, dense: bool, prompt_tokens: int = 0
-    ) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache."""
         policy = Uniform(self._ladder().policy(capacity, len(model_facts(model).growing)))
         return LaCache.from_model(model, policy, prefill="dense" if dense else "segmented")

@@ -1,0 +1,120 @@
+"""A window that gives its slots, one by one, to a history that grows elsewhere."""
+
+from dataclasses import dataclass
+from typing import final
+
+from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError
+from lacache.core.schedule import Policy, Runs, Schedule, State
+
+
+@final
+@dataclass(frozen=True)
+class ShrinkingWindow(Policy):
+    """Sinks and the newest tokens, in what the bytes of a growing history leave.
+
+    Up to `capacity` tokens all KV heads hold everything. From then on each token that the
+    `history_heads` gain is paid by the `window_heads` together, until these hold `least` each.
+    So the bytes of `capacity` tokens per KV head are in use at all times, and never more.
+
+    Args:
+        capacity: tokens per KV head, averaged over the heads of both kinds.
+        least: capacity of a window in the end.
+        history_heads: KV heads that keep every token while the windows shrink.
+        window_heads: KV heads with this window.
+        sinks: first tokens, never evicted.
+        refill: tokens that come in from one compaction to the next.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    capacity: int
+    least: int
+    history_heads: int
+    window_heads: int
+    sinks: int = 4
+    refill: int = 1
+
+    def __post_init__(self) -> None:
+        check_int("capacity", self.capacity, 1)
+        check_int("history_heads", self.history_heads, 1)
+        check_int("window_heads", self.window_heads, 1)
+        check_int("sinks", self.sinks, 0)
+        check_int("refill", self.refill, 1)
+        check_int("least", self.least, 1)
+        smallest = self.sinks + self.refill
+        if self.least < smallest:
+            raise ConfigError(
+                f"least={self.least} must be at least {smallest} = sinks {self.sinks} + "
+                f"refill {self.refill}; try least={smallest}"
+            )
+        if self.capacity < self.least:
+            raise ConfigError(
+                f"least={self.least} must be at most capacity={self.capacity}; try "
+                f"least={self.capacity}"
+            )
+
+    @property
+    def history_capacity(self) -> int:
+        """What the history's heads can hold in the end, each."""
+        heads = self.history_heads + self.window_heads
+        return (self.capacity * heads - self.least * self.window_heads) // self.history_heads
+
+    def smallest_capacity(self, num_layers: int) -> int:
+        """That of the window in the end."""
+        return self.least
+
+    def bind(self, num_layers: int) -> "ShrinkingWindowSchedule":
+        """The schedule, the same at any depth."""
+        return ShrinkingWindowSchedule(self, num_layers)
+
+
+@final
+class ShrinkingWindowSchedule(Schedule):
+    """A compaction every `refill` tokens, after which the next ones fit to the last."""
+
+    def __init__(self, config: ShrinkingWindow, num_layers: int) -> None:
+        self.config = config
+        self.capacity = config.capacity
+        self.steady_from = config.history_capacity + 1
+        self.patterns = (0,) * num_layers
+
+    @property
+    def final_capacity(self) -> int:
+        """That of the window in the end."""
+        return self.config.least
+
+    def limit(self, num_seen: int) -> int:
+        """Most tokens that a window may hold when `num_seen` were seen."""
+        config = self.config
+        if num_seen <= config.capacity:
+            return config.capacity
+        total = config.capacity * (config.history_heads + config.window_heads)
+        left = total - config.history_heads * num_seen
+        return max(config.least, left // config.window_heads)
+
+    def start(self) -> State:
+        """Empty."""
+        return State(0, 0, self.config.sinks)
+
+    def is_full(self, state: State) -> bool:
+        """Whether one token more would be too many."""
+        return state.num_cached >= self.limit(state.num_seen + 1)
+
+    def room(self, state: State) -> int:
+        """Tokens up to the next compaction; 0 where it is due."""
+        if self.is_full(state):
+            return 0
+        beyond = state.num_seen - self.capacity
+        return -beyond if beyond < 0 else self.config.refill - beyond % self.config.refill
+
+    def compact(self, state: State) -> State:
+        """Free as many slots as make the next `refill` tokens fit."""
+        refill = self.config.refill
+        return state._replace(num_cached=self.limit(state.num_seen + refill) - refill)
+
+    def dropped(self, state: State, pattern: int) -> Runs:
+        """The oldest tokens after the sinks."""
+        freed = state.num_cached - self.compact(state).num_cached
+        return [(self.config.sinks, self.config.sinks + freed)]
