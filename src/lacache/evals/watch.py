@@ -51,8 +51,8 @@ class Watch:
         self._weighted = 0.0
         self._tokens = 0
         self._dense = False
-        self._attended = 0.0
-        self._at_end = 0.0
+        self._attended = 0
+        self._at_end = 0
         self.peak_bytes = 0.0
 
     @property
@@ -105,7 +105,7 @@ class Watch:
     def _ends(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if kwargs.get("past_key_values") is self._cache:
             self._at_end = max(self._stored(), self._attended + self._native_bytes())
-            self._attended = 0.0
+            self._attended = 0
 
     def _closed(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if kwargs.get("past_key_values") is not self._cache:
@@ -136,13 +136,16 @@ class Watch:
                 "method, since a run must never hold more than its budget"
             )
 
-    def _given_bytes(self, keys: Tensor, values: Tensor, layer_idx: int) -> float:
+    def _given_bytes(self, keys: Tensor, values: Tensor, layer_idx: int) -> int:
         """Of keys and values [B, Hkv, N, D] without what only fills up shorter heads."""
         if layer_idx not in self._growing:
-            return 0.0
+            return 0
         lengths = self._cache.key_lengths(layer_idx)
-        share = 1.0 if lengths is None else sum(lengths) / len(lengths) / keys.shape[-2]
-        return share * layer_bytes(keys, values)
+        given = layer_bytes(keys, values)
+        if lengths is None:
+            return given
+        # Whole numbers, since a cache may use its budget to the last byte.
+        return given * sum(lengths) // (len(lengths) * keys.shape[-2])
 
     def _held(self) -> float:
         return float(max(self._cache.report().bytes, self._stored()))
