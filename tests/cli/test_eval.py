@@ -1,3 +1,4 @@
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import pytest
 from lacache.evals.methods.registry import METHODS
 from lacache.evals.records import read_records
 from lacache.evals.runs import Bench
+from lacache.evals.tasks.longbench.prompts import load_prompt
 from lacache.evals.tasks.registry import TASKS
 from tests.cli.conftest import Run
 from tests.evals.lookup import Digit
@@ -156,13 +158,79 @@ def test_ctrl_c_keeps_what_was_done(
 
 
 def test_a_dry_run_lists_what_would_be_run(evaluate: Run, out: Path) -> None:
-    result = evaluate("--dry-run", None, "--lengths", "80,160", "--model", "./no/such/model")
+    # A name of the hub: nothing is asked for it.
+    result = evaluate("--dry-run", None, "--lengths", "80,160", "--model", "no/such-model")
     assert result.exit_code == 0, result.output
     assert "6 runs, about 1,440 tokens to read." in result.stdout
+    assert "already" not in result.stdout
     printed = json.loads(evaluate("--dry-run", None, "--json", None).stdout)
     assert [r["method"]["name"] for r in printed["runs"]] == ["full", "streaming", "ladder"]
     assert printed["tokens"] == 3 * 160
     assert not out.exists()
+
+
+def test_a_dry_run_subtracts_what_is_in_the_file(evaluate: Run, out: Path, tiny: Path) -> None:
+    assert evaluate().exit_code == 0
+    before = out.read_bytes()
+    result = evaluate("--dry-run", None, "--lengths", "80,160")
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.stdout.split())
+    assert "6 runs, about 1,440 tokens to read. 3 are in" in told
+    assert "3 left, about 960 tokens." in told
+    assert [line.split()[-1] for line in result.stdout.splitlines() if " strict " in line] == [
+        *["done"] * 3,
+        *["320"] * 3,
+    ]
+    printed = json.loads(evaluate("--dry-run", None, "--lengths", "80,160", "--json", None).stdout)
+    assert printed["left"] == {"runs": 3, "tokens": 960}
+    assert [run["in_out"] for run in printed["runs"]] == [True] * 3 + [False] * 3
+    # What the dry run says is what the run does.
+    assert "3 of 6 runs were in" in " ".join(evaluate("--lengths", "80,160").stderr.split())
+    for other in (("--model", f"{tiny}-2"), ("--dtype", "bfloat16"), ("--seed", 1)):
+        (Path(f"{tiny}-2")).mkdir(exist_ok=True)
+        (Path(f"{tiny}-2") / "config.json").write_text("{}")
+        assert "already" not in evaluate("--dry-run", None, *other).stdout
+    assert out.read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--model", "./no/such/model", "model './no/such/model' does not exist"),
+        ("--tasks", "digit;ppl:text=no.txt", "'no.txt' is neither a file nor one of"),
+        ("--tasks", "needle:haystack=no.txt;digit", "'no.txt' is neither a file nor one of"),
+        ("--tasks", "multiturn:haystack=no.txt;digit", "'no.txt' is neither a file nor one of"),
+        ("--tasks", "stretch-needles:text=no.txt;digit", "'no.txt' is neither a file nor one of"),
+        ("--tasks", "ruler-qa_squad:data=no.json", "data=no.json must be a file"),
+        ("--tasks", "ruler-niah_single_2:haystack=no.txt", "'no.txt' is neither a file nor one of"),
+        ("--tasks", "longbench-lcc:folder=nowhere", "nowhere/lcc.jsonl cannot be read"),
+    ],
+)
+def test_a_dry_run_says_what_is_missing(evaluate: Run, option: str, value: str, told: str) -> None:
+    if value.startswith(("ruler", "longbench")):
+        pytest.importorskip("lm_eval")
+    result = evaluate("--dry-run", None, option, value)
+    assert result.exit_code == 1
+    missing = [line for line in result.stdout.splitlines() if line.startswith("missing for ")]
+    assert len(missing) == 1
+    assert told in missing[0]
+    printed = json.loads(evaluate("--dry-run", None, option, value, "--json", None).stdout)
+    assert len(printed["missing"]) == 1
+
+
+def test_a_dry_run_says_which_extra_is_missing(
+    evaluate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_prompt.cache_clear()
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "lm_eval" else find_spec(name, *rest),
+    )
+    result = evaluate("--dry-run", None, "--tasks", "longbench-lcc;digit")
+    assert result.exit_code == 1
+    assert "try: pip install 'lacache[evals]'" in result.stdout
 
 
 def test_the_quick_suite_is_far_smaller_than_the_small_one(run: Run) -> None:

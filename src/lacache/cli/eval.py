@@ -115,7 +115,12 @@ def eval(
         bool, typer.Option("--json", help="Print JSON in place of the tables.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and their tokens, and run nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="List the runs with their tokens, how many --out has already, and the files and "
+            "packages that are missing; run nothing.",
+        ),
     ] = False,
 ) -> None:
     """Measure what bounded caches cost: retrieval and perplexity at equal bytes.
@@ -149,19 +154,20 @@ def eval(
         changes["first_token"] = cast(Literal["cache", "dense"], first_token)
     if samples is not None:
         changes["samples"] = samples
-    if recipe:
-        chosen = _recipe(recipe, quick=quick)
+    chosen = _recipe(recipe, quick=quick) if recipe else None
+    if chosen is not None:
         specs = chosen.runs(**changes)
         model = model or chosen.models[0]
     else:
         suite: Suite = replace(QUICK if quick else SMALL, **changes)
         specs = suite.runs()
-
-    from lacache.cli.evaluating import evaluate, show_plan
-
     if dry_run:
-        show_plan(specs, as_json=as_json)
+        from lacache.cli.eval_plan import plan_eval, show_plan
+
+        show_plan(plan_eval(specs, model, out, dtype=dtype), chosen, as_json=as_json)
         return
+
+    from lacache.cli.evaluating import evaluate
     from lacache.evals.campaign import check_appendable
     from lacache.models import load_model
 

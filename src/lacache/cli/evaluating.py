@@ -13,11 +13,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from lacache.cli.run_labels import (
+    budget_label,
+    in_words,
+    method_label,
+    protocol_label,
+    task_label,
+)
 from lacache.evals.campaign import Outcome, failures_path, run_all
 from lacache.evals.methods.full import FullCache
 from lacache.evals.records import Record
 from lacache.evals.runs import Bench, RunSpec
-from lacache.evals.specs import format_spec
 from lacache.models import LoadedModel
 
 _KIB = 1024
@@ -52,32 +58,6 @@ def evaluate(
         _show(Console(highlight=False), outcomes, loaded.name, out)
     if all(outcome.record is None for outcome in outcomes):
         raise typer.Exit(1)
-
-
-def show_plan(specs: Sequence[RunSpec], *, as_json: bool = False) -> None:
-    """List runs with the tokens that each reads, about, without running them."""
-    if as_json:
-        runs = [{**spec.record(), "tokens": spec.tokens} for spec in specs]
-        typer.echo(json.dumps({"runs": runs, "tokens": sum(spec.tokens for spec in specs)}))
-        return
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("task", "length", "samples", "method", "budget", "protocol", "tokens"):
-        right = name in ("length", "samples", "tokens")
-        table.add_column(name, justify="right" if right else "left")
-    for spec in specs:
-        table.add_row(
-            _task(spec),
-            f"{spec.length:,}",
-            str(spec.count),
-            _method(spec),
-            _budget(spec),
-            _protocol(spec),
-            f"{spec.tokens:,}",
-        )
-    console = Console(highlight=False)
-    console.print(table)
-    total = sum(spec.tokens for spec in specs)
-    console.print(f"{len(specs)} runs, about {total:,} tokens to read.")
 
 
 @contextmanager
@@ -164,9 +144,8 @@ def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) 
         for name in (*values, "mean KiB", "peak KiB", "of full"):
             table.add_column(name, justify="right", no_wrap=True)
         for outcome in rows:
-            # Spaces for the settings of a long method to be broken at.
-            method = _method(outcome.spec).replace(":", ": ", 1).replace(",", ", ")
-            table.add_row(method, _budget(outcome.spec), *_cells(outcome))
+            method = in_words(method_label(outcome.spec))
+            table.add_row(method, budget_label(outcome.spec), *_cells(outcome))
         console.print(table)
     console.print(
         "With 95 % intervals over the samples (blocks of the text for perplexity). nll is the loss "
@@ -199,13 +178,13 @@ def _groups(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
         spec = outcome.spec
         samples = (spec.task, spec.length, spec.count, spec.seed)
         count = "" if spec.record()["kind"] == "ppl" else f", {spec.count} samples"
-        title = f"{_task(spec)}, {spec.length:,} tokens{count}"
+        title = f"{task_label(spec)}, {spec.length:,} tokens{count}"
         if isinstance(spec.method, FullCache):
             everywhere.setdefault(samples, []).append(outcome)
             groups.setdefault(title, []).append(outcome)
             continue
         if spec.protocol != "strict":
-            title += f", {_protocol(spec)}"
+            title += f", {protocol_label(spec)}"
         groups.setdefault(title, list(everywhere.get(samples, []))).append(outcome)
     return groups
 
@@ -226,23 +205,3 @@ def _with_interval(record: Record, name: str, several: bool) -> str:
     low, high = record[f"{name}_interval"]
     # A bracket is markup to rich, unless it is escaped.
     return f"{record[name]:.2f}" + (f" \\[{low:.2f}, {high:.2f}]" if several else "")
-
-
-def _task(spec: RunSpec) -> str:
-    return format_spec(spec.task.name, spec.task)
-
-
-def _method(spec: RunSpec) -> str:
-    return format_spec(spec.method.name, spec.method)
-
-
-def _budget(spec: RunSpec) -> str:
-    return "" if isinstance(spec.method, FullCache) else spec.budget
-
-
-def _protocol(spec: RunSpec) -> str:
-    if spec.protocol == "strict":
-        return "strict"
-    return f"dense, first token from the {spec.first_token}" + (
-        " pass" if spec.first_token == "dense" else ""
-    )

@@ -1,5 +1,6 @@
 """Many runs into one file of records, which goes on where it stopped."""
 
+import json
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -16,6 +17,12 @@ from lacache.evals.records import (
     read_records,
 )
 from lacache.evals.runs import Bench, RunSpec, samples_key
+
+_SETTINGS = (
+    *("kind", "harness", "task", "length", "count", "seed"),
+    *("method", "budget", "protocol", "first_token"),
+)
+"""What `RunSpec.record` says."""
 
 
 @final
@@ -84,6 +91,37 @@ def run_all(
             by_key[key] = record
             same.add(record["samples_sha256"])
         yield Outcome(spec, record, was_there=was_there)
+
+
+def in_file(
+    specs: Iterable[RunSpec], path: Path, *, model: str, dtype: str = "auto"
+) -> set[RunSpec]:
+    """Which runs a file holds, as far as can be known without the model.
+
+    By the model's name, so weights that have changed under one name are not noticed, nor a profile
+    that has.
+
+    Args:
+        specs: the runs.
+        path: the file of JSON lines; there need not be one.
+        model: its name in the records.
+        dtype: that of the records; "auto" for any.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    there = {
+        _settings(record)
+        for record in read_records(path)
+        if isinstance(about := record.get("model"), dict)
+        and about.get("name") == model
+        and dtype in ("auto", about.get("dtype"))
+    }
+    return {spec for spec in specs if _settings(spec.record()) in there}
+
+
+def _settings(record: Record) -> str:
+    return json.dumps([record.get(name) for name in _SETTINGS], sort_keys=True)
 
 
 def failures_path(path: Path) -> Path:

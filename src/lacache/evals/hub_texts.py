@@ -27,8 +27,25 @@ def load_named_text(name: str) -> Text:
     return _from_hub(name) if name in _HUB else load_text(name)
 
 
-def _from_hub(name: str) -> Text:
+def check_named_text(name: str) -> None:
+    """Raise unless there is such a text, as far as can be known without the network.
+
+    Raises:
+        InputError: there is no such text.
+        MissingExtraError: a package that it needs is not installed.
+    """
+    if name in _HUB:
+        _require_datasets(name)
+    else:
+        load_text(name)
+
+
+def _require_datasets(name: str) -> None:
     require_modules("datasets", why=f"text {name!r}", extra="hub")
+
+
+def _from_hub(name: str) -> Text:
+    _require_datasets(name)
     datasets = import_module("datasets")
     path, options, joint = _HUB[name]
     try:

@@ -87,26 +87,47 @@ def load_model(
             )
         torch.set_num_threads(threads)
 
+    called = model_name(name)
     if name is None or name == "default":
         folder = converted_folder(DEFAULT_MODEL.name, DEFAULT_MODEL.sha256)
         notice = DEFAULT_MODEL.notice
         ensure_converted(folder, DEFAULT_MODEL.locate, notice=notice, progress=progress)
-        return _load(folder, DEFAULT_MODEL.name, folder, torch_dtype, progress)
+        return _load(folder, called, folder, torch_dtype, progress)
 
     path = Path(name).expanduser()
-    if path.is_file() and path.suffix.lower() == ".gguf":
+    if _is_gguf(path):
         gguf = path.resolve()
         with model_errors(f"{path} cannot be read", "make the file readable"):
             folder = converted_folder(path.stem, file_sha256(gguf))
         ensure_converted(folder, lambda: gguf, notice=str(gguf), progress=progress)
-        return _load(folder, path.stem, folder, torch_dtype, progress)
+        return _load(folder, called, folder, torch_dtype, progress)
+    if path.exists():
+        return _load(path, called, path, torch_dtype, progress)
+    return _load(called, called, None, torch_dtype, progress)
+
+
+def model_name(name: str | Path | None) -> str:
+    """What a model that `load_model` loads is called in records, without loading it.
+
+    Raises:
+        ModelError: There is no such file or directory, and it is no name on the hub either.
+    """
+    if name is None or name == "default":
+        return DEFAULT_MODEL.name
+    path = Path(name).expanduser()
+    if _is_gguf(path):
+        return path.stem
     if path.exists():
         check_directory(path)
-        return _load(path, path.resolve().name, path, torch_dtype, progress)
+        return path.resolve().name
     is_file_name = path.suffix.lower() == ".gguf"
     if isinstance(name, Path) or is_file_name or not _HUB_NAME.fullmatch(name):
         raise ModelError(f"model {str(name)!r} does not exist; {_REMEDY}")
-    return _load(name, name, None, torch_dtype, progress)
+    return name
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() == ".gguf"
 
 
 def _parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -200,6 +200,23 @@ def test_a_dry_run_needs_no_model(run: Run) -> None:
     assert len(json.loads(result.stdout)["runs"]) == 1200
 
 
+def test_a_dry_run_says_in_short_what_a_recipe_is(run: Run, tmp_path: Path) -> None:
+    result = run("eval", "recipe", "needle-llama3.2", "--dry-run", "--out", tmp_path / "r.jsonl")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert len(lines) < 20
+    told = " ".join(result.stdout.split())
+    assert "needle-llama3.2: A needle in up to 128K tokens, half of the cache" in told
+    assert "model: meta-llama/Llama-3.2-3B-Instruct" in told
+    assert "released-ladder:span=14,sinks=64 at 0.5" in told
+    tokens = sum(range(16384, 131073, 16384)) * 50 * 3 * 11
+    assert f"passkey-grid 16,384 to 131,072 11 0 to 49 1,200 {tokens:,}" in told
+    assert f"1,200 runs, about {tokens:,} tokens to read." in told
+    other = run("eval", "recipe", "wikitext-16k", "--dry-run", "--tasks", "ppl", "--model", "a/b")
+    assert "model: a/b" in other.stdout
+    assert "meta-llama/Meta-Llama-3-8B, meta-llama/Llama-2-7b-hf" in " ".join(other.stdout.split())
+
+
 def test_changes_must_be_possible() -> None:
     with pytest.raises(ConfigError, match="samples"):
         RECIPES["needle-llama3.2"].runs(samples=0)

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from lacache.core.errors import InputError
-from lacache.evals.hub_texts import load_named_text
+from lacache.evals.hub_texts import check_named_text, load_named_text
 from lacache.evals.tasks.lengths import count_tokens, largest_fitting
 
 NOISE = "noise"
@@ -37,6 +37,17 @@ def sentences(haystack: str, rng: random.Random) -> Callable[[int], list[str]]:
     found = _NOISE if haystack == NOISE else _sentences(haystack)
     start = 0 if haystack == NOISE else rng.randrange(len(found))
     return lambda count: [found[(start + i) % len(found)] for i in range(count)]
+
+
+def check_haystack(haystack: str) -> None:
+    """Raise unless there is such a haystack, as far as can be known without the network.
+
+    Raises:
+        InputError: no such text.
+        MissingExtraError: the package that holds a built-in text is not installed.
+    """
+    if haystack != NOISE:
+        check_named_text(haystack)
 
 
 def insert(sentences: list[str], needles: Sequence[str], depths: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
 from lacache.evals.tasks import magic_numbers
-from lacache.evals.tasks.filler import NOISE, fill, insert, sentences
+from lacache.evals.tasks.filler import NOISE, check_haystack, fill, insert, sentences
 from lacache.evals.tasks.task import Question, Sample, Task
 
 
@@ -42,6 +42,10 @@ class MultiTurn(Task):
             self._sample(tokenizer, length, random.Random(f"multiturn {seed} {number}"))
             for number in range(count)
         ]
+
+    def check(self) -> None:
+        """Raise unless the haystack is there."""
+        check_haystack(self.haystack)
 
     def score(self, prediction: str, question: Question) -> float:
         """1 if the number is in the answer, else 0."""

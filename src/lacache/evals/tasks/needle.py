@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from lacache.evals.tasks import magic_numbers
-from lacache.evals.tasks.filler import NOISE, fill, insert, sentences
+from lacache.evals.tasks.filler import NOISE, check_haystack, fill, insert, sentences
 from lacache.evals.tasks.task import Question, Sample, Task
 
 
@@ -32,6 +32,10 @@ class Needle(Task):
             self._sample(tokenizer, length, depth, random.Random(f"needle {seed} {number}"))
             for number, depth in enumerate(depths)
         ]
+
+    def check(self) -> None:
+        """Raise unless the haystack is there."""
+        check_haystack(self.haystack)
 
     def score(self, prediction: str, question: Question) -> float:
         """1 if the number is in the answer, else 0."""

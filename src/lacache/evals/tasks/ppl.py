@@ -6,7 +6,7 @@ from typing import Any, ClassVar, final
 
 from lacache.core.checks import check_int
 from lacache.core.errors import InputError
-from lacache.evals.hub_texts import load_named_text
+from lacache.evals.hub_texts import check_named_text, load_named_text
 
 
 @final
@@ -27,6 +27,10 @@ class Perplexity:
 
     def __post_init__(self) -> None:
         check_int("start", self.start, 0)
+
+    def check(self) -> None:
+        """As `Task.check`: raise unless the text is there."""
+        check_named_text(self.text)
 
     def token_ids(self, tokenizer: Any, *, length: int) -> list[int]:
         """The tokens to read, after the start token if the tokenizer adds one.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError, InputError
-from lacache.evals.hub_texts import load_named_text
+from lacache.evals.hub_texts import check_named_text, load_named_text
 from lacache.evals.tasks import magic_numbers
 from lacache.evals.tasks.filler import fill
 from lacache.evals.tasks.task import Question, Sample, Task
@@ -63,6 +63,10 @@ class StretchNeedles(Task):
             )
         numbers = range(self.number, self.number + count)
         return [self._sample(tokenizer, part, length, seed, number) for number in numbers]
+
+    def check(self) -> None:
+        """Raise unless the text is there."""
+        check_named_text(self.text)
 
     def score(self, prediction: str, question: Question) -> float:
         """1 if the number is in the answer, else 0."""

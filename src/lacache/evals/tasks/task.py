@@ -49,6 +49,14 @@ class Task(ABC):
             InputError: the length is too short, or a text that the task needs is missing.
         """
 
+    def check(self) -> None:  # noqa: B027  # most tasks need nothing
+        """Raise unless the files and packages that it needs are there; asks no network.
+
+        Raises:
+            InputError: a file or text is missing or damaged.
+            MissingExtraError: a package is not installed.
+        """
+
     @abstractmethod
     def score(self, prediction: str, question: Question) -> float:
         """How right an answer is, in 0 to 1."""

@@ -64,6 +64,13 @@ class LongBench(Task):
             )
         return made
 
+    def check(self) -> None:
+        """Raise unless lm-eval's prompts and metrics are there, and a folder that was named."""
+        load_prompt(self.dataset)
+        metrics()
+        if self.folder is not None:
+            load_rows(self.dataset, self.folder)
+
     def score(self, prediction: str, question: Question) -> float:
         """The data set's own metric, for the right answer that the prediction is nearest to."""
         prompt = load_prompt(self.dataset)

@@ -40,6 +40,11 @@ class Niah(Ruler):
             )
             yield Candidate(build, least=needles, most=room)
 
+    def check(self) -> None:
+        """Raise unless what finds words and sentences is there."""
+        super().check()
+        prepare_niah()
+
     def haystack_text(self, room: int) -> str | list[str]:
         """What lm-eval's generator repeats or cuts; words where the haystack is an essay."""
         text: str = prepare_niah().get_haystack(self.haystack_kind)
@@ -78,6 +83,12 @@ class EssayNiah(Niah):
     haystack_kind: ClassVar[str] = "essay"
 
     haystack: str | None = None
+
+    def check(self) -> None:
+        """Raise unless a haystack that was named is there."""
+        super().check()
+        if self.haystack is not None:
+            haystack_words(self.haystack, prepare_niah())
 
     def haystack_text(self, room: int) -> list[str]:
         """Words, over and over where the text is too short, as in the original."""

@@ -48,6 +48,12 @@ class DocumentQuestion(Ruler):
             most = min(len(documents), room // 3)
             yield Candidate(build, least=len(questions[index]["context"]), most=most)
 
+    def check(self) -> None:
+        """Raise unless the file of questions, if one was named, can be read."""
+        super().check()
+        if self.data is not None:
+            self._read()
+
     def score(self, prediction: str, question: Question) -> float:
         """Whether any right answer occurs in the prediction.
 

@@ -101,6 +101,10 @@ class Ruler(Task):
             )
         return made
 
+    def check(self) -> None:
+        """Raise unless lm-eval's generators are there, and the files that were named."""
+        generator("common_utils")
+
     def score(self, prediction: str, question: Question) -> float:
         """The share of the right answers that occur in the prediction."""
         rules = generator("common_utils")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from lacache.evals.tasks.ruler.chance import drawn_from, sample_seed
 from lacache.evals.tasks.ruler.ruler import Candidate, Draft, Ruler, generator
@@ -19,9 +19,14 @@ class CommonWords(Ruler):
     name: ClassVar[str] = "ruler-cwe"
     answer_tokens: ClassVar[int] = 120
 
+    def check(self) -> None:
+        """Raise unless the list of words is there."""
+        super().check()
+        _cwe_utils()
+
     def candidates(self, *, length: int, room: int, count: int, seed: int) -> Iterable[Candidate]:
         """One for each sample; the size counts different words."""
-        most = min(room, len(generator("cwe_utils", "wonderwords").WORDS))
+        most = min(room, len(_cwe_utils().WORDS))
         for index in range(count):
             build = partial(build_cwe, length=length, seed=sample_seed(self.name, seed, index))
             yield Candidate(build, least=11, most=most)
@@ -45,7 +50,7 @@ class FrequentWords(Ruler):
 
 def build_cwe(size: int, *, length: int, seed: int) -> Draft:
     """A prompt with so many different words."""
-    cwe = generator("cwe_utils", "wonderwords")
+    cwe = _cwe_utils()
     with drawn_from(seed):
         cwe.RNG.seed(seed)
         _example, text, answers = cwe.generate_input_output(size, length)
@@ -64,3 +69,7 @@ def build_fwe(size: int, *, length: int, seed: int) -> Draft:
             vocab_size=max(4, length // 50),
         )
     return Draft(text, "\nQuestion: Do not provide", tuple(answers))
+
+
+def _cwe_utils() -> Any:
+    return generator("cwe_utils", "wonderwords")
