@@ -118,9 +118,12 @@ def test_the_full_cache_stands_beside_every_protocol(evaluate: Run, out: Path) -
     assert told not in " ".join(evaluate().stdout.split())
 
 
-def test_a_failed_run_is_told_and_the_others_go_on(evaluate: Run, out: Path) -> None:
+def test_a_failed_run_is_told_and_the_others_go_on(
+    evaluate: Run, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/bin/lacache", "eval", "--tasks", "ppl;needle"])
     result = evaluate("--methods", "ladder:span=3;broken;streaming", "--budgets", "5")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
     assert [r["method"]["name"] for r in read_records(out)] == ["streaming"]
     told = " ".join(result.stdout.split())
     assert told.count("failed: digit") == 2
@@ -128,6 +131,9 @@ def test_a_failed_run_is_told_and_the_others_go_on(evaluate: Run, out: Path) -> 
     assert "RuntimeError: out of memory" in told
     assert "runs.failures.log" in told
     assert (out.parent / "runs.failures.log").exists()
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"2 of 3 runs failed, the others are in {out}; ")
+    assert last.endswith("again: lacache eval --tasks 'ppl;needle'")
     printed = json.loads(
         evaluate("--methods", "broken;streaming", "--budgets", "5", "--json", None).stdout
     )
@@ -138,6 +144,7 @@ def test_where_every_run_fails_the_command_fails(evaluate: Run) -> None:
     result = evaluate("--methods", "broken")
     assert result.exit_code == 1
     assert "out of memory" in result.stdout
+    assert "1 of 1 runs failed; to try" in result.stderr
 
 
 def test_ctrl_c_keeps_what_was_done(

@@ -127,7 +127,8 @@ def eval(
 
     Without options a small suite, 40 minutes at most on 2 cores with the default model; with
     `recipe NAME` a table of the paper, for its model unless --model names another. Records go to a
-    file as they are made; the same command again goes on where it stopped.
+    file as they are made; the same command again goes on where it stopped. A run that fails does
+    not stop the others, and makes the exit code 1.
     """
     check_int("threads", threads, 1)
 

@@ -1,6 +1,8 @@
 """Run a list of runs with progress, and show what came out: shared by all that evaluate."""
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +36,7 @@ def evaluate(
 ) -> None:
     """Run what `out` does not hold yet, with progress on stderr, and print tables or JSON.
 
-    Ends with exit code 1 if every run has failed.
+    Ends with exit code 1 and the command to go on with if any run has failed.
 
     Raises:
         InputError: the file cannot be read or written.
@@ -56,7 +58,15 @@ def evaluate(
         typer.echo(json.dumps(_json(outcomes, out), allow_nan=False))
     else:
         _show(Console(highlight=False), outcomes, loaded.name, out)
-    if all(outcome.record is None for outcome in outcomes):
+    failed = sum(outcome.record is None for outcome in outcomes)
+    if failed:
+        # On stderr, where it is the last line of the tables as well as of JSON.
+        others = "" if failed == len(outcomes) else f", the others are in {out}"
+        told = (
+            f"{failed} of {len(outcomes)} runs failed{others}; to try what failed again: "
+            f"{shlex.join(['lacache', *sys.argv[1:]])}"
+        )
+        console.print(Text(told), soft_wrap=True)
         raise typer.Exit(1)
 
 
