@@ -11,6 +11,7 @@ from typing import Any
 from lacache.evals.bootstrap import mean_interval
 from lacache.evals.perplexity import buckets, doubling_edges, perplexity
 from lacache.evals.records import Record
+from lacache.evals.runs import HARNESS
 
 PER_TOKEN = 1000
 """Bytes of a token over all layers."""
@@ -82,6 +83,7 @@ def eval_record(
     asked = json.dumps([task, length, seed, len(scores), samples])
     record = {
         "kind": "eval",
+        "harness": HARNESS,
         "task": task,
         "length": length,
         "count": len(scores),
@@ -120,6 +122,7 @@ def ppl_record(
     held = tokens if method["name"] == "full" else min(int(budget), tokens)
     record = {
         "kind": "ppl",
+        "harness": HARNESS,
         "task": {"name": "ppl", "text": text},
         "length": tokens,
         "count": 1,

@@ -15,6 +15,7 @@ from lacache.evals.report.numbers import Numbers, as_record, work_out
 from lacache.evals.report.rows import Row
 from lacache.evals.report.run import Run, budget_label, method_labels
 from lacache.evals.report.summary import draws_beaten, sentences
+from lacache.evals.runs import HARNESS
 from tests.evals.report.made_up import METHODS, MODEL, eval_record, ppl_record, study
 
 
@@ -170,6 +171,26 @@ def test_repeats_are_shown_once_and_different_figures_are_told() -> None:
     assert numbers(older, older).notes == [
         "1 records repeat a run with the same figure, and are shown once."
     ]
+
+
+def test_versions_of_the_harness_are_never_taken_together() -> None:
+    new, old = HARNESS, HARNESS - 1
+    found = numbers(
+        *(eval_record(scores=OURS, seed=seed, harness=old) for seed in (0, 1, 2)),
+        eval_record(scores=THEIRS, seed=0, harness=new),
+        eval_record("streaming", scores=THEIRS, seed=0, harness=old),
+        eval_record("full", scores=OURS, seed=0, harness=old),
+    )
+    first, second = found.sections
+    assert (first.section.setting.harness, second.section.setting.harness) == (new, old)
+    ladder = rows(found)["Ladder"]
+    assert ladder.value == fmean(THEIRS)
+    # Neither another version's StreamingLLM nor its full cache is what it is compared with.
+    assert (ladder.against_base, ladder.mean_of_full) == (None, None)
+    assert first.section.tables[0].cell.seeds == (0,)
+    assert list(rows(found, 1)) == ["StreamingLLM"]
+    assert second.tables[0].full is not None
+    assert "3 records were left out, of version" in found.notes[0]
 
 
 def test_damaged_pairs_are_refused() -> None:

@@ -52,7 +52,7 @@ def test_a_page_shows_every_picture_and_every_table(tmp_path: Path) -> None:
     assert "ruler niah_single_1, 2,000 tokens" in headings
     assert "Perplexity made up, 400 tokens" in headings
     assert "random-ladder, 8 draws" in text
-    assert "settings (model, numbers, measure, protocol), which are shown apart" in text
+    assert "settings (model, numbers, measure, protocol, version of the harness), which" in text
     assert "cccccccccccc" in text
 
 
@@ -84,6 +84,20 @@ def test_bytes_that_are_not_equal_stand_out() -> None:
     base = eval_record("streaming")
     assert "| **× 1.050** |" in text_of(base, eval_record("ladder", bytes_factor=1.05))
     assert "| × 1.010 |" in text_of(base, eval_record("ladder", bytes_factor=1.01))
+
+
+def test_settings_that_were_left_to_the_method_are_not_printed() -> None:
+    unset = {"name": "ladder", "span": None, "recent": 0.25, "window_layers": [], "unit": 1}
+    text = text_of(eval_record("streaming"), eval_record(unset))
+    assert "- Ladder: recent=0.25, unit=1\n" in text
+    assert "None" not in text
+    assert "- Ladder: no settings\n" in text_of(eval_record({"name": "ladder", "span": None}))
+
+
+def test_an_older_harness_is_told_in_the_page() -> None:
+    text = text_of(eval_record(), eval_record(harness=0), eval_record("tova", harness=0))
+    assert "- 1 record was left out, of version 0 of the harness: a newer version" in text
+    assert "## 2. tiny (abababab) in float32: answers, strict protocol, version 0 of the" in text
 
 
 def test_where_the_full_cache_comes_from_is_said() -> None:

@@ -14,6 +14,7 @@ from lacache.evals.report.run import Run
 _NUMBER = (int, float)
 _BOTH: dict[str, type | tuple[type, ...]] = {
     "key": str,
+    "harness": int,
     "task": dict,
     "length": int,
     "count": int,

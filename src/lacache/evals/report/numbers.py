@@ -12,7 +12,14 @@ from lacache.evals.report.means import MeanRow, mean_rows
 from lacache.evals.report.pool import pool_seeds
 from lacache.evals.report.rows import Row, full_row, rows_at, split_draws
 from lacache.evals.report.run import Run, method_labels, task_labels
-from lacache.evals.report.sections import Section, Table, apart, arrange, without_repeats
+from lacache.evals.report.sections import (
+    Section,
+    Table,
+    apart,
+    arrange,
+    of_newest_harness,
+    without_repeats,
+)
 
 
 @final
@@ -69,14 +76,15 @@ def work_out(runs: Sequence[Run]) -> Numbers:
     Raises:
         InputError: runs of the same samples that cannot be paired.
     """
-    kept, notes = without_repeats(runs)
+    newest, old = of_newest_harness(runs)
+    kept, repeats = without_repeats(newest)
     pooled = pool_seeds(kept)
     sections = arrange(pooled)
     methods, tasks = method_labels(kept), task_labels(kept)
     return Numbers(
         runs=kept,
         sections=[_section(section, methods, tasks) for section in sections],
-        notes=[*notes, *apart(sections, tasks)],
+        notes=[*old, *repeats, *apart(sections, tasks)],
         methods=methods,
         tasks=tasks,
     )

@@ -185,11 +185,15 @@ def _methods(numbers: Numbers) -> str:
                 if run.method not in drawn:
                     found[numbers.methods[run.method_key]] = run.record["method"]
     lines = [
-        f"- {label}: "
-        + (", ".join(f"{k}={v}" for k, v in method.items() if k != "name") or "no settings")
+        f"- {label}: {_settings(method) or 'no settings'}"
         for label, method in sorted(found.items())
     ]
     return _folded(f"Settings of {len(lines)} methods", "\n".join(lines) + "\n")
+
+
+def _settings(method: Record) -> str:
+    """What was set; what is None was left to the method."""
+    return ", ".join(f"{k}={v}" for k, v in method.items() if k != "name" and v not in (None, []))
 
 
 def _means(part: SectionNumbers) -> str:

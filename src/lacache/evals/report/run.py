@@ -7,6 +7,7 @@ from typing import Any, final
 
 from lacache.core.budget import parse_budget
 from lacache.evals.records import Record
+from lacache.evals.runs import HARNESS
 
 FULL = "full"
 BASE = "streaming"
@@ -24,6 +25,8 @@ class Setting:
     kind: str
     protocol: str
     first_token: str
+    harness: int
+    """Version of the harness: another one may give other figures."""
 
     @property
     def label(self) -> str:
@@ -33,7 +36,11 @@ class Setting:
         known = first.get(self.first_token, self.first_token)
         dense = f", first answer token from the {known}" if known else ""
         weights = f" ({self.weights[:8]})" if self.weights else ""
-        return f"{self.model}{weights} in {self.dtype}: {what}, {self.protocol} protocol{dense}"
+        harness = "" if self.harness == HARNESS else f", version {self.harness} of the harness"
+        return (
+            f"{self.model}{weights} in {self.dtype}: {what}, {self.protocol} protocol{dense}"
+            f"{harness}"
+        )
 
 
 @final
@@ -86,6 +93,7 @@ class Run:
             kind=self.record["kind"],
             protocol=self.record["protocol"],
             first_token=str(self.record.get("first_token") or "") if dense else "",
+            harness=self.record["harness"],
         )
 
     @property

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from lacache.core.errors import InputError
@@ -51,6 +51,30 @@ class Section:
     tables: tuple[Table, ...]
 
 
+def of_newest_harness(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Of runs of the same configuration those of the newest harness, and what was left out.
+
+    Whatever the seed and the number of samples: runs of two versions are never taken together.
+    """
+
+    def configuration(run: Run) -> object:
+        setting = replace(run.setting, harness=0)
+        return (setting, run.cell.task, run.cell.length, run.method_key, run.budget)
+
+    newest: dict[object, int] = defaultdict(int)
+    for run in runs:
+        newest[configuration(run)] = max(newest[configuration(run)], run.setting.harness)
+    kept = [run for run in runs if run.setting.harness == newest[configuration(run)]]
+    left_out = Counter(
+        run.setting.harness for run in runs if run.setting.harness < newest[configuration(run)]
+    )
+    return kept, [
+        f"{count} record{'s were' if count > 1 else ' was'} left out, of version {harness} of the "
+        "harness: a newer version has measured the same configurations."
+        for harness, count in sorted(left_out.items())
+    ]
+
+
 def without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """The newest of runs of the same configuration on the same samples, and what was left out."""
     groups: dict[object, list[Run]] = defaultdict(list)
@@ -84,20 +108,20 @@ def arrange(runs: Sequence[Run]) -> list[Section]:
     bounded: dict[Setting, dict[Cell, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run.method == FULL:
-            full[_samples(run)].append(run)
+            full[_samples(run.setting, run.cell)].append(run)
         else:
             bounded[run.setting][run.cell].append(run)
-    seen = {_samples(run) for run in runs if run.method != FULL}
+    seen = {_samples(run.setting, run.cell) for run in runs if run.method != FULL}
     for run in runs:
         # A full cache that nothing is compared with still has a table.
-        if run.method == FULL and _samples(run) not in seen:
+        if run.method == FULL and _samples(run.setting, run.cell) not in seen:
             bounded[run.setting][run.cell] = []
     sections = []
     for setting in sorted(bounded, key=_setting_order):
         tables = []
         for cell in sorted(bounded[setting], key=_cell_order):
             found = bounded[setting][cell]
-            references = full[(setting.model, setting.weights, setting.dtype, setting.kind, cell)]
+            references = full[_samples(setting, cell)]
             references = sorted(references, key=lambda run: run.setting != setting)
             table = Table(cell, tuple(_sorted(found)), references[0] if references else None)
             _check_pairs([*table.runs, *references[:1]])
@@ -111,8 +135,8 @@ def apart(sections: Sequence[Section], tasks: Mapping[str, str]) -> list[str]:
     notes = []
     if len(sections) > 1:
         notes.append(
-            f"The records are of {len(sections)} settings (model, numbers, measure, protocol), "
-            "which are shown apart and not compared with each other."
+            f"The records are of {len(sections)} settings (model, numbers, measure, protocol, "
+            "version of the harness), which are shown apart and not compared with each other."
         )
     for section in sections:
         alike: dict[object, list[Table]] = defaultdict(list)
@@ -132,9 +156,9 @@ def apart(sections: Sequence[Section], tasks: Mapping[str, str]) -> list[str]:
     return notes
 
 
-def _samples(run: Run) -> object:
-    setting = run.setting
-    return (setting.model, setting.weights, setting.dtype, setting.kind, run.cell)
+def _samples(setting: Setting, cell: Cell) -> object:
+    """What a full cache must share with bounded ones; it keeps everything in every protocol."""
+    return (replace(setting, protocol="", first_token=""), cell)
 
 
 def _sorted(runs: Iterable[Run]) -> list[Run]:
@@ -149,11 +173,11 @@ def _sorted(runs: Iterable[Run]) -> list[Run]:
     )
 
 
-def _setting_order(setting: Setting) -> tuple[str, ...]:
+def _setting_order(setting: Setting) -> tuple[object, ...]:
     # Perplexity last, and the strict protocol first.
     strict = "" if setting.protocol == "strict" else setting.protocol
     weights = (setting.model, setting.weights, setting.dtype)
-    return (*weights, setting.kind, strict, setting.first_token)
+    return (*weights, -setting.harness, setting.kind, strict, setting.first_token)
 
 
 def _cell_order(cell: Cell) -> tuple[str, int, tuple[int, ...], int, str]:
