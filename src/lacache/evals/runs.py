@@ -14,6 +14,7 @@ from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
 from lacache.evals.answering import Asking, FirstToken, Protocol, ask
 from lacache.evals.bootstrap import block_interval, mean_interval
+from lacache.evals.dependencies import last_seen
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.settings import settings_record
@@ -243,6 +244,7 @@ class Bench:
             "mean_bytes": round(watch.mean_bytes),
             "full_bytes": watch.full_bytes,
             "nll": [round(value, _NLL_DIGITS) for value in nll],
+            "last_seen": last_seen(ids),
         }
 
     def _samples(self, spec: RunSpec, task: Task) -> Sequence[Sample]:
