@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lacache.core import LadderConfig, Policy, kept_after
 from lacache.core.errors import InputError, MissingExtraError
 from lacache.evals.plots import plot_ladder, plot_memory, plot_perplexity
+from lacache.evals.plots.ladder import row_ticks
 from lacache.evals.records import Record, read_record, write_record
 
 pytest.importorskip("matplotlib")
@@ -149,3 +152,30 @@ def test_matplotlib_is_loaded_by_plots_alone(monkeypatch: pytest.MonkeyPatch) ->
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert callable(module.plot_ladder)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=60))
+def test_rows_are_named_by_layer_and_head(num_heads: list[int]) -> None:
+    by_head = max(num_heads) > 1
+    slow = [
+        f"{layer}.{head}" if by_head else f"{layer}"
+        for layer, heads in enumerate(num_heads)
+        for head in range(heads)
+    ]
+    ticks = row_ticks(num_heads)
+    assert 0 in ticks
+    assert len(ticks) <= 16
+    for row, name in ticks.items():
+        assert slow[row] == name
+    if len(slow) <= 16:
+        assert list(ticks.values()) == slow
+
+
+def test_heads_that_hold_the_same_are_one_row_of_their_layer(tmp_path: Path) -> None:
+    common = {"num_seen": 9, "kept": [[0, 8], [7, 8]]}
+    by_head = [[0, 0], [1, 1], [0, 0]]
+    plot_ladder({**common, "head_to_kept": by_head}, tmp_path / "heads.png")
+    plot_ladder({**common, "layer_to_kept": [0, 1, 0]}, tmp_path / "layers.png")
+    assert (pixels(tmp_path / "heads.png") == pixels(tmp_path / "layers.png")).all()
+    plot_ladder({**common, "head_to_kept": [[0, 1], [1, 1], [0, 0]]}, tmp_path / "apart.png")
+    assert (pixels(tmp_path / "apart.png") != pixels(tmp_path / "layers.png")).any()

@@ -34,11 +34,11 @@ def groups_record(
                 lists.append(tokens)
             for head in heads:
                 head_to_kept[layer][head] = lists.index(tokens)
-        capacity = group.schedule.capacity
         groups.append(
             {
                 "heads": {str(layer): list(heads) for layer, heads in group.heads.items()},
-                "capacity": None if capacity == UNBOUNDED else capacity,
+                "capacity": _finite(group.schedule.capacity),
+                "final_capacity": _finite(group.schedule.final_capacity),
                 "num_cached": kept.state.num_cached,
                 "cursor": kept.state.cursor,
                 "compaction_due": is_due,
@@ -55,6 +55,10 @@ def groups_record(
         "coverage": coverage(dict(enumerate(lists))),
         "groups": groups,
     }
+
+
+def _finite(capacity: int) -> int | None:
+    return None if capacity == UNBOUNDED else capacity
 
 
 def describe_heads(heads: Sequence[tuple[int, int]], num_heads: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """`lacache inspect`: what would be kept, without a model."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +22,14 @@ from lacache.cli.options import (
     UnitOption,
     WindowLayersOption,
 )
-from lacache.cli.policy import make_policy
+from lacache.cli.policy import make_policy, make_preset, preset_note
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
+from lacache.core.groups import Groups, Member
+from lacache.core.history import HistoryConfig
 from lacache.core.kept import kept_after
 from lacache.core.plan_record import load_plan
-from lacache.core.schedule import Policy
+from lacache.core.schedule import Plan, Policy
 
 
 def inspect(
@@ -37,7 +39,19 @@ def inspect(
         int | None,
         typer.Option(
             "--capacity",
-            help="Most tokens that a layer holds, the newest included. Needed but for full.",
+            "--budget",
+            "-b",
+            help="Most tokens that a layer holds, the newest included; of a plan with groups, on "
+            "average. Needed but for full.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="balanced, local, global or paper, for a model without a profile.",
+            show_default=False,
+            rich_help_panel="Cache",
         ),
     ] = None,
     policy: PolicyOption = None,
@@ -67,9 +81,13 @@ def inspect(
     ] = False,
     plan: PlanOption = None,
     heads: Annotated[
-        int,
-        typer.Option("--heads", help="KV heads of each layer, for a plan that tells them apart."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--heads",
+            help="KV heads of each layer, for a plan that tells them apart. Default: 1.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[
         Path | None,
@@ -83,8 +101,9 @@ def inspect(
     """
     check_int("layers", layers, 1)
     check_int("seen", seen, 0)
-    check_int("heads", heads, 1)
-    options = {
+    if heads is not None:
+        check_int("heads", heads, 1)
+    options: dict[str, Any] = {
         "capacity": capacity,
         "span": span,
         "overlap": overlap,
@@ -95,24 +114,31 @@ def inspect(
         "unit": unit,
         "window_layers": parse_layers(window_layers) or None,
     }
-    show: Callable[[], None]
+    chosen: Plan
+    note = ""
     if plan is not None:
-        given = [name for name, value in options.items() if value is not None]
-        if given or policy is not None:
-            raise ConfigError(
-                f"{', '.join(given or ['policy'])} cannot be given beside --plan; set it in {plan}"
-            )
-        num_heads = [heads] * layers
-        record = groups_record(load_plan(plan), num_heads, seen, settled=not before_compaction)
-        show = partial(_show_groups, record, num_heads, before_compaction=before_compaction)
+        _refuse_beside(f"--plan; set it in {plan}", preset=preset, policy=policy, **options)
+        chosen = load_plan(plan)
+        heads = _heads_for(chosen, heads, plan)
+    elif preset is not None:
+        others = {k: v for k, v in options.items() if k not in ("capacity", "sinks")}
+        _refuse_beside(f"--preset {preset}; leave one of them out", policy=policy, **others)
+        chosen = make_preset(preset, [heads or 1] * layers, capacity=capacity, sinks=sinks)
+        note = preset_note(preset)
     else:
-        config = make_policy(policy or "ladder", layers, **options)
-        kept = kept_after(config.bind(layers), seen)
+        chosen = make_policy(policy or "ladder", layers, **options)
+    show: Callable[[], None]
+    if plan is None and isinstance(chosen, Policy):
+        kept = kept_after(chosen.bind(layers), seen)
         is_due = kept.schedule.is_full(kept.state)
         if not before_compaction:
             kept.settle()
         record = ladder_record(kept) | {"compaction_due": is_due}
-        show = partial(_show, config, record, before_compaction=before_compaction)
+        show = partial(_show, chosen, record, before_compaction=before_compaction)
+    else:
+        num_heads = [heads or 1] * layers
+        record = groups_record(chosen, num_heads, seen, settled=not before_compaction)
+        show = partial(_show_groups, record, num_heads, before_compaction=before_compaction)
     if plot is not None:
         from lacache.evals.plots import plot_ladder
 
@@ -120,9 +146,37 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(record))
     else:
+        if note:
+            typer.echo(note)
         show()
     if plot is not None:
         typer.echo(f"wrote {plot}", err=True)
+
+
+def _refuse_beside(what: str, **options: Any) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)} cannot be given beside {what}")
+
+
+def _heads_for(plan: Plan, heads: int | None, path: Path) -> int:
+    """The KV heads of each layer, which a plan that tells them apart does not say."""
+    told = [member for member in _members(plan) if isinstance(member, tuple)]
+    if heads is None and told:
+        raise ConfigError(
+            f"--heads is not given, and {path} tells KV heads apart, such as number {told[0][1]} "
+            f"of layer {told[0][0]}; say how many each layer of the model has: --heads "
+            f"{1 + max(head for _, head in told)} or more"
+        )
+    return heads or 1
+
+
+def _members(plan: Plan) -> Sequence[Member]:
+    if isinstance(plan, HistoryConfig):
+        return plan.history
+    if isinstance(plan, Groups):
+        return [member for group in plan.groups for member in group.members]
+    return ()
 
 
 def _show_groups(record: dict[str, Any], num_heads: list[int], *, before_compaction: bool) -> None:
@@ -146,6 +200,8 @@ def _show_groups(record: dict[str, Any], num_heads: list[int], *, before_compact
         pairs = [(int(layer), head) for layer, of in group["heads"].items() for head in of]
         lists = {record["head_to_kept"][layer][head] for layer, head in pairs}
         capacity = "-" if group["capacity"] is None else f"{group['capacity']:,}"
+        if group["final_capacity"] != group["capacity"]:
+            capacity += f", later {group['final_capacity']:,}"
         for which in sorted(lists):
             tokens = record["kept"][which]
             having = [pair for pair in pairs if record["head_to_kept"][pair[0]][pair[1]] == which]

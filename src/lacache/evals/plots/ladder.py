@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from lacache.evals.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_MOST_TICKS = 16
 
 
 def plot_ladder(record: Record, path: Path) -> None:
@@ -30,23 +33,27 @@ def plot_ladder(record: Record, path: Path) -> None:
     rows_key = "head_to_kept" if "head_to_kept" in record else "layer_to_kept"
     num_seen, kept, rows = _need(record, "num_seen", "kept", rows_key)
     num_layers = len(rows)
-    by_head = rows_key == "head_to_kept" and max(map(len, rows)) > 1
+    by_head = rows_key == "head_to_kept" and any(len(set(heads)) > 1 for heads in rows)
+    ticks = row_ticks([len(heads) for heads in rows] if by_head else [1] * num_layers)
     if rows_key == "head_to_kept":
-        rows = [number for heads in rows for number in heads]
+        # Heads that hold the same in every layer are one row.
+        rows = [number for heads in rows for number in (heads if by_head else heads[:1])]
     if num_seen < 1:
         raise InputError(f"num_seen={num_seen} leaves nothing to draw; try num_seen=1")
     held = {len(tokens) for tokens in kept}
     alive = sorted(set().union(*kept))
     sinks = next((i for i in range(min(held)) if any(k[i] != i for k in kept)), min(held))
     start = _first_drawn(alive, sinks, num_seen)
-    by_all = set(kept[0]).intersection(*kept)
+    longest = [tokens for tokens in kept if len(tokens) == max(held)]
+    by_all = set(longest[0]).intersection(*longest)
     dense = next((t for t in range(num_seen, 0, -1) if t - 1 not in by_all), 0)
     close_up = max(0, dense - 112), min(num_seen, max(0, dense - 112) + 128)
     has_close_up = len(kept) > 1 and num_seen - start > 300
+    what = "KV head" if by_head else "layer"
     with drawing(path, 12, 6.8 if has_close_up else 4.2) as figure:
         axes = figure.subplots(2 if has_close_up else 1, squeeze=False)[:, 0]
         figure.suptitle(
-            f"What each {'KV head' if by_head else 'layer'} holds after {num_seen:,} tokens: "
+            f"What each {what} holds after {num_seen:,} tokens: "
             f"{' to '.join(f'{n:,}' for n in sorted({min(held), max(held)}))} each over "
             f"{num_layers} layers, {len(alive):,} different ones together",
             x=0.01,
@@ -54,17 +61,21 @@ def plot_ladder(record: Record, path: Path) -> None:
             weight="bold",
             size=13,
         )
-        name = "layer and KV head" if by_head else "layer"
-        image = partial(_draw_kept, kept=kept, rows=rows, name=name)
+        label = "layer.KV head" if by_head else "layer"
+        image = partial(_draw_kept, kept=kept, rows=rows, ticks=ticks, label=label)
         image(axes[0], tokens=(start, num_seen))
         axes[0].set_title(_before(alive, sinks, start, num_seen), weight="normal", size=11)
         if len(held) == 1 and min(held) < num_seen:
             _mark_window(axes[0], num_seen - min(held) + sinks, min(held))
         if has_close_up:
             image(axes[1], tokens=close_up)
+            told = (
+                f"different {what}s keep different old tokens, all {what}s keep the newest"
+                if len(held) == 1
+                else f"the {what}s with a long history keep different old tokens"
+            )
             axes[1].set_title(
-                f"Close up of tokens {close_up[0]:,} to {close_up[1] - 1:,}: different layers keep "
-                "different old tokens, all layers keep the newest",
+                f"Close up of tokens {close_up[0]:,} to {close_up[1] - 1:,}: {told}",
                 weight="normal",
                 size=11,
             )
@@ -104,7 +115,13 @@ def _mark_window(axes: Axes, edge: int, held: int) -> None:
 
 
 def _draw_kept(
-    axes: Axes, *, kept: list[list[int]], rows: list[int], name: str, tokens: tuple[int, int]
+    axes: Axes,
+    *,
+    kept: list[list[int]],
+    rows: list[int],
+    ticks: dict[int, str],
+    label: str,
+    tokens: tuple[int, int],
 ) -> None:
     """The share of tokens kept, in as many columns as can be told apart."""
     import numpy as np
@@ -137,9 +154,9 @@ def _draw_kept(
     )
     axes.set_xlim(first - 0.5, stop - 0.5)
     axes.grid(visible=False)
-    axes.set_ylabel(name)
+    axes.set_ylabel(label)
     axes.set_xlabel("token" if width == 1 else f"token ({width} to a column: darker, more of them)")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.set_yticks(list(ticks), list(ticks.values()))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if stop - first <= 200:
@@ -147,6 +164,25 @@ def _draw_kept(
         axes.set_xticks(np.arange(first - 0.5, stop), minor=True)
         axes.grid(which="minor", color="white", linewidth=0.5)
         axes.tick_params(which="minor", length=0)
+
+
+def row_ticks(num_heads: Sequence[int]) -> dict[int, str]:
+    """Names of rows: all of a few, else the first of every so many layers.
+
+    Args:
+        num_heads: rows of each layer, from the top.
+
+    Returns:
+        By row, the layer (`12`), or layer and KV head (`12.0`) where a layer has several rows.
+    """
+    by_head = max(num_heads) > 1
+    rows = [(layer, head) for layer, heads in enumerate(num_heads) for head in range(heads)]
+    step = -(-len(num_heads) // _MOST_TICKS)
+    return {
+        row: f"{layer}.{head}" if by_head else str(layer)
+        for row, (layer, head) in enumerate(rows)
+        if len(rows) <= _MOST_TICKS or (head == 0 and layer % step == 0)
+    }
 
 
 def _need(record: Record, *keys: str) -> list[Any]:
