@@ -10,8 +10,8 @@ from lacache.evals.records import read_records
 from lacache.evals.tuning import search
 from tests.cli.conftest import Run
 
-TEXT = "".join(f"This is line {i} of a text. It goes on for a while.\n" for i in range(60))
-# One stretch in each half, so that a search takes seconds; too short for a stretch more.
+TEXT = "".join(f"This is line {i} of a text. It goes on for a while.\n" for i in range(110))
+# Two stretches in each half, so that a search takes seconds; too short for a stretch more.
 QUICK = ("--budget", 200, "--length", 1300, "--threads", 1)
 
 
@@ -35,19 +35,19 @@ def test_a_search_from_text_to_plan_and_again_from_its_records(
 ) -> None:
     plan, png = place / "plan.json", place / "front.png"
     command = ("tune", "--model", tiny, "--text", "text.txt", *QUICK)
-    command += ("--methods", "ladder;ladder:unit=4", "--prefer", "text")
+    command += ("--methods", "ladder", "--prefer", "text")
     done = run(*command, "--json", "--plot", png, "--save-plan", plan)
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.stdout)
     rows = {row["method"]: row for row in found["methods"]}
-    assert set(rows) == {"streaming", "full", "ladder", "ladder:unit=4"}
+    assert set(rows) == {"streaming", "full", "ladder"}
     assert found["capacity"] == 200
     compared = {name: row["compared"] for name, row in rows.items() if row["compared"]}
     best = min(compared, key=lambda name: compared[name]["perplexity"])
     assert found["recommended"]["text"] == best
     assert found["front"][0] == best
     for row in rows.values():
-        assert row["held_out"] is None or row["held_out"]["needles"] == 3
+        assert row["held_out"] is None or row["held_out"]["needles"] == 6
     sizes = {name: row["held_out"]["peak_bytes"] for name, row in rows.items() if row["held_out"]}
     assert sizes.pop("full") > max(sizes.values())
     assert plan_record(load_plan(plan)) == found["plans"]["text"]
@@ -61,7 +61,7 @@ def test_a_search_from_text_to_plan_and_again_from_its_records(
     assert again.exit_code == 0, again.output
     assert read_records(place / "tune.jsonl") == records
     shown = again.stdout
-    assert "which nothing was chosen on: 1 × 1,300 tokens and 3 other needles" in shown
+    assert "which nothing was chosen on: 2 × 1,300 tokens and 6 other needles" in shown
     assert f"  text: {best} (least perplexity)" in shown
     assert "LaCache.from_model(model, " in shown
     value, (low, high) = (
@@ -119,7 +119,7 @@ def test_bad_options_are_refused_before_a_model_is_loaded(
     [
         (("--length", 1300, "--budget", 1300), "try --length 5200"),
         (("--length", 1300, "--budget", "10B"), "budget of 10 bytes"),
-        (("--length", 2000, "--budget", 200), "try a longer text"),
+        (("--length", 2000, "--budget", 200), "too little text to choose"),
         (("--length", 1, "--budget", 200), "length=1"),
         (("--length", 1300, "--budget", 200, "--methods", "tova"), "tova has no plan"),
         (("--length", 1300, "--budget", 200, "--methods", "lader"), "lader"),

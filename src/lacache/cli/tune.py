@@ -89,8 +89,8 @@ def tune(
 
     Compares candidates at equal bytes on one half of the text, by perplexity and by the loss of
     answers about needles hidden in it; gives more text to the better half of them, again and
-    again; then measures the winners and StreamingLLM on the other half. The same command again
-    goes on where it stopped.
+    again; then measures the winners and StreamingLLM on the other half. Without text and time for
+    two stretches of each half it advises nothing. The same command again goes on where it stopped.
     """
     check_int("threads", threads, 1)
     check_int("seed", seed, 0)

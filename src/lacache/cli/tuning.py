@@ -14,7 +14,7 @@ from rich.text import Text
 from lacache.core.schedule import Plan
 from lacache.evals.records import Record
 from lacache.evals.runs import RunSpec
-from lacache.evals.tuning.result import verdict
+from lacache.evals.tuning.result import FEWEST_CLEAR, verdict
 
 _KIB = 1024
 
@@ -81,10 +81,11 @@ def show(console: Console, record: Record) -> None:
     )
     console.print(_held_out_table(held_out))
     console.print(
-        "Intervals are over blocks of the text and over the needles; loss is that of a right "
-        "answer in nats, found the share of right answers. Against StreamingLLM, or vs., is on "
-        "the same tokens and needles. * is on the Pareto front: no other is as good in both and "
-        "better in one."
+        "Intervals of perplexity are over blocks of the text; those of needles are over stretches, "
+        f"and of fewer than {FEWEST_CLEAR} too narrow to call a difference clear. Loss is that of "
+        "a right answer in nats, found the share of right answers. Against StreamingLLM, or vs., "
+        "is on the same tokens and needles. * is on the Pareto front: no other is as good in both "
+        "and better in one."
     )
     for method, told in record["failed"].items():
         console.print(Text(f"failed: {method}: {told}", style="red"), soft_wrap=True)

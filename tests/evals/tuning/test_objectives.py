@@ -1,3 +1,4 @@
+import itertools
 import math
 from statistics import fmean
 
@@ -63,3 +64,22 @@ def test_pairing_takes_out_what_both_share() -> None:
     assert found.loss_interval == pytest.approx((-2.0, -2.0))
     with pytest.raises(ValueError, match="zip"):
         against(mine, others[:1])
+
+
+def test_needles_of_one_stretch_are_drawn_together() -> None:
+    losses = [[1.0, 2.0, 9.0], [3.0, 3.0, 3.0], [12.0, 6.0, 6.0], [0.0, 1.0, 2.0]]
+    found = figures([stretch([1.0, 2.0], of) for of in losses])
+    means = [fmean(of) for of in losses]
+    # The slow twin: every way to draw four stretches of four.
+    drawn = sorted(fmean(chosen) for chosen in itertools.product(means, repeat=4))
+    low, high = drawn[round(0.025 * len(drawn))], drawn[round(0.975 * len(drawn)) - 1]
+    assert found.loss_interval == pytest.approx((low, high), abs=0.3)
+    # As often as not the same losses in other stretches say more, or less.
+    mixed = [[losses[(i + j) % 4][j] for j in range(3)] for i in range(4)]
+    other = figures([stretch([1.0, 2.0], of) for of in mixed])
+    assert other.loss == pytest.approx(found.loss)
+    assert other.loss_interval != pytest.approx(found.loss_interval, abs=0.1)
+    shifted = [stretch([1.0, 2.0], [value + 2 for value in of]) for of in losses]
+    relative = against(shifted, [stretch([1.0, 2.0], of) for of in losses])
+    assert relative.stretches == 4
+    assert relative.loss_interval == pytest.approx((2.0, 2.0))

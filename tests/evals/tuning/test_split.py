@@ -63,9 +63,14 @@ def test_the_seed_sets_the_order() -> None:
 
 def test_a_text_that_is_too_short_is_refused_with_a_length_that_works(file: str) -> None:
     tokenizer = tiny_tokenizer()
-    with pytest.raises(InputError, match=r"and 4,032 are needed .*--length (\d+) or less") as told:
+    with pytest.raises(
+        InputError, match=r"too little text to choose: 8,032 are needed .*--length (\d+) or less"
+    ) as told:
         split_text(tokenizer, file, length=2000, seed=0)
     length = int(str(told.value).split("--length ")[1].split()[0])
     assert len(split_text(tokenizer, file, length=length, seed=0)) == 2
     with pytest.raises(InputError, match="are needed"):
         split_text(tokenizer, file, length=length + 1, seed=0)
+    (Path(file).parent / "two.txt").write_text("Two lines")
+    with pytest.raises(InputError, match=r"try a longer text$"):
+        split_text(tokenizer, str(Path(file).parent / "two.txt"), length=1024, seed=0)

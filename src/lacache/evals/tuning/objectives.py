@@ -31,7 +31,10 @@ class Stretch:
 @final
 @dataclass(frozen=True)
 class Figures:
-    """A method over several stretches; intervals are 95 %."""
+    """A method over several stretches; intervals are 95 %.
+
+    Those of needles are over stretches, and too narrow where these are few.
+    """
 
     stretches: int
     needles: int
@@ -57,6 +60,7 @@ class Figures:
 class Against:
     """A method against another on the same tokens and needles."""
 
+    stretches: int
     ratio: float
     """Of the perplexities; below 1 is better."""
     ratio_interval: Interval
@@ -77,13 +81,13 @@ def figures(stretches: Sequence[Stretch]) -> Figures:
     records = [record for s in stretches for record in (s.text, s.needles)]
     return Figures(
         stretches=len(stretches),
-        needles=len(losses),
+        needles=sum(map(len, losses)),
         perplexity=perplexity(nll),
         perplexity_interval=(math.exp(low), math.exp(high)),
-        loss=fmean(losses),
-        loss_interval=mean_interval(losses),
-        score=fmean(scores),
-        score_interval=mean_interval(scores),
+        loss=_mean(losses),
+        loss_interval=_interval(losses),
+        score=_mean(scores),
+        score_interval=_interval(scores),
         mean_bytes=fmean(float(record["mean_bytes"]) for record in records),
         peak_bytes=max(float(record["peak_bytes"]) for record in records),
     )
@@ -98,14 +102,16 @@ def against(stretches: Sequence[Stretch], others: Sequence[Stretch]) -> Against:
     """
     nll = [a - b for a, b in zip(_tokens(stretches), _tokens(others), strict=True)]
     losses = [
-        a - b for a, b in zip(*(_needles(s, "nlls") for s in (stretches, others)), strict=True)
+        [a - b for a, b in zip(mine, theirs, strict=True)]
+        for mine, theirs in zip(_needles(stretches, "nlls"), _needles(others, "nlls"), strict=True)
     ]
     low, high = block_interval(nll)
     return Against(
+        stretches=len(stretches),
         ratio=math.exp(fmean(nll)),
         ratio_interval=(math.exp(low), math.exp(high)),
-        loss=fmean(losses),
-        loss_interval=mean_interval(losses),
+        loss=_mean(losses),
+        loss_interval=_interval(losses),
     )
 
 
@@ -114,15 +120,21 @@ def _tokens(stretches: Sequence[Stretch]) -> list[float]:
     return [float(value) for s in stretches for value in s.text["nll"]]
 
 
-def _needles(stretches: Sequence[Stretch], name: str) -> list[float]:
-    """A figure of all needles.
-
-    Each counts for itself in an interval: they share a cache, but lie at different depths, which
-    matters most to what a bounded cache still holds.
-    """
+def _needles(stretches: Sequence[Stretch], name: str) -> list[list[float]]:
+    """A figure of all needles, by stretch."""
     return [
-        float(value)
+        [float(value) for sample in stretch.needles["samples"] for value in sample[name]]
         for stretch in stretches
-        for sample in stretch.needles["samples"]
-        for value in sample[name]
     ]
+
+
+def _mean(values: Sequence[Sequence[float]]) -> float:
+    return fmean(value for of_stretch in values for value in of_stretch)
+
+
+def _interval(values: Sequence[Sequence[float]]) -> Interval:
+    """Of the mean: whole stretches are drawn, as needles in one text share its cache.
+
+    All stretches have equally many needles, so that the mean of their means is the mean.
+    """
+    return mean_interval([fmean(of_stretch) for of_stretch in values])

@@ -24,6 +24,9 @@ RULES = {
 }
 """By wish, what a recommendation goes by; all figures are those for comparing."""
 
+FEWEST_CLEAR = 5
+"""So many stretches lie on one side of a border by chance once in sixteen times."""
+
 _DIGITS = 5
 
 
@@ -86,10 +89,15 @@ def tuning_record(
 
 
 def verdict(relative: Record) -> dict[str, str]:
-    """What the intervals of `..._against` say: "lower", "higher" or "not clear"."""
+    """What the intervals of `..._against` say: "lower", "higher" or "not clear".
+
+    Of fewer than `FEWEST_CLEAR` stretches, which chance alone often puts on one side, the loss is
+    never clear.
+    """
+    few = relative["stretches"] < FEWEST_CLEAR
     return {
         "perplexity": _side(relative["ratio_interval"], 1.0),
-        "loss": _side(relative["loss_interval"], 0.0),
+        "loss": "not clear" if few else _side(relative["loss_interval"], 0.0),
     }
 
 

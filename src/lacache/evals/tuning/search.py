@@ -17,7 +17,7 @@ from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.stretch_needles import StretchNeedles
 from lacache.evals.tuning.objectives import Figures, Stretch, against, figures
 from lacache.evals.tuning.pareto import front, ranked
-from lacache.evals.tuning.split import Part
+from lacache.evals.tuning.split import FEWEST_STRETCHES, Part
 
 TOLERANCE = 1.003
 """How much higher than StreamingLLM's a perplexity may be and still count as no worse."""
@@ -141,6 +141,7 @@ class Search:
         self._seconds = 0.0
         self._slowest = 0.0
         self._slowest_of: dict[Method, float] = {}
+        self._slowest_run: dict[object, float] = {}
         self._read_of: tuple[_Read, _Read] = ({}, {})
         self._failed: dict[Method, str] = {}
 
@@ -148,11 +149,17 @@ class Search:
         """Compare, choose, and measure what was chosen on what is held out.
 
         Raises:
-            ConfigError: the time does not suffice for the least search, or there is nothing to
-                compare StreamingLLM with.
+            ConfigError: the time does not suffice for the least search, which reads two stretches
+                of each part, or there is nothing to compare StreamingLLM with.
             ModelError: the model finds no needles even with a full cache.
             InputError: StreamingLLM or the full cache could not be measured.
         """
+        try:
+            return self._search()
+        except _OutOfTime:
+            raise self._too_little() from None
+
+    def _search(self) -> Found:
         self._check_signal()
         tried = self._first_round()
         finalists = self._halve(tried)
@@ -177,9 +184,10 @@ class Search:
         """Where the full cache does not know the answers, no loss tells caches apart."""
         self._on_step("the full cache", self._seconds)
         try:
-            loss = float(self._needles(FULL, _COMPARED, 0)["nll"])
+            record = self._needles(FULL, _COMPARED, 0)
         except _RunFailed as error:
             raise InputError(str(error)) from error
+        loss = float(record["nll"])
         if loss > GUESS / 2:
             raise ModelError(
                 f"the model does not find needles in stretches of {self._settings.length} tokens "
@@ -187,16 +195,26 @@ class Search:
                 "so its answers do not tell caches apart; try a shorter --length, or measure "
                 f"perplexity alone with lacache eval --tasks ppl:text={self._parts[0].text}"
             )
+        # Of a stretch this is about half, so that what it does not allow is surely not possible.
+        self._slowest = float(record["seconds"])
+        self._check_time()
 
     def _first_round(self) -> list[Method]:
         """One stretch for as many candidates as the time allows."""
         tried: list[Method] = []
         for number, method in enumerate(self._candidates):
             ends = self._seconds + self._slowest
-            if len(tried) >= _LEAST and ends > _FIRST_SHARE * self._limit:
+            most = min(_FIRST_SHARE * self._limit, self._limit - self._reserved(_LEAST))
+            if len(tried) >= _LEAST and ends > most:
                 break
             told = f"comparing candidate {number + 1} of {len(self._candidates)}"
-            if self._read(told, method, _COMPARED):
+            try:
+                worked = self._read(told, method, _COMPARED)
+            except _OutOfTime:
+                if len(tried) < _LEAST:
+                    raise
+                break
+            if worked:
                 tried.append(method)
             if method == STREAMING:
                 self._check_time()
@@ -209,16 +227,32 @@ class Search:
         return tried
 
     def _check_time(self) -> None:
-        """Whether the least search fits, once a first stretch was read."""
-        # The other candidates of a least list; then all of it and the full cache, held out.
-        needed = self._seconds + self._slowest * (_LEAST - 1 + _LEAST + 1)
-        if needed > self._limit:
-            minutes = math.ceil(needed / _OVERHEAD / 6) / 10
-            raise ConfigError(
-                f"minutes={self._settings.minutes:g} allow nothing: one stretch of "
-                f"{self._settings.length} tokens took {self._slowest:.1f} s, and the least search "
-                f"takes about {minutes:g} minutes; try --minutes {minutes:g}, or a shorter --length"
-            )
+        """Whether the least search fits."""
+        if self._needed() > self._limit:
+            raise self._too_little()
+
+    def _needed(self) -> float:
+        """Time of the least search in all: what was read, and what it still has to read."""
+        left = 0
+        # Held out, the full cache is read besides.
+        for read, methods in zip(self._read_of, (_LEAST, _LEAST + 1), strict=True):
+            counts = sorted((min(len(of), FEWEST_STRETCHES) for of in read.values()), reverse=True)
+            left += FEWEST_STRETCHES * methods - sum(counts[:methods])
+        return self._seconds + left * self._slowest
+
+    def _too_little(self) -> ConfigError:
+        minutes = self._settings.minutes
+        enough = math.ceil(max(self._needed(), 1.2 * self._limit) / _OVERHEAD / 6) / 10
+        return ConfigError(
+            f"minutes={minutes:g} are too little time to choose: "
+            f"{FEWEST_STRETCHES} stretches of {self._settings.length} tokens to compare on and as "
+            f"many held out are the least, with {_LEAST} methods, which take about {enough:g} "
+            f"minutes; try --minutes {enough:g}, which goes on from here, or a shorter --length"
+        )
+
+    def _reserved(self, more: int) -> float:
+        """Time for so many more stretches, and for winners and the full cache held out."""
+        return self._slowest * (more + FEWEST_STRETCHES * (_LEAST + 2))
 
     def _halve(self, tried: list[Method]) -> list[Method]:
         """More stretches for the better half, until few are left; these, the best first."""
@@ -226,25 +260,54 @@ class Search:
         until = _COMPARED_SHARE * self._limit
         while True:
             left = self._best_half(left)
+            if self._columns(_COMPARED) < FEWEST_STRETCHES:
+                left = self._affordable(left)
             rounds = 1 + math.ceil(math.log2(max(1.0, len(left) / _FINALISTS)))
             round_end = self._seconds + (until - self._seconds) / rounds
             before = self._columns(_COMPARED)
-            while self._fits(left, _COMPARED, round_end):
-                left = self._read_all(left, _COMPARED)
+            left = self._read_until(left, _COMPARED, round_end)
             if len(left) <= _FINALISTS or self._columns(_COMPARED) == before:
                 return self._in_order(left)
 
+    def _affordable(self, methods: list[Method]) -> list[Method]:
+        """As many of the best as there is time for to read another stretch with."""
+        left = list(methods)
+        while len(left) > _LEAST and self._ends(left) > self._limit - self._reserved(0):
+            left.remove(next(m for m in reversed(left) if m != STREAMING))
+        return left
+
     def _confirm(self, recommended: Recommended, winners: list[Method]) -> None:
-        """Winners, StreamingLLM and the full cache on the held-out part: once, or more often."""
+        """Winners, StreamingLLM and the full cache on the held-out part."""
         best = recommended
         left = list(dict.fromkeys([STREAMING, best.both, best.recall, best.text, FULL]))
         for method in winners:
             more = [*left, method]
-            if method not in left and len(left) < _WINNERS and self._ends(more) <= self._limit:
+            ends = self._seconds + FEWEST_STRETCHES * (self._ends(more) - self._seconds)
+            if method not in left and len(left) < _WINNERS and ends <= self._limit:
                 left = more
-        left = self._read_all(left, _HELD_OUT)
-        while self._fits(left, _HELD_OUT, self._limit):
-            left = self._read_all(left, _HELD_OUT)
+        self._read_until(left, _HELD_OUT, self._limit)
+
+    def _read_until(self, methods: list[Method], part: int, until: float) -> list[Method]:
+        """Stretch after stretch with all methods, the fewest at least; those it worked with.
+
+        Raises:
+            _OutOfTime: the time has ended before the fewest were read.
+        """
+        left = methods
+        while self._columns(part) < FEWEST_STRETCHES or self._fits(left, part, until):
+            before = self._columns(part)
+            try:
+                left = self._read_all(left, part)
+            except _OutOfTime:
+                if before < FEWEST_STRETCHES:
+                    raise
+                # What only some have read compares with nothing.
+                read = self._read_of[part]
+                left = [method for method in left if method in read]
+                for method in left:
+                    del read[method][before:]
+                break
+        return left
 
     def _best_half(self, methods: list[Method]) -> list[Method]:
         """The better half, but at least as many as may stay to the end; the best first."""
@@ -310,11 +373,24 @@ class Search:
     def _record(self, task: Perplexity | StretchNeedles, method: Method, seed: int) -> Record:
         budget = "1.0" if method == FULL else str(self._settings.capacity)
         spec = RunSpec(task, method, self._settings.length, budget, seed=seed)
+        kind = type(task)
+        known = ((method, kind), kind, None)
+        expected = next((self._slowest_run[k] for k in known if k in self._slowest_run), 0.0)
+        if self._seconds + expected > self._limit:
+            raise _OutOfTime
         outcome = self._measure(spec)
         if outcome.record is None:
             raise _RunFailed(f"{spec.label} could not be measured: {outcome.error}")
-        self._seconds += float(outcome.record["seconds"])
+        seconds = float(outcome.record["seconds"])
+        self._seconds += seconds
+        for key in known:
+            self._slowest_run[key] = max(seconds, self._slowest_run.get(key, 0.0))
         return outcome.record
+
+
+@final
+class _OutOfTime(Exception):
+    """The next run would likely end after the time."""
 
 
 @final

@@ -7,8 +7,13 @@ from typing import Any, final
 from lacache.core.errors import InputError
 from lacache.evals.hub_texts import load_named_text
 
+FEWEST_STRETCHES = 2
+"""Of each part: one alone says nothing of how much chance is in its figures."""
+
 # A text that is cut is not always cut between tokens of the whole, so a few are read in no part.
 _GAP = 16
+# In fewer tokens there is hardly room for needles and questions.
+_SHORTEST = 256
 
 
 @final
@@ -44,7 +49,7 @@ def split_text(tokenizer: Any, text: str, *, length: int, seed: int) -> tuple[Pa
     Args:
         tokenizer: of the model.
         text: a built-in text such as "wikipedia", or a UTF-8 file.
-        length: tokens of a stretch; each part holds at least one.
+        length: tokens of a stretch; each part holds at least two.
         seed: of what is drawn in the first part; the second has the next one.
 
     Raises:
@@ -58,12 +63,17 @@ def split_text(tokenizer: Any, text: str, *, length: int, seed: int) -> tuple[Pa
         Part("compared", text, (0, middle), (0, border - _GAP), seed),
         Part("held out", text, (middle, len(content)), (border + _GAP, tokens), seed + 1),
     )
-    longest = min(last - first for first, last in (part.tokens for part in parts))
+    held = min(last - first for first, last in (part.tokens for part in parts))
+    longest = held // FEWEST_STRETCHES
     if longest < length:
+        needed = 2 * (FEWEST_STRETCHES * length + _GAP)
+        shorter = (
+            f", or a smaller budget with --length {longest} or less" if longest >= _SHORTEST else ""
+        )
         raise InputError(
-            f"text {text} has {tokens:,} tokens, and {2 * (length + _GAP):,} are needed for a "
-            f"stretch of {length:,} to compare on and one that is held out; try a longer text, or "
-            f"a smaller budget with --length {max(longest, 1)} or less"
+            f"text {text} has {tokens:,} tokens, too little text to choose: {needed:,} are needed "
+            f"for {FEWEST_STRETCHES} stretches of {length:,} to compare on and as many that are "
+            f"held out; try a longer text{shorter}"
         )
     return parts
 
