@@ -145,11 +145,17 @@ def test_a_run_that_takes_longer_than_ever_ends_the_search_but_not_its_advice() 
     assert len({len(of) for of in found.held_out.values()}) == 1
 
 
-def test_what_is_surely_not_possible_is_told_after_one_run() -> None:
+def test_what_is_not_possible_is_told_after_a_first_stretch() -> None:
     world = World(TRUTH, seconds=lambda method: 10.0)
-    with pytest.raises(ConfigError, match=r"minutes=1 are too little time.*try --minutes 2\.7"):
-        search(world, 1)
-    assert len(world.asked) == 1
+    # One run, and 14 stretches of two runs.
+    with pytest.raises(ConfigError, match=r"minutes=2 are too little time.*try --minutes 5\.1"):
+        search(world, 2)
+    assert [spec.method for spec in world.asked] == [FULL, STREAMING, STREAMING]
+    # Where one more run would end after the time, it is told before it.
+    slow = World(TRUTH, seconds=lambda method: 40.0)
+    with pytest.raises(ConfigError, match="minutes=1 are too little time"):
+        search(slow, 1)
+    assert len(slow.asked) == 1
 
 
 def test_more_time_reads_more() -> None:

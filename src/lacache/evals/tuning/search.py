@@ -184,10 +184,9 @@ class Search:
         """Where the full cache does not know the answers, no loss tells caches apart."""
         self._on_step("the full cache", self._seconds)
         try:
-            record = self._needles(FULL, _COMPARED, 0)
+            loss = float(self._needles(FULL, _COMPARED, 0)["nll"])
         except _RunFailed as error:
             raise InputError(str(error)) from error
-        loss = float(record["nll"])
         if loss > GUESS / 2:
             raise ModelError(
                 f"the model does not find needles in stretches of {self._settings.length} tokens "
@@ -195,9 +194,6 @@ class Search:
                 "so its answers do not tell caches apart; try a shorter --length, or measure "
                 f"perplexity alone with lacache eval --tasks ppl:text={self._parts[0].text}"
             )
-        # Of a stretch this is about half, so that what it does not allow is surely not possible.
-        self._slowest = float(record["seconds"])
-        self._check_time()
 
     def _first_round(self) -> list[Method]:
         """One stretch for as many candidates as the time allows."""
@@ -238,7 +234,7 @@ class Search:
         for read, methods in zip(self._read_of, (_LEAST, _LEAST + 1), strict=True):
             counts = sorted((min(len(of), FEWEST_STRETCHES) for of in read.values()), reverse=True)
             left += FEWEST_STRETCHES * methods - sum(counts[:methods])
-        return self._seconds + left * self._slowest
+        return self._seconds + left * (self._slowest or 2 * self._slowest_run.get(None, 0.0))
 
     def _too_little(self) -> ConfigError:
         minutes = self._settings.minutes
