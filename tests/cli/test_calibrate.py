@@ -54,8 +54,9 @@ def test_the_tables_name_the_neediest_first(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--window", 0), "window=0"),
-        (("--length", 100), "length=100"),
+        (("--window", 0), "window=0 must be at least 1; try window=1"),
+        (("--probes", 0), "probes=0 must be at least 1; try probes=1"),
+        (("--length", 100), "length=100 must be at least 136 = 2 × (window 64 + sinks 4); try"),
         (("--plot", "picture.jpg"), "picture.png"),
         (("--threads", 0), "threads=0"),
     ],

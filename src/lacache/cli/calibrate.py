@@ -55,6 +55,7 @@ def calibrate(
     same command goes on from there.
     """
     check_int("threads", threads, 1)
+    check_int("probes", probes, 1)
 
     from rich.console import Console
 

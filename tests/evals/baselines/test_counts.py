@@ -84,7 +84,12 @@ def test_a_pyramid_is_the_papers() -> None:
 
 @pytest.mark.parametrize(
     ("capacities", "refill", "told"),
-    [((), 1, "at least one layer"), ((8, 4), 4, "refill=4 must be below"), ((8,), 0, "refill=0")],
+    [
+        ((), 1, "at least one layer"),
+        ((8, 4), 4, "refill=4 must be below the smallest capacity 4; try refill=1"),
+        ((1,), 1, "refill=1 must be below the smallest capacity 1; try capacity=2"),
+        ((8,), 0, "refill=0"),
+    ],
 )
 def test_impossible_counts_are_refused(capacities: tuple[int, ...], refill: int, told: str) -> None:
     with pytest.raises(ConfigError, match=told):

@@ -78,6 +78,7 @@ def test_random_ladders_hold_as_many_bytes_as_the_ladder(model: Any, dense: bool
     ("spec", "told"),
     [
         ("h2o:recent=1.5", "recent=1.5 must be a share"),
+        ("h2o:recent=0.9", "recent=0.9 and refill=0.125 must be below 1 together"),
         ("knorm:sinks=-1", "sinks=-1"),
         ("snapkv:kernel=2", "kernel=2 must be odd"),
         ("pyramidkv:beta=0.5", "beta=0.5 must be at least 1"),
@@ -103,3 +104,15 @@ def test_bad_settings_are_refused(spec: str, told: str) -> None:
 def test_a_capacity_that_is_too_small_is_refused(model: Any, name: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         parse_method(name).open(model, capacity=7, dense=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["keydiff", "knorm", "lagkv", "tova", "h2o", "snapkv", "pyramidkv"]
+)
+@pytest.mark.parametrize("capacity", [1, 3, 4])
+def test_the_capacity_that_an_error_proposes_works(model: Any, name: str, capacity: int) -> None:
+    method = parse_method(name)
+    with pytest.raises(ConfigError, match=r"must be at least \d+ = sinks 4") as told:
+        method.open(model, capacity=capacity, dense=False)
+    proposed = str(told.value).rpartition("; try capacity=")[2]
+    method.open(model, capacity=int(proposed), dense=False)

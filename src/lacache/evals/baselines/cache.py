@@ -98,9 +98,9 @@ class ScoredCache(WatchingCache):
                 f"{len(capacities)} capacities were given for {depth} layers with a growing cache; "
                 f"give {depth}"
             )
-        counts = Counts(capacities, refill)
-        _check_room(counts, scorer, sinks)
-        ledger = Ledger(counts)
+        if capacities:
+            _check_room(min(capacities), refill, scorer, sinks)
+        ledger = Ledger(Counts(capacities, refill))
         layers: list[Any] = DynamicCache(config=facts.text_config).layers
         for i, layer in enumerate(facts.growing):
             layers[layer.index] = ScoredLayer(scorer, ledger, i, layer.rotation, sinks)
@@ -283,13 +283,13 @@ class ScoredCache(WatchingCache):
         return [layer for layer in self.layers if isinstance(layer, ScoredLayer)]
 
 
-def _check_room(counts: Counts, scorer: Scorer, sinks: int) -> None:
-    """Raise ConfigError unless a full layer can always free its slots."""
-    least = min(counts.capacities)
+def _check_room(least: int, refill: int, scorer: Scorer, sinks: int) -> None:
+    """Raise ConfigError unless a full layer of `least` tokens can always free its slots."""
     protected = scorer.protected(least)
-    if sinks + protected + counts.refill > least:
+    needed = sinks + protected + refill
+    if needed > least:
         raise ConfigError(
-            f"capacity={least} must be at least {sinks + protected + counts.refill} = sinks "
-            f"{sinks} + newest {protected} that {type(scorer).__name__} never evicts + refill "
-            f"{counts.refill}; try a larger capacity"
+            f"capacity={least} must be at least {needed} = sinks {sinks} + newest {protected} that "
+            # Newest and refill may be shares of the capacity, so that needed alone may not do.
+            f"{type(scorer).__name__} never evicts + refill {refill}; try capacity={3 * needed}"
         )

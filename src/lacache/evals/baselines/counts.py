@@ -35,9 +35,9 @@ class Counts:
             check_int("capacity", capacity, 1)
         least = min(self.capacities)
         if least <= self.refill:
+            remedy = f"refill={max(1, least // 8)}" if least > 1 else f"capacity={2 * self.refill}"
             raise ConfigError(
-                f"refill={self.refill} must be below the smallest capacity {least}; try "
-                f"refill={max(1, least // 8)}"
+                f"refill={self.refill} must be below the smallest capacity {least}; try {remedy}"
             )
 
     def start(self) -> tuple[int, ...]:

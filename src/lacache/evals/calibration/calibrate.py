@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from lacache.cache.fingerprint import fingerprint
 from lacache.core.checks import check_int
-from lacache.core.errors import ModelError
+from lacache.core.errors import ConfigError, ModelError
 from lacache.core.profile import Profile
 from lacache.evals.calibration.emulation import Emulation
 from lacache.evals.calibration.journal import Journal
@@ -55,8 +55,14 @@ class Settings:
         check_int("sinks", self.sinks, 0)
         check_int("per_kind", self.per_kind, 1)
         check_int("seed", self.seed, 0)
+        check_int("length", self.length, 1)
         # A probe must be longer than what a windowed head sees by a good deal.
-        check_int("length", self.length, 2 * (self.window + self.sinks))
+        least = 2 * (self.window + self.sinks)
+        if self.length < least:
+            raise ConfigError(
+                f"length={self.length} must be at least {least} = 2 × (window {self.window} + "
+                f"sinks {self.sinks}); try length={least}"
+            )
         list(round_sizes(1, self.share))
 
     def num_steps(self, num_heads: Sequence[int]) -> int:

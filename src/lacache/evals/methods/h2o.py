@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from lacache.core.errors import ConfigError
 from lacache.evals.baselines import H2O, Scorer
 from lacache.evals.methods.scored import ScoredMethod
 from lacache.evals.methods.settings import check_share
@@ -26,6 +27,11 @@ class H2OMethod(ScoredMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("recent", self.recent)
+        if self.recent + self.refill >= 1:
+            raise ConfigError(
+                f"recent={self.recent} and refill={self.refill} must be below 1 together, as they "
+                "are shares of one capacity; try recent=0.5"
+            )
 
     def scorer(self, capacity: int) -> Scorer:
         """With the window in tokens."""
