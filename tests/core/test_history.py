@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.core import HistoryConfig, LadderConfig, ShrinkingWindow, kept_after, mean_capacity
+from lacache.core import (
+    HistoryConfig,
+    KeptTokens,
+    LadderConfig,
+    ShrinkingWindow,
+    Timetable,
+    kept_after,
+    mean_capacity,
+)
 from lacache.core.errors import ConfigError
+from lacache.core.history import split_by_need
 
 HEADS = (3,) * 10
 
@@ -83,3 +92,62 @@ def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         HistoryConfig(**{"capacity": 64, "history": (1, 2)} | settings).bind_groups(HEADS)
     assert message in str(raised.value)
+
+
+@st.composite
+def tiered(draw: st.DrawFn) -> HistoryConfig:
+    """A history and up to four tiers, of random heads."""
+    pairs = draw(st.permutations([(layer, head) for layer in range(10) for head in range(3)]))
+    edges = sorted(draw(st.sets(st.integers(1, 29), min_size=1, max_size=5)))
+    history, *tiers = (tuple(pairs[a:b]) for a, b in zip([0, *edges[:-1]], edges, strict=True))
+    return HistoryConfig(
+        capacity=draw(st.integers(40, 120)),
+        history=history,
+        tiers=tuple(tiers),
+        window=draw(st.floats(0.2, 0.9)),
+        refill=draw(st.integers(1, 4)),
+    )
+
+
+@given(tiered())
+@settings(max_examples=60, deadline=None)
+def test_tiers_give_way_last_first_and_together_use_the_bytes(config: HistoryConfig) -> None:
+    groups = config.bind_groups(HEADS)
+    kept = [KeptTokens(group.schedule) for group in groups]
+    heads = [group.num_heads for group in groups]
+    neediest = config.history_capacity(HEADS)
+    for seen in range(1, min(neediest, 1500) + 1):
+        for tokens in kept:
+            tokens.read(1)
+        held = [tokens.state.num_cached for tokens in kept]
+        # Those with more need hold no less.
+        assert held == sorted(held, reverse=True)
+        total = sum(n * h for n, h in zip(held, heads, strict=True))
+        assert total <= config.capacity * sum(heads)
+        if seen <= config.capacity:
+            assert total == seen * sum(heads)
+        if all(t.schedule.is_full(t.state) for t in kept[1:] if t.state.num_evicted):
+            # Lost by rounding: a token for each window, a refill for each tier.
+            lost = (1 + config.refill) * (sum(heads) + len(kept))
+            assert total >= min(seen, config.capacity) * sum(heads) - lost
+
+
+@given(tiered())
+@settings(max_examples=60, deadline=None)
+def test_all_tiers_compact_at_the_same_tokens(config: HistoryConfig) -> None:
+    windows = config.bind_groups(HEADS)[1:]
+    for group in windows:
+        table = Timetable(group.schedule)
+        first = table.state_at(config.history_capacity(HEADS) + 1)
+        for seen in range(config.capacity, first.num_seen):
+            state = table.state_at(seen)
+            if group.schedule.is_full(state):
+                assert (seen - config.capacity) % config.refill == 0
+
+
+def test_need_splits_into_a_history_and_tiers_that_grow() -> None:
+    order = tuple(range(20))
+    assert split_by_need(order, 0.2, 0.0) == (order[:4],)
+    assert split_by_need(order, 0.2, 0.5) == ((0, 1, 2, 3), (4,), (5,), (6,), (7,), (8, 9))
+    assert split_by_need(order, 0.01, 0.05) == ((0,),)
+    assert sum(split_by_need(order, 0.5, 1.0), ()) == order[:19]

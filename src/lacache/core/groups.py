@@ -117,6 +117,15 @@ def _pair(member: object) -> tuple[int, int]:
     raise ConfigError(f"member {member!r} must be a layer (3) or a pair (layer, KV head) (3, 0)")
 
 
+def pairs_of(members: Iterable[Member], num_heads: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs (layer, KV head) of members, each once and in order of depth.
+
+    Raises:
+        ConfigError: no such layer or head.
+    """
+    return sorted({pair for member in members for pair in heads_of(member, num_heads)})
+
+
 def heads_of(member: Member, num_heads: Sequence[int]) -> list[tuple[int, int]]:
     """The pairs (layer, KV head) of a member.
 

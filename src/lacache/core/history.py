@@ -8,11 +8,30 @@ from typing import final
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
 from lacache.core.geometry import default_span_overlap
-from lacache.core.groups import Group, Groups, Member, heads_of
+from lacache.core.groups import Group, Groups, Member, pairs_of
 from lacache.core.ladder import LadderConfig
 from lacache.core.schedule import BoundGroup, Plan, Policy
 from lacache.core.shrinking_window import ShrinkingWindow
 from lacache.core.sink_window import SinkWindow
+
+
+def split_by_need(
+    order: Sequence[Member], share: float, most: float
+) -> tuple[tuple[Member, ...], ...]:
+    """A history and its tiers, from members in order of need.
+
+    Args:
+        order: layers or pairs, the neediest first.
+        share: of them in the history; one at least.
+        most: share in the history and all tiers together, of which each adds a quarter.
+    """
+    end = max(1, round(share * len(order)))
+    parts = [tuple(order[:end])]
+    last = min(round(most * len(order)), len(order) - 1)
+    while end < last:
+        start, end = end, min(last, end + max(1, end // 4))
+        parts.append(tuple(order[start:end]))
+    return tuple(parts)
 
 
 @final
@@ -29,6 +48,9 @@ class HistoryConfig(Plan):
         history: layers, or pairs (layer, KV head), that keep a history.
         window: capacity of all others in the end, as a share of `capacity`. Until the history has
             grown so long, they hold what it leaves: the bytes are in use at all times.
+        tiers: more layers or pairs, in order of their need. Each tier holds everything until the
+            history and the tiers before it need its bytes, so the last ones give way first; those
+            in no tier before all of them.
         sinks: first tokens, never evicted.
         refill: tokens that come in from one compaction of a window to the next; one of the history
             frees as large a share of its capacity.
@@ -45,6 +67,7 @@ class HistoryConfig(Plan):
     capacity: int
     history: tuple[Member, ...]
     window: float = 0.5
+    tiers: tuple[tuple[Member, ...], ...] = ()
     sinks: int = 4
     refill: int = 1
     span: int | None = None
@@ -68,7 +91,9 @@ class HistoryConfig(Plan):
                 f"tokens, and at least {smallest} = sinks {self.sinks} + refill {self.refill} are "
                 f"needed; try capacity={math.ceil(smallest / self.window)}"
             )
-        Group(SinkWindow(self.window_capacity, self.sinks, self.refill), self.history)
+        window = SinkWindow(self.window_capacity, self.sinks, self.refill)
+        for members in (self.history, *self.tiers):
+            Group(window, members)
 
     @property
     def window_capacity(self) -> int:
@@ -76,47 +101,54 @@ class HistoryConfig(Plan):
         return max(1, int(self.capacity * self.window))
 
     def history_capacity(self, num_heads: Sequence[int]) -> int:
-        """Capacity of the KV heads with a history: all that the others leave."""
-        return self._shrinking(num_heads).history_capacity
+        """Capacity of the KV heads with a history: all that the others leave in the end."""
+        return self._capacity(len(pairs_of(self.history, num_heads)), sum(num_heads))
 
     def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
-        """The history first, then the windows."""
-        history = self._pairs(num_heads)
+        """The history first, then the tiers, then all others."""
+        tiers = [pairs_of(members, num_heads) for members in (self.history, *self.tiers)]
+        named = {pair for tier in tiers for pair in tier}
         others = [
             (layer, head)
             for layer, heads in enumerate(num_heads)
             for head in range(heads)
-            if (layer, head) not in history
+            if (layer, head) not in named
         ]
         if not others:
+            what = "history and tiers hold" if self.tiers else "history holds"
             raise ConfigError(
-                "history holds every KV head, so nothing is left for windows; use a LadderConfig"
+                f"{what} every KV head, so nothing is left for windows; use a LadderConfig"
             )
-        return Groups(
-            (
-                Group(self._thinned(num_heads), tuple(sorted(history))),
-                Group(self._shrinking(num_heads), tuple(others)),
-            )
-        ).bind_groups(num_heads)
+        groups = [Group(self._thinned(num_heads), tuple(tiers[0]))]
+        neediest = len(tiers[0])
+        for tier in (*tiers[1:], others):
+            window = self._shrinking(neediest, len(tier), sum(num_heads))
+            groups.append(Group(window, tuple(tier)))
+            neediest += len(tier)
+        return Groups(tuple(groups)).bind_groups(num_heads)
 
-    def _shrinking(self, num_heads: Sequence[int]) -> ShrinkingWindow:
-        chosen = len(self._pairs(num_heads))
+    def _capacity(self, neediest: int, heads: int) -> int:
+        """Tokens that so many KV heads can hold while all others have their window."""
+        window = self.window_capacity
+        return window + (self.capacity - window) * heads // neediest
+
+    def _shrinking(self, before: int, tier: int, heads: int) -> ShrinkingWindow:
+        """The window of a tier with so many KV heads, after so many with more need."""
+        capacity = self._capacity(before + tier, heads)
         return ShrinkingWindow(
-            capacity=self.capacity,
+            # Compactions of all tiers at the same tokens make for longer segments.
+            capacity=capacity - (capacity - self.capacity) % self.refill,
             least=self.window_capacity,
-            history_heads=chosen,
-            window_heads=sum(num_heads) - chosen,
+            history_heads=before,
+            window_heads=tier,
             sinks=self.sinks,
             refill=self.refill,
         )
 
-    def _pairs(self, num_heads: Sequence[int]) -> set[tuple[int, int]]:
-        return {pair for member in self.history for pair in heads_of(member, num_heads)}
-
     def _thinned(self, num_heads: Sequence[int]) -> Policy:
         capacity = self.history_capacity(num_heads)
         refill = max(1, self.refill * capacity // self.window_capacity)
-        num_layers = len({layer for layer, _ in self._pairs(num_heads)})
+        num_layers = len({layer for layer, _ in pairs_of(self.history, num_heads)})
         if num_layers == 1:
             # One layer alone has no ladder to stand on.
             return SinkWindow(capacity, self.sinks, refill)

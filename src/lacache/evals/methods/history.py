@@ -11,6 +11,7 @@ from lacache.core import HistoryConfig
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
 from lacache.core.groups import Member
+from lacache.core.history import split_by_need
 from lacache.core.profile import Profile
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.preset import plan_sha256
@@ -29,8 +30,10 @@ class History(Method):
 
     Args:
         share: of all KV heads (or layers), how many keep a history; the neediest first.
+        most: share of those with a history or in a tier, each of which adds a quarter and gives
+            way to those before it; 0 for no tiers.
         members: "heads" or "layers".
-        window: capacity of the others, as a share of the capacity.
+        window: capacity of the others in the end, as a share of the capacity.
         sinks: first tokens, never evicted.
         refill: share of its capacity that one compaction of a group frees.
         recent: share of the history's capacity that no compaction touches; without it, half.
@@ -43,6 +46,7 @@ class History(Method):
     name: ClassVar[str] = "history"
 
     share: float = 0.16
+    most: float = 0.0
     members: str = "heads"
     window: float = 0.25
     sinks: int = 4
@@ -57,6 +61,7 @@ class History(Method):
         if self.members not in MEMBERS:
             raise ConfigError(f"members={self.members!r} must be heads or layers; try heads")
         check_share("share", self.share)
+        check_share("most", self.most)
         check_share("window", self.window)
         check_share("refill", self.refill)
         if self.recent is not None:
@@ -65,7 +70,7 @@ class History(Method):
         check_int("unit", self.unit, 1)
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
-        """An empty cache with two groups."""
+        """An empty cache with a group for the history, each tier and the others."""
         profile = model_profile(model)
         if profile is None:
             raise ConfigError(
@@ -78,10 +83,11 @@ class History(Method):
     def plan(self, capacity: int, profile: Profile, num_heads: tuple[int, ...]) -> HistoryConfig:
         """The plan for a capacity in tokens."""
         order: tuple[Member, ...] = profile.order if self.members == "heads" else profile.layers()
-        chosen = order[: max(1, round(self.share * len(order)))]
+        history, *tiers = split_by_need(order, self.share, self.most)
         config = HistoryConfig(
             capacity=capacity,
-            history=chosen,
+            history=history,
+            tiers=tuple(tiers),
             window=self.window,
             sinks=self.sinks,
             refill=refill_slots(self.refill, max(1, int(self.window * capacity))),
