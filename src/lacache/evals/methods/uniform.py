@@ -1,58 +1,20 @@
 """Uniform stride: thins as often and as much as the ladder, but every layer alike."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
-from lacache.cache import LaCache, ReadingCache
-from lacache.cache.facts import model_facts
+from lacache.core import LadderConfig, Policy
 from lacache.core.uniform import Uniform
-from lacache.evals.methods.ladder import Ladder
-from lacache.evals.methods.method import Method
-from lacache.evals.methods.settings import REFILL, settings_record
-from lacache.evals.records import Record
+from lacache.evals.methods.ladder_counts import LadderCounts
 
 
 @final
 @dataclass(frozen=True)
-class UniformStride(Method):
-    """Every layer keeps the same evenly thinned old tokens.
-
-    Args:
-        span: as in the ladder, whose counts are followed.
-        overlap: as in the ladder.
-        sinks: first tokens, never evicted.
-        recent: share of the capacity that no compaction touches.
-        refill: share of the capacity that one compaction frees.
-        unit: neighbouring tokens that are kept or dropped together.
-    """
+class UniformStride(LadderCounts):
+    """Every layer keeps the same evenly thinned old tokens. Settings as in `LadderCounts`."""
 
     name: ClassVar[str] = "uniform"
 
-    span: int | None = None
-    overlap: int | None = None
-    sinks: int = 4
-    recent: float | None = None
-    refill: float = REFILL
-    unit: int = 1
-
-    def __post_init__(self) -> None:
-        self._ladder()
-
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
-        """An empty cache."""
-        policy = Uniform(self._ladder().policy(capacity, len(model_facts(model).growing)))
-        return LaCache.from_model(model, policy, prefill="dense" if dense else "segmented")
-
-    def record(self) -> Record:
-        """Name and settings."""
-        return settings_record(self.name, self)
-
-    def _ladder(self) -> Ladder:
-        return Ladder(
-            span=self.span,
-            overlap=self.overlap,
-            sinks=self.sinks,
-            recent=self.recent,
-            refill=self.refill,
-            unit=self.unit,
-        )
+    def policy(self, ladder: LadderConfig) -> Policy:
+        """Uniform thinning by a ladder's counts."""
+        return Uniform(ladder)
