@@ -86,8 +86,9 @@ def test_help_and_unknown_commands(run: Run, tiny: Path) -> None:
     assert "There is no command /bogus" in result.stdout
 
 
-def test_quit_leaves_at_once(run: Run, tiny: Path) -> None:
-    result = run("chat", "--model", tiny, *OPTIONS, input="/quit\nthe cat\n")
+@pytest.mark.parametrize("command", ["/quit", "/exit"])
+def test_quit_leaves_at_once(run: Run, tiny: Path, command: str) -> None:
+    result = run("chat", "--model", tiny, *OPTIONS, input=f"{command}\nthe cat\n")
     assert (result.exit_code, result.stdout) == (0, "")
 
 

@@ -60,7 +60,7 @@ def test_only_what_is_not_the_default_is_written() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("laddder", "method 'laddder' must be one of full"),
+        ("laddder", "method 'laddder' must be one of full.*; try ladder$"),
         ("", "method '' must be one of"),
         ("ladder:width=3", "method ladder has no setting 'width'; it has span, overlap"),
         ("full:sinks=3", "method full has no setting 'sinks'; it has no settings"),

@@ -154,7 +154,7 @@ class _Chat:
             typer.echo(f"{name}; {self._num_pinned} tokens pinned; /help lists the commands.")
         while (line := self._line()) is not None:
             message = line.strip()
-            if message == "/quit":
+            if message in ("/quit", "/exit"):
                 break
             if message.startswith("/"):
                 self._command(message)

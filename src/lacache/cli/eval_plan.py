@@ -166,9 +166,10 @@ def _show_sums(console: Console, plan: EvalPlan) -> None:
     told = f"{len(plan.specs):,} {runs}, about {_tokens(plan.specs):,} tokens to read."
     if plan.there:
         verb = "is" if len(plan.there) == 1 else "are"
+        left = f"{len(plan.left):,} left, about {_tokens(plan.left):,} tokens"
         told += (
             f" {len(plan.there):,} {verb} in {plan.out} already, as the settings and the model's "
-            f"name say: {len(plan.left):,} left, about {_tokens(plan.left):,} tokens."
+            f"name say: {left if plan.left else 'nothing is left'}."
         )
     console.print(told, markup=False, soft_wrap=True)
     for what, error in plan.missing.items():

@@ -187,7 +187,11 @@ def _groups(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
     for outcome in outcomes:
         spec = outcome.spec
         samples = (spec.task, spec.length, spec.count, spec.seed)
-        count = "" if spec.record()["kind"] == "ppl" else f", {spec.count} samples"
+        count = (
+            ""
+            if spec.record()["kind"] == "ppl"
+            else f", {spec.count} sample{'s' * (spec.count > 1)}"
+        )
         title = f"{task_label(spec)}, {spec.length:,} tokens{count}"
         if isinstance(spec.method, FullCache):
             everywhere.setdefault(samples, []).append(outcome)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -48,7 +49,8 @@ def parse_spec(text: str, table: Mapping[str, Callable[..., Made]], what: str) -
     name, _, settings = text.strip().partition(":")
     if name not in table:
         known = ", ".join(table)
-        raise ConfigError(f"{what} {name!r} must be one of {known}; try {next(iter(table))}")
+        near = [*get_close_matches(name, table, n=1), *table][0]
+        raise ConfigError(f"{what} {name!r} must be one of {known}; try {near}")
     make = table[name]
     types = _settings(make)
     given: dict[str, Any] = {}

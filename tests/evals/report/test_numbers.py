@@ -294,7 +294,10 @@ def test_a_mean_over_fewer_tables_is_not_called_best() -> None:
 
 
 def test_ties_are_told_as_ties() -> None:
-    found = numbers(eval_record("ladder", scores=[1.0]), eval_record("streaming", scores=[1.0]))
+    both = [eval_record("ladder", scores=[1.0]), eval_record("streaming", scores=[1.0])]
+    told = sentences(numbers(*both).sections[0])[0]
+    assert "all 2 methods are equal with a mean score of 1.000" in told
+    found = numbers(*both, eval_record("tova", scores=[0.0]))
     assert "Ladder and StreamingLLM are best" in sentences(found.sections[0])[0].replace(
         "StreamingLLM and Ladder", "Ladder and StreamingLLM"
     )

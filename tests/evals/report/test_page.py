@@ -19,6 +19,7 @@ from lacache.evals.records import Record
 from lacache.evals.report import Run, write_report
 from lacache.evals.report.numbers import work_out
 from lacache.evals.report.page import page_text
+from lacache.evals.report.summary import sentences
 from tests.evals.report.made_up import METHODS, eval_record, ppl_record, study
 from tests.evals.test_plots import pixels, share_of
 
@@ -92,6 +93,14 @@ def test_settings_that_were_left_to_the_method_are_not_printed() -> None:
     assert "- Ladder: recent=0.25, unit=1\n" in text
     assert "None" not in text
     assert "- Ladder: no settings\n" in text_of(eval_record({"name": "ladder", "span": None}))
+
+
+def test_a_single_sample_has_no_interval_and_nothing_is_bold() -> None:
+    text = text_of(eval_record("streaming", scores=[0.0]), eval_record(scores=[1.0]))
+    row = next(line for line in text.splitlines() if "| Ladder |" in line)
+    assert row.startswith("| 25 % | Ladder | 1.000 | +1.000 | 0.000 | -1.000 |")
+    assert "1 sample," in text
+    assert "[" not in sentences(work_out([Run(eval_record(scores=[1.0]), "r:1")]).sections[0])[0]
 
 
 def test_an_older_harness_is_told_in_the_page() -> None:

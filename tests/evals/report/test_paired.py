@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from lacache.core.errors import InputError
 from lacache.evals.perplexity import perplexity
-from lacache.evals.report.paired import mean_difference, perplexity_ratio, ratio_of_means
+from lacache.evals.report.paired import UNKNOWN, mean_difference, perplexity_ratio, ratio_of_means
 
-SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 1)), min_size=1, max_size=8)
+SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 1)), min_size=2, max_size=8)
 
 
 @given(SCORES)
@@ -82,3 +82,11 @@ def test_what_cannot_be_paired() -> None:
         ratio_of_means([])
     with pytest.raises(InputError, match="1 and 2 samples"):
         ratio_of_means([([1.0], [1.0, 2.0])])
+
+
+def test_of_one_sample_nothing_is_known() -> None:
+    assert mean_difference([1.0], [0.5]) == (0.5, *UNKNOWN)
+    assert ratio_of_means([([1.0], [0.5]), ([0.5], [0.5])]) == (1.5, *UNKNOWN)
+    found = ratio_of_means([([1.0], [0.5]), ([0.5, 0.1], [0.5, 0.5])])
+    assert found is not None
+    assert math.isfinite(found.low)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from lacache.evals.report.paired import Estimate
+from lacache.evals.report.paired import UNKNOWN, Estimate
 
 EQUAL_BYTES = 0.02
 """Mean bytes within this share of StreamingLLM's count as equal."""
@@ -29,7 +29,9 @@ def number(value: float) -> str:
 
 def with_interval(value: float, low: float | None, high: float | None) -> str:
     """A number and, where it is known, its interval."""
-    return number(value) if low is None or high is None else f"{number(value)} {_span(low, high)}"
+    if low is None or high is None or (low, high) == UNKNOWN:
+        return number(value)
+    return f"{number(value)} {_span(low, high)}"
 
 
 def signed(estimate: Estimate | None) -> str:
@@ -37,6 +39,8 @@ def signed(estimate: Estimate | None) -> str:
     if estimate is None:
         return NOTHING
     value, low, high = (f"{number(part) if part <= 0 else '+' + number(part)}" for part in estimate)
+    if estimate[1:] == UNKNOWN:
+        return value
     text = f"{value} [{low}, {high}]"
     return f"**{text}**" if estimate.low > 0 or estimate.high < 0 else text
 
@@ -45,7 +49,10 @@ def ratio(estimate: Estimate | None) -> str:
     """A ratio; bold where its interval leaves 1 out."""
     if estimate is None:
         return NOTHING
-    text = f"× {estimate.value:.3f} {_span(estimate.low, estimate.high)}"
+    text = f"× {estimate.value:.3f}"
+    if estimate[1:] == UNKNOWN:
+        return text
+    text += f" {_span(estimate.low, estimate.high)}"
     return f"**{text}**" if estimate.low > 1 or estimate.high < 1 else text
 
 

@@ -97,8 +97,8 @@ def page_text(numbers: Numbers, drawn: Sequence[Sequence[Picture]]) -> str:
 _LEGEND = """## How to read this
 
 - Intervals are 95 % bootstrap intervals: over samples for scores and losses of answers, over
-  blocks of tokens in a row for perplexity. Differences and ratios are paired on the same samples,
-  and bold where their interval leaves out "no difference".
+  blocks of tokens in a row for perplexity; a single sample has none. Differences and ratios are
+  paired on the same samples, and bold where their interval leaves out "no difference".
 - Budgets are tokens per layer, or per cent of the prompt's tokens (the text's for perplexity), or
   bytes.
 - Bytes are keys and values over all layers. "Mean" is over time (and samples), "peak" the most
@@ -236,7 +236,7 @@ def _mean_cells(row: MeanRow) -> list[str]:
 
 def _table(table: TableNumbers, methods: Mapping[str, str]) -> str:
     cell = table.table.cell
-    samples = "" if table.is_ppl else f", {cell.count} samples"
+    samples = "" if table.is_ppl else f", {cell.count} sample{'s' * (cell.count > 1)}"
     seeds = cell.seeds_label.capitalize()
     text = f"### {table.label}\n\n{seeds}{samples}, hash {cell.samples[:12]}.\n\n"
     full = table.table.full

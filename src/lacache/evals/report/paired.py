@@ -13,12 +13,18 @@ import torch
 from lacache.core.errors import InputError
 from lacache.evals.bootstrap import block_interval, mean_interval
 
+UNKNOWN = (-math.inf, math.inf)
+"""An interval that nothing is known of."""
+
 _RESAMPLES = 2000
 
 
 @final
 class Estimate(NamedTuple):
-    """A number with the 95 % interval of its bootstrap; an end may be infinite."""
+    """A number with the 95 % interval of its bootstrap; an end may be infinite.
+
+    Both are where there is only one sample, which says nothing of how much chance is in it.
+    """
 
     value: float
     low: float
@@ -32,7 +38,7 @@ def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
         InputError: nothing to pair, or unequally many.
     """
     gaps = _gaps(ours, theirs)
-    return Estimate(fmean(gaps), *mean_interval(gaps))
+    return Estimate(fmean(gaps), *(mean_interval(gaps) if len(gaps) > 1 else UNKNOWN))
 
 
 def perplexity_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
@@ -70,9 +76,12 @@ def ratio_of_means(cells: Sequence[tuple[Sequence[float], Sequence[float]]]) -> 
         return None
     # A draw in which both have nothing says nothing, so it counts as no difference.
     ratios = torch.where(drawn.sum(dim=0) == 0, 1.0, drawn[0] / drawn[1]).sort().values
+    value = float(values[0] / values[1])
+    if all(len(ours) == 1 for ours, _ in cells):
+        return Estimate(value, *UNKNOWN)
     # Order statistics, as one between a number and infinity would not be a number.
     tail = round(0.025 * (_RESAMPLES - 1))
-    return Estimate(float(values[0] / values[1]), float(ratios[tail]), float(ratios[-1 - tail]))
+    return Estimate(value, float(ratios[tail]), float(ratios[-1 - tail]))
 
 
 def _gaps(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:

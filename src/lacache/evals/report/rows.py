@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, quantiles
 from typing import final
 
-from lacache.evals.report.paired import Estimate, mean_difference, perplexity_ratio
+from lacache.evals.report.paired import UNKNOWN, Estimate, mean_difference, perplexity_ratio
 from lacache.evals.report.run import Run
 from lacache.evals.report.sections import Table
 
@@ -32,6 +32,7 @@ class Row:
     value: float
     low: float
     high: float
+    """Infinite where there is only one sample."""
     against_base: Estimate | None
     """Score minus StreamingLLM's, or perplexity over StreamingLLM's, on the same samples."""
     loss: float | None
@@ -95,15 +96,19 @@ def _row(table: Table, run: Run, labels: Mapping[str, str]) -> Row:
             against = mean_difference(run.scores, base.scores)
             loss_against = mean_difference(run.losses, base.losses)
     loss = None if run.is_ppl else float(run.record["nll"])
+    low, high = run.interval
     loss_low, loss_high = (None, None) if run.is_ppl else run.record["nll_interval"]
+    if len(run.losses) == 1:
+        low, high = UNKNOWN
+        loss_low = loss_high = None
     return Row(
         name=run.method,
         method=labels[run.method_key],
         budget=run.budget,
         draws=1,
         value=run.value,
-        low=run.interval[0],
-        high=run.interval[1],
+        low=low,
+        high=high,
         against_base=against,
         loss=loss,
         loss_low=loss_low,

@@ -57,10 +57,15 @@ def _of_means(rows: Sequence[MeanRow]) -> list[str]:
             )
             continue
         best = [row for row in here if number(row.mean) == number(here[0].mean)]
-        names = f"{best[0].method} is" if len(best) == 1 else f"{_and(best)} are"
+        if len(best) == 1:
+            told_best = f"{best[0].method} is best"
+        elif len(best) == len(here):
+            told_best = f"all {len(best)} methods are equal"
+        else:
+            told_best = f"{_and(best)} are best"
         tables = f"{here[0].tables} table{'s' * (here[0].tables > 1)}"
         text = (
-            f"{budget_label(budget)}, over {tables}: {names} best with a mean score of "
+            f"{budget_label(budget)}, over {tables}: {told_best} with a mean score of "
             f"{number(best[0].mean)}"
         )
         base = next((row for row in here if row.name == BASE), None)
