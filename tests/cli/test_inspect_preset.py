@@ -68,5 +68,8 @@ def test_a_plan_that_tells_heads_apart_needs_their_number(run: Run, tmp_path: Pa
     assert "--heads is not given" in done.stderr
     assert "--heads 2 or more" in done.stderr
     assert run("inspect", "--plan", plan, "--layers", 6, "--seen", 5, "--heads", 2).exit_code == 0
+    plan.write_text(json.dumps(record | {"history": [1, 4], "tiers": [[[5, 2]]]}))
+    done = run("inspect", "--plan", plan, "--layers", 6, "--seen", 500)
+    assert "number 2 of layer 5" in done.stderr
     plan.write_text(json.dumps(record | {"history": [1, 4]}))
     assert run("inspect", "--plan", plan, "--layers", 6, "--seen", 500).exit_code == 0

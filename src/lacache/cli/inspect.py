@@ -173,7 +173,7 @@ def _heads_for(plan: Plan, heads: int | None, path: Path) -> int:
 
 def _members(plan: Plan) -> Sequence[Member]:
     if isinstance(plan, HistoryConfig):
-        return plan.history
+        return [member for members in (plan.history, *plan.tiers) for member in members]
     if isinstance(plan, Groups):
         return [member for group in plan.groups for member in group.members]
     return ()
