@@ -26,7 +26,7 @@ def test_the_users_profile_makes_a_preset_a_history(model: Any) -> None:
     mark = fingerprint(model)
     pairs = tuple((layer, head) for layer in (3, 0, 1, 2, 4) for head in (1, 0))
     save_profile(Profile(mark, "tiny", 16, 4, ((0.0, 0.0),) * 5, pairs, ()), profile_path(mark))
-    assert isinstance(LaCache.from_model(model, 64).policy, LadderConfig)
+    assert isinstance(LaCache.from_model(model, 64).policy, HistoryConfig)
     cache = LaCache.from_model(model, 64, preset="global")
     assert isinstance(cache.policy, HistoryConfig)
     assert cache.policy.history == pairs[:1]
@@ -39,7 +39,7 @@ def test_a_profile_of_other_layers_is_no_profile(model: Any) -> None:
     mark = fingerprint(model)
     pairs = tuple((layer, head) for layer in range(7) for head in (0, 1))
     save_profile(Profile(mark, "tiny", 16, 4, ((0.0, 0.0),) * 7, pairs, ()), profile_path(mark))
-    assert isinstance(LaCache.from_model(model, 64).policy, LadderConfig)
+    assert isinstance(LaCache.from_model(model, 64).policy, HistoryConfig)
 
 
 def test_options_of_the_ladder_make_a_ladder(model: Any) -> None:

@@ -51,7 +51,7 @@ def test_json_is_one_object(run: Run, tiny: Path) -> None:
     record = generate_json(run, "the cat", "--model", tiny, "-n", 40, "--budget", 24)
     ids = tiny_tokenizer()("the cat").input_ids
     assert record["model"] == "tiny"
-    assert record["text"] == expected(ids, 40, budget=24, refill=3)
+    assert record["text"] == expected(ids, 40, budget=24, refill=2)
     assert record["prompt_tokens"] == len(ids)
     assert record["new_tokens"] == 40
     assert record["stopped_by"] == "length"

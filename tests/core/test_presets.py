@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lacache.core import HistoryConfig, LadderConfig, kept_after, mean_capacity
 from lacache.core.errors import ConfigError
-from lacache.core.presets import DEFAULT_PRESET, PRESETS, preset_plan, preset_source
+from lacache.core.presets import PRESETS, preset_plan, preset_source
 from lacache.core.profile import Profile
 
 HEADS = (2,) * 12
@@ -41,18 +41,20 @@ def test_every_preset_works_from_its_smallest_budget_on(
         assert kept_after(group.schedule, 3 * capacity).state.num_seen == 3 * capacity
 
 
-@pytest.mark.parametrize("name", ["local", "global"])
+@pytest.mark.parametrize("name", ["balanced", "local", "global"])
 def test_a_profile_says_who_has_a_history(name: str) -> None:
     plan = preset_plan(name, 512, HEADS, PROFILE)
     assert isinstance(plan, HistoryConfig)
     assert plan.history == PROFILE.order[: len(plan.history)]
-    assert len(plan.history) == int(PRESETS[name].share * len(PAIRS))
+    assert len(plan.history) == round(PRESETS[name].share * len(PAIRS))
 
 
-def test_the_default_loses_nothing_before_the_budget_is_full() -> None:
-    (group,) = preset_plan(DEFAULT_PRESET, 512, HEADS, PROFILE).bind_groups(HEADS)
-    kept = kept_after(group.schedule, 512)
-    assert all(tokens == list(range(512)) for tokens in kept.by_pattern.values())
+@pytest.mark.parametrize("name", PRESETS)
+def test_nothing_is_lost_before_the_budget_is_full(name: str) -> None:
+    for profile in (PROFILE, None):
+        for group in preset_plan(name, 512, HEADS, profile).bind_groups(HEADS):
+            kept = kept_after(group.schedule, 512)
+            assert all(tokens == list(range(512)) for tokens in kept.by_pattern.values())
 
 
 def test_without_a_profile_only_global_guesses() -> None:

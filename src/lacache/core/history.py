@@ -52,8 +52,7 @@ class HistoryConfig(Plan):
             history and the tiers before it need its bytes, so the last ones give way first; those
             in no tier before all of them.
         sinks: first tokens, never evicted.
-        refill: tokens that come in from one compaction of a window to the next; one of the history
-            frees as large a share of its capacity.
+        refill: tokens that come in from one compaction to the next.
         span: of the history's ladder, in layers of the history; by default half of them.
         overlap: likewise; without span and overlap, four fifths of the span.
         recent: newest tokens of the history that no compaction touches; by default half.
@@ -101,7 +100,7 @@ class HistoryConfig(Plan):
         return max(1, int(self.capacity * self.window))
 
     def history_capacity(self, num_heads: Sequence[int]) -> int:
-        """Capacity of the KV heads with a history: all that the others leave in the end."""
+        """Capacity of the KV heads with a history: what the others leave in the end."""
         return self._capacity(len(pairs_of(self.history, num_heads)), sum(num_heads))
 
     def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
@@ -117,7 +116,8 @@ class HistoryConfig(Plan):
         if not others:
             what = "history and tiers hold" if self.tiers else "history holds"
             raise ConfigError(
-                f"{what} every KV head, so nothing is left for windows; use a LadderConfig"
+                f"{what} every KV head, so nothing is left for windows; use one ladder for all "
+                "layers (preset balanced without a profile, or a LadderConfig)"
             )
         groups = [Group(self._thinned(num_heads), tuple(tiers[0]))]
         neediest = len(tiers[0])
@@ -128,16 +128,18 @@ class HistoryConfig(Plan):
         return Groups(tuple(groups)).bind_groups(num_heads)
 
     def _capacity(self, neediest: int, heads: int) -> int:
-        """Tokens that so many KV heads can hold while all others have their window."""
+        """Tokens that so many KV heads can hold while all others have their window.
+
+        Less a few, so that all groups compact at the same tokens, which makes for longer segments.
+        """
         window = self.window_capacity
-        return window + (self.capacity - window) * heads // neediest
+        capacity = window + (self.capacity - window) * heads // neediest
+        return capacity - (capacity - self.capacity) % self.refill
 
     def _shrinking(self, before: int, tier: int, heads: int) -> ShrinkingWindow:
         """The window of a tier with so many KV heads, after so many with more need."""
-        capacity = self._capacity(before + tier, heads)
         return ShrinkingWindow(
-            # Compactions of all tiers at the same tokens make for longer segments.
-            capacity=capacity - (capacity - self.capacity) % self.refill,
+            capacity=self._capacity(before + tier, heads),
             least=self.window_capacity,
             history_heads=before,
             window_heads=tier,
@@ -147,11 +149,10 @@ class HistoryConfig(Plan):
 
     def _thinned(self, num_heads: Sequence[int]) -> Policy:
         capacity = self.history_capacity(num_heads)
-        refill = max(1, self.refill * capacity // self.window_capacity)
         num_layers = len({layer for layer, _ in pairs_of(self.history, num_heads)})
         if num_layers == 1:
             # One layer alone has no ladder to stand on.
-            return SinkWindow(capacity, self.sinks, refill)
+            return SinkWindow(capacity, self.sinks, self.refill)
         span, overlap = default_span_overlap(num_layers) if self.span is None else (self.span, 0)
         if self.overlap is not None:
             overlap = self.overlap
@@ -161,7 +162,7 @@ class HistoryConfig(Plan):
             overlap=overlap,
             sinks=self.sinks,
             recent=self.recent,
-            refill=refill,
+            refill=self.refill,
             geometry=self.geometry,
             unit=self.unit,
         )

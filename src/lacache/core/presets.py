@@ -7,7 +7,7 @@ from typing import final
 from lacache.core.budget import Budget, parse_budget
 from lacache.core.errors import ConfigError
 from lacache.core.geometry import Geometry, default_span_overlap
-from lacache.core.history import HistoryConfig
+from lacache.core.history import HistoryConfig, split_by_need
 from lacache.core.ladder import LadderConfig
 from lacache.core.profile import Profile, layers_by_depth
 from lacache.core.resolve import PolicySource
@@ -16,6 +16,9 @@ from lacache.core.schedule import Plan
 DEFAULT_PRESET = "balanced"
 
 SINKS = 4
+
+_REFILL = 10
+"""Of so many slots one compaction frees one, so that long prompts are read in long segments."""
 
 _AMPLE = 1 << 40
 """A capacity that no model fills: what fails with it fails with every one."""
@@ -29,6 +32,7 @@ class Preset:
     Args:
         about: what it is for, in one line.
         share: of the KV heads, how many keep a long history; none makes a ladder of all layers.
+        most: share of the heads that hold everything as long as the bytes last, see HistoryConfig.
         window: capacity of the other heads in the end, as a share of the whole.
         guess: without a profile of the model, guess the layers by their depth; else a ladder of
             all layers takes the place of the history.
@@ -36,14 +40,15 @@ class Preset:
 
     about: str
     share: float = 0.0
+    most: float = 0.0
     window: float = 0.0
     guess: bool = False
 
 
 PRESETS: dict[str, Preset] = {
-    "balanced": Preset("nothing is lost before the budget is full"),
+    "balanced": Preset("prose and recall alike", share=0.1, most=0.3, window=0.65),
     "local": Preset("what matters is near: chat, prose", share=0.1, window=0.85),
-    "global": Preset("finding what is far back", share=0.16, window=0.3, guess=True),
+    "global": Preset("finding what is far back", share=0.1, most=0.3, window=0.25, guess=True),
     "paper": Preset("the paper's ladder, as the released code runs it"),
 }
 
@@ -76,17 +81,24 @@ def preset_plan(
         recent = num_layers + 1 - freed
         return LadderConfig(capacity=capacity, span=span, sinks=sinks, recent=recent)
     if preset.share and (profile is not None or preset.guess):
-        refill = max(1, int(preset.window * capacity) // 8)
+        order = layers_by_depth(num_layers) if profile is None else profile.order
+        history, *tiers = split_by_need(order, preset.share, preset.most)
         return HistoryConfig(
             capacity=capacity,
-            history=_neediest(preset.share, num_layers, profile),
+            history=history,
+            tiers=tuple(tiers),
             window=preset.window,
             sinks=sinks,
-            refill=refill,
+            refill=max(1, capacity // _REFILL),
         )
     span, overlap = default_span_overlap(num_layers)
-    refill = max(1, capacity // 8)
-    return LadderConfig(capacity=capacity, span=span, overlap=overlap, sinks=sinks, refill=refill)
+    return LadderConfig(
+        capacity=capacity,
+        span=span,
+        overlap=overlap,
+        sinks=sinks,
+        refill=max(1, capacity // _REFILL),
+    )
 
 
 def preset_source(
@@ -131,14 +143,6 @@ def _find(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(f"preset={name!r} must be one of {', '.join(PRESETS)}; try 'balanced'")
     return PRESETS[name]
-
-
-def _neediest(
-    share: float, num_layers: int, profile: Profile | None
-) -> tuple[tuple[int, int], ...] | tuple[int, ...]:
-    if profile is not None:
-        return profile.order[: max(1, int(share * len(profile.order)))]
-    return layers_by_depth(num_layers)[: max(1, int(share * num_layers))]
 
 
 def _smallest(plan: Callable[[int], Plan], num_heads: Sequence[int]) -> int:
