@@ -39,7 +39,7 @@ def test_a_profile_of_other_layers_is_no_profile(model: Any) -> None:
     mark = fingerprint(model)
     pairs = tuple((layer, head) for layer in range(7) for head in (0, 1))
     save_profile(Profile(mark, "tiny", 16, 4, ((0.0, 0.0),) * 7, pairs, ()), profile_path(mark))
-    assert isinstance(LaCache.from_model(model, 64).policy, HistoryConfig)
+    assert isinstance(LaCache.from_model(model, 64).policy, LadderConfig)
 
 
 def test_options_of_the_ladder_make_a_ladder(model: Any) -> None:
