@@ -65,6 +65,7 @@ def test_a_broken_record_is_named_by_its_line(tmp_path: Path, changes: Any, mess
         ({"nll": []}, "nll must be numbers, at least one"),
         ({"nll": [1.0, "x"]}, "nll must be numbers"),
         ({"by_position": [[0, 1]]}, "by_position must be triples"),
+        ({"last_seen": [3]}, "last_seen must be a number for each of nll"),
     ],
 )
 def test_broken_perplexity(tmp_path: Path, changes: Any, message: str) -> None:

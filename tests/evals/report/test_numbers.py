@@ -318,6 +318,23 @@ def test_the_ratio_of_perplexities_is_said() -> None:
     )
 
 
+def test_far_tokens_are_compared_apart() -> None:
+    # Every other token followed the same one 300 tokens ago, beyond the capacity of 256.
+    distances = [300, 256] * 60
+    found = numbers(
+        ppl_record("ladder", nll=[1.0, 2.0] * 60, last_seen=distances, capacity=256),
+        ppl_record("streaming", nll=[1.5, 2.0] * 60, last_seen=distances, capacity=256),
+    )
+    far = rows(found)["Ladder"].far_against_base
+    assert far is not None
+    assert far.value == pytest.approx(math.exp(-0.5))
+    few = numbers(
+        ppl_record("ladder", nll=[1.0] * 120, last_seen=[0] * 80 + [300] * 40, capacity=256),
+        ppl_record("streaming", nll=[1.5] * 120, last_seen=[0] * 80 + [300] * 40, capacity=256),
+    )
+    assert rows(few)["Ladder"].far_against_base is None
+
+
 @pytest.mark.parametrize(("factor", "told"), [(1.01, ""), (1.1, " at × 1.100 of its mean bytes")])
 def test_a_comparison_at_other_bytes_is_told_as_one(factor: float, told: str) -> None:
     answers = numbers(

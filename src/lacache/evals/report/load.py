@@ -124,6 +124,9 @@ def _check_parts(record: Record, place: str) -> None:
     if record["kind"] == "ppl":
         if not record["nll"] or not _are_numbers(record["nll"]):
             raise InputError(f"{place}: nll must be numbers, at least one; {_REMEDY}")
+        distances = record.get("last_seen", [])
+        if not _are_numbers(distances) or len(distances) not in (0, len(record["nll"])):
+            raise InputError(f"{place}: last_seen must be a number for each of nll; {_REMEDY}")
         for bucket in record["by_position"]:
             if not _are_numbers(bucket) or len(bucket) != 3:
                 raise InputError(f"{place}: by_position must be triples of numbers; {_REMEDY}")

@@ -111,6 +111,8 @@ _LEGEND = """## How to read this
 - The loss of an answer is that of the right answer, in nats for the whole of it.
 - A table has signal where the full cache scores at least 0.5; without a full cache it is not known
   to have any.
+- Far tokens are those that followed the same token last farther back than the budget's tokens per
+  layer: what only a memory beyond the newest tokens can help with. The text alone tells them.
 - Draws by chance are runs that differ by the seed of their method alone; they make one row with
   their median and the interval in which 95 % of them lie.
 - The best of many settings on some samples is best there partly by chance, and intervals do not
@@ -271,7 +273,7 @@ def _is_base(row: Row) -> bool:
 
 def _head(*, is_ppl: bool) -> tuple[str, ...]:
     measured = (
-        ("perplexity", "of StreamingLLM's")
+        ("perplexity", "of StreamingLLM's", "of far tokens")
         if is_ppl
         else ("score", "minus StreamingLLM", "loss of the answer", "minus StreamingLLM")
     )
@@ -283,7 +285,7 @@ def _cells(row: Row, *, is_ppl: bool) -> list[str]:
     method = row.method if row.draws == 1 else f"{row.method}, {row.draws} draws"
     cells = [method, with_interval(row.value, row.low, row.high)]
     if is_ppl:
-        cells.append(ratio(row.against_base))
+        cells += [ratio(row.against_base), ratio(row.far_against_base)]
     else:
         cells.append(signed(row.against_base))
         loss = row.loss

@@ -13,6 +13,9 @@ from lacache.evals.report.paired import UNKNOWN, Estimate, mean_difference, perp
 from lacache.evals.report.run import Run
 from lacache.evals.report.sections import Table
 
+FEWEST_FAR = 50
+"""Tokens that depend on what is far back, for their perplexity to say anything."""
+
 FEWEST_DRAWS = 4
 """From so many runs on that differ by the seed of a method alone, they make one row."""
 
@@ -35,6 +38,9 @@ class Row:
     """Infinite where there is only one sample."""
     against_base: Estimate | None
     """Score minus StreamingLLM's, or perplexity over StreamingLLM's, on the same samples."""
+    far_against_base: Estimate | None
+    """Perplexity over StreamingLLM's, of the tokens that followed the same token last farther back
+    than the capacity; None for scores and where there are few."""
     loss: float | None
     """Of the answer, in nats; None for perplexity, which is made of it."""
     loss_low: float | None
@@ -88,10 +94,15 @@ def split_draws(runs: Sequence[Run]) -> tuple[list[Run], dict[str, list[Run]]]:
 
 def _row(table: Table, run: Run, labels: Mapping[str, str]) -> Row:
     base = table.base(run)
-    against = loss_against = None
+    against = far_against = loss_against = None
     if base is not None:
         if run.is_ppl:
             against = perplexity_ratio(run.losses, base.losses)
+            capacity = run.record["capacity"] or base.record["capacity"]
+            far = run.far_losses(capacity)
+            of_base = base.far_losses(capacity)
+            if min(len(far), len(of_base)) >= FEWEST_FAR:
+                far_against = perplexity_ratio(far, of_base)
         else:
             against = mean_difference(run.scores, base.scores)
             loss_against = mean_difference(run.losses, base.losses)
@@ -110,6 +121,7 @@ def _row(table: Table, run: Run, labels: Mapping[str, str]) -> Row:
         low=low,
         high=high,
         against_base=against,
+        far_against_base=far_against,
         loss=loss,
         loss_low=loss_low,
         loss_high=loss_high,
@@ -137,6 +149,7 @@ def _draws_row(table: Table, runs: Sequence[Run], label: str) -> Row:
         low=cuts[0],
         high=cuts[-1],
         against_base=None,
+        far_against_base=None,
         loss=None if runs[0].is_ppl else median(float(run.record["nll"]) for run in runs),
         loss_low=None,
         loss_high=None,

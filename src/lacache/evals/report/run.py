@@ -142,6 +142,12 @@ class Run:
             return [float(value) for value in self.record["nll"]]
         return [float(sample["nll"]) for sample in self.record["samples"]]
 
+    def far_losses(self, capacity: float) -> list[float]:
+        """Nats of the tokens that followed the same token last more than `capacity` tokens ago."""
+        distances = self.record.get("last_seen", [])
+        pairs = zip(self.losses, distances, strict=True) if distances else ()
+        return [loss for loss, distance in pairs if distance > capacity]
+
     @property
     def scores(self) -> list[float]:
         """Of each sample; none for perplexity."""
