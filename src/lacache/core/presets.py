@@ -46,7 +46,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "balanced": Preset("prose and recall alike", share=0.1, most=0.3, window=0.65),
+    "balanced": Preset("prose and recall alike", share=0.07, most=0.3, window=0.75),
     "local": Preset("what matters is near: chat, prose", share=0.1, window=0.85),
     "global": Preset("finding what is far back", share=0.1, most=0.3, window=0.25, guess=True),
     "paper": Preset("the paper's ladder, as the released code runs it"),
