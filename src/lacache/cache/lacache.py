@@ -75,10 +75,10 @@ class LaCache(ReadingCache):
                 first chunk with generate's prefill_chunk_size, as the rest is not known then);
                 a text such as "64MiB" is bytes for one sequence
                 over all layers with a growing cache, rounded down.
-            preset: "balanced" (the default for a budget: a gentle ladder over all layers),
-                "local", "global" or "paper"; see docs/quality.md. With "local" and "global" a
-                model with a profile (lacache calibrate) gets a long history for the KV heads that
-                need one.
+            preset: "balanced" (the default for a budget), "local", "global" or "paper"; see
+                docs/quality.md. But for "paper", a model with a profile (lacache calibrate) gets
+                a long history for the KV heads that need one; without a profile "balanced" and
+                "local" are a gentle ladder over all layers.
             policy: "ladder", "streaming" or "full", for a budget, instead of a preset; "ladder" if
                 one of the options below is given, other than sinks.
             span: see LadderConfig; without it, half of the layers.

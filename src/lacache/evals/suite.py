@@ -94,7 +94,7 @@ class Suite:
 
 SMALL = Suite(
     tasks=("passkey", "needle", "multiturn", "ppl"),
-    methods=("full", "streaming", "ladder", "preset:preset=global"),
+    methods=("full", "streaming", "preset", "preset:preset=global"),
     budgets=("0.25", "0.5"),
     lengths=(1024, 2048),
     ppl_budgets=("256",),
@@ -105,7 +105,7 @@ SMALL = Suite(
 
 QUICK = Suite(
     tasks=("passkey", "needle", "ppl"),
-    methods=("full", "streaming", "ladder", "preset:preset=global"),
+    methods=("full", "streaming", "preset", "preset:preset=global"),
     budgets=("0.5",),
     lengths=(512,),
     ppl_budgets=("256",),
