@@ -12,13 +12,13 @@ from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
 from lacache.core.groups import Member
 from lacache.core.history import split_by_need
-from lacache.core.profile import Profile
+from lacache.core.profile import Profile, layers_by_depth
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.preset import plan_sha256
 from lacache.evals.methods.settings import REFILL, check_share, refill_slots, settings_record
 from lacache.evals.records import Record
 
-MEMBERS = ("heads", "layers")
+MEMBERS = ("heads", "layers", "depth")
 
 _CAPACITY = 1_000
 
@@ -32,7 +32,8 @@ class History(Method):
         share: of all KV heads (or layers), how many keep a history; the neediest first.
         most: share of those with a history or in a tier, each of which adds a quarter and gives
             way to those before it; 0 for no tiers.
-        members: "heads" or "layers".
+        members: "heads" or "layers" by the model's profile, or "depth": layers as presets guess
+            them for a model without a profile.
         window: capacity of the others in the end, as a share of the capacity.
         sinks: first tokens, never evicted.
         refill: share of its capacity that one compaction of a group frees.
@@ -59,7 +60,7 @@ class History(Method):
 
     def __post_init__(self) -> None:
         if self.members not in MEMBERS:
-            raise ConfigError(f"members={self.members!r} must be heads or layers; try heads")
+            raise ConfigError(f"members={self.members!r} must be heads, layers or depth; try heads")
         check_share("share", self.share)
         check_share("most", self.most)
         check_share("window", self.window)
@@ -72,7 +73,7 @@ class History(Method):
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache with a group for the history, each tier and the others."""
         profile = model_profile(model)
-        if profile is None:
+        if profile is None and self.members != "depth":
             raise ConfigError(
                 f"{type(model).__name__} with fingerprint {fingerprint(model)} has no profile; run "
                 "lacache calibrate first"
@@ -80,9 +81,15 @@ class History(Method):
         plan = self.plan(capacity, profile, model_facts(model).num_heads)
         return LaCache.from_model(model, plan, prefill="dense" if dense else "segmented")
 
-    def plan(self, capacity: int, profile: Profile, num_heads: tuple[int, ...]) -> HistoryConfig:
+    def plan(
+        self, capacity: int, profile: Profile | None, num_heads: tuple[int, ...]
+    ) -> HistoryConfig:
         """The plan for a capacity in tokens."""
-        order: tuple[Member, ...] = profile.order if self.members == "heads" else profile.layers()
+        order: tuple[Member, ...]
+        if profile is None or self.members == "depth":
+            order = layers_by_depth(len(num_heads))
+        else:
+            order = profile.order if self.members == "heads" else profile.layers()
         history, *tiers = split_by_need(order, self.share, self.most)
         config = HistoryConfig(
             capacity=capacity,
@@ -104,7 +111,7 @@ class History(Method):
     def inputs_sha256(self, model: Any) -> str:
         """SHA-256 of the plan for a certain capacity, which follows the profile."""
         profile = model_profile(model)
-        if profile is None:
+        if profile is None and self.members != "depth":
             return ""
         return plan_sha256(self.plan(_CAPACITY, profile, model_facts(model).num_heads))
 
