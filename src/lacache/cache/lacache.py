@@ -1,6 +1,6 @@
 """The cache that users hold: a transformers Cache of bounded size."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from operator import mul
 from typing import Any, Literal, final
 from weakref import ref
@@ -179,21 +179,22 @@ class LaCache(ReadingCache):
     def report(self) -> CacheReport:
         """Where the cache stands."""
         states = [group.state for group in self._groups]
-        num_seen, num_cached = states[0].num_seen, max(state.num_cached for state in states)
+        num_seen = states[0].num_seen
+        heads = [bound.num_heads for bound in self._bound]
+        num_cached = sum(map(mul, (s.num_cached for s in states), heads)) // sum(heads)
         held = [tokens for group in self._groups for tokens in group.kept.by_pattern.values()]
         return CacheReport(
             num_seen=num_seen,
             num_cached=num_cached,
             num_evicted=num_seen - num_cached,
-            capacity=max(group.schedule.capacity for group in self._groups),
-            compactions=sum(group.compactions for group in self._groups),
+            capacity=int(mean_capacity(self._bound)),
+            compactions=max(group.compactions for group in self._groups),
             bytes=sum(
                 layer_bytes(layer.keys, layer.values)
                 for layer in (*self._parts(), *self._native_layers())
             ),
             coverage=coverage(dict(enumerate(held))),
-            mean_cached=self._mean([state.num_cached for state in states]),
-            mean_capacity=mean_capacity(self._bound),
+            most_cached=max(state.num_cached for state in states),
         )
 
     def reset(self) -> None:
@@ -311,11 +312,6 @@ class LaCache(ReadingCache):
             whole = len(of_layer) == 1
             layers[index] = next(iter(of_layer.values())) if whole else SplitLayer(of_layer)
         self.layers = layers
-
-    def _mean(self, of_groups: Sequence[int]) -> float:
-        """A number of each group, averaged over KV heads."""
-        heads = [bound.num_heads for bound in self._bound]
-        return float(sum(map(mul, of_groups, heads)) / sum(heads))
 
     def _is_dense(self) -> bool:
         return self._prefill == "dense" and self._num_seen == 0

@@ -19,8 +19,8 @@ from lacache.core.errors import InputError, ModelError
 class CacheReport:
     """Where a cache stands. Counts are tokens; `bytes` covers every layer and row.
 
-    With several groups, `num_cached` and `capacity` are those of the group that has most, and
-    compactions are those of all groups together.
+    Where KV heads hold different numbers of tokens, `num_cached` and `capacity` are means over
+    layers and heads, rounded down, and `compactions` are those of the group with most.
     """
 
     num_seen: int
@@ -31,10 +31,8 @@ class CacheReport:
     bytes: int
     coverage: int
     """Distinct tokens that at least one layer still holds."""
-    mean_cached: float
-    """Tokens held, averaged over layers and KV heads."""
-    mean_capacity: float
-    """The capacity, averaged in the same way."""
+    most_cached: int
+    """Tokens of the layer or KV head that holds most."""
 
 
 class ReadingCache(GuardedCache, ABC):

@@ -17,24 +17,20 @@ def report_record(report: CacheReport) -> dict[str, Any]:
     """For JSON; a capacity of null has no limit."""
     record = asdict(report)
     if report.capacity == UNBOUNDED:
-        record["capacity"] = record["mean_capacity"] = None
+        record["capacity"] = None
     return record
 
 
 def report_table(report: CacheReport, pinned: int) -> Table:
     """For people; `pinned` is the number of sinks."""
-    unbounded = report.capacity == UNBOUNDED
-    most, mean = (
-        "no limit" if unbounded else f"{capacity:,.0f}"
-        for capacity in (report.capacity, report.mean_capacity)
-    )
+    most = "no limit" if report.capacity == UNBOUNDED else f"{report.capacity:,}"
     table = Table("cache", "", show_header=False)
     table.add_row("tokens seen", f"{report.num_seen:,}")
-    if report.num_cached == report.mean_cached:
+    if report.num_cached == report.most_cached:
         table.add_row("held by each layer", f"{report.num_cached:,} of {most}")
     else:
-        table.add_row("held on average", f"{report.mean_cached:,.0f} of {mean}")
-        table.add_row("held at most", f"{report.num_cached:,} of {most}")
+        table.add_row("held on average", f"{report.num_cached:,} of {most}")
+        table.add_row("held by some head", f"{report.most_cached:,}")
     table.add_row("of these never evicted", f"{min(pinned, report.num_cached):,}")
     table.add_row("held by some layer", f"{report.coverage:,}")
     table.add_row("compactions", f"{report.compactions:,}")

@@ -102,13 +102,18 @@ class Groups(Plan):
 
 
 def mean_capacity(groups: Sequence[BoundGroup]) -> float:
-    """Capacity in tokens in the end, averaged over KV heads: what the bytes follow from."""
+    """Most tokens that KV heads ever hold on average: what the bytes follow from.
+
+    Up to the smallest capacity all hold everything. Later windows only shrink, as far as others
+    grow, so what all may hold in the end is the only other number that can be the most.
+    """
     total = 0
     for group in groups:
         if group.schedule.final_capacity == UNBOUNDED:
             return UNBOUNDED
         total += group.schedule.final_capacity * group.num_heads
-    return total / sum(group.num_heads for group in groups)
+    in_the_end = total / sum(group.num_heads for group in groups)
+    return max(in_the_end, min(group.schedule.capacity for group in groups))
 
 
 def _pair(member: object) -> tuple[int, int]:

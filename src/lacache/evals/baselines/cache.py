@@ -145,8 +145,7 @@ class ScoredCache(WatchingCache):
                 if isinstance(layer, CacheLayerMixin)
             ),
             coverage=int(seen.sum()),
-            mean_cached=sum(ledger.held) / depth,
-            mean_capacity=sum(ledger.counts.capacities) / depth,
+            most_cached=max(ledger.held),
         )
 
     def reset(self) -> None:
