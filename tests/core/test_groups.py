@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.core import Full, Group, Groups, LadderConfig, SinkWindow, mean_capacity
+from lacache.core import (
+    Full,
+    Group,
+    Groups,
+    LadderConfig,
+    ShrinkingWindow,
+    SinkWindow,
+    mean_capacity,
+)
 from lacache.core.errors import ConfigError
 from lacache.core.schedule import UNBOUNDED
 from tests.core.group_strategies import groups
@@ -41,6 +49,9 @@ def test_one_policy_is_one_group() -> None:
 def test_mean_capacity_weighs_by_heads() -> None:
     plan = Groups((Group(SinkWindow(100), (0, (1, 0))), Group(SinkWindow(10), ((1, 1), 2))))
     assert mean_capacity(plan.bind_groups((2, 2, 2))) == (3 * 100 + 3 * 10) / 6
+    shrinking = ShrinkingWindow(100, 10, history_heads=1, window_heads=1)
+    plan = Groups((Group(shrinking, (0,)), Group(SinkWindow(50), (1,))))
+    assert mean_capacity(plan.bind_groups((1, 1))) == 75
     full = Groups((Group(Full(), (0,)), Group(WINDOW, (1,))))
     assert mean_capacity(full.bind_groups((2, 2))) == UNBOUNDED
 

@@ -32,7 +32,7 @@ Prefill = Literal["segmented", "dense"]
 
 @final
 class LaCache(ReadingCache):
-    """Every layer keeps equally many tokens, however long the text; see `from_model`."""
+    """A bounded number of tokens, however long the text; see `from_model`."""
 
     def __init__(
         self, model: Any, facts: ModelFacts, plan_for: PolicySource, prefill: Prefill
@@ -68,8 +68,8 @@ class LaCache(ReadingCache):
 
         Args:
             model: the model; its decoder gets a forward hook that acts on these caches only.
-            config: a policy (LadderConfig, SinkWindow, Full), Groups with a policy each, or a
-                budget.
+            config: a policy (LadderConfig, SinkWindow, Full), a HistoryConfig, Groups with a
+                policy each, or a budget.
             budget: an int is tokens per layer (the capacity); a float in (0, 1] is a share of the
                 first prompt, rounded up, but never less than the policy can work with (of its
                 first chunk with generate's prefill_chunk_size, as the rest is not known then);

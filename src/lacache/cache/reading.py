@@ -20,7 +20,8 @@ class CacheReport:
     """Where a cache stands. Counts are tokens; `bytes` covers every layer and row.
 
     Where KV heads hold different numbers of tokens, `num_cached` and `capacity` are means over
-    layers and heads, rounded down, and `compactions` are those of the group with most.
+    layers and heads, rounded down, `num_evicted` is what was seen less that mean, and `compactions`
+    are those of the group with most.
     """
 
     num_seen: int

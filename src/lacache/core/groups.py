@@ -102,18 +102,17 @@ class Groups(Plan):
 
 
 def mean_capacity(groups: Sequence[BoundGroup]) -> float:
-    """Most tokens that KV heads ever hold on average: what the bytes follow from.
-
-    Up to the smallest capacity all hold everything. Later windows only shrink, as far as others
-    grow, so what all may hold in the end is the only other number that can be the most.
-    """
-    total = 0
-    for group in groups:
-        if group.schedule.final_capacity == UNBOUNDED:
-            return UNBOUNDED
-        total += group.schedule.final_capacity * group.num_heads
-    in_the_end = total / sum(group.num_heads for group in groups)
-    return max(in_the_end, min(group.schedule.capacity for group in groups))
+    """Most tokens that KV heads ever hold on average: what the bytes follow from."""
+    schedules = [group.schedule for group in groups]
+    heads = [group.num_heads for group in groups]
+    if any(schedule.final_capacity == UNBOUNDED for schedule in schedules):
+        return UNBOUNDED
+    # What all may hold is linear in the tokens seen between these.
+    turns = {turn for s in schedules for turn in (s.capacity, s.steady_from)}
+    most = max(
+        sum(min(n, s.limit(n)) * h for s, h in zip(schedules, heads, strict=True)) for n in turns
+    )
+    return most / sum(heads)
 
 
 def _pair(member: object) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """A long history for the KV heads that need one, a short window for the others, at equal bytes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -23,7 +23,8 @@ def split_by_need(
     Args:
         order: layers or pairs, the neediest first.
         share: of them in the history; one at least.
-        most: share in the history and all tiers together, of which each adds a quarter.
+        most: share in the history and all tiers together, but one member. Each tier adds a quarter
+            of what stands before it.
     """
     end = max(1, round(share * len(order)))
     parts = [tuple(order[:end])]
@@ -47,12 +48,14 @@ class HistoryConfig(Plan):
             capacity in every layer.
         history: layers, or pairs (layer, KV head), that keep a history.
         window: capacity of all others in the end, as a share of `capacity`. Until the history has
-            grown so long, they hold what it leaves: the bytes are in use at all times.
+            grown so long, they hold what it leaves: the bytes are in use at all times, up to one
+            refill.
         tiers: more layers or pairs, in order of their need. Each tier holds everything until the
             history and the tiers before it need its bytes, so the last ones give way first; those
             in no tier before all of them.
         sinks: first tokens, never evicted.
-        refill: tokens that come in from one compaction to the next.
+        refill: tokens that come in from one compaction to the next; a full history frees as many,
+            or a little more, at moments of its own.
         span: of the history's ladder, in layers of the history; by default half of them.
         overlap: likewise; without span and overlap, four fifths of the span.
         recent: newest tokens of the history that no compaction touches; by default half.
@@ -91,8 +94,13 @@ class HistoryConfig(Plan):
                 f"needed; try capacity={math.ceil(smallest / self.window)}"
             )
         window = SinkWindow(self.window_capacity, self.sinks, self.refill)
-        for members in (self.history, *self.tiers):
-            Group(window, members)
+        object.__setattr__(self, "history", Group(window, self.history).members)
+        if isinstance(self.tiers, str) or not isinstance(self.tiers, Iterable):
+            raise ConfigError(
+                f"tiers={self.tiers!r} must be a sequence of tiers; try tiers=((1, (2, 0)), (3,))"
+            )
+        tiers = tuple(Group(window, members).members for members in self.tiers)
+        object.__setattr__(self, "tiers", tiers)
 
     @property
     def window_capacity(self) -> int:
@@ -127,13 +135,14 @@ class HistoryConfig(Plan):
             neediest += len(tier)
         return Groups(tuple(groups)).bind_groups(num_heads)
 
-    def _capacity(self, neediest: int, heads: int) -> int:
+    def _capacity(self, num_neediest: int, heads: int) -> int:
         """Tokens that so many KV heads can hold while all others have their window.
 
-        Less a few, so that all groups compact at the same tokens, which makes for longer segments.
+        Less a few, so that the tiers compact at the same tokens and the history is full at one of
+        them, which makes for longer segments.
         """
         window = self.window_capacity
-        capacity = window + (self.capacity - window) * heads // neediest
+        capacity = window + (self.capacity - window) * heads // num_neediest
         return capacity - (capacity - self.capacity) % self.refill
 
     def _shrinking(self, before: int, tier: int, heads: int) -> ShrinkingWindow:

@@ -2,7 +2,7 @@
 
 from typing import final
 
-from lacache.core.schedule import UNBOUNDED, Schedule
+from lacache.core.schedule import Schedule
 from lacache.core.timetable import Timetable
 
 
@@ -48,13 +48,13 @@ class KeptTokens:
 
 
 def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
-    """What a cache holds after `num_seen` tokens, in time of the order of one period.
+    """What a cache holds after `num_seen` tokens, in time of the order of one period at most.
 
     One period maps slots to slots, and always in the same way; so it is played once, and its map
     is raised to the number of periods.
     """
     kept = KeptTokens(schedule)
-    if schedule.capacity == UNBOUNDED:
+    if num_seen <= max(schedule.capacity, schedule.steady_from):
         kept.read(num_seen)
         return kept
     timetable = Timetable(schedule)

@@ -32,7 +32,7 @@ class Preset:
     Args:
         about: what it is for, in one line.
         share: of the KV heads, how many keep a long history; none makes a ladder of all layers.
-        most: share of the heads that hold everything as long as the bytes last, see HistoryConfig.
+        most: share of the heads in history and tiers, see HistoryConfig and `split_by_need`.
         window: capacity of the other heads in the end, as a share of the whole.
         guess: without a profile of the model, guess the layers by their depth; else a ladder of
             all layers takes the place of the history.
@@ -81,6 +81,8 @@ def preset_plan(
         recent = num_layers + 1 - freed
         return LadderConfig(capacity=capacity, span=span, sinks=sinks, recent=recent)
     if preset.share and (profile is not None or preset.guess):
+        # Checked with the windows: what they hold must not end below one refill.
+        refill = min(capacity // _REFILL, int(preset.window * capacity) - sinks)
         order = layers_by_depth(num_layers) if profile is None else profile.order
         history, *tiers = split_by_need(order, preset.share, preset.most)
         return HistoryConfig(
@@ -89,7 +91,7 @@ def preset_plan(
             tiers=tuple(tiers),
             window=preset.window,
             sinks=sinks,
-            refill=max(1, capacity // _REFILL),
+            refill=max(1, refill),
         )
     span, overlap = default_span_overlap(num_layers)
     return LadderConfig(

@@ -49,6 +49,10 @@ class Schedule(ABC):
     @property
     def final_capacity(self) -> int:
         """The capacity once the schedule is steady."""
+        return self.limit(UNBOUNDED)
+
+    def limit(self, num_seen: int) -> int:
+        """Most tokens that a layer may hold when `num_seen` were seen: the capacity, as a rule."""
         return self.capacity
 
     @abstractmethod
@@ -65,7 +69,7 @@ class Schedule(ABC):
 
     def is_full(self, state: State) -> bool:
         """Whether the next token makes a compaction run first."""
-        return state.num_cached == self.capacity
+        return state.num_cached >= self.limit(state.num_seen + 1)
 
     def room(self, state: State) -> int:
         """How many tokens can come before a compaction; 0 where one is due."""

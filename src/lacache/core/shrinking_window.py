@@ -15,7 +15,8 @@ class ShrinkingWindow(Policy):
 
     Up to `capacity` tokens all KV heads hold everything. From then on each token that the
     `history_heads` gain is paid by the `window_heads` together, until these hold `least` each.
-    So the bytes of `capacity` tokens per KV head are in use at all times, and never more.
+    So the bytes of `capacity` tokens per KV head are in use at all times, up to one refill, and
+    never more.
 
     Args:
         capacity: tokens per KV head, averaged over the heads of both kinds.
@@ -80,27 +81,16 @@ class ShrinkingWindowSchedule(Schedule):
         self.steady_from = config.history_capacity + 1
         self.patterns = (0,) * num_layers
 
-    @property
-    def final_capacity(self) -> int:
-        """That of the window in the end."""
-        return self.config.least
-
     def limit(self, num_seen: int) -> int:
-        """Most tokens that a window may hold when `num_seen` were seen."""
+        """What the history leaves, within the bounds."""
         config = self.config
-        if num_seen <= config.capacity:
-            return config.capacity
         total = config.capacity * (config.history_heads + config.window_heads)
         left = total - config.history_heads * num_seen
-        return max(config.least, left // config.window_heads)
+        return min(config.capacity, max(config.least, left // config.window_heads))
 
     def start(self) -> State:
         """Empty."""
         return State(0, 0, self.config.sinks)
-
-    def is_full(self, state: State) -> bool:
-        """Whether one token more would be too many."""
-        return state.num_cached >= self.limit(state.num_seen + 1)
 
     def room(self, state: State) -> int:
         """Tokens up to the next compaction; 0 where it is due."""

@@ -15,7 +15,10 @@ _num_seen = attrgetter("num_seen")
 
 @final
 class Timetable:
-    """States of `schedule` by number of tokens seen, in memory of the order of one period."""
+    """States of `schedule` by number of tokens seen.
+
+    In memory of the order of one period and what comes before the first.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule

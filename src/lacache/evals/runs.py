@@ -178,6 +178,7 @@ class Bench:
             **dict([kind]),
             "key": self.key(spec),
             **dict(settings),
+            "method_inputs_sha256": spec.method.inputs_sha256(self._model),
             "model": self._about,
             **measured,
             "seconds": round(time.perf_counter() - begun, 3),

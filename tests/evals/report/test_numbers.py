@@ -173,6 +173,20 @@ def test_repeats_are_shown_once_and_different_figures_are_told() -> None:
     ]
 
 
+def test_a_method_with_other_inputs_is_another_method() -> None:
+    preset: Record = {"name": "preset", "preset": "global"}
+    found = numbers(
+        eval_record(preset, scores=OURS, method_inputs_sha256="1" * 64),
+        eval_record(preset, scores=THEIRS, method_inputs_sha256="2" * 64),
+        eval_record("streaming", scores=THEIRS, method_inputs_sha256=""),
+    )
+    told = {"preset inputs=11111111", "preset inputs=22222222", "StreamingLLM"}
+    assert set(rows(found)) == told
+    assert not found.notes
+    one = numbers(eval_record(preset, scores=OURS, method_inputs_sha256="1" * 64))
+    assert set(rows(one)) == {"preset"}
+
+
 def test_versions_of_the_harness_are_never_taken_together() -> None:
     new, old = HARNESS, HARNESS - 1
     found = numbers(

@@ -86,9 +86,10 @@ class History(Method):
     ) -> HistoryConfig:
         """The plan for a capacity in tokens."""
         order: tuple[Member, ...]
-        if profile is None or self.members == "depth":
+        if self.members == "depth":
             order = layers_by_depth(len(num_heads))
         else:
+            assert profile is not None  # checked by the caller
             order = profile.order if self.members == "heads" else profile.layers()
         history, *tiers = split_by_need(order, self.share, self.most)
         config = HistoryConfig(

@@ -98,7 +98,7 @@ def _row(table: Table, run: Run, labels: Mapping[str, str]) -> Row:
     if base is not None:
         if run.is_ppl:
             against = perplexity_ratio(run.losses, base.losses)
-            capacity = run.record["capacity"] or base.record["capacity"]
+            capacity = run.record["capacity"]
             far = run.far_losses(capacity)
             of_base = base.far_losses(capacity)
             if min(len(far), len(of_base)) >= FEWEST_FAR:

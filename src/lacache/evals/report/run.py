@@ -114,9 +114,14 @@ class Run:
         return str(self.record["method"]["name"])
 
     @property
+    def inputs(self) -> str:
+        """Short hash of what else decides what the method keeps, such as a profile, if any."""
+        return str(self.record.get("method_inputs_sha256") or "")[:8]
+
+    @property
     def method_key(self) -> str:
-        """Name and settings, as JSON with sorted keys."""
-        return json.dumps(self.record["method"], sort_keys=True)
+        """Name, settings and other inputs, as JSON with sorted keys."""
+        return json.dumps({**self.record["method"], "inputs": self.inputs}, sort_keys=True)
 
     @property
     def budget(self) -> str:
@@ -207,13 +212,17 @@ def task_labels(runs: Sequence[Run]) -> dict[str, str]:
 def method_labels(runs: Sequence[Run]) -> dict[str, str]:
     """Short names for the methods of `runs`, all different.
 
-    The name, and after it those of its settings that differ among methods of that name.
+    The name, and after it those of its settings that differ among methods of that name, or else
+    what other inputs it had.
     """
     methods = {run.method_key: run.record["method"] for run in runs}
-    return {
-        key: _short(method, list(methods.values()), show_texts=False)
-        for key, method in methods.items()
-    }
+    inputs = {run.method_key: run.inputs for run in runs}
+    labels = {}
+    for key, method in methods.items():
+        labels[key] = _short(method, list(methods.values()), show_texts=False)
+        if list(methods.values()).count(method) > 1:
+            labels[key] += f" inputs={inputs[key] or 'unknown'}"
+    return labels
 
 
 _NAMES = {
