@@ -47,7 +47,7 @@ def test_a_window_that_shrinks_shows_both_capacities(run: Run) -> None:
     [
         (("--preset", "globl", "-b", 9), "preset='globl' must be one of balanced, local"),
         (("--preset", "global"), "preset 'global' needs a capacity; try --capacity 512"),
-        (("--preset", "global", "-b", 3), "must be at least 24 tokens for preset 'global'"),
+        (("--preset", "global", "-b", 3), "must be at least 20 tokens for preset 'global'"),
         (("--preset", "paper", "-b", 99, "--span", 3), "span cannot be given beside --preset"),
         (("--preset", "paper", "-b", 99, "--policy", "full"), "policy cannot be given beside"),
         (("--preset", "paper", "--plan", "plan.json"), "preset cannot be given beside --plan"),
