@@ -33,6 +33,7 @@ def test_keeps_what_the_schedule_keeps_of_the_dense_states() -> None:
         assert cache.kept_tokens(layer) == tokens
         assert torch.equal(cache.layers[layer].values, full.layers[layer].values[:, :, tokens])
     assert cache.report().num_cached == kept.state.num_cached <= 20
+    assert cache.report().compactions == 1
 
 
 def test_decoding_goes_on_at_slots() -> None:

@@ -99,6 +99,7 @@ class LayerGroup:
         forward.touched = True
         if forward.dense is not None:
             self.kept = forward.dense
+            self.compactions += self.state.num_evicted > 0
             self._came_in_at = {
                 pattern: forward.positions[torch.tensor(tokens, dtype=torch.long)]
                 for pattern, tokens in self.kept.by_pattern.items()

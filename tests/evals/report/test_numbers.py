@@ -180,11 +180,11 @@ def test_a_method_with_other_inputs_is_another_method() -> None:
         eval_record(preset, scores=THEIRS, method_inputs_sha256="2" * 64),
         eval_record("streaming", scores=THEIRS, method_inputs_sha256=""),
     )
-    told = {"preset inputs=11111111", "preset inputs=22222222", "StreamingLLM"}
+    told = {"preset global inputs=11111111", "preset global inputs=22222222", "StreamingLLM"}
     assert set(rows(found)) == told
     assert not found.notes
     one = numbers(eval_record(preset, scores=OURS, method_inputs_sha256="1" * 64))
-    assert set(rows(one)) == {"preset"}
+    assert set(rows(one)) == {"preset global"}
 
 
 def test_versions_of_the_harness_are_never_taken_together() -> None:

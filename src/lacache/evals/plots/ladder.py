@@ -72,7 +72,8 @@ def plot_ladder(record: Record, path: Path) -> None:
             told = (
                 f"different {what}s keep different old tokens, all {what}s keep the newest"
                 if len(held) == 1
-                else f"the {what}s with a long history keep different old tokens"
+                else f"the {what}s with a long history keep "
+                + ("all of them" if len(by_all) == num_seen else "different old tokens")
             )
             axes[1].set_title(
                 f"Close up of tokens {close_up[0]:,} to {close_up[1] - 1:,}: {told}",

@@ -241,7 +241,7 @@ def _short(thing: Record, things: Sequence[Record], *, show_texts: bool) -> str:
         if name == "name" or value is None:
             continue
         differs = any(other.get(name) != value for other in alike)
-        if differs:
+        if differs or name == thing["name"]:
             # "preset local" says as much as "preset preset=local".
             shown.append(_compact(value) if name == thing["name"] else f"{name}={_compact(value)}")
         elif show_texts and isinstance(value, str) and len(value) <= 40:
