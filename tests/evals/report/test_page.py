@@ -114,6 +114,22 @@ def test_where_the_full_cache_comes_from_is_said() -> None:
     assert "The full cache is from the strict protocol." in text
 
 
+def test_a_text_whose_methods_are_left_out_of_pictures_has_a_table_alone(tmp_path: Path) -> None:
+    ladders: list[Record] = [{"name": "ladder", "unit": unit} for unit in range(1, 12)]
+    worst = ladders.pop()
+    page = written(
+        tmp_path,
+        [
+            *(ppl_record(ladder, nll=[1.0, 2.0] * 60, text="one") for ladder in ladders),
+            ppl_record(worst, nll=[2.0, 3.0] * 60, text="one"),
+            ppl_record(worst, nll=[2.0, 3.0] * 60, text="two"),
+        ],
+    )
+    assert "positions-perplexity-text-one" in page
+    assert "positions-perplexity-text-two" not in page
+    assert "text=two" in page
+
+
 def test_positions_need_the_same_buckets() -> None:
     one, two = (ppl_record(name, nll=[1.0] * 600) for name in ("streaming", "ladder"))
     assert "| 0 to 255 | 256 to 511 | 512 to 600 |" in text_of(one, two)

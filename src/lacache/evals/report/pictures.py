@@ -177,6 +177,9 @@ def _positions(
             shown = [runs[key] for key in choice.keys if key in runs]
             if table.full is not None:
                 shown.insert(0, table.full)
+            if not shown:
+                # All of this table's methods were left out of the pictures.
+                continue
             lines = [
                 PositionLine(
                     run.method,
