@@ -48,4 +48,5 @@ class Ledger:
         self.num_seen += num_new
         self.held = tuple(n + num_new for n in self.held)
         if was_dense and not self.is_dense:
-            self.held = self.counts.after(self.num_seen)
+            read, self.held = self.held, self.counts.after(self.num_seen)
+            self.compactions += read != self.held

@@ -238,7 +238,7 @@ def _short(thing: Record, things: Sequence[Record], *, show_texts: bool) -> str:
     shown = []
     for name, value in thing.items():
         # What is None is left to the method, and telling the others is enough.
-        if name == "name" or value is None:
+        if name == "name" or value is None or value == []:
             continue
         differs = any(other.get(name) != value for other in alike)
         if differs or name == thing["name"]:
