@@ -9,7 +9,8 @@ from torch import Tensor
 from lacache.core.errors import InputError
 
 _RESAMPLES = 2000
-_BLOCK = 128
+BLOCK = 128
+"""Tokens in a row whose losses may depend on each other."""
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -27,7 +28,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
 
 def block_interval(
-    values: Sequence[float], level: float = 0.95, block: int = _BLOCK
+    values: Sequence[float], level: float = 0.95, block: int = BLOCK
 ) -> tuple[float, float]:
     """The percentile interval of the mean of a series whose neighbours depend on each other.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, final
 import torch
 
 from lacache.core.errors import InputError
-from lacache.evals.bootstrap import block_interval, mean_interval
+from lacache.evals.bootstrap import BLOCK, block_interval, mean_interval
 
 UNKNOWN = (-math.inf, math.inf)
 """An interval that nothing is known of."""
@@ -41,14 +41,21 @@ def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     return Estimate(fmean(gaps), *(mean_interval(gaps) if len(gaps) > 1 else UNKNOWN))
 
 
-def perplexity_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
+def perplexity_ratio(
+    ours: Sequence[float], theirs: Sequence[float], block: int = BLOCK
+) -> Estimate:
     """The perplexity of `ours` over that of `theirs`, from losses in nats of the same tokens.
+
+    Args:
+        ours: losses.
+        theirs: losses of the same tokens.
+        block: how many in a row may depend on each other.
 
     Raises:
         InputError: nothing to pair, or unequally many.
     """
     gaps = _gaps(ours, theirs)
-    low, high = block_interval(gaps)
+    low, high = block_interval(gaps, block=block)
     return Estimate(math.exp(fmean(gaps)), math.exp(low), math.exp(high))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, quantiles
 from typing import final
 
+from lacache.evals.bootstrap import BLOCK
 from lacache.evals.report.paired import UNKNOWN, Estimate, mean_difference, perplexity_ratio
 from lacache.evals.report.run import Run
 from lacache.evals.report.sections import Table
@@ -102,7 +103,9 @@ def _row(table: Table, run: Run, labels: Mapping[str, str]) -> Row:
             far = run.far_losses(capacity)
             of_base = base.far_losses(capacity)
             if min(len(far), len(of_base)) >= FEWEST_FAR:
-                far_against = perplexity_ratio(far, of_base)
+                # Few of the tokens in a row are far ones.
+                block = max(1, BLOCK * len(far) // len(run.losses))
+                far_against = perplexity_ratio(far, of_base, block)
         else:
             against = mean_difference(run.scores, base.scores)
             loss_against = mean_difference(run.losses, base.losses)
