@@ -6,10 +6,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from lacache.core.errors import InputError
@@ -70,13 +71,13 @@ def check_writable(folder: Path) -> None:
     Raises:
         InputError: it cannot be created or written.
     """
-    with suppress(_Nothing), replacing(folder / "check.txt") as temporary:
-        temporary.write_text("\n", encoding="utf-8")
-        raise _Nothing
-
-
-class _Nothing(Exception):
-    """Ends the try without leaving a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write in {folder}: {reason}; try another folder") from error
 
 
 def write_record(path: Path, record: Record) -> None:
