@@ -160,7 +160,10 @@ def test_ctrl_c_keeps_what_was_done(
     monkeypatch.setattr(Bench, "run", interrupted)
     result = evaluate()
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "stopped"
+    assert result.stderr.splitlines()[-2:] == [
+        "2 of 3 runs are done; the same command goes on there",
+        "stopped",
+    ]
     assert [r["method"]["name"] for r in read_records(out)] == ["full", "streaming"]
 
 

@@ -44,12 +44,17 @@ def evaluate(
     console = Console(stderr=True, highlight=False)
     bench = Bench(loaded)
     outcomes: list[Outcome] = []
-    with _progress(console, specs) as (on_start, on_tokens, on_end):
-        for outcome in run_all(bench, specs, out, on_start=on_start, on_tokens=on_tokens):
-            outcomes.append(outcome)
-            on_end(outcome)
-            if not outcome.was_there:
-                console.print(Text(_told(outcome)), soft_wrap=True)
+    try:
+        with _progress(console, specs) as (on_start, on_tokens, on_end):
+            for outcome in run_all(bench, specs, out, on_start=on_start, on_tokens=on_tokens):
+                outcomes.append(outcome)
+                on_end(outcome)
+                if not outcome.was_there:
+                    console.print(Text(_told(outcome)), soft_wrap=True)
+    except KeyboardInterrupt:
+        told = f"{len(outcomes)} of {len(specs)} runs are done; the same command goes on there"
+        console.print(told, soft_wrap=True)
+        raise
     old = sum(outcome.was_there for outcome in outcomes)
     if old:
         runs = "run was" if old == 1 else "runs were"
