@@ -137,9 +137,11 @@ def generate(
         record = {"model": loaded.name, **run.record(), "cache": report_record(report)}
         typer.echo(json.dumps(record))
     else:
+        alike = report.num_cached == report.most_cached
+        who = "each layer holds" if alike else "a KV head holds on average"
         typer.echo(
             f"read {run.num_read:,} tokens ({run.read_rate:,.0f}/s), wrote {run.num_written:,} "
-            f"({run.write_rate:,.1f}/s), each layer holds {report.num_cached:,}, together "
+            f"({run.write_rate:,.1f}/s), {who} {report.num_cached:,}, together "
             f"{in_bytes(report.bytes)}",
             err=True,
         )
