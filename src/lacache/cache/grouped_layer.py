@@ -1,4 +1,4 @@
-"""What the layers that a plan rules have in common."""
+"""What layers of bounded length have in common, and those that a plan rules."""
 
 from __future__ import annotations
 
@@ -13,10 +13,26 @@ if TYPE_CHECKING:
     from lacache.cache.layer import BoundedLayer
 
 
-class GroupedLayer(CacheLayerMixin, ABC):
-    """A layer of bounded length, with its KV heads in one group or in several."""
+class EndlessLayer(CacheLayerMixin, ABC):
+    """A layer that holds a bounded number of tokens of a text of any length."""
 
     is_sliding = False
+
+    def get_max_length(self) -> int:
+        """No limit: a text of any length fits."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """The name of `get_max_length` in older versions."""
+        return -1
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: what was compacted away cannot come back."""
+        refuse_taking_back()
+
+
+class GroupedLayer(EndlessLayer, ABC):
+    """One that a plan rules, with its KV heads in one group or in several."""
 
     @property
     @abstractmethod
@@ -45,18 +61,6 @@ class GroupedLayer(CacheLayerMixin, ABC):
     def get_seq_length(self) -> int:
         """Tokens ever seen, which is how transformers counts positions."""
         return self.parts[0].group.state.num_seen
-
-    def get_max_length(self) -> int:
-        """No limit: a text of any length fits."""
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        """The name of `get_max_length` in older versions."""
-        return -1
-
-    def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: what was compacted away cannot come back."""
-        refuse_taking_back()
 
 
 def refuse_taking_back() -> NoReturn:

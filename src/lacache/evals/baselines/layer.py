@@ -4,9 +4,8 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache.grouped_layer import refuse_taking_back
+from lacache.cache.grouped_layer import EndlessLayer
 from lacache.cache.rotary import Rotation, Tables
 from lacache.core.errors import UnsupportedModelError, UnsupportedOperationError
 from lacache.evals.baselines.ledger import Ledger
@@ -14,14 +13,12 @@ from lacache.evals.baselines.scorer import AttentionScorer, KeyScorer, Scorer, b
 
 
 @final
-class ScoredLayer(CacheLayerMixin):
+class ScoredLayer(EndlessLayer):
     """Holds keys as they came in and values, each [1, H, N, D], and where and when they came in.
 
     The token in slot s stands at the position of the next token minus N, plus s: slots, up to a
     shift that is the same for all.
     """
-
-    is_sliding = False
 
     def __init__(
         self, scorer: Scorer, ledger: Ledger, depth: int, rotation: Rotation | None, sinks: int
@@ -154,18 +151,6 @@ class ScoredLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         """Tokens ever seen, which is how transformers counts positions."""
         return self._ledger.num_seen
-
-    def get_max_length(self) -> int:
-        """No limit: a text of any length fits."""
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        """The name of `get_max_length` in older versions."""
-        return -1
-
-    def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: what was evicted cannot come back."""
-        refuse_taking_back()
 
     def _held(self) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values [1, H, N, D], and positions and numbers [2, H, N]."""
