@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lacache.cache.rotary import Rotation, find_rotations
 from lacache.core.errors import UnsupportedModelError
@@ -40,7 +40,23 @@ class GrowingLayer:
     rotation: Rotation | None
     num_heads: int
     """KV heads."""
+    key_size: int
+    """Numbers in the key of one head."""
+    value_size: int
     bytes_per_token: int
+
+
+@final
+@dataclass(frozen=True)
+class SlidingLayer:
+    """A layer whose attention is a window by itself."""
+
+    index: int
+    window: int
+    """Tokens that a token attends to, itself included."""
+    num_heads: int
+    key_size: int
+    value_size: int
 
 
 @final
@@ -51,6 +67,11 @@ class ModelFacts:
     growing: tuple[GrowingLayer, ...]
     has_native: bool
     text_config: Any
+    sliding: tuple[SlidingLayer, ...]
+    linear: tuple[int, ...]
+    """Layers with a state instead of keys and values, or with both."""
+    dtype: torch.dtype
+    """Of keys and values."""
 
     @property
     def num_heads(self) -> tuple[int, ...]:
@@ -143,9 +164,19 @@ def _find_facts(model: Any, decoder: nn.Module) -> ModelFacts:
             "so positions by slot would change its answers; use a model in which only distances "
             "matter"
         )
-    if any("LinearAttention" in type(layer).__name__ for layer in empty.layers):
+    linear = tuple(
+        i for i, layer in enumerate(empty.layers) if "LinearAttention" in type(layer).__name__
+    )
+    if linear:
         _check_pieces(name, decoder, config)
-    return ModelFacts(layers, len(growing) < len(empty.layers), config)
+    sliding = tuple(
+        _sliding_facts(i, layer)
+        for i, layer in enumerate(near_cache.layers)
+        if type(layer) is DynamicSlidingWindowLayer and layer.keys is not None
+    )
+    has_native = len(growing) < len(empty.layers)
+    dtype = near_cache.layers[growing[0]].keys.dtype
+    return ModelFacts(layers, has_native, config, sliding, linear, dtype)
 
 
 def _refuse_scaled_queries(name: str, config: Any) -> None:
@@ -230,7 +261,16 @@ def _layer_facts(index: int, ways: tuple[Rotation, ...], near: Any, far: Any) ->
             "use a model with plain rotary attention"
         )
     width = sum(t.shape[1] * t.shape[-1] * t.element_size() for t in (near.keys, near.values))
-    return GrowingLayer(index, rotation, near.keys.shape[1], width)
+    return GrowingLayer(
+        index, rotation, near.keys.shape[1], near.keys.shape[-1], near.values.shape[-1], width
+    )
+
+
+def _sliding_facts(index: int, layer: Any) -> SlidingLayer:
+    keys, values = layer.keys, layer.values
+    return SlidingLayer(
+        index, layer.sliding_window, keys.shape[1], keys.shape[-1], values.shape[-1]
+    )
 
 
 def _rotated_distance(rotation: Rotation, near: Tensor, far: Tensor) -> float:

@@ -58,7 +58,8 @@ def stream(
         raise InputError("the prompt is empty and at least 1 token is needed; give some text")
     if max_new_tokens is not None:
         check_int("max_new_tokens", max_new_tokens, 0)
-    sampler = Sampler(sampling or Sampling(), input_ids.device)
+    sampler = Sampler(sampling or Sampling())
+    sampler.see(input_ids)
 
     def steps() -> Iterator[int]:
         logits = cache.prefill(model, input_ids, on_progress)

@@ -1,0 +1,1 @@
+"""Buffers of fixed size for many sequences: what the engine decodes from."""

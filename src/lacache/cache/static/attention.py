@@ -1,0 +1,97 @@
+"""Attention over what a layer holds, group by group (docs/adr/0010).
+
+Models call an attention function by its name in their configuration, with what `Cache.update`
+returned as keys. The function registered here asks those keys to attend by themselves: then KV
+heads that hold different numbers of tokens need no filling, no layer needs a mask of another, and
+heads that share keys need no copies of them.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from lacache.core.errors import UnsupportedModelError
+
+NAME = "lacache"
+
+Attend = Callable[..., Tensor]
+"""(module, query [B, Hq, Q, D], keys, values [B, Hkv, N, D], visible, options) -> [B, Hq, Q, D].
+
+`visible` is bool [B or 1, 1, 1 or Q, N], or None where all is.
+"""
+
+
+def register() -> None:
+    """Make the name known to transformers, which is how attention functions are added to it."""
+    AttentionInterface.register(NAME, _attend_by_keys)
+
+
+def _attend_by_keys(
+    module: nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    return key.attend(module, query, options).transpose(1, 2), None
+
+
+def find_attention(module: nn.Module, implementation: str) -> Attend:
+    """How a model's attention modules attend.
+
+    Args:
+        module: one of them.
+        implementation: the name in the model's configuration.
+
+    Raises:
+        UnsupportedModelError: the model has no such function.
+    """
+    if implementation != "eager":
+        return fused
+    eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
+    if eager is None:
+        raise UnsupportedModelError(
+            f"{type(module).__module__} has no eager_attention_forward, so how it attends is "
+            "unknown; use LaCache.from_model and lacache.stream with this model"
+        )
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        visible: Tensor | None,
+        options: dict[str, Any],
+    ) -> Tensor:
+        mask = None
+        if visible is not None:
+            hide = torch.finfo(query.dtype).min
+            mask = torch.where(visible, 0.0, hide).to(query.dtype)
+        output: Tensor = eager(module, query, keys, values, mask, **options)[0]
+        return output.transpose(1, 2)
+
+    return attend
+
+
+def fused(
+    module: nn.Module,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    visible: Tensor | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """torch's fused attention, where the query heads of a KV head stand as more queries."""
+    batch, num_heads, num_new, size = query.shape
+    shared = num_heads // keys.shape[1]
+    if visible is not None and visible.shape[2] > 1:
+        visible = visible[:, :, None].expand(-1, -1, shared, -1, -1).flatten(2, 3)
+    output = scaled_dot_product_attention(
+        query.reshape(batch, keys.shape[1], shared * num_new, size),
+        keys,
+        values,
+        attn_mask=visible,
+        scale=options.get("scaling"),
+    )
+    return output.reshape(batch, num_heads, num_new, values.shape[-1])

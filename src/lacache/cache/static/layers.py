@@ -1,0 +1,225 @@
+"""What a model sees of the buffers in one forward: a cache layer that attends by itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lacache.cache.grouped_layer import EndlessLayer
+from lacache.cache.static.attention import Attend
+from lacache.cache.static.part import Part
+from lacache.cache.static.sliding import Ring
+from lacache.core.errors import UnsupportedOperationError
+
+Seen = tuple[Tensor, Tensor, Tensor | None]
+"""Keys and values [B, H, N, D], and which of them are visible, bool [B or 1, 1, 1 or Q, N]."""
+
+
+class AttendingLayer(EndlessLayer, ABC):
+    """Takes new keys and values, and attends to them and to those it has."""
+
+    is_compileable = True
+
+    def __init__(self, attend: Attend) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._attend = attend
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Insert, and give itself as what to attend to; `attention.NAME` must be the function.
+
+        Args:
+            key_states: new keys [B, Hkv, Q, D], rotated by the model.
+            value_states: new values [B, Hkv, Q, D].
+            args: what models pass besides, and no cache needs.
+            kwargs: likewise.
+        """
+        self.insert(key_states, value_states)
+        return self, self
+
+    @abstractmethod
+    def insert(self, keys: Tensor, values: Tensor) -> None:
+        """Add new keys and values [B, Hkv, Q, D]."""
+
+    @abstractmethod
+    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
+        """What queries [B, Hq, Q, D] find [B, Hq, Q, D]."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the buffers are there."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Not asked for, since attention makes its own masks."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Not asked for, since positions are always given."""
+        return 0
+
+
+class PartedLayer(AttendingLayer, ABC):
+    """One whose KV heads are in one or several parts."""
+
+    def __init__(self, attend: Attend, parts: tuple[Part, ...]) -> None:
+        super().__init__(attend)
+        self.parts = parts
+
+    @abstractmethod
+    def seen(self, part: Part) -> Seen:
+        """What the heads of a part attend to."""
+
+    def of_part(self, states: Tensor, part: Part) -> Tensor:
+        """The heads of a part among states [B, Hkv, Q, D]."""
+        return states if len(self.parts) == 1 else states[:, list(part.heads)]
+
+    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
+        """Attend part by part, and put the heads in their places."""
+        if len(self.parts) == 1:
+            keys, values, visible = self.seen(self.parts[0])
+            return self._attend(module, query, keys, values, visible, options)
+        if options.get("s_aux") is not None:
+            raise UnsupportedOperationError(
+                "the model's attention has a number for each head, which KV heads in different "
+                "groups cannot share; use groups of whole layers"
+            )
+        num_heads = sum(len(part.heads) for part in self.parts)
+        by_head = query.unflatten(1, (num_heads, -1))
+        found: dict[int, Tensor] = {}
+        for part in self.parts:
+            keys, values, visible = self.seen(part)
+            mine = by_head[:, list(part.heads)].flatten(1, 2)
+            output = self._attend(module, mine, keys, values, visible, options)
+            heads = output.unflatten(1, (len(part.heads), -1)).unbind(1)
+            found.update(zip(part.heads, heads, strict=True))
+        return torch.cat([found[head] for head in range(num_heads)], dim=1)
+
+
+@final
+@dataclass(frozen=True)
+class StepInputs:
+    """Where each row of a decode step stands; tensors that are set anew before each step."""
+
+    positions: Tensor
+    """[B, 1]."""
+    active: Tensor
+    """Rows that bring a token, bool [B]; the others compute in vain and change nothing."""
+    slots: tuple[Tensor, ...]
+    """For each group, the slot of the new token [B]."""
+    visible: tuple[Tensor, ...]
+    """For each group, bool [B, 1, 1, C]."""
+    ring_slots: dict[int, Tensor]
+    """For each length of a window, the slot of the new token [B]."""
+    ring_visible: dict[int, Tensor]
+    """For each length of a window, bool [B, 1, 1, W]."""
+
+
+@final
+class StepLayer(PartedLayer):
+    """One new token in each row: always the same shapes."""
+
+    def __init__(self, attend: Attend, parts: tuple[Part, ...], inputs: StepInputs) -> None:
+        super().__init__(attend, parts)
+        self._inputs = inputs
+
+    def insert(self, keys: Tensor, values: Tensor) -> None:
+        """Add a key and a value to each active row."""
+        for part in self.parts:
+            slots = self._inputs.slots[part.group]
+            part.insert_one(
+                slots, self._inputs.active, self.of_part(keys, part), self.of_part(values, part)
+            )
+
+    def seen(self, part: Part) -> Seen:
+        """Every slot, those in use visible."""
+        return part.keys.all(), part.values.all(), self._inputs.visible[part.group]
+
+
+@final
+class StepRing(AttendingLayer):
+    """One new token in each row of a layer with a window."""
+
+    def __init__(self, attend: Attend, ring: Ring, inputs: StepInputs) -> None:
+        super().__init__(attend)
+        self._ring = ring
+        self._inputs = inputs
+
+    def insert(self, keys: Tensor, values: Tensor) -> None:
+        """Add a key and a value to each active row, over the oldest."""
+        slots = self._inputs.ring_slots[self._ring.window]
+        self._ring.keys.write_one(slots, self._inputs.active, keys)
+        self._ring.values.write_one(slots, self._inputs.active, values)
+
+    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
+        """Attend to the ring."""
+        visible = self._inputs.ring_visible[self._ring.window]
+        keys, values = self._ring.keys.all(), self._ring.values.all()
+        return self._attend(module, query, keys, values, visible, options)
+
+
+@final
+class ReadLayer(PartedLayer):
+    """A segment of one row's prompt."""
+
+    def __init__(
+        self, attend: Attend, parts: tuple[Part, ...], row: int, num_cached: tuple[int, ...]
+    ) -> None:
+        super().__init__(attend, parts)
+        self._row = row
+        self._num_cached = num_cached
+        self._num_new = 0
+
+    def insert(self, keys: Tensor, values: Tensor) -> None:
+        """Add the segment's keys and values."""
+        self._num_new = keys.shape[2]
+        for part in self.parts:
+            slot = self._num_cached[part.group]
+            part.insert(self._row, slot, self.of_part(keys, part), self.of_part(values, part))
+
+    def seen(self, part: Part) -> Seen:
+        """The slots in use; of the new ones those that came earlier."""
+        before = self._num_cached[part.group]
+        stop = before + self._num_new
+        keys, values = part.keys.read(self._row, stop), part.values.read(self._row, stop)
+        return keys, values, causal(self._num_new, stop, stop, keys.device)
+
+
+@final
+class ReadRing(AttendingLayer):
+    """A segment of one row's prompt, in a layer with a window."""
+
+    def __init__(self, attend: Attend, ring: Ring, row: int, num_seen: int) -> None:
+        super().__init__(attend)
+        self._ring = ring
+        self._row = row
+        self._num_seen = num_seen
+        self._seen: Iterable[Any] = ()
+
+    def insert(self, keys: Tensor, values: Tensor) -> None:
+        """Add the segment's keys and values, over the oldest."""
+        in_order = self._ring.insert(self._row, self._num_seen, keys, values)
+        num_new, num_keys = keys.shape[2], in_order[0].shape[2]
+        self._seen = (*in_order, causal(num_new, num_keys, self._ring.window, keys.device))
+
+    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
+        """Attend to the window before each token."""
+        keys, values, visible = self._seen
+        return self._attend(module, query, keys, values, visible, options)
+
+
+@lru_cache(maxsize=8)
+def causal(num_new: int, num_keys: int, window: int, device: torch.device) -> Tensor | None:
+    """Which keys, in order of the text, each new token sees: bool [1, 1, Q, N]; None for all.
+
+    The layers of a forward ask for the same few.
+    """
+    if num_new == 1 and num_keys <= window:
+        return None
+    ones = torch.ones(num_new, num_keys, dtype=torch.bool, device=device)
+    before = num_keys - num_new
+    return (ones.tril(before) & ones.triu(before - window + 1))[None, None]

@@ -1,0 +1,69 @@
+"""The keys and values of a layer, or of some of its KV heads, for every row."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from lacache.cache.rotary import Tables
+from lacache.cache.static.buffer import Buffer
+from lacache.cache.static.row_group import Move
+from lacache.cache.static.turns import Turns
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """Heads with one pattern of one group.
+
+    Keys are held twice (docs/adr/0009): as they came in, which is never rotated again, and as
+    attention reads them, which is made anew from the first whenever keys move. A layer without
+    positions has only one of both.
+    """
+
+    group: int
+    """Number of the group."""
+    heads: tuple[int, ...]
+    """Which of the layer's KV heads."""
+    pattern: int
+    """Which row of the group's tables."""
+    keys: Buffer
+    """Rotated to their slots."""
+    values: Buffer
+    came_in: Buffer | None
+    """Keys as the model gave them; but of slots since the last move only `keys` has them."""
+    turns: Turns | None
+
+    def move(self, row: int, move: Move, tables: Tables | None) -> None:
+        """Do what a compaction or other positions ask; `tables` are for the leading slots."""
+        slots = None if move.surviving is None else move.surviving[self.pattern]
+        if slots is not None:
+            slots = slots.to(self.values.tensors()[0].device)
+            self.values.keep(row, slots)
+        if self.came_in is None or self.turns is None or tables is None:
+            if slots is not None:
+                self.keys.keep(row, slots)
+            return
+        self.came_in.copy_row(row, move.unsaved, move.num_cached, self.keys)
+        if slots is not None:
+            self.came_in.keep(row, slots)
+        num_turned, num_cached = tables[0].shape[1], move.shifts.shape[1]
+        turned = self.turns.rotate(self.came_in.read(row, num_turned), tables)
+        self.keys.write(row, 0, turned)
+        self.keys.copy_row(row, num_turned, num_cached, self.came_in)
+
+    def insert(self, row: int, slot: int, keys: Tensor, values: Tensor) -> None:
+        """Add new keys and values [1, H, Q, D] of one row from `slot` on."""
+        self.keys.write(row, slot, keys)
+        self.values.write(row, slot, values)
+
+    def insert_one(self, slots: Tensor, active: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Add a new key and value [B, H, 1, D] to each active row, each at its slot."""
+        self.keys.write_one(slots, active, keys)
+        self.values.write_one(slots, active, values)
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """All that is stored."""
+        came_in = () if self.came_in is None else (self.came_in,)
+        return (self.keys, self.values, *came_in)

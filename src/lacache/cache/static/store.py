@@ -1,0 +1,226 @@
+"""The buffers of all layers and rows, and the forwards that read and write them."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from lacache.cache.rotary import Rotation, Tables
+from lacache.cache.static.attention import Attend
+from lacache.cache.static.buffer import Buffer, PlainBuffer
+from lacache.cache.static.compactions import Compactions
+from lacache.cache.static.layers import ReadLayer, ReadRing, StepInputs, StepLayer, StepRing
+from lacache.cache.static.part import Part
+from lacache.cache.static.row import Row
+from lacache.cache.static.row_group import Move
+from lacache.cache.static.shape import StaticShape
+from lacache.cache.static.sliding import Ring
+from lacache.cache.static.turns import Turns
+
+
+@final
+class StaticStore:
+    """Keys and values of `rows` sequences, each at its own place in its own text.
+
+    A forward is bracketed: `begin_step` or `begin_read` gives the cache for one call of the model,
+    and `commit` counts what came in. What an interrupted call wrote lies in slots that nobody
+    sees, so the call can be made again.
+
+    Args:
+        shape: of the model and the plan.
+        rows: how many sequences fit.
+        attend: how the model attends.
+        device: where the buffers are.
+    """
+
+    def __init__(
+        self, shape: StaticShape, rows: int, attend: Attend, device: torch.device
+    ) -> None:
+        self.shape = shape
+        self.device = device
+        self._attend = attend
+        self._compactions = [Compactions(bound.schedule) for bound in shape.groups]
+        self.rows = [self._new_row() for _ in range(rows)]
+        self.parts: dict[int, tuple[Part, ...]] = self._make_parts()
+        self.rings = {
+            layer.index: Ring(layer, rows, shape.facts.dtype, device)
+            for layer in shape.facts.sliding
+        }
+        self._inputs = self._make_inputs()
+        self._step_cache = self._make_cache(
+            lambda parts: StepLayer(attend, parts, self._inputs),
+            lambda ring: StepRing(attend, ring, self._inputs),
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all buffers."""
+        return sum(buffer.num_bytes for buffer in self._buffers())
+
+    def clear(self, row: int) -> None:
+        """Forget a sequence; its slots are free for another."""
+        self.rows[row] = self._new_row()
+
+    def begin_read(self, row: int, num_new: int) -> tuple[Cache, Tensor]:
+        """Prepare to read `num_new` tokens of a row, at most its `room()`.
+
+        Returns:
+            A cache for one forward, and the positions [1, Q] of the tokens.
+        """
+        self._move(row)
+        counts = self.rows[row]
+        num_cached = tuple(group.state.num_cached for group in counts.groups)
+        first = counts.next_position()
+        cache = self._make_cache(
+            lambda parts: ReadLayer(self._attend, parts, row, num_cached),
+            lambda ring: ReadRing(self._attend, ring, row, counts.num_seen),
+        )
+        return cache, torch.arange(first, first + num_new, device=self.device)[None]
+
+    def begin_step(self, active: Sequence[int]) -> tuple[Cache, Tensor]:
+        """Prepare to add one token to each of the rows `active`.
+
+        Returns:
+            The cache for the forward, always the same one, and the positions [rows, 1].
+        """
+        for row in active:
+            self._move(row)
+        inputs = self._inputs
+        is_active = set(active)
+        inputs.active.copy_(torch.tensor([row in is_active for row in range(len(self.rows))]))
+        inputs.positions.copy_(torch.tensor([[row.next_position()] for row in self.rows]))
+        for number, slots in enumerate(inputs.slots):
+            last = inputs.visible[number].shape[-1] - 1
+            held = [row.groups[number].state.num_cached for row in self.rows]
+            slots.copy_(torch.tensor([min(slot, last) for slot in held]))
+            _show_up_to(inputs.visible[number], slots)
+        for window, slots in inputs.ring_slots.items():
+            seen = torch.tensor([row.num_seen for row in self.rows], device=self.device)
+            slots.copy_(seen % window)
+            _show_up_to(inputs.ring_visible[window], seen)
+        return self._step_cache, inputs.positions
+
+    def commit(self, row: int, num_new: int) -> None:
+        """Count tokens that a forward brought to a row."""
+        self.rows[row].commit(num_new)
+
+    def fork(self, row: int, target: int) -> None:
+        """Copy a sequence to another row."""
+        copy = self.rows[row].copy()
+        for part in self._all_parts():
+            for buffer in part.buffers:
+                buffer.fork_row(row, target, copy.groups[part.group].state.num_cached)
+        for ring in self.rings.values():
+            ring.fork_row(row, target)
+        self.rows[target] = copy
+
+    def _move(self, row: int) -> None:
+        counts = self.rows[row]
+        for number, move in enumerate(counts.begin()):
+            if move is not None:
+                self._move_group(row, number, move)
+        counts.is_moving = False
+
+    def _move_group(self, row: int, number: int, move: Move) -> None:
+        tables: dict[tuple[int, int], Tables] = {}
+        for part in self._all_parts():
+            if part.group != number:
+                continue
+            if part.turns is None:
+                part.move(row, move, None)
+                continue
+            key = (part.pattern, id(part.turns))
+            if key not in tables:
+                shifts = move.shifts[part.pattern]
+                moved = shifts.nonzero()
+                num_moved = int(moved[-1]) + 1 if len(moved) else 0
+                tables[key] = part.turns.tables(shifts[:num_moved])
+            part.move(row, move, tables[key])
+
+    def _new_row(self) -> Row:
+        return Row(self._compactions, count_on=self.shape.facts.has_native)
+
+    def _all_parts(self) -> list[Part]:
+        return [part for parts in self.parts.values() for part in parts]
+
+    def _buffers(self) -> list[Buffer]:
+        rings = [b for ring in self.rings.values() for b in (ring.keys, ring.values)]
+        return [*rings, *(buffer for part in self._all_parts() for buffer in part.buffers)]
+
+    def _make_parts(self) -> dict[int, tuple[Part, ...]]:
+        facts = self.shape.facts
+        num_rows = len(self.rows)
+        reach = max(compactions.schedule.capacity for compactions in self._compactions)
+        turns: dict[Rotation, Turns] = {}
+        made: dict[int, tuple[Part, ...]] = {}
+        for number, bound in enumerate(self.shape.groups):
+            patterns = self._compactions[number].patterns
+            for depth, heads in bound.heads.items():
+                layer = facts.growing[depth]
+                rows_heads_slots = (num_rows, len(heads), bound.schedule.capacity)
+
+                def buffer(size: int, shape: tuple[int, ...] = rows_heads_slots) -> Buffer:
+                    return PlainBuffer((*shape, size), facts.dtype, self.device)
+
+                rotation = layer.rotation
+                if rotation is not None and rotation not in turns:
+                    turns[rotation] = Turns(rotation, reach, self.device)
+                part = Part(
+                    group=number,
+                    heads=heads,
+                    pattern=patterns.index(bound.pattern(depth)),
+                    keys=buffer(layer.key_size),
+                    values=buffer(layer.value_size),
+                    came_in=None if rotation is None else buffer(layer.key_size),
+                    turns=None if rotation is None else turns[rotation],
+                )
+                made[layer.index] = (*made.get(layer.index, ()), part)
+        return made
+
+    def _make_inputs(self) -> StepInputs:
+        rows = len(self.rows)
+
+        def longs(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.long, device=self.device)
+
+        def bools(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.bool, device=self.device)
+
+        capacities = [c.schedule.capacity for c in self._compactions]
+        windows = sorted({ring.window for ring in self.rings.values()})
+        return StepInputs(
+            positions=longs(rows, 1),
+            active=bools(rows),
+            slots=tuple(longs(rows) for _ in capacities),
+            visible=tuple(bools(rows, 1, 1, capacity) for capacity in capacities),
+            ring_slots={window: longs(rows) for window in windows},
+            ring_visible={window: bools(rows, 1, 1, window) for window in windows},
+        )
+
+    def _make_cache(self, of_parts: Any, of_ring: Any) -> Cache:
+        """A cache with a layer for each of the model's that has keys and values of its own."""
+        empty: list[Any] = _native_layers(self.shape.facts.text_config)
+        layers: list[CacheLayerMixin] = [
+            of_parts(self.parts[index])
+            if index in self.parts
+            else of_ring(self.rings[index])
+            if index in self.rings
+            else layer
+            for index, layer in enumerate(empty)
+        ]
+        return Cache(layers=layers)
+
+
+def _native_layers(config: Any) -> list[Any]:
+    from transformers import DynamicCache
+
+    return list(DynamicCache(config=config).layers)
+
+
+def _show_up_to(visible: Tensor, last: Tensor) -> None:
+    """Show the slots [B, 1, 1, C] up to the last of each row [B]."""
+    slots = torch.arange(visible.shape[-1], device=visible.device)
+    visible.copy_((slots <= last[:, None])[:, None, None])

@@ -1,0 +1,46 @@
+"""A second model over the same weights, which the engine may arrange as it likes."""
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from lacache.cache.facts import find_decoder
+from lacache.cache.static import attention
+from lacache.core.errors import UnsupportedModelError
+
+
+def private_model(model: Any) -> tuple[Any, attention.Attend]:
+    """A model that attends by its cache, and how the given one attends.
+
+    Weights and buffers are shared; modules and configuration are copies, so that the caller's
+    model stays as it is (docs/adr/0010).
+
+    Raises:
+        UnsupportedModelError: the model is spread over devices, or has no attention function of
+            transformers.
+    """
+    decoder = find_decoder(model)
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1 or "hf_device_map" in vars(model):
+        raise UnsupportedModelError(
+            f"the model lies on {', '.join(sorted(map(str, devices)))}, and the engine runs on one "
+            "device; load it without device_map, or use LaCache.from_model and lacache.stream"
+        )
+    modules = [m for m in decoder.modules() if "layer_idx" in vars(m) and "config" in vars(m)]
+    if not modules:
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} has no attention modules with a layer_idx and a config, so "
+            "the engine cannot reach them; use LaCache.from_model and lacache.stream"
+        )
+    config: Any = vars(modules[-1])["config"]
+    attend = attention.find_attention(modules[-1], config._attn_implementation)
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    attention.register()
+    private: nn.Module = copy.deepcopy(model, memo=dict(shared))
+    private.eval()
+    for module in private.modules():
+        if "config" in vars(module):
+            own: Any = vars(module)["config"]
+            own._attn_implementation = attention.NAME
+    return private, attend

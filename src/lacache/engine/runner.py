@@ -1,0 +1,114 @@
+"""Forwards of the model over the static buffers: eager, or compiled once for ever."""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from inspect import signature
+from types import FunctionType
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lacache.cache.facts import model_facts
+from lacache.cache.static.shape import StaticShape
+from lacache.cache.static.store import StaticStore
+from lacache.core.schedule import Plan
+from lacache.engine import matvec
+from lacache.engine.private_model import private_model
+
+Backend = str | Callable[..., Any]
+
+
+@final
+class Runner:
+    """Runs segments of prompts, and steps of one token in every row.
+
+    Args:
+        model: of transformers; it stays as it is.
+        plan: what is kept.
+        rows: how many sequences there is room for.
+        backend: of torch.compile, for steps; None runs them eagerly.
+    """
+
+    def __init__(self, model: Any, plan: Plan, rows: int, backend: Backend | None) -> None:
+        self.shape = StaticShape(model_facts(model), plan)
+        self._model, attend = private_model(model)
+        self._last_only = (
+            {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+        )
+        self.store = StaticStore(self.shape, rows, attend, model.device)
+        if matvec.pays(model, rows):
+            matvec.use_matvec(self._model)
+        self._step: Callable[..., Tensor] = _forward
+        self.compile_seconds: float | None = None
+        """How long the first compiled step took; None before, and without compilation."""
+        self._backend = backend
+        if backend is not None:
+            self._step = self._compiled(backend)
+
+    @torch.no_grad()
+    def read(self, row: int, tokens: Tensor) -> Tensor:
+        """Read tokens [Q] of a row, at most its `room()`; the last one's logits [V]."""
+        cache, positions = self.store.begin_read(row, len(tokens))
+        ids = tokens.to(self.store.device)[None]
+        logits = _forward(self._model, ids, positions, cache, self._last_only)
+        self.store.commit(row, len(tokens))
+        return logits[0]
+
+    @torch.no_grad()
+    def step(self, tokens: Sequence[int], active: Sequence[int]) -> Tensor:
+        """Add one token to each of the rows `active`.
+
+        Args:
+            tokens: one for each row; those of other rows do not matter.
+            active: the rows that are meant.
+
+        Returns:
+            Logits [rows, V], of active rows.
+        """
+        cache, positions = self.store.begin_step(active)
+        ids = torch.tensor(tokens, device=self.store.device)[:, None]
+        logits = self._run_step(ids, positions, cache)
+        for row in active:
+            self.store.commit(row, 1)
+        return logits
+
+    def _run_step(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        if self._backend is None or self.compile_seconds is not None:
+            return self._step(self._model, ids, positions, cache, self._last_only)
+        started = time.perf_counter()
+        try:
+            logits = self._step(self._model, ids, positions, cache, self._last_only)
+        except Exception as error:
+            # Whatever the compiler stumbles over: nothing was counted, so the step can run again.
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(
+                f"compiling failed ({type(error).__name__}: {reason}), so steps run uncompiled and "
+                "slower; install a C++ compiler, or choose compile=False to be spared this message",
+                stacklevel=2,
+            )
+            self._backend, self._step = None, _forward
+            return self._step(self._model, ids, positions, cache, self._last_only)
+        self.compile_seconds = time.perf_counter() - started
+        return logits
+
+    def _compiled(self, backend: Backend) -> Callable[..., Tensor]:
+        # torch keeps what it compiled by code object, and gives up after a few that differ; so
+        # each engine has one of its own.
+        own = FunctionType(_forward.__code__.replace(), _forward.__globals__)
+        on_gpu = self.store.device.type == "cuda" and backend == "inductor"
+        # "reduce-overhead" is CUDA graphs.
+        mode = "reduce-overhead" if on_gpu else None
+        return torch.compile(own, backend=backend, mode=mode, fullgraph=True, dynamic=False)
+
+
+def _forward(
+    model: Any, ids: Tensor, positions: Tensor, cache: Any, options: dict[str, Any]
+) -> Tensor:
+    """Last token's logits [B, V] in float32, from ids [B, Q]."""
+    output = model(
+        input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **options
+    )
+    logits: Tensor = output.logits[:, -1].float()
+    return logits
