@@ -139,7 +139,8 @@ class Sampler:
 
     def see(self, tokens: Tensor) -> None:
         """Note the tokens of a prompt, int64 of any shape; `choose` notes its own."""
-        self._seen = torch.cat((self._seen, tokens.flatten().to(_CPU, torch.int64))).unique()
+        tokens = torch.cat((self._seen, tokens.flatten().to(_CPU, torch.int64)))
+        self._seen = torch.unique(tokens)
 
     def choose(self, logits: Tensor) -> int:
         """The next token from the last token's logits [1, V].
