@@ -9,6 +9,7 @@ from lacache import LaCache, SinkWindow
 from lacache.core.plan_record import plan_record
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
+from lacache.engine.sampling import Sampling
 from tests.cli.conftest import Run
 from tests.cli.test_generate import MAIN
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
@@ -16,12 +17,14 @@ from tests.engine.tiny import tiny_llama, tiny_tokenizer
 OPTIONS = ("--temperature", "0", "--dtype", "float32", "-n", "12", "--budget", "128")
 
 
-def expected(messages: list[str], *, system: str | None = None) -> str:
+def expected(
+    messages: list[str], *, system: str | None = None, sampling: Sampling | None = None
+) -> str:
     """What the library replies."""
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     template = ChatTemplate(tokenizer, system)
     cache = LaCache.from_model(model, 128, sinks=template.num_pinned, refill=16)
-    conversation = Conversation(model, template, cache)
+    conversation = Conversation(model, template, cache, sampling=sampling)
     replies = [list(conversation.reply(message, max_new_tokens=12)) for message in messages]
     texts = [tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
     return "".join(f"{text}\n" for text in texts)
@@ -79,6 +82,24 @@ def test_reset_forgets(run: Run, tiny: Path) -> None:
     assert result.stdout == f"{once}Forgotten; the system prompt stays.\n{once}"
 
 
+def test_a_stop_string_ends_each_reply_and_the_conversation_goes_on(run: Run, tiny: Path) -> None:
+    messages = ["the cat", "the cat"]
+    text = expected(messages[:1])
+    stop = text[5:8]
+    result = run("chat", "--model", tiny, *OPTIONS, "--stop", stop, input="\n".join(messages))
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(text[: text.index(stop)] + "\n")
+    assert stop not in result.stdout
+    assert result.stdout != text[: text.index(stop)] + "\n"
+
+
+def test_a_repetition_penalty_reaches_the_replies(run: Run, tiny: Path) -> None:
+    result = run(*("chat", "--model", tiny, *OPTIONS, "--repetition-penalty", "2"), input="the cat")
+    sampling = Sampling(repetition_penalty=2.0)
+    assert result.stdout == expected(["the cat"], sampling=sampling)
+    assert result.stdout != expected(["the cat"])
+
+
 def test_help_and_unknown_commands(run: Run, tiny: Path) -> None:
     result = run("chat", "--model", tiny, *OPTIONS, input="/help\n/bogus\n")
     assert result.exit_code == 0
@@ -119,6 +140,8 @@ def test_ctrl_c_stops_the_reply_and_the_conversation_goes_on(tiny: Path) -> None
         ("--budget 30", "budget=30 must be at least"),
         ("--max-new-tokens 0", "max_new_tokens=0 must be -1 (up to the model) or at least 1"),
         ("--max-new-tokens -2", "max_new_tokens=-2 must be -1"),
+        ("--repetition-penalty -1", "repetition_penalty=-1.0 must be from 0.01 to 100"),
+        ("--stop=", "stop='' must be a string of at least 1 character"),
         ("--span 2 --overlap 2", "overlap=2 must be below span=2"),
     ],
 )

@@ -13,6 +13,7 @@ from transformers import tokenization_utils_base
 from lacache import LaCache, SinkWindow, stream
 from lacache.core.plan_record import plan_record
 from lacache.engine.chat_template import ChatTemplate
+from lacache.engine.sampling import Sampling
 from tests.cli.conftest import Run
 from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 from tests.models.tiny import write_gguf
@@ -193,6 +194,37 @@ def test_a_seed_repeats_the_text(run: Run, tiny: Path) -> None:
     assert text(1) != text(2)
 
 
+def test_a_repetition_penalty_reaches_the_sampler(run: Run, tiny: Path) -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    ids = tokenizer("the cat").input_ids
+    cache = LaCache.from_model(model, 512, refill=64)
+    penalised = stream(
+        model,
+        torch.tensor([ids]),
+        cache,
+        max_new_tokens=40,
+        sampling=Sampling(repetition_penalty=1.5),
+    )
+    common = ("the cat", "--model", tiny, "-n", 40)
+    record = generate_json(run, *common, "--repetition-penalty", 1.5)
+    assert record["text"] == tokenizer.decode(list(penalised), skip_special_tokens=True)
+    assert record["text"] != expected(ids, 40)
+
+
+def test_a_stop_string_ends_the_text_before_it(run: Run, tiny: Path) -> None:
+    text = expected(tiny_tokenizer()("the cat").input_ids, 40)
+    stop = text[12:15]
+    common = ("generate", "the cat", "--model", tiny, "-n", 40, *GREEDY)
+    record = json.loads(run(*common, "--json", "--stop", "never", "--stop", stop).stdout)
+    assert record["text"] == text[: text.index(stop)]
+    assert record["stopped_by"] == "stop"
+    assert record["new_tokens"] < 40
+    shown = run(*common, "--stop", stop).stdout
+    assert shown.removesuffix("\n") == record["text"].removesuffix("\n")
+    without = json.loads(run(*common, "--json", "--stop", "never").stdout)
+    assert (without["text"], without["stopped_by"]) == (text, "length")
+
+
 def test_a_prompt_longer_than_the_context_does_not_warn(
     run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +274,8 @@ def test_ctrl_c_stops_an_endless_text_cleanly(tiny: Path) -> None:
         ("--max-new-tokens -2", "max_new_tokens=-2 must be -1 (without end) or at least 0"),
         ("--temperature -1", "temperature=-1.0 must be 0"),
         ("--top-p 0", "top_p=0.0 must be in (0, 1]"),
+        ("--repetition-penalty 0", "repetition_penalty=0.0 must be from 0.01 to 100"),
+        ("--stop=", "stop='' must be a string of at least 1 character"),
         ("--dtype int3", "dtype=int3 must be one of"),
         ("--threads 0", "threads=0 must be at least 1"),
     ],

@@ -22,8 +22,10 @@ from lacache.cli.options import (
     PresetOption,
     RecentOption,
     RefillOption,
+    RepetitionPenaltyOption,
     SeedOption,
     SpanOption,
+    StopOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
@@ -74,6 +76,8 @@ def chat(
     top_k: TopKOption = 0,
     top_p: TopPOption = 0.95,
     min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionPenaltyOption = 1.0,
+    stop: StopOption = None,
     seed: SeedOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",
@@ -100,9 +104,19 @@ def chat(
     from lacache.engine.conversation import Conversation
     from lacache.engine.eos import eos_token_ids
     from lacache.engine.sampling import Sampling
+    from lacache.engine.stop import StopStrings
     from lacache.models import load_model
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    stops = tuple(stop or ())
+    StopStrings(stops)  # refused now rather than after the model is loaded
     if system is not None:
         check_text(system, "the system prompt")
     loaded = load_model(model, dtype=dtype, threads=threads)
@@ -129,7 +143,7 @@ def chat(
         sampling=sampling,
     )
     limit = None if max_new_tokens < 0 else max_new_tokens
-    _Chat(conversation, loaded.tokenizer, template.num_pinned, limit).run(loaded.name)
+    _Chat(conversation, loaded.tokenizer, template.num_pinned, limit, stops).run(loaded.name)
 
 
 @final
@@ -137,12 +151,18 @@ class _Chat:
     """Reads lines and answers them."""
 
     def __init__(
-        self, conversation: Any, tokenizer: Any, num_pinned: int, max_new_tokens: int | None
+        self,
+        conversation: Any,
+        tokenizer: Any,
+        num_pinned: int,
+        max_new_tokens: int | None,
+        stops: tuple[str, ...],
     ) -> None:
         self._conversation = conversation
         self._tokenizer = tokenizer
         self._num_pinned = num_pinned
         self._max_new_tokens = max_new_tokens
+        self._stops = stops
         self._by_hand = sys.stdin.isatty()
 
     def run(self, name: str) -> None:
@@ -187,12 +207,13 @@ class _Chat:
             typer.echo(_HELP)
 
     def _answer(self, message: str) -> None:
+        from lacache.engine.stop import StopStrings
         from lacache.engine.text import TextStream
 
-        text = TextStream(self._tokenizer)
+        text, stops = TextStream(self._tokenizer), StopStrings(self._stops)
         with interruptible() as stopped:
             for token in self._conversation.reply(message, max_new_tokens=self._max_new_tokens):
-                typer.echo(text.push(token), nl=False)
-                if stopped():
+                typer.echo(stops.push(text.push(token)), nl=False)
+                if stopped() or stops.found is not None:
                     break
-        typer.echo(text.flush())
+        typer.echo(stops.push(text.flush()) + stops.flush())

@@ -22,9 +22,11 @@ from lacache.cli.options import (
     PresetOption,
     RecentOption,
     RefillOption,
+    RepetitionPenaltyOption,
     SeedOption,
     SinksOption,
     SpanOption,
+    StopOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
@@ -85,6 +87,8 @@ def generate(
     top_k: TopKOption = 0,
     top_p: TopPOption = 0.95,
     min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionPenaltyOption = 1.0,
+    stop: StopOption = None,
     seed: SeedOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",
@@ -117,9 +121,18 @@ def generate(
 
     from lacache.cli.writing import write
     from lacache.engine.sampling import Sampling
+    from lacache.engine.stop import StopStrings
     from lacache.models import load_model
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    stops = StopStrings(stop or ())
     loaded = load_model(model, dtype=dtype, threads=threads)
     ids = _tokens(loaded.tokenizer, text, chat=chat)
     cache = options.make(loaded.model, len(ids))
@@ -128,6 +141,7 @@ def generate(
         ids,
         cache,
         sampling,
+        stops=stops,
         max_new_tokens=None if max_new_tokens < 0 else max_new_tokens,
         ignore_eos=ignore_eos,
         echo=not as_json,

@@ -165,6 +165,23 @@ MinPOption = Annotated[
         rich_help_panel=_SAMPLING,
     ),
 ]
+RepetitionPenaltyOption = Annotated[
+    float,
+    typer.Option(
+        "--repetition-penalty",
+        help="Above 1 makes tokens that stood before less likely, below 1 more; 1 is none.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        help="End the text before this string; can be given several times.",
+        show_default=False,
+        rich_help_panel=_SAMPLING,
+    ),
+]
 SeedOption = Annotated[
     int | None,
     typer.Option(

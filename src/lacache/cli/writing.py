@@ -13,6 +13,7 @@ from lacache.cli.interrupt import interruptible
 from lacache.cli.reading import reading_bar
 from lacache.engine.eos import eos_token_ids
 from lacache.engine.sampling import Sampling
+from lacache.engine.stop import StopStrings
 from lacache.engine.stream import stream
 from lacache.engine.text import TextStream
 from lacache.models import LoadedModel
@@ -27,7 +28,7 @@ class Run:
     num_written: int = 0
     text: str = ""
     stopped_by: str = "length"
-    """Or "eos", or "interrupt" for Ctrl-C."""
+    """Or "eos", "stop" for a stop string, "interrupt" for Ctrl-C."""
     read_seconds: float = 0.0
     write_seconds: float = 0.0
 
@@ -59,11 +60,12 @@ def write(
     cache: LaCache,
     sampling: Sampling,
     *,
+    stops: StopStrings,
     max_new_tokens: int | None,
     ignore_eos: bool,
     echo: bool,
 ) -> Run:
-    """Read `ids` and write on, until the end, the limit or Ctrl-C.
+    """Read `ids` and write on, until the end, a stop string, the limit or Ctrl-C.
 
     With `echo` the text goes to standard output as it comes, and is not kept; else it is in the
     result.
@@ -105,7 +107,9 @@ def write(
             bar.close()
             for token in chain(first, tokens):
                 run.num_written += 1
-                give(text.push(token))
+                give(stops.push(text.push(token)))
+                if stops.found is not None:
+                    break
                 if token in ends:
                     run.stopped_by = "eos"
                 elif stopped():
@@ -116,7 +120,9 @@ def write(
             spent = time.perf_counter() - started
             run.read_seconds = run.read_seconds or spent
             run.write_seconds = spent - run.read_seconds
-    give(text.flush())
+    give(stops.push(text.flush()) + stops.flush())
+    if stops.found is not None and run.stopped_by != "interrupt":
+        run.stopped_by = "stop"
     if not ends_line:
         typer.echo()
     return run
