@@ -114,6 +114,14 @@ def test_a_draw_is_where_the_cumulated_probability_passes_the_random_number(
         assert probabilities[token] > 0
 
 
+def test_a_token_without_probability_is_not_drawn_even_at_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.zeros(*shape).double())
+    sampler = Sampler(Sampling(temperature=1.0, top_k=1))
+    assert sampler.choose(torch.tensor([[0.0, 1.0, 2.0]])) == 2
+
+
 @given(
     logits=st.lists(st.floats(-30, 30, width=32), min_size=8, max_size=8),
     tokens=TOKENS.filter(bool),
