@@ -175,7 +175,8 @@ def _find_facts(model: Any, decoder: nn.Module) -> ModelFacts:
         if type(layer) is DynamicSlidingWindowLayer and layer.keys is not None
     )
     has_native = len(growing) < len(empty.layers)
-    dtype = near_cache.layers[growing[0]].keys.dtype
+    first: Any = near_cache.layers[growing[0]]
+    dtype: torch.dtype = first.keys.dtype
     return ModelFacts(layers, has_native, config, sliding, linear, dtype)
 
 

@@ -14,7 +14,7 @@ from lacache.cache.facts import model_facts
 from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.store import StaticStore
 from lacache.core.schedule import Plan
-from lacache.engine import matvec
+from lacache.engine import one_token
 from lacache.engine.private_model import private_model
 
 Backend = str | Callable[..., Any]
@@ -38,8 +38,8 @@ class Runner:
             {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
         )
         self.store = StaticStore(self.shape, rows, attend, model.device)
-        if matvec.pays(model, rows):
-            matvec.use_matvec(self._model)
+        if one_token.pays(model, rows):
+            one_token.use_one_token_linear(self._model)
         self._step: Callable[..., Tensor] = _forward
         self.compile_seconds: float | None = None
         """How long the first compiled step took; None before, and without compilation."""

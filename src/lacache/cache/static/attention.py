@@ -82,7 +82,7 @@ def fused(
     visible: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """torch's fused attention, where the query heads of a KV head stand as more queries."""
+    """Torch's fused attention, where the query heads of a KV head stand as more queries."""
     batch, num_heads, num_new, size = query.shape
     shared = num_heads // keys.shape[1]
     if visible is not None and visible.shape[2] > 1:

@@ -89,14 +89,14 @@ class PartedLayer(AttendingLayer, ABC):
                 "groups cannot share; use groups of whole layers"
             )
         num_heads = sum(len(part.heads) for part in self.parts)
-        by_head = query.unflatten(1, (num_heads, -1))
+        batch, num_queries, num_new, size = query.shape
+        by_head = query.reshape(batch, num_heads, num_queries // num_heads, num_new, size)
         found: dict[int, Tensor] = {}
         for part in self.parts:
             keys, values, visible = self.seen(part)
             mine = by_head[:, list(part.heads)].flatten(1, 2)
             output = self._attend(module, mine, keys, values, visible, options)
-            heads = output.unflatten(1, (len(part.heads), -1)).unbind(1)
-            found.update(zip(part.heads, heads, strict=True))
+            found.update(zip(part.heads, output.chunk(len(part.heads), dim=1), strict=True))
         return torch.cat([found[head] for head in range(num_heads)], dim=1)
 
 

@@ -6,7 +6,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache.rotary import Rotation, Tables
 from lacache.cache.static.attention import Attend
@@ -36,9 +35,7 @@ class StaticStore:
         device: where the buffers are.
     """
 
-    def __init__(
-        self, shape: StaticShape, rows: int, attend: Attend, device: torch.device
-    ) -> None:
+    def __init__(self, shape: StaticShape, rows: int, attend: Attend, device: torch.device) -> None:
         self.shape = shape
         self.device = device
         self._attend = attend
@@ -160,9 +157,9 @@ class StaticStore:
             patterns = self._compactions[number].patterns
             for depth, heads in bound.heads.items():
                 layer = facts.growing[depth]
-                rows_heads_slots = (num_rows, len(heads), bound.schedule.capacity)
+                shape = (num_rows, len(heads), bound.schedule.capacity)
 
-                def buffer(size: int, shape: tuple[int, ...] = rows_heads_slots) -> Buffer:
+                def buffer(size: int, shape: tuple[int, int, int] = shape) -> Buffer:
                     return PlainBuffer((*shape, size), facts.dtype, self.device)
 
                 rotation = layer.rotation
@@ -203,7 +200,7 @@ class StaticStore:
     def _make_cache(self, of_parts: Any, of_ring: Any) -> Cache:
         """A cache with a layer for each of the model's that has keys and values of its own."""
         empty: list[Any] = _native_layers(self.shape.facts.text_config)
-        layers: list[CacheLayerMixin] = [
+        layers: list[Any] = [
             of_parts(self.parts[index])
             if index in self.parts
             else of_ring(self.rings[index])
