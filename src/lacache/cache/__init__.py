@@ -1,6 +1,7 @@
 """The transformers cache: any policy of `lacache.core` on an unpatched model."""
 
 from lacache.cache.lacache import LaCache
-from lacache.cache.reading import CacheReport, ReadingCache
+from lacache.cache.reading import ReadingCache
+from lacache.cache.report import CacheReport
 
 __all__ = ["CacheReport", "LaCache", "ReadingCache"]

@@ -1,7 +1,6 @@
 """The cache that users hold: a transformers Cache of bounded size."""
 
-from collections.abc import Iterable, Mapping
-from operator import mul
+from collections.abc import Iterable
 from typing import Any, Literal, final
 from weakref import ref
 
@@ -10,21 +9,19 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
+from lacache.cache.choice import choose_plan
 from lacache.cache.facts import ModelFacts, find_decoder, model_facts
 from lacache.cache.group import LayerGroup
 from lacache.cache.grouped_layer import GroupedLayer, refuse_taking_back
 from lacache.cache.guard import guard
 from lacache.cache.layer import BoundedLayer, layer_bytes
 from lacache.cache.masks import guard_masks
-from lacache.cache.profiles import model_profile
-from lacache.cache.reading import CacheReport, ReadingCache
+from lacache.cache.reading import ReadingCache
+from lacache.cache.report import CacheReport, make_report
 from lacache.cache.split_layer import SplitLayer
 from lacache.core.budget import Budget
 from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
-from lacache.core.groups import mean_capacity
-from lacache.core.kept import coverage
-from lacache.core.presets import DEFAULT_PRESET, SINKS, preset_source
-from lacache.core.resolve import PolicySource, one_budget, policy_source
+from lacache.core.resolve import PolicySource
 from lacache.core.schedule import Plan
 
 Prefill = Literal["segmented", "dense"]
@@ -111,31 +108,16 @@ class LaCache(ReadingCache):
             "unit": unit,
             "window_layers": window_layers or None,
         }
-        options = {name: value for name, value in options.items() if value is not None}
         facts = model_facts(model)
-        is_plain = policy is None and not options.keys() - {"sinks"}
-        if preset is None and is_plain and not isinstance(config, Plan):
-            preset = DEFAULT_PRESET
-        if preset is None:
-            plan_for = policy_source(
-                config,
-                budget,
-                policy or "ladder",
-                options,
-                num_layers=len(facts.growing),
-                bytes_per_token=facts.bytes_per_token,
-            )
-        else:
-            options.pop("sinks", None)
-            _refuse_beside_preset(preset, config, policy, options)
-            plan_for = preset_source(
-                preset,
-                one_budget(None if isinstance(config, Plan) else config, budget),
-                num_heads=facts.num_heads,
-                bytes_per_token=facts.bytes_per_token,
-                profile=model_profile(model),
-                sinks=SINKS if sinks is None else sinks,
-            )
+        plan_for = choose_plan(
+            model,
+            config,
+            budget=budget,
+            preset=preset,
+            policy=policy,
+            options=options,
+            bytes_per_token=facts.bytes_per_token,
+        )
         decoder = find_decoder(model)
         guard(decoder)
         cache = cls(model, facts, plan_for, prefill)
@@ -178,23 +160,14 @@ class LaCache(ReadingCache):
 
     def report(self) -> CacheReport:
         """Where the cache stands."""
-        states = [group.state for group in self._groups]
-        num_seen = states[0].num_seen
-        heads = [bound.num_heads for bound in self._bound]
-        num_cached = sum(map(mul, (s.num_cached for s in states), heads)) // sum(heads)
-        held = [tokens for group in self._groups for tokens in group.kept.by_pattern.values()]
-        return CacheReport(
-            num_seen=num_seen,
-            num_cached=num_cached,
-            num_evicted=num_seen - num_cached,
-            capacity=int(mean_capacity(self._bound)),
+        return make_report(
+            self._bound,
+            [group.kept for group in self._groups],
             compactions=max(group.compactions for group in self._groups),
-            bytes=sum(
+            num_bytes=sum(
                 layer_bytes(layer.keys, layer.values)
                 for layer in (*self._parts(), *self._native_layers())
             ),
-            coverage=coverage(dict(enumerate(held))),
-            most_cached=max(state.num_cached for state in states),
         )
 
     def reset(self) -> None:
@@ -327,15 +300,3 @@ class LaCache(ReadingCache):
             for layer in self.layers
             if isinstance(layer, CacheLayerMixin) and not isinstance(layer, GroupedLayer)
         ]
-
-
-def _refuse_beside_preset(
-    preset: str, config: object, policy: str | None, options: Mapping[str, Any]
-) -> None:
-    given = [*options, *(["policy"] if policy is not None else [])]
-    if isinstance(config, Plan):
-        given.append(type(config).__name__)
-    if given:
-        raise ConfigError(
-            f"{', '.join(given)} cannot be given beside preset={preset!r}; leave one of them out"
-        )

@@ -2,38 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from inspect import signature
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lacache.cache.facts import find_decoder
 from lacache.cache.guard import GuardedCache
+from lacache.cache.report import CacheReport
 from lacache.core.errors import InputError, ModelError
-
-
-@final
-@dataclass(frozen=True)
-class CacheReport:
-    """Where a cache stands. Counts are tokens; `bytes` covers every layer and row.
-
-    Where KV heads hold different numbers of tokens, `num_cached` and `capacity` are means over
-    layers and heads, rounded down, `num_evicted` is what was seen less that mean, and `compactions`
-    are those of the group with most.
-    """
-
-    num_seen: int
-    num_cached: int
-    num_evicted: int
-    capacity: int
-    compactions: int
-    bytes: int
-    coverage: int
-    """Distinct tokens that at least one layer still holds."""
-    most_cached: int
-    """Tokens of the layer or KV head that holds most."""
 
 
 class ReadingCache(GuardedCache, ABC):

@@ -29,10 +29,18 @@ class Runner:
         plan: what is kept.
         rows: how many sequences there is room for.
         backend: of torch.compile, for steps; None runs them eagerly.
+        kv_dtype: what keys and values are stored in; see StaticShape.
     """
 
-    def __init__(self, model: Any, plan: Plan, rows: int, backend: Backend | None) -> None:
-        self.shape = StaticShape(model_facts(model), plan)
+    def __init__(
+        self,
+        model: Any,
+        plan: Plan,
+        rows: int,
+        backend: Backend | None,
+        kv_dtype: str | None = None,
+    ) -> None:
+        self.shape = StaticShape(model_facts(model), plan, kv_dtype)
         self._model, attend = private_model(model)
         self._last_only = (
             {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
@@ -41,6 +49,7 @@ class Runner:
         if one_token.pays(model, rows):
             one_token.use_one_token_linear(self._model)
         self._step: Callable[..., Tensor] = _forward
+        self.vocab_size: int = self.shape.facts.text_config.vocab_size
         self.compile_seconds: float | None = None
         """How long the first compiled step took; None before, and without compilation."""
         self._backend = backend

@@ -1,0 +1,75 @@
+"""From what a user says about a model's cache to a plan for it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lacache.cache.facts import model_facts
+from lacache.cache.profiles import model_profile
+from lacache.core.budget import Budget
+from lacache.core.errors import ConfigError
+from lacache.core.presets import DEFAULT_PRESET, SINKS, preset_source
+from lacache.core.resolve import PolicySource, one_budget, policy_source
+from lacache.core.schedule import Plan
+
+
+def choose_plan(
+    model: Any,
+    config: Plan | Budget | None,
+    *,
+    budget: Budget | None,
+    preset: str | None,
+    policy: str | None,
+    options: Mapping[str, Any],
+    bytes_per_token: int,
+) -> PolicySource:
+    """The plan, given the tokens of the first prompt; `LaCache.from_model` says what each means.
+
+    Args:
+        model: of transformers.
+        config: a plan or a budget.
+        budget: a budget, if `config` is none.
+        preset: by name.
+        policy: by name, instead of a preset.
+        options: the policy's other fields; None is not given.
+        bytes_per_token: what a token takes over all layers that a plan rules.
+
+    Raises:
+        ConfigError: what was given cannot work for this model, or contradicts itself.
+        UnsupportedModelError: the model's caches or positions are not understood.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    facts = model_facts(model)
+    is_plain = policy is None and not given.keys() - {"sinks"}
+    if preset is None and is_plain and not isinstance(config, Plan):
+        preset = DEFAULT_PRESET
+    if preset is None:
+        return policy_source(
+            config,
+            budget,
+            policy or "ladder",
+            given,
+            num_layers=len(facts.growing),
+            bytes_per_token=bytes_per_token,
+        )
+    sinks = given.pop("sinks", SINKS)
+    _refuse_beside_preset(preset, config, policy, given)
+    return preset_source(
+        preset,
+        one_budget(None if isinstance(config, Plan) else config, budget),
+        num_heads=facts.num_heads,
+        bytes_per_token=bytes_per_token,
+        profile=model_profile(model),
+        sinks=sinks,
+    )
+
+
+def _refuse_beside_preset(
+    preset: str, config: object, policy: str | None, options: Mapping[str, Any]
+) -> None:
+    given = [*options, *(["policy"] if policy is not None else [])]
+    if isinstance(config, Plan):
+        given.append(type(config).__name__)
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} cannot be given beside preset={preset!r}; leave one of them out"
+        )

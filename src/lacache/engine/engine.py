@@ -1,0 +1,406 @@
+"""Many endless sequences over one model, in memory that is known before the first token."""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from lacache.cache.choice import choose_plan
+from lacache.cache.facts import model_facts
+from lacache.cache.report import CacheReport, make_report
+from lacache.core.budget import Budget, parse_budget
+from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError, InputError, UnsupportedOperationError
+from lacache.core.kept import kept_after
+from lacache.core.schedule import Plan
+from lacache.engine.request import Request
+from lacache.engine.runner import Backend, Runner
+from lacache.engine.sampling import Sampler, Sampling
+from lacache.engine.session import Session
+from lacache.engine.token_stream import TokenStream
+
+_SEGMENT = 128
+_AHEAD = 1024
+
+
+@final
+class Engine:
+    """Reads and writes up to `rows` sequences side by side; made by `Engine.from_model`.
+
+    Every call of `step` reads one segment of one prompt, and adds one token to each sequence that
+    writes. So a long prompt makes the others wait for one segment at a time. All rows are computed
+    in every step, in use or not: what a sequence says never depends on who else is there.
+
+        engine = Engine.from_model(model, budget=512, rows=4)
+        streams = [engine.submit(prompt, max_new_tokens=100) for prompt in prompts]
+        texts = [list(stream) for stream in streams]
+    """
+
+    def __init__(self, runner: Runner, segment: int | None) -> None:
+        """Not for users: make one with `Engine.from_model`."""
+        self._runner = runner
+        self._segment = segment
+        self._free = deque(range(len(runner.store.rows)))
+        self._open: list[Session] = []
+        self._reading: deque[Session] = deque()
+        self._waiting: deque[tuple[Request, Sampler]] = deque()
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        config: Plan | Budget | None = None,
+        *,
+        budget: Budget | None = None,
+        preset: str | None = None,
+        policy: str | None = None,
+        span: int | None = None,
+        overlap: int | None = None,
+        sinks: int | None = None,
+        recent: int | None = None,
+        refill: int | None = None,
+        geometry: str | None = None,
+        unit: int | None = None,
+        window_layers: Iterable[int] | None = None,
+        rows: int = 1,
+        segment: int | None = None,
+        compile: bool = False,
+    ) -> "Engine":
+        """An engine for `model`, a causal language model of transformers, which stays as it is.
+
+        Args:
+            model: on one device; its weights are shared, not copied.
+            config: a policy, a HistoryConfig, Groups, or a budget.
+            budget: tokens per layer, or bytes of one sequence such as "64MiB"; both count keys
+                twice where positions move them (docs/adr/0009). A share needs the length of a
+                prompt, and prompts differ.
+            preset: see `LaCache.from_model`, as for the options up to `window_layers`.
+            policy: "ladder" or "streaming" instead of a preset.
+            span: of a ladder.
+            overlap: of a ladder.
+            sinks: first tokens, never evicted.
+            recent: newest tokens that no compaction touches.
+            refill: slots that one compaction frees.
+            geometry: "interleaved" or "consecutive".
+            unit: neighbouring tokens kept or dropped together.
+            window_layers: layers that keep a window.
+            rows: sequences side by side. All memory for them is taken now: `num_bytes`.
+            segment: most tokens of a prompt that are read at once. By default 128, or as many as
+                fit where there is one row, since nobody waits.
+            compile: compile the step with torch.compile. The first step then takes seconds, or
+                minutes where nothing like it was compiled before; each later one is faster.
+
+        Raises:
+            ConfigError: an option cannot work for this model.
+            UnsupportedModelError: the model is not understood; `LaCache` may take it.
+        """
+        check_int("rows", rows, 1)
+        if segment is not None:
+            check_int("segment", segment, 1)
+        facts = model_facts(model)
+        for given in (config, budget):
+            if given is not None and not isinstance(given, Plan) and parse_budget(given).share:
+                raise ConfigError(
+                    f"budget={given} is a share of a prompt, and an engine reads many prompts; try "
+                    "512 (tokens) or '64MiB' (bytes)"
+                )
+        plan = choose_plan(
+            model,
+            config,
+            budget=budget,
+            preset=preset,
+            policy=policy,
+            options={
+                "span": span,
+                "overlap": overlap,
+                "sinks": sinks,
+                "recent": recent,
+                "refill": refill,
+                "geometry": geometry,
+                "unit": unit,
+                "window_layers": window_layers or None,
+            },
+            bytes_per_token=facts.static_bytes_per_token,
+        )(1)
+        backend: Backend | None = "inductor" if compile else None
+        runner = Runner(model, plan, rows, backend)
+        return cls(runner, _SEGMENT if segment is None and rows > 1 else segment)
+
+    def __repr__(self) -> str:
+        used = len(self._open)
+        return (
+            f"Engine({self.plan}, {used} of {len(self._runner.store.rows)} rows in use, "
+            f"{self.num_bytes:,} bytes)"
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """What every sequence keeps."""
+        return self._runner.shape.plan
+
+    @property
+    def num_bytes(self) -> int:
+        """Of keys and values of all rows, the same from the first to the last token."""
+        return self._runner.store.num_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Of keys and values of one sequence, however long it gets."""
+        return self._runner.shape.row_bytes
+
+    @property
+    def num_free(self) -> int:
+        """Rows that nobody has."""
+        return len(self._free)
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """What the first compiled step took; None before it, and without compilation."""
+        return self._runner.compile_seconds
+
+    def open(self, sampling: Sampling | None = None) -> Session:
+        """A new session, in a row of its own.
+
+        Args:
+            sampling: how tokens are chosen; greedy by default.
+
+        Raises:
+            UnsupportedOperationError: all rows are in use.
+        """
+        return self._open_row(Sampler(sampling or Sampling()))
+
+    def submit(
+        self,
+        tokens: Sequence[int] | Tensor,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        eos_token_ids: Collection[int] = (),
+        on_progress: Callable[[int], None] | None = None,
+    ) -> TokenStream:
+        """Read a prompt and write on, as soon as a row is free; the row is given back at the end.
+
+        It is written while anybody's tokens are taken, up to some hundred tokens ahead of its own
+        reader.
+
+        Args:
+            tokens: the prompt [Q], Q >= 1.
+            max_new_tokens: how many tokens to yield at most; None is without end, 0 only reads.
+            sampling: how tokens are chosen; greedy by default.
+            eos_token_ids: tokens that end the stream; the one that did is yielded too.
+            on_progress: called with the number of tokens after each segment that was read.
+
+        Raises:
+            InputError: an empty prompt, or no tokens of this model.
+            ConfigError: a negative number of tokens.
+        """
+        request = Request(
+            self._checked(tokens),
+            _checked_length(max_new_tokens),
+            frozenset(eos_token_ids),
+            ahead=_AHEAD,
+            gives_row_back=True,
+            on_progress=on_progress,
+        )
+        if len(request.unread) == 0:
+            raise InputError("the prompt is empty and at least 1 token is needed; give some text")
+        sampler = Sampler(sampling or Sampling())
+        sampler.see(request.unread)
+        self._waiting.append((request, sampler))
+        return TokenStream(request, self.step, lambda: self._end(request))
+
+    def step(self) -> bool:
+        """Read one segment of one prompt, and write a token of every sequence that wants one.
+
+        Returns:
+            Whether there was anything to do.
+        """
+        while self._waiting and self._free:
+            request, sampler = self._waiting.popleft()
+            self._begin(self._open_row(sampler), request)
+        has_read = self._read_segment()
+        has_written = self._write_tokens()
+        return has_read or has_written
+
+    def write(
+        self,
+        session: Session,
+        tokens: Sequence[int] | Tensor,
+        *,
+        max_new_tokens: int | None,
+        eos_token_ids: Collection[int],
+        on_progress: Callable[[int], None] | None,
+    ) -> TokenStream:
+        """See `Session.write`."""
+        self._check_idle(session)
+        last = [] if session.last is None else [session.last]
+        unread = torch.cat([torch.tensor(last, dtype=torch.long), self._checked(tokens)])
+        if len(unread) == 0:
+            raise InputError("there is no token to go on from; give at least 1 token")
+        request = Request(
+            unread,
+            _checked_length(max_new_tokens),
+            frozenset(eos_token_ids),
+            # No further than what the model must read next, as its reader may stop anywhere.
+            ahead=1,
+            gives_row_back=False,
+            on_progress=on_progress,
+        )
+        session.sampler.see(unread)
+        self._begin(session, request)
+        return TokenStream(request, self.step, lambda: self._end(request))
+
+    def fork(self, session: Session) -> Session:
+        """See `Session.fork`."""
+        self._check_idle(session)
+        copy = self._open_row(session.sampler.fork())
+        self._runner.store.fork(session.row, copy.row)
+        copy.last = session.last
+        return copy
+
+    def num_seen(self, session: Session) -> int:
+        """See `Session.num_seen`."""
+        self._check_open(session)
+        return self._runner.store.rows[session.row].num_seen
+
+    def report(self, session: Session) -> CacheReport:
+        """See `Session.report`."""
+        self._check_open(session)
+        row = self._runner.store.rows[session.row]
+        return make_report(
+            self._runner.shape.groups,
+            [kept_after(group.schedule, row.num_seen) for group in row.groups],
+            compactions=max(group.num_compactions for group in row.groups),
+            num_bytes=self.row_bytes,
+        )
+
+    def close(self, session: Session) -> None:
+        """See `Session.close`."""
+        if session not in self._open:
+            return
+        if session.request is not None:
+            session.request.stopped_by = session.request.stopped_by or "closed"
+            session.request = None
+        if session in self._reading:
+            self._reading.remove(session)
+        self._open.remove(session)
+        self._runner.store.clear(session.row)
+        self._free.append(session.row)
+
+    def _open_row(self, sampler: Sampler) -> Session:
+        if not self._free:
+            raise UnsupportedOperationError(
+                f"all {len(self._open)} rows are in use; close a session, use submit, which waits, "
+                "or make the engine with more rows"
+            )
+        session = Session(self, self._free.popleft(), sampler)
+        self._open.append(session)
+        return session
+
+    def _begin(self, session: Session, request: Request) -> None:
+        session.request, session.last = request, None
+        self._reading.append(session)
+
+    def _read_segment(self) -> bool:
+        if not self._reading:
+            return False
+        session = self._reading[0]
+        request = session.request
+        assert request is not None  # sessions in this queue have one
+        room = self._runner.store.rows[session.row].room()
+        length = min(len(request.unread), room, self._segment or room)
+        logits = self._runner.read(session.row, request.unread[:length])
+        request.unread = request.unread[length:]
+        # The next segment is another's.
+        self._reading.popleft()
+        if request.is_reading:
+            self._reading.append(session)
+        elif request.max_new_tokens == 0:
+            request.end_if_long_enough()
+            self._finish(session, request)
+        else:
+            self._choose(session, request, logits)
+        if request.on_progress is not None:
+            request.on_progress(length)
+        return True
+
+    def _write_tokens(self) -> bool:
+        writing = {
+            s.row: (s, s.request, s.last)
+            for s in self._open
+            if s.request is not None and s.request.is_writing and s.last is not None
+        }
+        if not writing:
+            return False
+        tokens = [0] * len(self._runner.store.rows)
+        for row, (_, _, last) in writing.items():
+            tokens[row] = last
+        logits = self._runner.step(tokens, list(writing))
+        for row, (session, request, _) in writing.items():
+            self._choose(session, request, logits[row])
+        return True
+
+    def _choose(self, session: Session, request: Request, logits: Tensor) -> None:
+        token = session.sampler.choose(logits[None])
+        session.last = token
+        request.add(token)
+        self._finish(session, request)
+
+    def _finish(self, session: Session, request: Request) -> None:
+        if request.stopped_by is not None and request.gives_row_back:
+            self.close(session)
+
+    def _end(self, request: Request) -> None:
+        """Stop a request before its end; what was not taken was not written."""
+        self._waiting = deque(pair for pair in self._waiting if pair[0] is not request)
+        request.stopped_by = request.stopped_by or "closed"
+        session = next((s for s in self._open if s.request is request), None)
+        if session is not None:
+            if request.ready:
+                session.last = None
+            if session in self._reading:
+                self._reading.remove(session)
+            self._finish(session, request)
+        request.ready.clear()
+
+    def _checked(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Tokens [Q] of this model, on the CPU."""
+        try:
+            checked = torch.as_tensor(tokens, dtype=torch.long, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"tokens must be whole numbers ({error}); with a tokenizer: "
+                "tokenizer(text).input_ids"
+            ) from error
+        if checked.ndim != 1:
+            raise InputError(
+                f"tokens of shape {tuple(checked.shape)} must be [tokens]; give one text at a time"
+            )
+        vocab_size = self._runner.vocab_size
+        if len(checked) and not 0 <= int(checked.min()) <= int(checked.max()) < vocab_size:
+            raise InputError(
+                f"token ids from {int(checked.min())} to {int(checked.max())} must lie in 0 to "
+                f"{vocab_size - 1}; use the tokenizer of this model"
+            )
+        return checked
+
+    def _check_open(self, session: Session) -> None:
+        if session not in self._open:
+            raise UnsupportedOperationError(
+                "the session is closed and its row belongs to another; open a new one"
+            )
+
+    def _check_idle(self, session: Session) -> None:
+        self._check_open(session)
+        if session.request is not None and not session.request.is_done:
+            raise UnsupportedOperationError(
+                "the session is still writing; take its stream to the end, or close the stream"
+            )
+
+
+def _checked_length(max_new_tokens: int | None) -> int | None:
+    if max_new_tokens is not None:
+        check_int("max_new_tokens", max_new_tokens, 0)
+    return max_new_tokens

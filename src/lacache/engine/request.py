@@ -1,0 +1,58 @@
+"""One text that is asked for, and how far it has come."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import final
+
+from torch import Tensor
+
+
+@final
+@dataclass(eq=False)
+class Request:
+    """What one sequence is to read and write now."""
+
+    unread: Tensor
+    """Tokens [Q] of the prompt that the model has not read."""
+    max_new_tokens: int | None
+    eos_token_ids: frozenset[int]
+    ahead: int
+    """How many tokens may wait for their reader; then the sequence pauses."""
+    gives_row_back: bool
+    """Whether the sequence ends with this request."""
+    on_progress: Callable[[int], None] | None = None
+    num_written: int = 0
+    ready: deque[int] = field(default_factory=deque)
+    """Tokens that wait for their reader."""
+    stopped_by: str | None = None
+    """Why it ended: "eos", "length" or "closed"; None while it goes on."""
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the prompt is not read to its end."""
+        return len(self.unread) > 0 and self.stopped_by is None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended and every token was taken."""
+        return self.stopped_by is not None and not self.ready
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether another token is wanted now."""
+        return not self.is_reading and self.stopped_by is None and len(self.ready) < self.ahead
+
+    def add(self, token: int) -> None:
+        """Take a new token, and end if it is the last."""
+        self.ready.append(token)
+        self.num_written += 1
+        if token in self.eos_token_ids:
+            self.stopped_by = "eos"
+        else:
+            self.end_if_long_enough()
+
+    def end_if_long_enough(self) -> None:
+        """End where no more tokens are wanted."""
+        if self.num_written == self.max_new_tokens:
+            self.stopped_by = "length"

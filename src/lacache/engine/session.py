@@ -1,0 +1,91 @@
+"""One sequence that is read and written in turns, for as long as it is open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, final
+
+from torch import Tensor
+
+from lacache.cache.report import CacheReport
+from lacache.engine.request import Request
+from lacache.engine.sampling import Sampler
+from lacache.engine.token_stream import TokenStream
+
+if TYPE_CHECKING:
+    from lacache.engine.engine import Engine
+
+
+@final
+class Session:
+    """A sequence with a row of its own; made by `Engine.open`, ended by `close` or a `with` block.
+
+    The text so far is what was given to `write` and what its streams yielded.
+    """
+
+    def __init__(self, engine: Engine, row: int, sampler: Sampler) -> None:
+        self.engine = engine
+        self.row = row
+        self.sampler = sampler
+        self.last: int | None = None
+        """The newest token of the text, where the model has not read it yet."""
+        self.request: Request | None = None
+
+    @property
+    def num_seen(self) -> int:
+        """Tokens that the model has read."""
+        return self.engine.num_seen(self)
+
+    def report(self) -> CacheReport:
+        """What the session holds, and how much it has seen; bytes are those of its row."""
+        return self.engine.report(self)
+
+    def write(
+        self,
+        tokens: Sequence[int] | Tensor,
+        *,
+        max_new_tokens: int | None = None,
+        eos_token_ids: Collection[int] = (),
+        on_progress: Callable[[int], None] | None = None,
+    ) -> TokenStream:
+        """Add tokens to the text, and write on.
+
+        Args:
+            tokens: new tokens [Q]; may be empty where there is a text to go on from.
+            max_new_tokens: how many tokens to yield at most; None is without end, 0 only reads.
+            eos_token_ids: tokens that end the stream; the one that did is yielded too.
+            on_progress: called with the number of tokens after each segment that was read.
+
+        Raises:
+            InputError: nothing to read, or no tokens of this model.
+            ConfigError: a negative number of tokens.
+            UnsupportedOperationError: an earlier stream has not ended.
+        """
+        return self.engine.write(
+            self,
+            tokens,
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=eos_token_ids,
+            on_progress=on_progress,
+        )
+
+    def drop_last(self) -> None:
+        """Take the newest token out of the text, where the model has not read it yet.
+
+        The token that ended a reply is such a one, and a chat template brings its own.
+        """
+        self.last = None
+
+    def fork(self) -> Session:
+        """Another session, in a free row, that goes on from here by itself."""
+        return self.engine.fork(self)
+
+    def close(self) -> None:
+        """Give the row back; again and again does no harm."""
+        self.engine.close(self)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
