@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import final
 
-import torch
-
 from lacache.cache.facts import ModelFacts
+from lacache.cache.static.quantized import KV_DTYPES, bytes_per_state
 from lacache.core.errors import ConfigError, UnsupportedModelError
 from lacache.core.schedule import UNBOUNDED, BoundGroup, Plan
 
@@ -18,14 +17,18 @@ class StaticShape:
     Args:
         facts: of the model.
         plan: what is kept.
+        kv_dtype: "int8" or "float8_e4m3fn", with a scale for each token and head; None is the
+            model's own type. Layers whose attention is a window by itself stay in the model's.
 
     Raises:
-        ConfigError: the plan keeps everything, so nothing fixed can hold it.
+        ConfigError: the plan keeps everything, so nothing fixed can hold it; or there is no such
+            kv_dtype.
         UnsupportedModelError: the model has layers with a state of another kind.
     """
 
     facts: ModelFacts
     plan: Plan
+    kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.facts.linear:
@@ -38,6 +41,11 @@ class StaticShape:
                 f"{type(self.plan).__name__} keeps every token, and the engine's memory is fixed; "
                 "give a budget, or use LaCache.from_model and lacache.stream"
             )
+        if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
+            raise ConfigError(
+                f"kv_dtype={self.kv_dtype!r} must be None, for the model's own type, or one of "
+                f"{', '.join(KV_DTYPES)}; try 'int8'"
+            )
 
     @property
     def groups(self) -> tuple[BoundGroup, ...]:
@@ -47,14 +55,16 @@ class StaticShape:
     @property
     def row_bytes(self) -> int:
         """Of one sequence, whatever its length: keys twice, where positions move them."""
-        width = torch.finfo(self.facts.dtype).bits // 8
+        dtype = self.facts.dtype
         total = 0
         for group in self.groups:
             for depth, heads in group.heads.items():
                 layer = self.facts.growing[depth]
                 copies = 1 if layer.rotation is None else 2
-                per_slot = copies * layer.key_size + layer.value_size
-                total += len(heads) * group.schedule.capacity * per_slot * width
+                per_slot = copies * bytes_per_state(layer.key_size, self.kv_dtype, dtype)
+                per_slot += bytes_per_state(layer.value_size, self.kv_dtype, dtype)
+                total += len(heads) * group.schedule.capacity * per_slot
         for ring in self.facts.sliding:
-            total += ring.num_heads * ring.window * (ring.key_size + ring.value_size) * width
+            per_slot = (ring.key_size + ring.value_size) * dtype.itemsize
+            total += ring.num_heads * ring.window * per_slot
         return total

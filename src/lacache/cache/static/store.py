@@ -13,6 +13,7 @@ from lacache.cache.static.buffer import Buffer, PlainBuffer
 from lacache.cache.static.compactions import Compactions
 from lacache.cache.static.layers import ReadLayer, ReadRing, StepInputs, StepLayer, StepRing
 from lacache.cache.static.part import Part
+from lacache.cache.static.quantized import KV_DTYPES, ScaledBuffer
 from lacache.cache.static.row import Row
 from lacache.cache.static.row_group import Move
 from lacache.cache.static.shape import StaticShape
@@ -148,7 +149,7 @@ class StaticStore:
         return [*rings, *(buffer for part in self._all_parts() for buffer in part.buffers)]
 
     def _make_parts(self) -> dict[int, tuple[Part, ...]]:
-        facts = self.shape.facts
+        facts, kv_dtype = self.shape.facts, self.shape.kv_dtype
         num_rows = len(self.rows)
         reach = max(compactions.schedule.capacity for compactions in self._compactions)
         turns: dict[Rotation, Turns] = {}
@@ -160,7 +161,10 @@ class StaticStore:
                 shape = (num_rows, len(heads), bound.schedule.capacity)
 
                 def buffer(size: int, shape: tuple[int, int, int] = shape) -> Buffer:
-                    return PlainBuffer((*shape, size), facts.dtype, self.device)
+                    whole = (*shape, size)
+                    if kv_dtype is None:
+                        return PlainBuffer(whole, facts.dtype, self.device)
+                    return ScaledBuffer(whole, KV_DTYPES[kv_dtype], facts.dtype, self.device)
 
                 rotation = layer.rotation
                 if rotation is not None and rotation not in turns:

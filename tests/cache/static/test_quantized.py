@@ -1,0 +1,341 @@
+"""Keys and values in eight bits against a slow twin, and against those of the model's own type."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lacache.cache.facts import model_facts
+from lacache.cache.static import store
+from lacache.cache.static.buffer import Buffer, PlainBuffer
+from lacache.cache.static.quantized import KV_DTYPES, ScaledBuffer, scale_dtype
+from lacache.cache.static.shape import StaticShape
+from lacache.core import Group, Groups, LadderConfig, SinkWindow
+from lacache.core.errors import ConfigError
+from lacache.engine.runner import Runner
+from tests.cache.tiny_models import random_ids, tiny_model
+
+CPU = torch.device("cpu")
+LADDER = LadderConfig(capacity=24, span=2, overlap=0, sinks=2, refill=3)
+NAMES = sorted(KV_DTYPES)
+MODEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+ROWS, HEADS, SLOTS, SIZE = 2, 3, 7, 8
+
+names = pytest.mark.parametrize("name", NAMES)
+
+
+def make(name: str, dtype: torch.dtype = torch.float32) -> ScaledBuffer:
+    return ScaledBuffer((ROWS, HEADS, SLOTS, SIZE), KV_DTYPES[name], dtype, CPU)
+
+
+def states_of(seed: int, num_new: int, dtype: torch.dtype, *, rows: int = 1) -> Tensor:
+    """Random [rows, H, N, D]: tokens from very small to large, some numbers among them 0."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows, HEADS, num_new, SIZE)
+    states = torch.randn(shape, generator=generator)
+    states *= 10.0 ** torch.randint(-6, 4, (*shape[:3], 1), generator=generator)
+    return (states * (torch.rand(shape, generator=generator) > 0.1)).to(dtype)
+
+
+def copies(buffer: ScaledBuffer) -> list[Tensor]:
+    return [stored.clone() for stored in buffer.tensors()]
+
+
+def rounding_of(states: Tensor, dtype: torch.dtype) -> Tensor:
+    """Most that a number of the type is off, if it should be `states`."""
+    about = torch.finfo(dtype)
+    return about.eps * states.abs() + about.eps * about.tiny
+
+
+def slow_numbers(name: str) -> Tensor:
+    """Every number that eight bits can be."""
+    if name == "int8":
+        return torch.arange(-127, 128, dtype=torch.float64)
+    numbers = torch.arange(256, dtype=torch.uint8).view(KV_DTYPES[name]).double()
+    return numbers[numbers.isfinite()]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    name=st.sampled_from(NAMES),
+    dtype=st.sampled_from(MODEL_TYPES),
+    seed=st.integers(0, 10**6),
+)
+def test_each_state_becomes_the_nearest_that_can_be_stored(
+    name: str, dtype: torch.dtype, seed: int
+) -> None:
+    buffer = make(name, dtype)
+    states = states_of(seed, 4, dtype)
+    buffer.write(1, 2, states)
+    decoded = buffer.read(1, 6)[:, :, 2:]
+    assert decoded.dtype == dtype
+
+    scales = buffer.tensors()[1][1:2, :, 2:6].double()
+    exact = states.double()
+    can_be = slow_numbers(name) * scales
+    distance = (can_be[..., None, :] - exact[..., None]).abs().min(dim=-1).values
+    rounding = rounding_of(exact, dtype)
+    # A division is rounded too, which can tip what lies half-way between two numbers.
+    assert ((decoded.double() - exact).abs() <= distance * (1 + 1e-4) + rounding).all()
+
+    largest = exact.abs().amax(dim=-1, keepdim=True)
+    steps = largest / slow_numbers(name).max()
+    assert ((scales - steps).abs() <= steps * torch.finfo(scale_dtype(dtype)).eps + 1e-37).all()
+
+
+@names
+@pytest.mark.parametrize("dtype", MODEL_TYPES)
+def test_errors_are_as_documented(name: str, dtype: torch.dtype) -> None:
+    buffer = make(name, dtype)
+    states = states_of(3, SLOTS, dtype)
+    buffer.write(0, 0, states)
+    exact = states.double()
+    largest = exact.abs().amax(dim=-1, keepdim=True)
+    bound = largest / 254 if name == "int8" else torch.maximum(exact.abs() / 16, largest / 458_752)
+    rounding = rounding_of(exact, dtype)
+    slack = 1 + torch.finfo(scale_dtype(dtype)).eps + 1e-6
+    error = (buffer.read(0, SLOTS).double() - exact).abs()
+    assert (error <= bound * slack + rounding).all()
+    assert error.max() > 0
+
+
+@names
+@pytest.mark.parametrize("dtype", MODEL_TYPES)
+def test_zeros_stay_zeros(name: str, dtype: torch.dtype) -> None:
+    buffer = make(name, dtype)
+    assert (buffer.all() == 0).all()
+    buffer.write(0, 0, torch.zeros(1, HEADS, SLOTS, SIZE, dtype=dtype))
+    assert (buffer.all() == 0).all()
+
+
+@names
+def test_a_state_that_is_no_number_stays_none(name: str) -> None:
+    buffer = make(name)
+    states = torch.ones(1, HEADS, 3, SIZE)
+    states[0, 1, 0, 2], states[0, 1, 1, 2] = float("nan"), float("inf")
+    buffer.write(0, 0, states)
+    decoded = buffer.read(0, 3)
+    assert not decoded[0, 1, 0].isfinite().any()
+    assert not decoded[0, 1, 1, 2].isfinite()
+    assert torch.equal(decoded[0, 1, 2], states[0, 1, 2])
+    assert torch.equal(decoded[0, 0], states[0, 0])
+
+
+@names
+@pytest.mark.parametrize("dtype", MODEL_TYPES)
+def test_what_was_read_is_stored_as_it_was(name: str, dtype: torch.dtype) -> None:
+    """A snapshot of what attention saw loses nothing more, within a rounding of the scale."""
+    buffer = make(name, dtype)
+    buffer.write(0, 0, states_of(5, SLOTS, dtype))
+    once = buffer.read(0, SLOTS).clone()
+    buffer.write(0, 0, once)
+    twice = buffer.read(0, SLOTS)
+    torch.testing.assert_close(twice, once, rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
+@names
+def test_writing_one_token_in_some_rows_is_writing_it_in_each(name: str) -> None:
+    fast, slow = make(name), make(name)
+    for buffer in (fast, slow):
+        for row in range(ROWS):
+            buffer.write(row, 0, states_of(row, SLOTS, torch.float32))
+    new = states_of(9, 1, torch.float32, rows=ROWS)
+    fast.write_one(torch.tensor([4, 6]), torch.tensor([False, True]), new)
+    slow.write(1, 6, new[1:2])
+    for one, other in zip(fast.tensors(), slow.tensors(), strict=True):
+        assert torch.equal(one, other)
+
+
+@names
+def test_rows_move_bit_for_bit(name: str) -> None:
+    buffer, other = make(name), make(name)
+    buffer.write(0, 0, states_of(1, SLOTS, torch.float32))
+    other.write(0, 0, states_of(2, SLOTS, torch.float32))
+    before, theirs = copies(buffer), copies(other)
+
+    buffer.copy_row(0, 2, 5, other)
+    for now, mine, from_other in zip(buffer.tensors(), before, theirs, strict=True):
+        assert torch.equal(now[0, :, 2:5], from_other[0, :, 2:5])
+        assert torch.equal(now[0, :, [0, 1, 5, 6]], mine[0, :, [0, 1, 5, 6]])
+
+    before = copies(buffer)
+    buffer.fork_row(0, 1, 4)
+    for now, mine in zip(buffer.tensors(), before, strict=True):
+        assert torch.equal(now[1, :, :4], mine[0, :, :4])
+        assert torch.equal(now[1, :, 4:], mine[1, :, 4:])
+
+    before = copies(buffer)
+    buffer.keep(0, torch.tensor([0, 3, 5]))
+    for now, mine in zip(buffer.tensors(), before, strict=True):
+        assert torch.equal(now[0, :, :3], mine[0, :, [0, 3, 5]])
+        assert torch.equal(now[1], mine[1])
+
+
+PLANS = {
+    "ladder": LADDER,
+    "heads apart": Groups(
+        (
+            Group(SinkWindow(40, sinks=2, refill=3), ((0, 1), 3)),
+            Group(SinkWindow(24, sinks=2, refill=3), ((0, 0), 1, 2, 4)),
+        )
+    ),
+}
+HYBRID_LADDER = LadderConfig(capacity=24, span=2, overlap=1, sinks=2, refill=3)
+
+
+@pytest.mark.parametrize("name", [None, *NAMES])
+@pytest.mark.parametrize(
+    ("family", "plan"),
+    [
+        ("llama", PLANS["ladder"]),
+        ("llama", PLANS["heads apart"]),
+        ("smollm3", PLANS["ladder"]),
+        ("gemma3", HYBRID_LADDER),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_memory_is_known_before_it_is_there(
+    family: str, plan: Any, dtype: torch.dtype, name: str | None
+) -> None:
+    runner = Runner(tiny_model(family).to(dtype), plan, 3, None, name)
+    assert runner.shape.row_bytes * 3 == runner.store.num_bytes
+    rings = [buffer for r in runner.store.rings.values() for buffer in (r.keys, r.values)]
+    assert all(type(buffer) is PlainBuffer for buffer in rings)
+    kind = PlainBuffer if name is None else ScaledBuffer
+    parts = [part for parts in runner.store.parts.values() for part in parts]
+    assert all(type(buffer) is kind for part in parts for buffer in part.buffers)
+
+
+@names
+def test_sixteen_bits_become_eight_and_a_scale(name: str) -> None:
+    facts = model_facts(tiny_model("llama").to(torch.bfloat16))
+    numbers = 5 * 2 * 24 * 3  # layers, KV heads, slots; keys twice and values
+    assert StaticShape(facts, LADDER).row_bytes == numbers * 8 * 2
+    assert StaticShape(facts, LADDER, name).row_bytes == numbers * (8 + 2)
+
+
+@pytest.mark.parametrize("name", ["fp4", "torch.int8", "", torch.int8])
+def test_other_types_are_refused(name: Any) -> None:
+    with pytest.raises(ConfigError, match=r"kv_dtype=.* must be None.*int8, float8.*try 'int8'"):
+        StaticShape(model_facts(tiny_model("llama")), LADDER, name)
+
+
+def run(runner: Runner, num_tokens: int, *, row: int = 1) -> Tensor:
+    """Logits [N, V] of a text read in part and then given step by step."""
+    ids = random_ids(num_tokens)[0]
+    logits, start = [], 0
+    while start < 40:
+        stop = start + min(7, 40 - start, runner.store.rows[row].room())
+        logits.append(runner.read(row, ids[start:stop]))
+        start = stop
+    for token in ids[start:].tolist():
+        given = [0] * len(runner.store.rows)
+        given[row] = token
+        logits.append(runner.step(given, [row])[row])
+    return torch.stack(logits)
+
+
+@pytest.mark.parametrize(("name", "most"), [("int8", 0.06), ("float8_e4m3fn", 0.3)])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+def test_logits_stay_near_those_of_the_models_own_type(name: str, most: float, plan: Any) -> None:
+    model = tiny_model("llama")
+    exact = run(Runner(model, plan, 2, None), 100)
+    runner = Runner(model, plan, 2, None, name)
+    coarse = run(runner, 100)
+    assert runner.store.rows[1].groups[0].num_compactions > 10
+    error = (coarse - exact).norm(dim=-1) / exact.norm(dim=-1)
+    print(name, error.mean(), error[-20:].mean())
+    assert 0 < error.mean() < most
+    # Nor do they drift away.
+    assert error[-20:].mean() < most
+
+
+class SlowBuffer(Buffer):
+    """States in the model's own type, each made the nearest that can be stored."""
+
+    def __init__(self, shape: Any, stored_in: Any, dtype: Any, device: Any) -> None:
+        self._numbers = slow_numbers(next(n for n in NAMES if KV_DTYPES[n] == stored_in))
+        self._plain = PlainBuffer(shape, dtype, device)
+
+    @property
+    def num_slots(self) -> int:
+        return self._plain.num_slots
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self._plain.tensors()
+
+    def all(self) -> Tensor:
+        return self._plain.all()
+
+    def read(self, row: int, stop: int) -> Tensor:
+        return self._plain.read(row, stop)
+
+    def write(self, row: int, start: int, states: Tensor) -> None:
+        self._plain.write(row, start, self._nearest(states))
+
+    def write_one(self, slots: Tensor, active: Tensor, states: Tensor) -> None:
+        self._plain.write_one(slots, active, self._nearest(states))
+
+    def _nearest(self, states: Tensor) -> Tensor:
+        scales = states.double().abs().amax(dim=-1, keepdim=True) / self._numbers.max()
+        can_be = self._numbers * scales[..., None]
+        nearest = (can_be - states[..., None]).abs().argmin(dim=-1)
+        return (self._numbers[nearest] * scales).to(states.dtype)
+
+
+@names
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+def test_a_run_is_that_of_states_made_the_nearest(
+    name: str, plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    fast = run(Runner(model, plan, 2, None, name), 70)
+    monkeypatch.setattr(store, "ScaledBuffer", SlowBuffer)
+    slow = Runner(model, plan, 2, None, name)
+    assert type(slow.store.parts[0][0].keys) is SlowBuffer
+    torch.testing.assert_close(fast, run(slow, 70), rtol=1e-4, atol=1e-4)
+
+
+@names
+def test_compactions_do_not_wear_out_what_is_stored(name: str) -> None:
+    """The sinks are moved and turned again and again, always from what came in."""
+    runner = Runner(tiny_model("llama"), LADDER, 1, None, name)
+    run(runner, 41, row=0)
+    part = runner.store.parts[0][0]
+    kept = [part.values, part.came_in]
+    before = [t[:, :, :2].clone() for buffer in kept for t in buffer.tensors()]
+    compactions = runner.store.rows[0].groups[0].num_compactions
+    for token in random_ids(60, seed=1)[0].tolist():
+        runner.step([token], [0])
+    assert runner.store.rows[0].groups[0].num_compactions > compactions + 10
+    after = [t[:, :, :2] for buffer in kept for t in buffer.tensors()]
+    for one, other in zip(after, before, strict=True):
+        assert torch.equal(one, other)
+
+
+@names
+def test_steps_are_compiled_once(name: str) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = tiny_model("llama")
+    compiled = Runner(model, LADDER, 2, backend, name)
+    logits = run(compiled, 100)
+    assert compiled.store.rows[1].groups[0].num_compactions > 10
+    assert len(graphs) == 1
+    torch.testing.assert_close(logits, run(Runner(model, LADDER, 2, None, name), 100))
+
+
+@names
+def test_steps_compile_with_a_named_backend(name: str) -> None:
+    model = tiny_model("qwen3")
+    runner = Runner(model, LADDER, 2, "eager", name)
+    logits = run(runner, 60)
+    assert runner.compile_seconds is not None
+    torch.testing.assert_close(logits, run(Runner(model, LADDER, 2, None, name), 60))
