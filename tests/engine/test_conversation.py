@@ -1,10 +1,11 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 import pytest
 
-from lacache import Full, LaCache, LadderConfig
+from lacache import Engine, Full, LaCache, LadderConfig
+from lacache.engine.cached_writer import CachedWriter
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.stream import stream
@@ -33,15 +34,28 @@ def read(model: Any) -> Iterator[list[int]]:
     hook.remove()
 
 
-def start(model: Any, **options: Any) -> Conversation:
-    config = LadderConfig(capacity=100, span=2, overlap=1, sinks=TEMPLATE.num_pinned, refill=8)
-    return Conversation(model, TEMPLATE, LaCache.from_model(model, config), **options)
+CONFIG = LadderConfig(capacity=100, span=2, overlap=1, sinks=TEMPLATE.num_pinned, refill=8)
+
+
+@pytest.fixture(params=["engine", "cache"])
+def start(request: pytest.FixtureRequest, model: Any) -> Callable[..., Conversation]:
+    """Makes conversations over either kind of text."""
+
+    def make(**options: Any) -> Conversation:
+        if request.param == "engine":
+            # Its private model has the hooks that the model has now.
+            return Conversation(Engine.from_model(model, CONFIG).open, TEMPLATE, **options)
+        return Conversation(
+            lambda: CachedWriter(model, LaCache.from_model(model, CONFIG)), TEMPLATE, **options
+        )
+
+    return make
 
 
 def test_each_turn_reads_its_own_tokens_and_together_they_are_the_conversation(
-    model: Any, read: list[int]
+    start: Callable[..., Conversation], read: list[int]
 ) -> None:
-    conversation = start(model)
+    conversation = start()
     expected: list[int] = []
     for message in MESSAGES:
         before = len(read)
@@ -52,16 +66,18 @@ def test_each_turn_reads_its_own_tokens_and_together_they_are_the_conversation(
         assert len(read) - before <= len(turn) + 20
     # The last token of the last reply is read with the turn after it.
     assert read == expected[:-1]
-    assert conversation.cache.report().num_seen == len(expected) - 1
+    assert conversation.report().num_seen == len(expected) - 1
 
 
-def test_a_reply_that_ends_itself_equals_rendering_the_whole(model: Any, read: list[int]) -> None:
+def test_a_reply_that_ends_itself_equals_rendering_the_whole(
+    start: Callable[..., Conversation], read: list[int]
+) -> None:
     """The model's end mark is not read twice: the template writes its own."""
-    free = list(start(model).reply(MESSAGES[0], max_new_tokens=20))
+    free = list(start().reply(MESSAGES[0], max_new_tokens=20))
     end = free[8]
     stop = free.index(end)
     read.clear()
-    conversation = start(model, eos_token_ids=frozenset({end}))
+    conversation = start(eos_token_ids=frozenset({end}))
     assert list(conversation.reply(MESSAGES[0])) == free[:stop]
     next(conversation.reply(MESSAGES[1]))
     assert read == TEMPLATE.first(MESSAGES[0]) + free[:stop] + TEMPLATE.following(MESSAGES[1])
@@ -69,16 +85,18 @@ def test_a_reply_that_ends_itself_equals_rendering_the_whole(model: Any, read: l
 
 
 def test_a_reply_stopped_by_the_caller_goes_on_from_what_was_said(
-    model: Any, read: list[int]
+    start: Callable[..., Conversation], read: list[int]
 ) -> None:
-    conversation = start(model)
+    conversation = start()
     said = list(islice(conversation.reply(MESSAGES[0]), 7))
     next(conversation.reply(MESSAGES[1]))
     assert read == TEMPLATE.first(MESSAGES[0]) + said + TEMPLATE.following(MESSAGES[1])
 
 
 def test_replies_equal_one_stream_over_the_whole_conversation(model: Any) -> None:
-    conversation = Conversation(model, TEMPLATE, LaCache.from_model(model, Full()))
+    conversation = Conversation(
+        lambda: CachedWriter(model, LaCache.from_model(model, Full())), TEMPLATE
+    )
     text: list[int] = []
     for message in MESSAGES:
         text += TEMPLATE.following(message) if text else TEMPLATE.first(message)
@@ -90,21 +108,22 @@ def test_replies_equal_one_stream_over_the_whole_conversation(model: Any) -> Non
 
 
 def test_the_system_prompt_stays_however_long_it_gets(model: Any) -> None:
-    conversation = start(model)
+    cache = LaCache.from_model(model, CONFIG)
+    conversation = Conversation(lambda: CachedWriter(model, cache), TEMPLATE)
     for number in range(12):
         list(conversation.reply(f"the message {number}", max_new_tokens=15))
-    report = conversation.cache.report()
+    report = conversation.report()
     assert report.num_seen > 400
     assert report.num_cached <= 100
     pinned = list(range(TEMPLATE.num_pinned))
     for layer in range(5):
-        assert conversation.cache.kept_tokens(layer)[: TEMPLATE.num_pinned] == pinned
+        assert cache.kept_tokens(layer)[: TEMPLATE.num_pinned] == pinned
 
 
-def test_reset_starts_over(model: Any) -> None:
-    conversation = start(model)
+def test_reset_starts_over(start: Callable[..., Conversation]) -> None:
+    conversation = start()
     first = list(conversation.reply(MESSAGES[0], max_new_tokens=10))
     list(conversation.reply(MESSAGES[1], max_new_tokens=10))
     conversation.reset()
-    assert conversation.cache.report().num_seen == 0
+    assert conversation.report().num_seen == 0
     assert list(conversation.reply(MESSAGES[0], max_new_tokens=10)) == first

@@ -1,45 +1,36 @@
 """A conversation without end: each turn costs only its own tokens."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, final
+from typing import final
 
-import torch
-
-from lacache.cache import LaCache
+from lacache.cache.report import CacheReport
 from lacache.engine.chat_template import ChatTemplate
-from lacache.engine.sampling import Sampling
-from lacache.engine.stream import stream
+from lacache.engine.writer import Writer
 
 
 @final
 class Conversation:
-    """Turns of a user and a model over one cache; no turn is ever given to the model again.
+    """Turns of a user and a model over one text; no turn is ever given to the model again.
 
     Args:
-        model: the model that the cache was made from.
-        template: renders the turns. The cache should have `template.num_pinned` sinks, so that
-            the system prompt is never evicted.
-        cache: new.
+        open_text: makes a new text, such as `lambda: engine.open(sampling)`. What it runs on
+            should have `template.num_pinned` sinks, so that the system prompt is never evicted.
+        template: renders the turns.
         eos_token_ids: tokens that end a reply, beside the template's own.
-        sampling: how tokens are chosen; greedy by default.
     """
 
     def __init__(
         self,
-        model: Any,
+        open_text: Callable[[], Writer],
         template: ChatTemplate,
-        cache: LaCache,
         *,
         eos_token_ids: frozenset[int] = frozenset(),
-        sampling: Sampling | None = None,
     ) -> None:
-        self.cache = cache
-        self._model = model
+        self._open_text = open_text
+        self._text = open_text()
         self._template = template
         self._end_token_ids = eos_token_ids | template.end_token_ids
-        self._sampling = sampling
         self._started = False
-        self._unread: list[int] = []
 
     def reply(
         self,
@@ -57,30 +48,30 @@ class Conversation:
             max_new_tokens: how many tokens to yield at most; None is up to the end.
             on_progress: called with the number of the message's tokens after each piece.
         """
-        if self._started:
-            ids = self._unread + self._template.following(message)
-        else:
-            ids = self._template.first(message)
-        self._started, self._unread = True, []
-        tokens = stream(
-            self._model,
-            torch.tensor([ids], device=self._model.device),
-            self.cache,
+        turn = self._template.following if self._started else self._template.first
+        self._started = True
+        written = self._text.write(
+            turn(message),
             max_new_tokens=max_new_tokens,
-            sampling=self._sampling,
             eos_token_ids=self._end_token_ids,
             on_progress=on_progress,
         )
-        for token in tokens:
-            # The last token of a stream is unread. An end mark may stay so: the next turn brings
-            # the template's own.
-            if token not in self._end_token_ids:
-                self._unread = [token]
-                yield token
-            else:
-                self._unread = []
+        try:
+            for token in written:
+                if token in self._end_token_ids:
+                    # The next turn brings the template's own end mark.
+                    self._text.drop_last()
+                else:
+                    yield token
+        finally:
+            written.close()
+
+    def report(self) -> CacheReport:
+        """What the cache holds."""
+        return self._text.report()
 
     def reset(self) -> None:
         """Start over, with the system prompt alone."""
-        self.cache.reset()
-        self._started, self._unread = False, []
+        self._text.close()
+        self._text = self._open_text()
+        self._started = False

@@ -11,13 +11,14 @@ from lacache.cache.report import CacheReport
 from lacache.engine.request import Request
 from lacache.engine.sampling import Sampler
 from lacache.engine.token_stream import TokenStream
+from lacache.engine.writer import Writer
 
 if TYPE_CHECKING:
     from lacache.engine.engine import Engine
 
 
 @final
-class Session:
+class Session(Writer):
     """A sequence with a row of its own; made by `Engine.open`, ended by `close` or a `with` block.
 
     The text so far is what was given to `write` and what its streams yielded.
@@ -83,9 +84,3 @@ class Session:
     def close(self) -> None:
         """Give the row back; again and again does no harm."""
         self.engine.close(self)
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.close()

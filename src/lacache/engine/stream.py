@@ -18,7 +18,7 @@ def stream(
     cache: LaCache,
     *,
     max_new_tokens: int | None = None,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Sampler | None = None,
     eos_token_ids: Collection[int] = (),
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[int]:
@@ -38,7 +38,7 @@ def stream(
         input_ids: new tokens [1, Q], Q >= 1; what the cache has read is not given again.
         cache: new, or standing after what was read before.
         max_new_tokens: how many tokens to yield at most; None is without end, 0 only reads.
-        sampling: how tokens are chosen; greedy by default.
+        sampling: how tokens are chosen; greedy by default. A sampler goes on from where it stands.
         eos_token_ids: tokens that end the stream; the one that did is yielded too.
         on_progress: called with the number of prompt tokens after each piece that was read.
 
@@ -58,7 +58,7 @@ def stream(
         raise InputError("the prompt is empty and at least 1 token is needed; give some text")
     if max_new_tokens is not None:
         check_int("max_new_tokens", max_new_tokens, 0)
-    sampler = Sampler(sampling or Sampling())
+    sampler = sampling if isinstance(sampling, Sampler) else Sampler(sampling or Sampling())
     sampler.see(input_ids)
 
     def steps() -> Iterator[int]:

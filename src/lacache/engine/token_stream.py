@@ -1,14 +1,15 @@
 """The tokens of one request, as they come."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import final
 
 from lacache.core.errors import UnsupportedOperationError
 from lacache.engine.request import Request
+from lacache.engine.writer import Written
 
 
 @final
-class TokenStream(Iterator[int]):
+class TokenStream(Written):
     """Yields new tokens; taking one runs the engine until it is there.
 
     Closing it, or leaving a `with` block, ends the request; what was yielded is then all that the
