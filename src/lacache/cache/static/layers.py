@@ -1,7 +1,6 @@
 """What a model sees of the buffers in one forward: a cache layer that attends by itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, final
@@ -191,25 +190,35 @@ class ReadLayer(PartedLayer):
 
 @final
 class ReadRing(AttendingLayer):
-    """A segment of one row's prompt, in a layer with a window."""
+    """A segment of one row's prompt, in a layer with a window.
+
+    The segment is stored by `keep`, after the forward: it goes over tokens that a forward which is
+    made again still has to see.
+    """
 
     def __init__(self, attend: Attend, ring: Ring, row: int, num_seen: int) -> None:
         super().__init__(attend)
         self._ring = ring
         self._row = row
         self._num_seen = num_seen
-        self._seen: Iterable[Any] = ()
+        self._new: tuple[Tensor, Tensor] | None = None
 
     def insert(self, keys: Tensor, values: Tensor) -> None:
-        """Add the segment's keys and values, over the oldest."""
-        in_order = self._ring.insert(self._row, self._num_seen, keys, values)
-        num_new, num_keys = keys.shape[2], in_order[0].shape[2]
-        self._seen = (*in_order, causal(num_new, num_keys, self._ring.window, keys.device))
+        """Take the segment's keys and values."""
+        self._new = keys, values
 
     def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
         """Attend to the window before each token."""
-        keys, values, visible = self._seen
+        assert self._new is not None  # inserted just before
+        old = self._ring.before(self._row, self._num_seen)
+        keys, values = (torch.cat(states, dim=2) for states in zip(old, self._new, strict=True))
+        visible = causal(query.shape[2], keys.shape[2], self._ring.window, keys.device)
         return self._attend(module, query, keys, values, visible, options)
+
+    def keep(self) -> None:
+        """Store the segment."""
+        assert self._new is not None  # the forward went through every layer
+        self._ring.insert(self._row, self._num_seen, *self._new)
 
 
 @lru_cache(maxsize=8)

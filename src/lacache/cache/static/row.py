@@ -16,6 +16,7 @@ class Row:
     def __init__(self, compactions: Sequence[Compactions], *, count_on: bool) -> None:
         self.groups = [RowGroup(c) for c in compactions]
         self.is_moving = False
+        """Whether its slots or counts are changing now; else that was interrupted half-way."""
         # Native sliding layers keep rotated keys, so there positions must go on counting.
         self._count_on = count_on
 
@@ -39,18 +40,19 @@ class Row:
     def begin(self) -> list[Move | None]:
         """For each group, what its layers must do before the next token.
 
+        `is_moving` is set from here until they have.
+
         Raises:
             UnsupportedOperationError: that was begun before and did not end.
         """
         if self.is_moving:
             raise UnsupportedOperationError(
-                "the last compaction was interrupted half-way, so layers hold different tokens; "
-                "close this sequence, and read its text or a snapshot again"
+                "the last change of this sequence was interrupted half-way, so its layers hold "
+                "different tokens; close it, and read its text or a snapshot again"
             )
         position = self.next_position()
-        moves = [group.begin(position) for group in self.groups]
-        self.is_moving = any(move is not None for move in moves)
-        return moves
+        self.is_moving = True
+        return [group.begin(position) for group in self.groups]
 
     def copy(self) -> "Row":
         """One that goes on by itself."""

@@ -24,24 +24,22 @@ class Ring:
         self.keys = PlainBuffer((*shape, layer.key_size), dtype, device)
         self.values = PlainBuffer((*shape, layer.value_size), dtype, device)
 
-    def insert(
-        self, row: int, num_seen: int, keys: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Add new keys and values [1, H, Q, D] of one row.
+    def before(self, row: int, num_seen: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, H, N, D] that the next token may attend to, in order of the text.
 
-        Returns:
-            What the new tokens may attend to, in the order of the text, each [1, H, N + Q, D]
-            with N the last W - 1 tokens before them, or all if there were fewer.
+        N is W - 1, or the tokens seen if they are fewer.
         """
-        before = torch.arange(max(0, num_seen - self.window + 1), num_seen) % self.window
+        slots = torch.arange(max(0, num_seen - self.window + 1), num_seen) % self.window
+        keys, values = (buffer.read(row, self.window) for buffer in (self.keys, self.values))
+        return keys[:, :, slots], values[:, :, slots]
+
+    def insert(self, row: int, num_seen: int, keys: Tensor, values: Tensor) -> None:
+        """Add new keys and values [1, H, Q, D] of one row, over the oldest."""
         num_new = keys.shape[2]
         kept = torch.arange(max(0, num_new - self.window), num_new)
-        seen = []
         for buffer, states in ((self.keys, keys), (self.values, values)):
-            (stored,) = buffer.tensors()
-            seen.append(torch.cat([stored[row : row + 1, :, before], states], dim=2))
-            stored[row][:, (num_seen + kept) % self.window] = states[0, :, kept]
-        return seen[0], seen[1]
+            stored = buffer.read(row, self.window)
+            stored[:, :, (num_seen + kept) % self.window] = states[:, :, kept]
 
     def fork_row(self, row: int, target: int) -> None:
         """Copy one row to another."""

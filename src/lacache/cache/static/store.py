@@ -42,6 +42,7 @@ class StaticStore:
         self._attend = attend
         self._compactions = [Compactions(bound.schedule) for bound in shape.groups]
         self.rows = [self._new_row() for _ in range(rows)]
+        self._reading: list[ReadRing] = []
         self.parts: dict[int, tuple[Part, ...]] = self._make_parts()
         self.rings = {
             layer.index: Ring(layer, rows, shape.facts.dtype, device)
@@ -76,6 +77,7 @@ class StaticStore:
             lambda parts: ReadLayer(self._attend, parts, row, num_cached),
             lambda ring: ReadRing(self._attend, ring, row, counts.num_seen),
         )
+        self._reading = [layer for layer in cache.layers if isinstance(layer, ReadRing)]
         return cache, torch.arange(first, first + num_new, device=self.device)[None]
 
     def begin_step(self, active: Sequence[int]) -> tuple[Cache, Tensor]:
@@ -86,6 +88,7 @@ class StaticStore:
         """
         for row in active:
             self._move(row)
+        self._reading = []
         inputs = self._inputs
         is_active = set(active)
         inputs.active.copy_(torch.tensor([row in is_active for row in range(len(self.rows))]))
@@ -103,7 +106,13 @@ class StaticStore:
 
     def commit(self, row: int, num_new: int) -> None:
         """Count tokens that a forward brought to a row."""
-        self.rows[row].commit(num_new)
+        counts = self.rows[row]
+        counts.is_moving = True
+        for ring in self._reading:
+            ring.keep()
+        self._reading = []
+        counts.commit(num_new)
+        counts.is_moving = False
 
     def fork(self, row: int, target: int) -> None:
         """Copy a sequence to another row."""

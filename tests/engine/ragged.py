@@ -1,0 +1,113 @@
+"""Sequences of many lengths in the rows of one runner, and what each must equal: itself alone."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lacache import LaCache
+from lacache.core import HistoryConfig, LadderConfig, Plan
+from lacache.engine.runner import Runner
+from tests.cache.slow_cache import slow_logits
+from tests.cache.tiny_models import VOCAB
+
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Sequence:
+    text: list[int] = field(default_factory=list)
+    logits: dict[int, Tensor] = field(default_factory=dict)
+    """After so many tokens [V]."""
+
+
+class Ragged:
+    """Rows that join, idle, leave and fork; their tokens are random."""
+
+    def __init__(self, runner: Runner, seed: int) -> None:
+        self.runner = runner
+        self.random = random.Random(seed)
+        self.rows = [Sequence() for _ in runner.store.rows]
+        self.all = list(self.rows)
+
+    def read(self, row: int, num_tokens: int) -> None:
+        """Tokens in one segment, or fewer if a compaction comes before."""
+        num_tokens = min(num_tokens, self.runner.store.rows[row].room())
+        tokens = [self._token() for _ in range(num_tokens)]
+        found = self.runner.read(row, torch.tensor(tokens))
+        sequence = self.rows[row]
+        sequence.text += tokens
+        sequence.logits[len(sequence.text)] = found
+
+    def step(self, active: list[int]) -> None:
+        tokens = [self._token() for _ in self.rows]
+        found = self.runner.step(tokens, active)
+        for row in active:
+            sequence = self.rows[row]
+            sequence.text.append(tokens[row])
+            sequence.logits[len(sequence.text)] = found[row].clone()
+
+    def clear(self, row: int) -> None:
+        self.runner.store.clear(row)
+        self._start(row)
+
+    def fork(self, row: int, target: int) -> None:
+        self.runner.store.fork(row, target)
+        self._start(target)
+        self.rows[target].text = list(self.rows[row].text)
+
+    def random_call(self) -> None:
+        """One of the above; mostly those that add tokens."""
+        kind = self.random.choice(["read", "read", "step", "step", "step", "clear", "fork"])
+        row, target = self.random.sample(range(len(self.rows)), 2)
+        if kind == "read":
+            self.read(row, self.random.randint(1, 20))
+        elif kind == "step":
+            active = self.random.sample(range(len(self.rows)), self.random.randint(1, 3))
+            for _ in range(self.random.randint(1, 12)):
+                self.step(active)
+        elif kind == "clear":
+            self.clear(row)
+        else:
+            self.fork(row, target)
+
+    def check(self, model: Any, plan: Plan) -> None:
+        """Compare every sequence that ever was with itself alone."""
+        longest = max(len(sequence.text) for sequence in self.all)
+        # What comes later changes nothing before.
+        ids = torch.full((len(self.all), longest), 2)
+        for row, sequence in enumerate(self.all):
+            ids[row, : len(sequence.text)] = torch.tensor(sequence.text, dtype=torch.long)
+        expected = twin_logits(model, ids, plan)
+        for row, sequence in enumerate(self.all):
+            for num_seen, logits in sequence.logits.items():
+                wanted = expected[row, num_seen - 1]
+                torch.testing.assert_close(logits, wanted, atol=TOLERANCE, rtol=0)
+
+    def _start(self, row: int) -> None:
+        self.rows[row] = Sequence()
+        self.all.append(self.rows[row])
+
+    def _token(self) -> int:
+        return self.random.randrange(2, VOCAB)
+
+
+def twin_logits(model: Any, ids: Tensor, plan: Plan) -> Tensor:
+    """Logits [B, Q, V] from the slow twin, or from LaCache for plans that it does not know."""
+    if not isinstance(plan, HistoryConfig):
+        return slow_logits(model, ids, plan, recent_of(model, plan))
+    with torch.no_grad():
+        cache = LaCache.from_model(model, plan)
+        logits: Tensor = model(ids, past_key_values=cache).logits
+    return logits
+
+
+def recent_of(model: Any, plan: Plan) -> int:
+    """What a ladder without a number of its own protects."""
+    if not isinstance(plan, LadderConfig):
+        return 0
+    num_layers = len(LaCache.from_model(model, plan).growing_layers)
+    recent: int = plan.bind(num_layers).recent
+    return recent
