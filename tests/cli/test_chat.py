@@ -7,6 +7,7 @@ import pytest
 
 from lacache import LaCache, SinkWindow
 from lacache.core.plan_record import plan_record
+from lacache.engine.cached_writer import CachedWriter
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.sampling import Sampling
@@ -24,7 +25,7 @@ def expected(
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     template = ChatTemplate(tokenizer, system)
     cache = LaCache.from_model(model, 128, sinks=template.num_pinned, refill=16)
-    conversation = Conversation(model, template, cache, sampling=sampling)
+    conversation = Conversation(lambda: CachedWriter(model, cache, sampling), template)
     replies = [list(conversation.reply(message, max_new_tokens=12)) for message in messages]
     texts = [tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
     return "".join(f"{text}\n" for text in texts)

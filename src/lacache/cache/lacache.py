@@ -20,7 +20,8 @@ from lacache.cache.reading import ReadingCache
 from lacache.cache.report import CacheReport, make_report
 from lacache.cache.split_layer import SplitLayer
 from lacache.core.budget import Budget
-from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
+from lacache.core.checks import check_prefill
+from lacache.core.errors import InputError, ModelError, UnsupportedOperationError
 from lacache.core.resolve import PolicySource
 from lacache.core.schedule import Plan
 
@@ -94,10 +95,7 @@ class LaCache(ReadingCache):
             ConfigError: the budget or an option cannot work for this model.
             UnsupportedModelError: the model's caches or positions are not understood.
         """
-        if prefill not in ("segmented", "dense"):
-            raise ConfigError(
-                f"prefill={prefill!r} must be 'segmented' or 'dense'; try 'segmented'"
-            )
+        check_prefill(prefill)
         options = {
             "span": span,
             "overlap": overlap,

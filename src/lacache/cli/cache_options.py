@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from lacache.cli.layers import parse_layers
 from lacache.core.budget import parse_budget
+from lacache.core.checks import check_prefill
 from lacache.core.errors import ConfigError
+from lacache.core.home import cache_home
 from lacache.core.ladder import LadderConfig
 from lacache.core.plan_record import load_plan
+from lacache.core.schedule import Plan
+from lacache.core.sink_window import SinkWindow
 
 if TYPE_CHECKING:
     from lacache.cache import LaCache
+    from lacache.engine.engine import Engine
+    from lacache.engine.sampling import Sampling
+    from lacache.engine.writer import Writer
 
 DEFAULT_BUDGET = "512"
 
@@ -54,6 +62,7 @@ class CacheOptions:
     def __post_init__(self) -> None:
         # Before a model is loaded for nothing.
         parse_layers(self.window_layers)
+        check_prefill(self.prefill)
         if self.budget is not None:
             parse_budget(self.budget)
         if self.plan is not None:
@@ -77,21 +86,72 @@ class CacheOptions:
             UnsupportedModelError: the model's caches or positions are not understood.
         """
         from lacache.cache import LaCache
+        from lacache.cache.facts import model_facts
+
+        plan = self.plan_for(model, prompt_tokens, model_facts(model).bytes_per_token)
+        return LaCache.from_model(model, plan, prefill=self.prefill)  # type: ignore[arg-type]
+
+    def opener(
+        self, model: Any, prompt_tokens: int, sampling: Sampling, *, compile: bool
+    ) -> Callable[[], Writer]:
+        """What makes a new text for `model`: a row of an engine with one row, where that can be.
+
+        Raises:
+            ConfigError: the options cannot work for this model.
+            InputError: the plan cannot be read.
+            UnsupportedModelError: the model's caches or positions are not understood.
+        """
+        from lacache.cache.facts import model_facts
+        from lacache.engine.cached_writer import CachedWriter
+        from lacache.engine.engine import Engine
+
+        facts = model_facts(model)
+        # Neither is of fixed size; nor is the state of linear layers, which it doesn't hold.
+        if self.policy != "full" and self.prefill != "dense" and not facts.linear:
+            plan = self.plan_for(model, prompt_tokens, facts.static_bytes_per_token)
+            engine = Engine.from_model(model, plan, compile=compile)
+            if compile:
+                _compile(engine)
+            return lambda: engine.open(sampling)
+        cache = self.make(model, prompt_tokens)
+        return lambda: CachedWriter(model, cache, sampling)
+
+    def plan_for(self, model: Any, prompt_tokens: int, bytes_per_token: int) -> Plan:
+        """The plan for `model` and a first prompt of that many tokens.
+
+        Args:
+            model: of transformers.
+            prompt_tokens: what a share is of.
+            bytes_per_token: what a token takes over all layers that a plan rules.
+
+        Raises:
+            ConfigError: the options cannot work for this model.
+            InputError: the plan cannot be read.
+            UnsupportedModelError: the model's caches or positions are not understood.
+        """
+        from lacache.cache.choice import choose_plan
 
         if self.plan is not None:
-            plan = load_plan(self.plan)
-            return LaCache.from_model(model, plan, prefill=self.prefill)  # type: ignore[arg-type]
-        others = {name for name, value in self._ladder_options().items() if value is not None}
+            return load_plan(self.plan)
+        options = self._ladder_options()
+
+        def choose(refill: int | None) -> Plan:
+            return choose_plan(
+                model,
+                None,
+                budget=self._budget(),
+                preset=self.preset,
+                policy=self.policy,
+                options={"sinks": self.sinks, **options, "refill": refill},
+                bytes_per_token=bytes_per_token,
+            )(prompt_tokens)
+
+        plan = choose(self.refill)
+        others = {name for name, value in options.items() if value is not None}
         is_preset = self.preset is not None or (self.policy is None and not others)
-        if is_preset or self.refill is not None or self.policy == "full":
-            return self._make(model, self.refill)
-        # What a budget in bytes or a share comes to is known to the cache alone.
-        capacity = self._make(model, None).report().capacity
-        share = parse_budget(self._budget() or "").share
-        if share:
-            capacity = max(capacity, math.ceil(share * prompt_tokens))
-        sinks = LadderConfig.sinks if self.sinks is None else self.sinks
-        return self._make(model, default_refill(capacity, sinks))
+        if is_preset or self.refill is not None or not isinstance(plan, LadderConfig | SinkWindow):
+            return plan
+        return choose(default_refill(plan.capacity, plan.sinks))
 
     def _ladder_options(self) -> dict[str, Any]:
         """All but the sinks, which presets have too."""
@@ -110,15 +170,14 @@ class CacheOptions:
             return DEFAULT_BUDGET
         return self.budget
 
-    def _make(self, model: Any, refill: int | None) -> LaCache:
-        from lacache.cache import LaCache
 
-        return LaCache.from_model(
-            model,
-            budget=self._budget(),
-            preset=self.preset,
-            policy=self.policy,
-            sinks=self.sinks,
-            **(self._ladder_options() | {"refill": refill}),
-            prefill=self.prefill,  # type: ignore[arg-type]  # checked there
-        )
+def _compile(engine: Engine) -> None:
+    from rich.console import Console
+
+    # Where torch keeps it by default, it is gone after a restart of the machine.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "compiled"))
+    console = Console(stderr=True)
+    with console.status("compiling (a minute or more the first time, seconds from then on)"):
+        engine.warm_up()
+    if engine.compile_seconds is not None:
+        console.print(f"compiled in {engine.compile_seconds:.0f} s", style="dim")

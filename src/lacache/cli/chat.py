@@ -12,6 +12,7 @@ from lacache.cli.interrupt import interruptible
 from lacache.cli.options import (
     DEFAULT_THREADS,
     BudgetOption,
+    CompileOption,
     DtypeOption,
     GeometryOption,
     MinPOption,
@@ -81,6 +82,7 @@ def chat(
     seed: SeedOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",
+    compile: CompileOption = False,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Talk with a model for as long as you like, in constant memory.
@@ -135,12 +137,9 @@ def chat(
         unit=unit,
         window_layers=window_layers,
     )
+    opener = options.opener(loaded.model, template.num_pinned, sampling, compile=compile or False)
     conversation = Conversation(
-        loaded.model,
-        template,
-        options.make(loaded.model, template.num_pinned),
-        eos_token_ids=eos_token_ids(loaded.model, loaded.tokenizer),
-        sampling=sampling,
+        opener, template, eos_token_ids=eos_token_ids(loaded.model, loaded.tokenizer)
     )
     limit = None if max_new_tokens < 0 else max_new_tokens
     _Chat(conversation, loaded.tokenizer, template.num_pinned, limit, stops).run(loaded.name)
@@ -197,7 +196,7 @@ class _Chat:
 
             from lacache.cli.cache_report import report_table
 
-            Console().print(report_table(self._conversation.cache.report(), self._num_pinned))
+            Console().print(report_table(self._conversation.report(), self._num_pinned))
         elif command == "/reset":
             self._conversation.reset()
             typer.echo("Forgotten; the system prompt stays.")

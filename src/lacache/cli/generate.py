@@ -10,7 +10,9 @@ from lacache.cli.cache_options import CacheOptions
 from lacache.cli.cache_report import in_bytes, report_record
 from lacache.cli.options import (
     DEFAULT_THREADS,
+    WORTH_COMPILING,
     BudgetOption,
+    CompileOption,
     DtypeOption,
     GeometryOption,
     MinPOption,
@@ -92,6 +94,7 @@ def generate(
     seed: SeedOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",
+    compile: CompileOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
     """Read a prompt of any length and write on, in constant memory.
@@ -135,18 +138,20 @@ def generate(
     stops = StopStrings(stop or ())
     loaded = load_model(model, dtype=dtype, threads=threads)
     ids = _tokens(loaded.tokenizer, text, chat=chat)
-    cache = options.make(loaded.model, len(ids))
+    num_new = None if max_new_tokens < 0 else max_new_tokens
+    if compile is None:
+        compile = num_new is None or num_new >= WORTH_COMPILING
+    writer = options.opener(loaded.model, len(ids), sampling, compile=compile)()
     run = write(
         loaded,
         ids,
-        cache,
-        sampling,
+        writer,
         stops=stops,
-        max_new_tokens=None if max_new_tokens < 0 else max_new_tokens,
+        max_new_tokens=num_new,
         ignore_eos=ignore_eos,
         echo=not as_json,
     )
-    report = cache.report()
+    report = writer.report()
     if as_json:
         record = {"model": loaded.name, **run.record(), "cache": report_record(report)}
         typer.echo(json.dumps(record))

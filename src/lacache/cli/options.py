@@ -207,6 +207,18 @@ DtypeOption = Annotated[
     str,
     typer.Option("--dtype", help="auto, bfloat16, float16 or float32.", rich_help_panel=_MODEL),
 ]
+WORTH_COMPILING = 2000
+CompileOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the step that writes a token: slower to start (a minute or more the first "
+        "time, seconds later on), faster from then on. Default: where 2,000 tokens or more are "
+        "to be written.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
 DEFAULT_THREADS = max(1, (os.cpu_count() or 1) // 2)
 # Torch's own choice is all of them, and waits for the slowest at every operation.
 ThreadsOption = Annotated[

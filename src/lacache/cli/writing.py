@@ -5,17 +5,14 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, final
 
-import torch
 import typer
 
-from lacache.cache import LaCache
 from lacache.cli.interrupt import interruptible
 from lacache.cli.reading import reading_bar
 from lacache.engine.eos import eos_token_ids
-from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
-from lacache.engine.stream import stream
 from lacache.engine.text import TextStream
+from lacache.engine.writer import Writer
 from lacache.models import LoadedModel
 
 
@@ -57,8 +54,7 @@ class Run:
 def write(
     loaded: LoadedModel,
     ids: list[int],
-    cache: LaCache,
-    sampling: Sampling,
+    writer: Writer,
     *,
     stops: StopStrings,
     max_new_tokens: int | None,
@@ -91,14 +87,8 @@ def write(
             if stopped():
                 raise KeyboardInterrupt
 
-        tokens = stream(
-            loaded.model,
-            torch.tensor([ids], dtype=torch.long, device=loaded.model.device),
-            cache,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            eos_token_ids=ends,
-            on_progress=on_progress,
+        tokens = writer.write(
+            ids, max_new_tokens=max_new_tokens, eos_token_ids=ends, on_progress=on_progress
         )
         started = time.perf_counter()
         try:

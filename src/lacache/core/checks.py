@@ -9,3 +9,9 @@ def check_int(name: str, value: object, least: int) -> None:
         raise ConfigError(f"{name}={value!r} must be an integer; try {name}={least}")
     if value < least:
         raise ConfigError(f"{name}={value} must be at least {least}; try {name}={least}")
+
+
+def check_prefill(value: object) -> None:
+    """Raise ConfigError unless `value` is a way to read a prompt."""
+    if value not in ("segmented", "dense"):
+        raise ConfigError(f"prefill={value!r} must be 'segmented' or 'dense'; try 'segmented'")

@@ -160,6 +160,10 @@ class Engine:
         """What the first compiled step took; None before it, and without compilation."""
         return self._runner.compile_seconds
 
+    def warm_up(self) -> None:
+        """Compile now, where that is wanted, and not at the first token."""
+        self._runner.warm_up()
+
     def open(self, sampling: Sampling | None = None) -> Session:
         """A new session, in a row of its own.
 

@@ -83,18 +83,26 @@ class Runner:
             self.store.commit(row, 1)
         return logits
 
+    def warm_up(self) -> None:
+        """Run a step of no rows, which compiles it where that is wanted."""
+        self.step([0] * len(self.store.rows), [])
+
     def _run_step(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
         if self._backend is None or self.compile_seconds is not None:
             return self._step(self._model, ids, positions, cache, self._last_only)
         started = time.perf_counter()
         try:
-            logits = self._step(self._model, ids, positions, cache, self._last_only)
+            with warnings.catch_warnings():
+                # What torch says while it compiles is about itself.
+                warnings.simplefilter("ignore")
+                logits = self._step(self._model, ids, positions, cache, self._last_only)
         except Exception as error:
             # Whatever the compiler stumbles over: nothing was counted, so the step can run again.
-            reason = str(error).strip().splitlines()[0]
+            reason = error.__cause__ or error
             warnings.warn(
-                f"compiling failed ({type(error).__name__}: {reason}), so steps run uncompiled and "
-                "slower; install a C++ compiler, or choose compile=False to be spared this message",
+                f"compiling failed ({type(reason).__name__}: {str(reason).strip().splitlines()[0]})"
+                ", so steps run uncompiled and slower; install a C++ compiler, or choose "
+                "compile=False to be spared this message",
                 stacklevel=2,
             )
             self._backend, self._step = None, _forward
