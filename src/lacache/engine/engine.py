@@ -2,6 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from lacache.cache.choice import choose_plan
 from lacache.cache.facts import model_facts
 from lacache.cache.report import CacheReport, make_report
+from lacache.cache.static.row_state import put_row
 from lacache.core.budget import Budget, parse_budget
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError, InputError, UnsupportedOperationError
@@ -19,6 +22,7 @@ from lacache.engine.request import Request
 from lacache.engine.runner import Backend, Runner
 from lacache.engine.sampling import Sampler, Sampling
 from lacache.engine.session import Session
+from lacache.engine.snapshot import load_snapshot, save_snapshot
 from lacache.engine.token_stream import TokenStream
 
 _SEGMENT = 128
@@ -263,6 +267,34 @@ class Engine:
         self._runner.store.fork(session.row, copy.row)
         copy.last = session.last
         return copy
+
+    def save(self, session: Session, path: str | PathLike[str]) -> None:
+        """See `Session.save`."""
+        self._check_idle(session)
+        save_snapshot(Path(path), self._runner, session.row, session.sampler, session.last)
+
+    def load(self, path: str | PathLike[str]) -> Session:
+        """A session that goes on, in a row of its own, from where it stood when it was saved.
+
+        On the same machine and versions, in an engine with as many rows, it goes on bit for bit.
+
+        Args:
+            path: of a file that `Session.save` has written.
+
+        Raises:
+            InputError: the file cannot be read, is no snapshot, is damaged; or it is of another
+                version, model, type or plan.
+            UnsupportedOperationError: all rows are in use.
+        """
+        snapshot = load_snapshot(Path(path), self._runner)
+        session = self._open_row(snapshot.sampler)
+        try:
+            put_row(self._runner.store, session.row, snapshot.row)
+        except BaseException:
+            self.close(session)
+            raise
+        session.last = snapshot.last
+        return session
 
     def num_seen(self, session: Session) -> int:
         """See `Session.num_seen`."""

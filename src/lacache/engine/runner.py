@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lacache.cache.facts import model_facts
+from lacache.cache.fingerprint import fingerprint
 from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.store import StaticStore
 from lacache.core.schedule import Plan
@@ -41,6 +42,7 @@ class Runner:
         kv_dtype: str | None = None,
     ) -> None:
         self.shape = StaticShape(model_facts(model), plan, kv_dtype)
+        self.fingerprint = fingerprint(model)
         self._model, attend = private_model(model)
         self._last_only = (
             {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}

@@ -115,7 +115,8 @@ class Sampler:
     """
 
     def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
+        self.sampling = sampling
+        """How it chooses."""
         self._seen = torch.empty(0, dtype=torch.int64)
         self._generator: torch.Generator | None = None
         self._processors = LogitsProcessorList()
@@ -186,13 +187,13 @@ class Sampler:
 
     def fork(self) -> "Sampler":
         """Another sampler that stands at the same place and goes on by itself."""
-        other = Sampler(self._sampling)
+        other = Sampler(self.sampling)
         other.restore(self.state())
         return other
 
     def _scores(self, logits: Tensor) -> Tensor:
         # Only the penalty looks at tokens: at which there were, not how often or in what order.
-        penalised = self._sampling.repetition_penalty != 1
+        penalised = self.sampling.repetition_penalty != 1
         seen: Any = (self._seen if penalised else self._seen[:0])[None].to(logits.device)
         return self._processors(seen, logits.float())
 

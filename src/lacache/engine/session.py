@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, final
 
 from torch import Tensor
@@ -80,6 +81,21 @@ class Session(Writer):
     def fork(self) -> Session:
         """Another session, in a free row, that goes on from here by itself."""
         return self.engine.fork(self)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write where the session stands to a file, whole or not at all; `Engine.load` goes on.
+
+        Its size does not depend on the length of the text. It holds what the model keeps of the
+        text, so keep it as private as the text.
+
+        Args:
+            path: of the file, in a folder that is there; another file there is replaced.
+
+        Raises:
+            InputError: it cannot be written; what was there is unchanged.
+            UnsupportedOperationError: a stream has not ended.
+        """
+        self.engine.save(self, path)
 
     def close(self) -> None:
         """Give the row back; again and again does no harm."""

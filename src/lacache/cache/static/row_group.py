@@ -81,9 +81,28 @@ class RowGroup:
             came_in_at = came_in_at.gather(1, surviving)
             self.num_compactions += 1
         self.state, self.origin, self._came_in_at = after, origin, came_in_at
-        shifts = origin + torch.arange(after.num_cached) - came_in_at
-        return Move(before.num_cached, unsaved, surviving, shifts)
+        return Move(before.num_cached, unsaved, surviving, self._shifts())
+
+    def restore(self, state: State, origin: int, num_compactions: int, came_in_at: Tensor) -> Move:
+        """Stand where another sequence stood.
+
+        Args:
+            state: its counts.
+            origin: its own.
+            num_compactions: its own.
+            came_in_at: its own [patterns, N]; all its keys are held as they came in.
+
+        Returns:
+            What the layers must do now.
+        """
+        self.state, self.origin, self.num_compactions = state, origin, num_compactions
+        self._came_in_at = came_in_at
+        return Move(state.num_cached, state.num_cached, None, self._shifts())
 
     def commit(self, num_new: int) -> None:
         """Count tokens that came in without a compaction between them."""
         self.state = self.state.insert(num_new)
+
+    def _shifts(self) -> Tensor:
+        """By how many positions each key that is held as it came in has moved [patterns, N]."""
+        return self.origin + torch.arange(self.num_saved) - self._came_in_at

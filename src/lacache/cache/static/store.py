@@ -128,10 +128,11 @@ class StaticStore:
         counts = self.rows[row]
         for number, move in enumerate(counts.begin()):
             if move is not None:
-                self._move_group(row, number, move)
+                self.move_group(row, number, move)
         counts.is_moving = False
 
-    def _move_group(self, row: int, number: int, move: Move) -> None:
+    def move_group(self, row: int, number: int, move: Move) -> None:
+        """Do in every layer of a group what its counts ask."""
         tables: dict[tuple[int, int], Tables] = {}
         for part in self._all_parts():
             if part.group != number:
