@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, final
@@ -15,7 +16,7 @@ from lacache.cache.report import CacheReport, make_report
 from lacache.cache.static.row_state import put_row
 from lacache.core.budget import Budget, parse_budget
 from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError, InputError, UnsupportedOperationError
+from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
 from lacache.core.kept import kept_after
 from lacache.core.schedule import Plan
 from lacache.engine.request import Request
@@ -214,10 +215,8 @@ class Engine:
         )
         if len(request.unread) == 0:
             raise InputError("the prompt is empty and at least 1 token is needed; give some text")
-        sampler = Sampler(sampling or Sampling())
-        sampler.see(request.unread)
-        self._waiting.append((request, sampler))
-        return TokenStream(request, self.step, lambda: self._end(request))
+        self._waiting.append((request, Sampler(sampling or Sampling())))
+        return self._stream(request)
 
     def step(self) -> bool:
         """Read one segment of one prompt, and write a token of every sequence that wants one.
@@ -230,7 +229,8 @@ class Engine:
             self._begin(self._open_row(sampler), request)
         has_read = self._read_segment()
         has_written = self._write_tokens()
-        return has_read or has_written
+        has_chosen = self._choose_ahead()
+        return has_read or has_written or has_chosen
 
     def write(
         self,
@@ -245,27 +245,26 @@ class Engine:
         self._check_idle(session)
         last = [] if session.last is None else [session.last]
         unread = torch.cat([torch.tensor(last, dtype=torch.long), self._checked(tokens)])
-        if len(unread) == 0:
+        if len(unread) == 0 and session.logits is None:
             raise InputError("there is no token to go on from; give at least 1 token")
         request = Request(
             unread,
             _checked_length(max_new_tokens),
             frozenset(eos_token_ids),
-            # No further than what the model must read next, as its reader may stop anywhere.
-            ahead=1,
+            # Its reader may stop anywhere, and a token not taken would have moved the sampler on.
+            ahead=0,
             gives_row_back=False,
             on_progress=on_progress,
         )
-        session.sampler.see(unread)
         self._begin(session, request)
-        return TokenStream(request, self.step, lambda: self._end(request))
+        return self._stream(request)
 
     def fork(self, session: Session) -> Session:
         """See `Session.fork`."""
         self._check_idle(session)
         copy = self._open_row(session.sampler.fork())
         self._runner.store.fork(session.row, copy.row)
-        copy.last = session.last
+        copy.last, copy.logits = session.last, session.logits
         return copy
 
     def save(self, session: Session, path: str | PathLike[str]) -> None:
@@ -318,7 +317,6 @@ class Engine:
             return
         if session.request is not None:
             session.request.stopped_by = session.request.stopped_by or "closed"
-            session.request = None
         if session in self._reading:
             self._reading.remove(session)
         self._open.remove(session)
@@ -335,9 +333,23 @@ class Engine:
         self._open.append(session)
         return session
 
+    def _stream(self, request: Request) -> TokenStream:
+        return TokenStream(request, lambda: self._advance(request), lambda: self._end(request))
+
     def _begin(self, session: Session, request: Request) -> None:
-        session.request, session.last = request, None
-        self._reading.append(session)
+        session.request = request
+        if request.is_reading:
+            self._reading.append(session)
+        else:
+            request.end_if_long_enough()
+
+    def _advance(self, request: Request) -> bool:
+        """Bring a request nearer to its next token; whether there was anything to do."""
+        session = self._session_of(request)
+        if session is not None and request.is_writing and session.logits is not None:
+            self._choose(session, request, session.logits)
+            return True
+        return self.step()
 
     def _read_segment(self) -> bool:
         if not self._reading:
@@ -345,42 +357,56 @@ class Engine:
         session = self._reading[0]
         request = session.request
         assert request is not None  # sessions in this queue have one
+        # The next segment is another's, even if this one fails.
+        self._reading.rotate(-1)
         room = self._runner.store.rows[session.row].room()
         length = min(len(request.unread), room, self._segment or room)
-        logits = self._runner.read(session.row, request.unread[:length])
+        segment = request.unread[:length]
+        logits = self._runner.read(session.row, segment)
         request.unread = request.unread[length:]
-        # The next segment is another's.
-        self._reading.popleft()
-        if request.is_reading:
-            self._reading.append(session)
-        elif request.max_new_tokens == 0:
+        session.last, session.logits = None, logits
+        session.sampler.see(segment)
+        if not request.is_reading:
+            self._reading.remove(session)
             request.end_if_long_enough()
             self._finish(session, request)
-        else:
-            self._choose(session, request, logits)
         if request.on_progress is not None:
             request.on_progress(length)
         return True
 
     def _write_tokens(self) -> bool:
         writing = {
-            s.row: (s, s.request, s.last)
+            s.row: (s, s.last)
             for s in self._open
-            if s.request is not None and s.request.is_writing and s.last is not None
+            if s.request is not None and s.request.wants_logits and s.last is not None
         }
         if not writing:
             return False
         tokens = [0] * len(self._runner.store.rows)
-        for row, (_, _, last) in writing.items():
+        for row, (_, last) in writing.items():
             tokens[row] = last
         logits = self._runner.step(tokens, list(writing))
-        for row, (session, request, _) in writing.items():
-            self._choose(session, request, logits[row])
+        for row, (session, _) in writing.items():
+            # A copy, since a compiled step may write over its output.
+            session.last, session.logits = None, logits[row].clone()
         return True
+
+    def _choose_ahead(self) -> bool:
+        """Choose tokens that nobody has asked for yet."""
+        has_chosen = False
+        for session in list(self._open):
+            request = session.request
+            if request is None or not request.wants_choice or session.logits is None:
+                continue
+            # What cannot be chosen stays, and its own reader meets the error.
+            with suppress(ModelError):
+                self._choose(session, request, session.logits)
+                has_chosen = True
+        return has_chosen
 
     def _choose(self, session: Session, request: Request, logits: Tensor) -> None:
         token = session.sampler.choose(logits[None])
-        session.last = token
+        session.last, session.logits = token, None
         request.add(token)
         self._finish(session, request)
 
@@ -390,16 +416,16 @@ class Engine:
 
     def _end(self, request: Request) -> None:
         """Stop a request before its end; what was not taken was not written."""
+        request.cancel()
         self._waiting = deque(pair for pair in self._waiting if pair[0] is not request)
-        request.stopped_by = request.stopped_by or "closed"
-        session = next((s for s in self._open if s.request is request), None)
+        session = self._session_of(request)
         if session is not None:
-            if request.ready:
-                session.last = None
             if session in self._reading:
                 self._reading.remove(session)
             self._finish(session, request)
-        request.ready.clear()
+
+    def _session_of(self, request: Request) -> Session | None:
+        return next((s for s in self._open if s.request is request), None)
 
     def _checked(self, tokens: Sequence[int] | Tensor) -> Tensor:
         """Tokens [Q] of this model, on the CPU."""

@@ -18,7 +18,7 @@ class Request:
     max_new_tokens: int | None
     eos_token_ids: frozenset[int]
     ahead: int
-    """How many tokens may wait for their reader; then the sequence pauses."""
+    """How many tokens may be chosen before their reader asks; then the sequence pauses."""
     gives_row_back: bool
     """Whether the sequence ends with this request."""
     on_progress: Callable[[int], None] | None = None
@@ -30,7 +30,7 @@ class Request:
 
     @property
     def is_reading(self) -> bool:
-        """Whether the prompt is not read to its end."""
+        """Whether the prompt is to be read on."""
         return len(self.unread) > 0 and self.stopped_by is None
 
     @property
@@ -40,8 +40,18 @@ class Request:
 
     @property
     def is_writing(self) -> bool:
-        """Whether another token is wanted now."""
-        return not self.is_reading and self.stopped_by is None and len(self.ready) < self.ahead
+        """Whether tokens are wanted, now or later."""
+        return len(self.unread) == 0 and self.stopped_by is None
+
+    @property
+    def wants_choice(self) -> bool:
+        """Whether the next token may be chosen before its reader asks."""
+        return self.is_writing and len(self.ready) < self.ahead
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the model may read the newest token, so that the next can be chosen."""
+        return self.is_writing and len(self.ready) <= self.ahead
 
     def add(self, token: int) -> None:
         """Take a new token, and end if it is the last."""
@@ -51,6 +61,12 @@ class Request:
             self.stopped_by = "eos"
         else:
             self.end_if_long_enough()
+
+    def cancel(self) -> None:
+        """End now, and drop what its reader has not taken."""
+        if not self.is_done:
+            self.stopped_by = "closed"
+        self.ready.clear()
 
     def end_if_long_enough(self) -> None:
         """End where no more tokens are wanted."""

@@ -31,6 +31,8 @@ class Session(Writer):
         self.sampler = sampler
         self.last: int | None = None
         """The newest token of the text, where the model has not read it yet."""
+        self.logits: Tensor | None = None
+        """The model's logits [V] for the next token, where it has read the newest one."""
         self.request: Request | None = None
 
     @property

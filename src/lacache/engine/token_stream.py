@@ -30,7 +30,7 @@ class TokenStream(Written):
 
     @property
     def num_ready(self) -> int:
-        """Tokens that can be taken without running the model."""
+        """Tokens chosen before they were asked for; in a session each waits until it is."""
         return len(self._request.ready)
 
     def __next__(self) -> int:
