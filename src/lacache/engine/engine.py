@@ -1,8 +1,10 @@
 """Many endless sequences over one model, in memory that is known before the first token."""
 
+import reprlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any, final
@@ -208,7 +210,7 @@ class Engine:
         request = Request(
             self._checked(tokens),
             _checked_length(max_new_tokens),
-            frozenset(eos_token_ids),
+            _checked_ends(eos_token_ids),
             ahead=_AHEAD,
             gives_row_back=True,
             on_progress=on_progress,
@@ -250,7 +252,7 @@ class Engine:
         request = Request(
             unread,
             _checked_length(max_new_tokens),
-            frozenset(eos_token_ids),
+            _checked_ends(eos_token_ids),
             # Its reader may stop anywhere, and a token not taken would have moved the sampler on.
             ahead=0,
             gives_row_back=False,
@@ -428,18 +430,21 @@ class Engine:
         return next((s for s in self._open if s.request is request), None)
 
     def _checked(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Tokens [Q] of this model, on the CPU."""
+        """A copy of tokens [Q] of this model, on the CPU."""
+        rule = "must be a list or a tensor of whole numbers; try tokenizer(text).input_ids"
         try:
-            checked = torch.as_tensor(tokens, dtype=torch.long, device="cpu")
-        except (TypeError, ValueError, RuntimeError) as error:
+            given = torch.as_tensor(tokens)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(f"tokens={reprlib.repr(tokens)} {rule}") from error
+        if given.ndim != 1:
             raise InputError(
-                f"tokens must be whole numbers ({error}); with a tokenizer: "
-                "tokenizer(text).input_ids"
-            ) from error
-        if checked.ndim != 1:
-            raise InputError(
-                f"tokens of shape {tuple(checked.shape)} must be [tokens]; give one text at a time"
+                f"tokens of shape {tuple(given.shape)} must be of shape [tokens]; give one text at "
+                "a time, in a flat list or tensor"
             )
+        is_whole = not (given.is_floating_point() or given.is_complex())
+        if len(given) and (not is_whole or given.dtype == torch.bool):
+            raise InputError(f"tokens of type {given.dtype} {rule}")
+        checked = given.to("cpu", torch.long, copy=True)
         vocab_size = self._runner.vocab_size
         if len(checked) and not 0 <= int(checked.min()) <= int(checked.max()) < vocab_size:
             raise InputError(
@@ -460,6 +465,16 @@ class Engine:
             raise UnsupportedOperationError(
                 "the session is still writing; take its stream to the end, or close the stream"
             )
+
+
+def _checked_ends(eos_token_ids: Collection[int]) -> frozenset[int]:
+    try:
+        return frozenset(index(token) for token in eos_token_ids)
+    except TypeError as error:
+        raise InputError(
+            f"eos_token_ids={eos_token_ids!r} must be token ids in a list or a set; try "
+            "[tokenizer.eos_token_id]"
+        ) from error
 
 
 def _checked_length(max_new_tokens: int | None) -> int | None:
