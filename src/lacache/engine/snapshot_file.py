@@ -82,7 +82,7 @@ def read_snapshot(path: Path) -> tuple[Header, dict[str, Tensor]]:
     checksum, num_bytes = header.get("checksum"), header.get("bytes")
     if isinstance(num_bytes, int) and len(data) < len(head) + num_bytes:
         raise _cut_off(path, len(data), len(head) + num_bytes)
-    if checksum != _checksum(data, checksum):
+    if not _is_whole(data, checksum):
         raise _damaged(path, "its checksum is another")
     _check_version(path, header)
     try:
@@ -136,11 +136,12 @@ def _damaged(path: Path, reason: str) -> InputError:
     return InputError(f"{path} is damaged ({reason}); take another copy, or {_RENEW}")
 
 
-def _checksum(data: bytes, own: object) -> str | None:
-    """Of a file with the checksum `own`, which stands in it as text."""
-    if not isinstance(own, str) or not own.isascii() or len(own) != len(_NO_CHECKSUM):
-        return None
-    return hashlib.sha256(_with_checksum(data, own, _NO_CHECKSUM)).hexdigest()
+def _is_whole(data: bytes, checksum: object) -> bool:
+    """Whether a file's bytes have the checksum that stands among them."""
+    if not isinstance(checksum, str) or not checksum.isascii():
+        return False
+    blank = _with_checksum(data, checksum, _NO_CHECKSUM)
+    return hashlib.sha256(blank).hexdigest() == checksum
 
 
 def _with_checksum(data: bytes, old: str, new: str) -> bytes:
