@@ -53,6 +53,7 @@ class Engine:
         self._open: list[Session] = []
         self._reading: deque[Session] = deque()
         self._waiting: deque[tuple[Request, Sampler]] = deque()
+        self._dropped: deque[Request] = deque()
 
     @classmethod
     def from_model(
@@ -159,7 +160,8 @@ class Engine:
 
     @property
     def num_free(self) -> int:
-        """Rows that nobody has."""
+        """Rows that nobody has or waits for."""
+        self._admit()
         return len(self._free)
 
     @property
@@ -193,8 +195,8 @@ class Engine:
     ) -> TokenStream:
         """Read a prompt and write on, as soon as a row is free; the row is given back at the end.
 
-        It is written while anybody's tokens are taken, up to some hundred tokens ahead of its own
-        reader.
+        It is written while anybody's tokens are taken, up to 1,024 tokens ahead of its own reader.
+        A stream that nobody holds any more is closed.
 
         Args:
             tokens: the prompt [Q], Q >= 1.
@@ -226,9 +228,7 @@ class Engine:
         Returns:
             Whether there was anything to do.
         """
-        while self._waiting and self._free:
-            request, sampler = self._waiting.popleft()
-            self._begin(self._open_row(sampler), request)
+        self._admit()
         has_read = self._read_segment()
         has_written = self._write_tokens()
         has_chosen = self._choose_ahead()
@@ -313,6 +313,11 @@ class Engine:
             num_bytes=self.row_bytes,
         )
 
+    def drop_last(self, session: Session) -> None:
+        """See `Session.drop_last`."""
+        self._check_idle(session)
+        session.last = None
+
     def close(self, session: Session) -> None:
         """See `Session.close`."""
         if session not in self._open:
@@ -325,18 +330,35 @@ class Engine:
         self._runner.store.clear(session.row)
         self._free.append(session.row)
 
+    def _admit(self) -> None:
+        """Take the rows of dropped streams back, and give free ones to those that wait."""
+        while self._dropped:
+            self._end(self._dropped.popleft())
+        while self._waiting and self._free:
+            request, sampler = self._waiting.popleft()
+            self._begin(self._take_row(sampler), request)
+
     def _open_row(self, sampler: Sampler) -> Session:
+        self._admit()
         if not self._free:
             raise UnsupportedOperationError(
                 f"all {len(self._open)} rows are in use; close a session, use submit, which waits, "
                 "or make the engine with more rows"
             )
+        return self._take_row(sampler)
+
+    def _take_row(self, sampler: Sampler) -> Session:
         session = Session(self, self._free.popleft(), sampler)
         self._open.append(session)
         return session
 
     def _stream(self, request: Request) -> TokenStream:
-        return TokenStream(request, lambda: self._advance(request), lambda: self._end(request))
+        return TokenStream(
+            request,
+            lambda: self._advance(request),
+            lambda: self._end(request),
+            lambda: self._dropped.append(request),
+        )
 
     def _begin(self, session: Session, request: Request) -> None:
         session.request = request
@@ -460,6 +482,7 @@ class Engine:
             )
 
     def _check_idle(self, session: Session) -> None:
+        self._admit()
         self._check_open(session)
         if session.request is not None and not session.request.is_done:
             raise UnsupportedOperationError(

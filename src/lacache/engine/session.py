@@ -54,6 +54,8 @@ class Session(Writer):
     ) -> TokenStream:
         """Add tokens to the text, and write on.
 
+        The model reads and writes while tokens are taken, of this stream or of another.
+
         Args:
             tokens: new tokens [Q]; may be empty where there is a text to go on from.
             max_new_tokens: how many tokens to yield at most; None is without end, 0 only reads.
@@ -77,11 +79,20 @@ class Session(Writer):
         """Take the newest token out of the text, where the model has not read it yet.
 
         The token that ended a reply is such a one, and a chat template brings its own.
+
+        Raises:
+            UnsupportedOperationError: a stream has not ended.
         """
-        self.last = None
+        self.engine.drop_last(self)
 
     def fork(self) -> Session:
-        """Another session, in a free row, that goes on from here by itself."""
+        """Another session, in a free row, that goes on from here by itself.
+
+        Its random numbers go on from the same place too: written on alike, both say the same.
+
+        Raises:
+            UnsupportedOperationError: all rows are in use, or a stream has not ended.
+        """
         return self.engine.fork(self)
 
     def save(self, path: str | PathLike[str]) -> None:

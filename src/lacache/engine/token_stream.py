@@ -12,16 +12,22 @@ from lacache.engine.writer import Written
 class TokenStream(Written):
     """Yields new tokens; taking one runs the engine until it is there.
 
-    Closing it, or leaving a `with` block, ends the request; what was yielded is then all that the
-    sequence has written.
+    Closing it, or leaving a `with` block, ends the request: the text is then what the model has
+    read of the prompt, and what was yielded. A stream that nobody holds any more is closed.
     """
 
     def __init__(
-        self, request: Request, step: Callable[[], bool], close: Callable[[], None]
+        self,
+        request: Request,
+        step: Callable[[], bool],
+        close: Callable[[], None],
+        drop: Callable[[], None],
     ) -> None:
+        """Not for users; `drop` may be called at any time, in the midst of a step too."""
         self._request = request
         self._step = step
         self._close = close
+        self._drop = drop
 
     @property
     def stopped_by(self) -> str | None:
@@ -54,3 +60,7 @@ class TokenStream(Written):
 
     def __exit__(self, *args: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not self._request.is_done:
+            self._drop()
