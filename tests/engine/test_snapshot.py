@@ -1,0 +1,414 @@
+"""Sessions that go on from a file as if they had never stopped, and files that are refused."""
+
+import re
+from collections.abc import Callable
+from functools import cache as memoize
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from lacache.cache.static.row_state import put_row, take_row
+from lacache.core import Group, Groups, LadderConfig, Plan, SinkWindow
+from lacache.core.errors import InputError, LaCacheError, UnsupportedOperationError
+from lacache.core.kept import kept_after
+from lacache.core.plan_record import read_plan
+from lacache.engine.engine import Engine
+from lacache.engine.runner import Runner
+from lacache.engine.sampling import Sampler, Sampling
+from lacache.engine.session import Session
+from lacache.engine.snapshot import load_snapshot, save_snapshot
+from lacache.engine.snapshot_file import read_header, read_snapshot, write_snapshot
+from tests.cache.static.plans import plans
+from tests.cache.tiny_models import random_ids, tiny_model
+
+LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+BY_HEAD = Groups(
+    (
+        Group(LadderConfig(capacity=24, span=1, sinks=2, recent=4, refill=4), (1, (3, 0), (0, 1))),
+        Group(SinkWindow(9, 2, refill=3), ((0, 0), (3, 1))),
+        Group(SinkWindow(14, 1), (2, 4)),
+    )
+)
+CASES = {
+    "llama": ("llama", LADDER),
+    "heads apart": ("llama", BY_HEAD),
+    "windows of its own": ("gemma3", LADDER),
+    "layers without positions": ("smollm3", LADDER),
+}
+RANDOM = Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.1, seed=5)
+
+cases = pytest.mark.parametrize("case", CASES)
+
+
+@memoize
+def model(family: str = "llama", dtype: torch.dtype = torch.float32, *, anew: bool = False) -> Any:
+    """With `anew` another one, with the same weights."""
+    return tiny_model(family).to(dtype)
+
+
+def engine_of(case: str = "llama", *, anew: bool = False, rows: int = 2) -> Engine:
+    family, plan = CASES[case]
+    return Engine.from_model(model(family, anew=anew), plan, rows=rows)
+
+
+def opened(engine: Engine, num_tokens: int = 37, *, sampling: Sampling | None = None) -> Session:
+    """A session that has read some tokens, and written some."""
+    session = engine.open(sampling)
+    if num_tokens:
+        list(session.write(random_ids(num_tokens)[0], max_new_tokens=7))
+    return session
+
+
+def goes_on(session: Session, num_tokens: int = 25) -> list[int]:
+    return list(session.write([], max_new_tokens=num_tokens))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "text.lacache"
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """In every bit."""
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype
+        and torch.equal(a[name].contiguous().view(torch.uint8), b[name].view(torch.uint8))
+        for name in a
+    )
+
+
+class Driven:
+    """A row of a runner with random tokens, of which the same seed gives the same."""
+
+    def __init__(self, runner: Runner, row: int, seed: int) -> None:
+        self.runner = runner
+        self.row = row
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, most: int) -> int:
+        return int(torch.randint(1, most + 1, (), generator=self.generator))
+
+    def forward(self) -> Tensor:
+        """A segment or a step."""
+        if self.draw(3) == 1:
+            num_new = min(self.draw(20), self.runner.store.rows[self.row].room())
+            tokens = [self.draw(63) for _ in range(num_new)]
+            return self.runner.read(self.row, torch.tensor(tokens))
+        tokens = [self.draw(63)] * len(self.runner.store.rows)
+        return self.runner.step(tokens, [self.row])[self.row].clone()
+
+
+@given(
+    family=st.sampled_from(["llama", "smollm3", "gemma3"]),
+    plan=plans(5, 2) | st.just(BY_HEAD),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    kv_dtype=st.sampled_from([None, None, "int8", "float8_e4m3fn"]),
+    cut=st.integers(0, 30),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=12)
+def test_any_row_goes_on_bit_for_bit(
+    family: str, plan: Plan, dtype: torch.dtype, kv_dtype: str | None, cut: int, seed: int
+) -> None:
+    """Cut anywhere, and put into another row of another store, where something else was."""
+    plan = LADDER if family == "gemma3" else plan  # the others are for five layers
+    runners = [
+        Runner(model(family, dtype, anew=anew), plan, 2, None, kv_dtype) for anew in (False, True)
+    ]
+    whole, other = Driven(runners[0], 0, seed), Driven(runners[1], 1, seed + 1)
+    for _ in range(cut):
+        whole.forward()
+    for _ in range(8):
+        other.forward()
+    runners[1].store.clear(1)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "text"
+        save_snapshot(path, whole.runner, 0, Sampler(Sampling()), None)
+        snapshot = load_snapshot(path, other.runner)
+    assert same(snapshot.row, take_row(whole.runner.store, 0))
+    put_row(other.runner.store, 1, snapshot.row)
+    assert same(take_row(other.runner.store, 1), snapshot.row)
+    other.generator.set_state(whole.generator.get_state())
+    for _ in range(15):
+        assert torch.equal(whole.forward(), other.forward())
+    assert same(take_row(whole.runner.store, 0), take_row(other.runner.store, 1))
+
+
+@cases
+@pytest.mark.parametrize("sampling", [RANDOM, Sampling(temperature=0.9)])
+def test_a_session_goes_on_as_if_it_had_never_stopped(
+    case: str, sampling: Sampling, path: Path
+) -> None:
+    """Random choices too, with a seed or with none."""
+    session = opened(engine_of(case), sampling=sampling)
+    session.save(path)
+    loaded = engine_of(case, anew=True).load(path)
+    assert loaded.num_seen == session.num_seen
+    assert loaded.report() == session.report()
+    assert goes_on(loaded) == goes_on(session)
+    ids = random_ids(30, seed=1)[0]
+    assert list(loaded.write(ids, max_new_tokens=20)) == list(session.write(ids, max_new_tokens=20))
+
+
+def test_saving_changes_nothing(path: Path) -> None:
+    texts = []
+    for saves in (False, True):
+        session = opened(engine_of(), sampling=RANDOM)
+        text = []
+        for _ in range(15):
+            text += goes_on(session, 1)
+            if saves:
+                session.save(path)
+        texts.append(text)
+    assert texts[0] == texts[1]
+
+
+@cases
+def test_what_was_loaded_is_saved_as_it_was(case: str, path: Path, tmp_path: Path) -> None:
+    opened(engine_of(case), sampling=RANDOM).save(path)
+    again = tmp_path / "again"
+    engine_of(case, anew=True).load(path).save(again)
+    assert same(read_snapshot(path)[1], read_snapshot(again)[1])
+    assert read_header(path) | {"checksum": ""} == read_header(again) | {"checksum": ""}
+
+
+def test_a_model_that_is_loaded_from_disk(path: Path, tmp_path: Path) -> None:
+    session = opened(engine_of("windows of its own"))
+    session.save(path)
+    model("gemma3").save_pretrained(tmp_path / "model")
+    anew = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    engine = Engine.from_model(anew, read_plan(read_header(path)["plan"]), rows=2)
+    assert goes_on(engine.load(path)) == goes_on(session)
+
+
+def test_a_session_that_has_seen_nothing(path: Path) -> None:
+    engine = engine_of()
+    engine.open(RANDOM).save(path)
+    loaded = engine_of().load(path)
+    assert loaded.num_seen == 0
+    with pytest.raises(InputError, match="no token to go on from"):
+        loaded.write([])
+    ids = random_ids(20)[0]
+    texts = [list(s.write(ids, max_new_tokens=20)) for s in (loaded, engine.open(RANDOM))]
+    assert texts[0] == texts[1]
+
+
+def test_the_newest_token_is_dropped_or_read(path: Path) -> None:
+    session = opened(engine_of())
+    texts = []
+    for _ in range(2):
+        session.save(path)
+        loaded = engine_of().load(path)
+        assert loaded.last == session.last
+        texts.append(list(loaded.write([5, 6], max_new_tokens=20)))
+        session.drop_last()
+    assert read_header(path)["last"] is None
+    assert texts[1] == list(session.write([5, 6], max_new_tokens=20))
+
+
+def test_loads_and_forks_are_independent(path: Path) -> None:
+    engine = engine_of(rows=4)
+    first = opened(engine, sampling=RANDOM)
+    fork = first.fork()
+    first.save(path)
+    loads = [engine.load(path) for _ in range(2)]
+    streams = [s.write([], max_new_tokens=25) for s in (loads[0], first, fork)]
+    texts = [list(tokens) for tokens in zip(*streams, strict=True)]
+    assert all(len(set(tokens)) == 1 for tokens in texts)
+    first.close()
+    other = engine.open()
+    list(other.write(random_ids(30, seed=3)[0], max_new_tokens=20))
+    assert goes_on(loads[1]) == [tokens[0] for tokens in texts]
+
+
+def test_size_does_not_depend_on_length(path: Path, tmp_path: Path) -> None:
+    plan = SinkWindow(256, refill=128)
+    (bound,) = plan.bind_groups((2,) * 5)
+    held = kept_after(bound.schedule, 300).state.num_cached
+    long = next(
+        n for n in range(30_000, 31_000) if kept_after(bound.schedule, n).state.num_cached == held
+    )
+    sizes = []
+    for num_tokens in (300, long):
+        session = Engine.from_model(model(), plan, rows=1).open()
+        # Every token of the vocabulary, as the sampler holds those that there were.
+        ids = torch.cat([torch.arange(64), random_ids(num_tokens - 64)[0]])
+        list(session.write(ids, max_new_tokens=0))
+        session.save(path)
+        assert read_header(path)["num_seen"] == session.num_seen == num_tokens
+        sizes.append(path.stat().st_size)
+    assert sizes[0] == sizes[1]
+    assert sizes[0] < session.engine.row_bytes + 10_000
+
+
+def test_no_more_is_in_it_than_is_held(path: Path) -> None:
+    """What an earlier session left in the row is nobody's business."""
+    engine = engine_of("windows of its own", rows=1)
+    opened(engine, 200).close()
+    list(engine.open().write([7, 8, 9], max_new_tokens=0))
+    engine._open[0].save(path)
+    for name, tensor in read_snapshot(path)[1].items():
+        if name.startswith("layer."):
+            assert tensor.shape[1] == 3
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "text.lacache"
+    opened(engine_of(), sampling=RANDOM).save(path)
+    return path
+
+
+def refused(engine: Engine, path: Path, message: str, error: type[LaCacheError]) -> None:
+    """And nothing is left behind: the engine can do what it could before."""
+    free = engine.num_free
+    before = [store_row.num_seen for store_row in engine._runner.store.rows]
+    with pytest.raises(error, match=message):
+        engine.load(path)
+    assert engine.num_free == free
+    assert [store_row.num_seen for store_row in engine._runner.store.rows] == before
+
+
+def scaled() -> Any:
+    config = model().config.to_dict()
+    rope = config["rope_parameters"] | {"rope_type": "linear", "factor": 4.0}
+    return tiny_model("llama", rope_parameters=rope)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Engine.from_model(tiny_model("llama", seed=1), LADDER),
+            'saved with model="[0-9a-f-]+", and .* has model="[0-9a-f-]+"; load the model with',
+        ),
+        (
+            lambda: Engine.from_model(model("smollm3"), LADDER),
+            'saved with model="[0-9a-f-]+", and .* has model="[0-9a-f-]+"; load the model with',
+        ),
+        (
+            lambda: Engine.from_model(scaled(), LADDER),
+            r"saved with positions=.*, and this engine has positions=.*; load the model with the c",
+        ),
+        (
+            lambda: Engine.from_model(model(), SinkWindow(16)),
+            r'saved with plan=.*"span": 2.*, and .* plan=.*"sinks".*; make the engine with .*plan',
+        ),
+        (
+            lambda: Engine.from_model(model(dtype=torch.bfloat16), LADDER),
+            'saved with dtype="float32", and .* has dtype="bfloat16"; load the model in',
+        ),
+        (
+            lambda: Engine(Runner(model(), LADDER, 2, None, "int8"), None),
+            'saved with kv_dtype=null, and .* has kv_dtype="int8"; make the engine with the',
+        ),
+    ],
+    ids=["weights", "family", "positions", "plan", "dtype", "kv_dtype"],
+)
+def test_snapshots_of_something_else_are_refused(
+    saved: Path, make: Callable[[], Engine], message: str
+) -> None:
+    refused(make(), saved, f"^{re.escape(str(saved))} was {message}", InputError)
+
+
+def test_damaged_and_foreign_files_are_refused(saved: Path, path: Path) -> None:
+    engine = engine_of()
+    opened(engine)
+    whole = saved.read_bytes()
+    refused(engine, path, "cannot read .*; give a snapshot", InputError)
+    for data, message in (
+        (whole[:-1] + bytes([whole[-1] ^ 1]), "is damaged"),
+        (whole[:-1], "is cut off"),
+        (b"text", "is no safetensors file"),
+    ):
+        path.write_bytes(data)
+        refused(engine, path, message, InputError)
+    path.write_bytes(whole)
+    assert goes_on(engine.load(path)) == goes_on(engine_of().load(saved))
+
+
+def changed(saved: Path, path: Path, header: dict[str, Any], tensors: dict[str, Any]) -> Path:
+    """A whole file in which something was replaced, or taken out (None)."""
+    old_header, old_tensors = read_snapshot(saved)
+    tensors = old_tensors | tensors
+    write_snapshot(path, old_header | header, {k: v for k, v in tensors.items() if v is not None})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "tensors", "message"),
+    [
+        ({}, {"layer.4.part.0.values.0": None}, "has no layer.4.part.0.values.0; take it"),
+        ({}, {"group.0.counts": None}, "has no group.0.counts; take it"),
+        ({}, {"layer.5.part.0.values.0": torch.ones(1)}, "has layer.5.part.0.values.0, which"),
+        ({}, {"layer.0.part.0.values.0": torch.ones(2, 3, 8)}, r"values.0 .* \(2, 3, 8\), and "),
+        ({}, {"group.0.counts": torch.tensor([40, 99, 2, 0, 1])}, r"came_in_at .*, 99\) is need"),
+        ({}, {"group.0.counts": torch.ones(5)}, r"counts .*float32 \(5,\), and torch.int64"),
+        ({}, {"sampler.seen": None}, r"how to go on \('sampler.seen'\); save another"),
+        ({}, {"sampler.seen": torch.ones(3)}, "seen of a sampler's state is torch.float32"),
+        ({}, {"sampler.generator": torch.zeros(3, dtype=torch.uint8)}, "the 3 bytes of"),
+        ({"sampling": {"temperature": -1}}, {}, "how to go on .*temperature=-1.*; save another"),
+        ({"sampling": {"beams": 4}}, {}, "how to go on .*beams.*; save another"),
+        ({"sampling": None}, {}, "how to go on .*; save another"),
+    ],
+)
+def test_whole_files_with_something_else_in_them_are_refused(
+    saved: Path, path: Path, header: dict[str, Any], tensors: dict[str, Any], message: str
+) -> None:
+    refused(engine_of(), changed(saved, path, header, tensors), message, InputError)
+
+
+def test_an_interrupted_load_gives_the_row_back(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(rows=1)
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine._runner.store, "move_group", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.load(saved)
+    monkeypatch.undo()
+    assert engine.num_free == 1
+    assert goes_on(engine.load(saved)) == goes_on(engine_of(rows=1).load(saved))
+
+
+def test_a_load_needs_a_row(saved: Path) -> None:
+    engine = engine_of(rows=1)
+    session = opened(engine)
+    refused(engine, saved, "all 1 rows are in use; close a session", UnsupportedOperationError)
+    session.close()
+    assert engine.load(saved).num_seen == read_header(saved)["num_seen"]
+
+
+def test_what_cannot_be_saved_now(path: Path) -> None:
+    engine = engine_of()
+    session = opened(engine)
+    stream = session.write([5], max_new_tokens=3)
+    with pytest.raises(UnsupportedOperationError, match="still writing; take its stream to the"):
+        session.save(path)
+    list(stream)
+    engine._runner.store.rows[session.row].is_moving = True
+    with pytest.raises(UnsupportedOperationError, match=r"interrupted half-way.* cannot be saved"):
+        session.save(path)
+    session.close()
+    with pytest.raises(UnsupportedOperationError, match="the session is closed"):
+        session.save(path)
+    assert not path.exists()
+
+
+def test_an_older_snapshot_stays_where_a_new_one_fails(saved: Path, tmp_path: Path) -> None:
+    session = opened(engine_of())
+    with pytest.raises(InputError, match=r"cannot write .*: No such file"):
+        session.save(tmp_path / "missing" / "text")
+    with pytest.raises(InputError, match=r"cannot write .*: Not a directory"):
+        session.save(str(saved / "text"))
+    assert engine_of().load(str(saved)).num_seen == read_header(saved)["num_seen"]
