@@ -56,6 +56,11 @@ class Buffer(ABC):
         for stored in self.tensors():
             stored[target, :, :stop] = stored[row, :, :stop]
 
+    def clear_row(self, row: int) -> None:
+        """Fill a row with zeros: attention gives hidden slots no weight, but 0 * nan is nan."""
+        for stored in self.tensors():
+            stored[row].zero_()
+
     def keep(self, row: int, slots: Tensor) -> None:
         """Move the given slots [N] of a row, increasing, to its front."""
         for stored in self.tensors():

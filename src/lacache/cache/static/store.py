@@ -62,6 +62,8 @@ class StaticStore:
     def clear(self, row: int) -> None:
         """Forget a sequence; its slots are free for another."""
         self.rows[row] = self._new_row()
+        for buffer in self._buffers():
+            buffer.clear_row(row)
 
     def begin_read(self, row: int, num_new: int) -> tuple[Cache, Tensor]:
         """Prepare to read `num_new` tokens of a row, at most its `room()`.
