@@ -53,7 +53,7 @@ def test_it_reads_compares_draws_and_goes_on(demo: Run, tmp_path: Path) -> None:
     readings = record["readings"]
     assert [r["policy"]["name"] for r in readings] == ["full", "streaming", "ladder"]
     assert [r["tokens"] for r in readings] == [300] * 3
-    assert readings[0]["peak_bytes"] > 6 * readings[1]["peak_bytes"]
+    assert readings[0]["peak_bytes"] > 4 * readings[1]["peak_bytes"]
     assert readings[1]["peak_bytes"] == readings[2]["peak_bytes"]
     assert readings[1]["policy"]["refill"] == readings[2]["policy"]["refill"] == 8
     assert {r["chunk"] for r in readings} == {8}

@@ -14,6 +14,8 @@ from tests.evals.conftest import POLICIES, TOKENS
 
 # float32 keys and values of 5 layers with 2 heads of 8.
 BYTES_PER_TOKEN = 5 * 2 * 8 * 2 * 4
+# The engine holds keys twice.
+BYTES_PER_SLOT = 5 * 2 * 8 * 3 * 4
 
 
 def test_a_full_cache_gives_the_cross_entropy_of_one_plain_forward(
@@ -59,17 +61,18 @@ def test_what_was_evicted_no_longer_counts(model: Any, token_ids: list[int]) -> 
 @pytest.mark.parametrize("name", POLICIES)
 def test_bytes_and_counts_follow_the_schedule(model: Any, token_ids: list[int], name: str) -> None:
     policy = POLICIES[name]
-    reading, cache = read(model, token_ids, policy, chunk=16)
+    reading, writer = read(model, token_ids, policy, chunk=16)
     schedule = policy.bind(5)
     assert reading.held[-1].num_seen == TOKENS
     for held in reading.held:
         kept = kept_after(schedule, held.num_seen)
         assert held.num_cached == kept.state.num_cached <= schedule.capacity
-        assert held.num_bytes == held.num_cached * BYTES_PER_TOKEN
+        full, bounded = held.num_cached * BYTES_PER_TOKEN, schedule.capacity * BYTES_PER_SLOT
+        assert held.num_bytes == (full if name == "full" else bounded)
     kept = kept_after(schedule, TOKENS)
     for layer, number in enumerate(reading.layer_to_kept):
         assert list(reading.kept[number]) == kept.by_pattern[schedule.patterns[layer]]
-    assert cache.report().num_seen == TOKENS
+    assert writer.report().num_seen == TOKENS
     by_token = []
     for before, held in zip([0, *(h.num_seen for h in reading.held)], reading.held, strict=False):
         by_token += [held.num_bytes] * (held.num_seen - before)
@@ -93,7 +96,7 @@ def test_a_record_says_what_was_measured(records: list[Record], token_ids: list[
     assert ladder["model"]["dtype"] == "float32"
     assert ladder["model"]["trained_context"] == 256
     assert ladder["text"]["tokens_sha256"] == tokens_sha256(token_ids)
-    assert ladder["peak_bytes"] == 48 * BYTES_PER_TOKEN
+    assert ladder["peak_bytes"] == 48 * BYTES_PER_SLOT
     assert len(ladder["nll"]) == TOKENS - 1
     mean = sum(ladder["nll"]) / (TOKENS - 1)
     assert ladder["perplexity"] == pytest.approx(torch.tensor(mean).exp().item(), rel=1e-4)

@@ -32,7 +32,7 @@ from lacache.core.schedule import Policy
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lacache.cache import LaCache
+    from lacache.engine.writer import Writer
     from lacache.evals.records import Record
     from lacache.models import LoadedModel
 
@@ -98,6 +98,7 @@ def demo(
     from rich.console import Console
 
     from lacache.cache.facts import model_facts
+    from lacache.engine.sampling import Sampling
     from lacache.evals.compare import compare, conclusions
     from lacache.evals.plots import (
         plot_ladder,
@@ -129,7 +130,7 @@ def demo(
 
     largest = policies(1 << 40)
     capacity = parsed.capacity(
-        bytes_per_token=facts.bytes_per_token,
+        bytes_per_token=facts.static_bytes_per_token,
         prompt_tokens=tokens,
         smallest=max(
             policy.smallest_capacity(num_layers)
@@ -149,18 +150,20 @@ def demo(
         f"cache, at most {refill} tokens at once, {threads} thread{'s' * (threads > 1)}.",
         highlight=False,
     )
+    sampling = Sampling(temperature=0.7, top_p=0.9, seed=0)
     about = model_record(loaded.model, loaded.name)
     readings: list[Record] = []
-    cache: LaCache | None = None
+    writer: Writer | None = None
     with _progress(progress_console, tokens) as start:
         for name, policy in chosen.items():
             # The one before is let go first: a full cache is large.
-            cache = None
-            reading, cache = read(
+            writer = None
+            reading, writer = read(
                 loaded.model,
                 token_ids[:tokens],
                 policy,
                 chunk=refill,
+                sampling=sampling,
                 on_progress=start(_LABELS[name]),
             )
             readings.append(reading.record(label=_LABELS[name], model=about, text_name=source.name))
@@ -188,8 +191,8 @@ def demo(
             str(out / name) for name in ("demo.json", "ladder.png", "perplexity.png", "memory.png")
         )
         console.print(f"\nWrote {written}.\n", soft_wrap=True)
-    assert cache is not None
-    continuation = _go_on(console, loaded, cache, token_ids, new_tokens, quiet=as_json)
+    assert writer is not None
+    continuation = _go_on(console, loaded, writer, token_ids, new_tokens, quiet=as_json)
     if as_json:
         short = [{k: v for k, v in r.items() if k not in _LEFT_OUT} for r in readings]
         typer.echo(json.dumps({**record, "readings": short, "continuation": continuation}))
@@ -284,20 +287,16 @@ def _show(console: Console, record: Record) -> None:
 def _go_on(
     console: Console,
     loaded: LoadedModel,
-    cache: LaCache,
+    writer: Writer,
     token_ids: list[int],
     new_tokens: int,
     *,
     quiet: bool,
 ) -> dict[str, Any]:
     """Stream a continuation of the text from what the cache holds."""
-    import torch
-
-    from lacache.engine.sampling import Sampling
-    from lacache.engine.stream import stream
     from lacache.engine.text import TextStream
 
-    held = cache.report()
+    held = writer.report()
     before = loaded.tokenizer.decode(token_ids[-24:])
     if not quiet:
         console.print(
@@ -306,10 +305,8 @@ def _go_on(
         )
         console.print(f"... {before}", style="dim", markup=False, end="")
     pieces = TextStream(loaded.tokenizer)
-    newest = torch.tensor([token_ids[-1:]], device=loaded.model.device)
     written = []
-    sampling = Sampling(temperature=0.7, top_p=0.9, seed=0)
-    for token in stream(loaded.model, newest, cache, max_new_tokens=new_tokens, sampling=sampling):
+    for token in writer.write(token_ids[-1:], max_new_tokens=new_tokens):
         written.append(pieces.push(token))
         if not quiet:
             console.print(written[-1], markup=False, end="", soft_wrap=True)

@@ -24,6 +24,7 @@ from lacache.core.schedule import Plan
 from lacache.engine.request import Request
 from lacache.engine.runner import Backend, Runner
 from lacache.engine.sampling import Sampler, Sampling
+from lacache.engine.scoring import score
 from lacache.engine.session import Session
 from lacache.engine.snapshot import load_snapshot, save_snapshot
 from lacache.engine.token_stream import TokenStream
@@ -260,6 +261,36 @@ class Engine:
         )
         self._begin(session, request)
         return self._stream(request)
+
+    def score(
+        self,
+        session: Session,
+        tokens: Sequence[int] | Tensor,
+        *,
+        chunk: int,
+        on_progress: Callable[[int], None] | None,
+    ) -> Tensor:
+        """See `Session.score`."""
+        self._check_idle(session)
+        check_int("chunk", chunk, 1)
+        checked = self._checked(tokens)
+        if len(checked) == 0:
+            raise InputError("0 tokens cannot be scored; give at least 1")
+        if session.last is not None:
+            raise UnsupportedOperationError(
+                f"the model has not read the newest token {session.last}; give it first to "
+                "write, with max_new_tokens=0, or take it out with drop_last()"
+            )
+        scores, session.logits = score(
+            self._runner,
+            session.row,
+            session.logits,
+            checked,
+            chunk=chunk,
+            on_progress=on_progress,
+        )
+        session.sampler.see(checked)
+        return scores
 
     def fork(self, session: Session) -> Session:
         """See `Session.fork`."""

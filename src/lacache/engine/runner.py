@@ -58,12 +58,19 @@ class Runner:
         if backend is not None:
             self._step = self._compiled(backend)
 
-    @torch.no_grad()
     def read(self, row: int, tokens: Tensor) -> Tensor:
         """Read tokens [Q] of a row, at most its `room()`; the last one's logits [V]."""
+        return self._read(row, tokens, self._last_only)[-1]
+
+    def read_all(self, row: int, tokens: Tensor) -> Tensor:
+        """The same; the logits [Q, V] of all."""
+        return self._read(row, tokens, {})
+
+    @torch.no_grad()
+    def _read(self, row: int, tokens: Tensor, options: dict[str, Any]) -> Tensor:
         cache, positions = self.store.begin_read(row, len(tokens))
         ids = tokens.to(self.store.device)[None]
-        logits = _forward(self._model, ids, positions, cache, self._last_only)
+        logits = _logits(self._model, ids, positions, cache, options)
         self.store.commit(row, len(tokens))
         return logits[0]
 
@@ -126,8 +133,15 @@ def _forward(
     model: Any, ids: Tensor, positions: Tensor, cache: Any, options: dict[str, Any]
 ) -> Tensor:
     """Last token's logits [B, V] in float32, from ids [B, Q]."""
+    return _logits(model, ids, positions, cache, options)[:, -1]
+
+
+def _logits(
+    model: Any, ids: Tensor, positions: Tensor, cache: Any, options: dict[str, Any]
+) -> Tensor:
+    """Logits [B, Q, V] in float32, or fewer tokens' where the options say so."""
     output = model(
         input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **options
     )
-    logits: Tensor = output.logits[:, -1].float()
+    logits: Tensor = output.logits.float()
     return logits

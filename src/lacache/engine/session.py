@@ -44,6 +44,10 @@ class Session(Writer):
         """What the session holds, and how much it has seen; bytes are those of its row."""
         return self.engine.report(self)
 
+    def num_bytes(self) -> int:
+        """Of its row, the same from the first to the last token."""
+        return self.engine.row_bytes
+
     def write(
         self,
         tokens: Sequence[int] | Tensor,
@@ -74,6 +78,30 @@ class Session(Writer):
             eos_token_ids=eos_token_ids,
             on_progress=on_progress,
         )
+
+    def score(
+        self,
+        tokens: Sequence[int] | Tensor,
+        *,
+        chunk: int = 64,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Read tokens, and tell how likely each was given what was held when it came.
+
+        Args:
+            tokens: [Q], Q >= 1; they belong to the text then.
+            chunk: most tokens per forward, whose logits [chunk, V] are held at once.
+            on_progress: called with the number of tokens after each forward.
+
+        Returns:
+            Negative log-likelihoods in nats [Q], float32; of an empty text [Q - 1], as nothing
+            predicts its first token.
+
+        Raises:
+            InputError: no tokens, or none of this model.
+            UnsupportedOperationError: a stream has not ended, or a token of it is unread.
+        """
+        return self.engine.score(self, tokens, chunk=chunk, on_progress=on_progress)
 
     def drop_last(self) -> None:
         """Take the newest token out of the text, where the model has not read it yet.

@@ -58,6 +58,10 @@ class Writer(ABC):
     def report(self) -> CacheReport:
         """What the cache holds, and how much it has seen."""
 
+    def num_bytes(self) -> int:
+        """Bytes of keys and values that the text takes now."""
+        return self.report().bytes
+
     @abstractmethod
     def close(self) -> None:
         """Give back what the text holds; again and again does no harm."""

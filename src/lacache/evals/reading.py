@@ -7,11 +7,19 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, final
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lacache.cache import LaCache, ReadingCache
-from lacache.core import POLICIES, Policy
+from lacache.cache.facts import model_facts
+from lacache.core import POLICIES, Policy, kept_after
 from lacache.core.errors import InputError, ModelError
+from lacache.core.schedule import UNBOUNDED
+from lacache.core.timetable import Timetable
+from lacache.engine.cached_writer import CachedWriter
+from lacache.engine.engine import Engine
+from lacache.engine.sampling import Sampling
+from lacache.engine.writer import Writer
 from lacache.evals.perplexity import Bucket, perplexity, running
 from lacache.evals.records import Record, environment
 
@@ -98,22 +106,25 @@ def read(
     policy: Policy,
     *,
     chunk: int = 64,
+    sampling: Sampling | None = None,
     on_progress: Callable[[int], None] | None = None,
-) -> tuple[Reading, LaCache]:
-    """Read tokens with a new cache and score each by what the cache then holds.
+) -> tuple[Reading, Writer]:
+    """Read tokens from the start and score each by what is held when it comes.
 
     Memory is that of the cache and of one chunk's logits, plus a few numbers per token. The result
-    does not depend on `chunk`, except for the rounding of another order of sums.
+    does not depend on `chunk`, except for the rounding of another order of sums. A bounded policy
+    runs on the engine, a full cache on `LaCache`.
 
     Args:
         model: a causal language model of transformers.
         token_ids: at least two tokens.
         policy: what the cache keeps.
         chunk: most tokens per forward; forwards also end where a compaction falls due.
+        sampling: how the text goes on afterwards; greedy by default.
         on_progress: called with the number of tokens after each forward.
 
     Returns:
-        The measurement, and the cache as it stands after the last token.
+        The measurement, and the text as it stands after the last token.
 
     Raises:
         InputError: too few tokens, or a chunk below 1.
@@ -121,31 +132,48 @@ def read(
         UnsupportedModelError: the model's caches or positions are not understood.
         ModelError: the model gives something that is not a number.
     """
-    cache = LaCache.from_model(model, policy)
+    _check(token_ids, chunk)
+    facts = model_facts(model)
+    schedule = policy.bind(len(facts.growing))
+    timetable = Timetable(schedule)
     held: list[Held] = []
+    writer: Writer
+    if schedule.capacity == UNBOUNDED or facts.linear:
+        cache = LaCache.from_model(model, policy)
+        writer = CachedWriter(model, cache, sampling)
+
+        def score(note: Callable[[int], None]) -> list[float]:
+            return score_tokens(model, token_ids, cache, chunk=chunk, on_progress=note)
+    else:
+        session = writer = Engine.from_model(model, policy).open(sampling)
+
+        def score(note: Callable[[int], None]) -> list[float]:
+            return _finite(model, session.score(token_ids, chunk=chunk, on_progress=note))
 
     def note(num_tokens: int) -> None:
-        report = cache.report()
-        held.append(Held(report.num_seen, report.num_cached, report.bytes))
+        num_seen = num_tokens + (held[-1].num_seen if held else 0)
+        num_cached = timetable.state_at(num_seen).num_cached
+        held.append(Held(num_seen, num_cached, writer.num_bytes()))
         if on_progress is not None:
             on_progress(num_tokens)
 
     begun = time.perf_counter()
-    nll = score_tokens(model, token_ids, cache, chunk=chunk, on_progress=note)
+    nll = score(note)
     seconds = time.perf_counter() - begun
-    kept, layer_to_kept = _kept(cache)
+    by_pattern = kept_after(schedule, len(token_ids)).by_pattern
+    distinct = list(dict.fromkeys(tuple(by_pattern[pattern]) for pattern in schedule.patterns))
     reading = Reading(
         policy=policy,
         token_ids=tuple(token_ids),
         chunk=chunk,
         nll=tuple(nll),
         held=tuple(held),
-        compactions=cache.report().compactions,
-        kept=kept,
-        layer_to_kept=layer_to_kept,
+        compactions=writer.report().compactions,
+        kept=tuple(distinct),
+        layer_to_kept=tuple(distinct.index(tuple(by_pattern[p])) for p in schedule.patterns),
         seconds=seconds,
     )
-    return reading, cache
+    return reading, writer
 
 
 @torch.no_grad()
@@ -173,13 +201,7 @@ def score_tokens(
         InputError: too few tokens, or a chunk below 1.
         ModelError: the model gives something that is not a number.
     """
-    if len(token_ids) < 2:
-        raise InputError(
-            f"a text of {len(token_ids)} tokens cannot be scored, as the first is not predicted; "
-            "give at least 2"
-        )
-    if chunk < 1:
-        raise InputError(f"chunk={chunk} must be at least 1; try chunk=64")
+    _check(token_ids, chunk)
     ids = torch.tensor(token_ids, dtype=torch.long, device=model.device)[None]
     nll = torch.empty(len(token_ids) - 1)
     start = 0
@@ -192,6 +214,21 @@ def score_tokens(
         if on_progress is not None:
             on_progress(stop - start)
         start = stop
+    return _finite(model, nll)
+
+
+def _check(token_ids: Sequence[int], chunk: int) -> None:
+    if len(token_ids) < 2:
+        raise InputError(
+            f"a text of {len(token_ids)} tokens cannot be scored, as the first is not predicted; "
+            "give at least 2"
+        )
+    if chunk < 1:
+        raise InputError(f"chunk={chunk} must be at least 1; try chunk=64")
+
+
+def _finite(model: Any, nll: Tensor) -> list[float]:
+    """Scores of the tokens 1, 2, ... as plain numbers."""
     wrong = (~nll.isfinite()).nonzero()
     if len(wrong):
         token = int(wrong[0]) + 1
@@ -201,13 +238,6 @@ def score_tokens(
         )
     values: list[float] = nll.tolist()
     return values
-
-
-def _kept(cache: LaCache) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """The distinct lists of tokens held, and which of them each bounded layer has."""
-    layers = [tuple(cache.kept_tokens(index)) for index in cache.growing_layers]
-    distinct = list(dict.fromkeys(layers))
-    return tuple(distinct), tuple(distinct.index(tokens) for tokens in layers)
 
 
 def _by_position(found: Iterable[Bucket]) -> list[list[float]]:
