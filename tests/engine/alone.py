@@ -1,0 +1,19 @@
+"""What a text in an engine must equal: itself alone, over a transformers cache."""
+
+from typing import Any
+
+import torch
+
+from lacache import LaCache, Sampling, stream
+from lacache.core import LadderConfig, Plan
+
+PLAN = LadderConfig(capacity=24, span=2, overlap=1, sinks=2, recent=6, refill=3)
+
+
+def continued(
+    model: Any, text: list[int], num_new: int, plan: Plan = PLAN, sampling: Sampling | None = None
+) -> list[int]:
+    """The tokens that follow a text."""
+    cache = LaCache.from_model(model, plan)
+    prompt = torch.tensor([text])
+    return list(stream(model, prompt, cache, max_new_tokens=num_new, sampling=sampling))
