@@ -36,10 +36,14 @@ class Ragged:
         """Tokens in one segment, or fewer if a compaction comes before."""
         num_tokens = min(num_tokens, self.runner.store.rows[row].room())
         tokens = [self._token() for _ in range(num_tokens)]
-        found = self.runner.read(row, torch.tensor(tokens))
         sequence = self.rows[row]
+        before = len(sequence.text)
         sequence.text += tokens
-        sequence.logits[len(sequence.text)] = found
+        if self.random.random() < 0.5:
+            sequence.logits[len(sequence.text)] = self.runner.read(row, torch.tensor(tokens))
+            return
+        found = self.runner.read_all(row, torch.tensor(tokens))
+        sequence.logits |= {before + number: of_one for number, of_one in enumerate(found, 1)}
 
     def step(self, active: list[int]) -> None:
         tokens = [self._token() for _ in self.rows]

@@ -107,11 +107,11 @@ class Runner:
                 logits = self._step(self._model, ids, positions, cache, self._last_only)
         except Exception as error:
             # Whatever the compiler stumbles over: nothing was counted, so the step can run again.
-            reason = error.__cause__ or error
+            # The first paragraph says what a backend raised; the others are about debugging.
+            reason = " ".join(str(error).split("\n\n")[0].split())
             warnings.warn(
-                f"compiling failed ({type(reason).__name__}: {str(reason).strip().splitlines()[0]})"
-                ", so steps run uncompiled and slower; install a C++ compiler, or choose "
-                "compile=False to be spared this message",
+                f"compiling failed ({type(error).__name__}: {reason}), so steps run uncompiled and "
+                "slower; install a C++ compiler, or choose compile=False to be spared this message",
                 stacklevel=2,
             )
             self._backend, self._step = None, _forward
