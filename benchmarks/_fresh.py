@@ -44,8 +44,7 @@ def run_fresh(script: str, arguments: Sequence[str], *, timeout: float | None = 
     try:
         done = subprocess.run(
             [sys.executable, script, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             timeout=timeout,
         )

@@ -214,10 +214,8 @@ def main() -> int:
     """Measure, write, draw and print the record; 1 if memory was not flat."""
     given = parser(__doc__).parse_args()
     torch.set_num_threads(given.threads)
-    if given.quick:
-        record = measure(40_000, 20_000, rounds=4)
-    else:
-        record = measure(OLD, WARM_UP, ROUNDS)
+    sizes = (40_000, 20_000, 4) if given.quick else (OLD, WARM_UP, ROUNDS)
+    record = measure(*sizes)
     folder = results(quick=given.quick)
     write_record(folder / "endless.json", record)
     plot(record, folder / "endless.png")

@@ -5,8 +5,8 @@ random model whose work is nearly all attention (two layers of 256, narrow MLPs)
 dense over segmented; above 1 the segments are faster (targets: 0.9 and 5). "dense" is
 transformers' DynamicCache and the whole prompt in one forward, which computes only the last
 token's logits; "segmented" is the engine. Beside them the bytes of the cache and the most resident
-memory above what the loaded model takes. Every run is a process of its own, the ways in turns;
-medians.
+memory above what the loaded model takes, buffers included. Every run is a process of its own, the
+ways in turns; medians.
 """
 
 import argparse
@@ -115,10 +115,13 @@ def segmented(model: Any, plan: Any, segments: list[int]) -> Callable[[torch.Ten
 def run(case: str, way: str, num_tokens: int) -> Record:
     """Read once, here and now."""
     model, name, ids = CASES[case]["model"]()
+    with torch.no_grad():
+        model(ids[None, :WARM_UP], use_cache=False, logits_to_keep=1)
+    before = resident_bytes()
     segments: list[int] = []
     read = dense(model) if way == "dense" else segmented(model, CASES[case]["plans"][way], segments)
     read(ids[:WARM_UP])
-    before, is_own_peak = resident_bytes(), forget_peak()
+    is_own_peak = forget_peak()
     begun = time.perf_counter()
     cache_bytes = read(ids[:num_tokens])
     seconds = time.perf_counter() - begun
@@ -169,8 +172,12 @@ def compare(case: str, given: argparse.Namespace, note: Callable[[str], None]) -
             note(f"{case} {way}")
             done = run_fresh(
                 __file__,
-                [f"--case={case}", f"--way={way}", f"--tokens={num_tokens}"]
-                + [f"--threads={given.threads}"],
+                [
+                    f"--case={case}",
+                    f"--way={way}",
+                    f"--tokens={num_tokens}",
+                    f"--threads={given.threads}",
+                ],
             )
             if "error" in done:
                 raise SystemExit(f"error: {case} {way}: {done['error']}")

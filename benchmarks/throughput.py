@@ -1,0 +1,374 @@
+"""Throughput: many sequences at once, how many fit in memory, and what a long prompt costs others.
+
+Three measurements with the default model in bfloat16 and a budget of 512 tokens per layer, each in
+processes of its own, medians, the ways in turns:
+
+- rows: tokens per second of the engine, choosing greedily, with 1, 4, 16 and 64 sequences, eager
+  and (where the compiler's minutes fit) compiled; and of transformers' DynamicCache with as many
+  sequences of 2,048 tokens each, in a plain loop. The engine's speed is the same at any length;
+  the full cache's falls.
+- sessions: how many sequences of 32,768 tokens fit in a given memory, by arithmetic: of the full
+  cache, and of the engine, whose rows are then really allocated (as many as this machine lets) and
+  compared with the growth of resident memory.
+- wait: seconds between two tokens of a sequence that writes, alone and while a prompt of 4,096
+  tokens is read beside it in segments of at most 128; and seconds of reading that prompt at once.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+import psutil
+import torch
+from _fresh import parser, results, run_fresh
+from _memory import resident_bytes
+from rich.console import Console
+from rich.progress import Progress
+from transformers import DynamicCache
+
+from lacache.cache.facts import model_facts
+from lacache.engine.engine import Engine
+from lacache.engine.session import Session
+from lacache.evals.plots import drawing
+from lacache.evals.reading import model_record
+from lacache.evals.records import Record, environment, write_record
+from lacache.models import load_model
+from lacache.texts import load_text
+
+BUDGET = 512
+FILL = 600
+CONTEXT = 2_048
+LONG = 32_768
+ROWS = (1, 4, 16, 64)
+# Compiling takes about as long as all else that is measured.
+COMPILED_ROWS = (1, 16)
+ROUNDS = 4
+TOKENS_PER_BLOCK = {1: 16, 4: 8, 16: 5, 64: 3}
+PROMPT = 4_096
+SEGMENT = 128
+GIB = 2**30
+
+
+def default_model() -> tuple[Any, str, torch.Tensor]:
+    """SmolLM2-135M-Instruct in bfloat16, and a text of it."""
+    loaded = load_model(dtype="bfloat16", progress=False)
+    text = load_text("shakespeare:hamlet").content
+    ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+    return loaded.model, loaded.name, ids
+
+
+class Way(ABC):
+    """Writes a token to each of many sequences."""
+
+    cache_bytes: int
+    compile_seconds: float | None = None
+
+    @abstractmethod
+    def step(self) -> None:
+        """One token more in each sequence."""
+
+    @final
+    def block(self, num_tokens: int) -> list[float]:
+        """Seconds of each of some steps."""
+        seconds = []
+        for _ in range(num_tokens):
+            begun = time.perf_counter()
+            self.step()
+            seconds.append(time.perf_counter() - begun)
+        return seconds
+
+
+@final
+class OnEngine(Way):
+    """Sessions of an engine, all full, forked from one that has read a text."""
+
+    def __init__(self, model: Any, ids: torch.Tensor, rows: int, *, compiled: bool) -> None:
+        engine = Engine.from_model(model, budget=BUDGET, rows=rows, compile=compiled)
+        engine.warm_up()
+        self.compile_seconds = engine.compile_seconds
+        self.cache_bytes = engine.num_bytes
+        sessions = [engine.open()]
+        list(sessions[0].write(ids[:FILL], max_new_tokens=0))
+        sessions += [sessions[0].fork() for _ in range(rows - 1)]
+        self._streams = [session.write([]) for session in sessions]
+
+    def step(self) -> None:
+        """The first stream to want a token makes the engine compute one for all."""
+        for stream in self._streams:
+            next(stream)
+
+
+@final
+class WithFullCache(Way):
+    """Transformers' DynamicCache with made-up keys and values, and a plain greedy loop."""
+
+    def __init__(self, model: Any, rows: int, context: int) -> None:
+        self._model = model
+        self._cache = DynamicCache(config=model.config)
+        for layer in model_facts(model).growing:
+            shape = (rows, layer.num_heads, context)
+            keys = torch.randn(*shape, layer.key_size, dtype=model.dtype)
+            values = torch.randn(*shape, layer.value_size, dtype=model.dtype)
+            self._cache.update(keys, values, layer.index)
+        self.cache_bytes = rows * context * model_facts(model).bytes_per_token
+        self._tokens = [1] * rows
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One forward, one choice."""
+        ids = torch.tensor(self._tokens)[:, None]
+        output = self._model(
+            input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        )
+        self._tokens = output.logits[:, -1].float().argmax(dim=-1).tolist()
+
+
+def measure_rows(rows: int, *, compiled: bool, quick: bool) -> Record:
+    """All ways with that many sequences, in turns."""
+    model, name, ids = default_model()
+    ways: dict[str, Way] = {"engine": OnEngine(model, ids, rows, compiled=False)}
+    if compiled:
+        ways["engine, compiled"] = OnEngine(model, ids, rows, compiled=True)
+    ways["full cache"] = WithFullCache(model, rows, CONTEXT)
+    num_tokens = 2 if quick else TOKENS_PER_BLOCK.get(rows, 3)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(2 if quick else ROUNDS + 1):
+        for way in ways if number % 2 else reversed(ways):
+            block = ways[way].block(num_tokens)
+            if number > 0:
+                seconds[way] += block
+    return {
+        "model": model_record(model, name),
+        "rows": rows,
+        "ways": [
+            {
+                "way": way,
+                "tokens_per_second": round(rows / statistics.median(seconds[way]), 2),
+                "step_seconds": statistics.median(seconds[way]),
+                "cache_bytes": ways[way].cache_bytes,
+                "compile_seconds": ways[way].compile_seconds,
+                "step_seconds_runs": [round(s, 5) for s in seconds[way]],
+            }
+            for way in ways
+        ],
+    }
+
+
+def measure_sessions(memory: int) -> Record:
+    """Arithmetic, and rows that are really there."""
+    model, _, ids = default_model()
+    row_bytes = Engine.from_model(model, budget=BUDGET).row_bytes
+    full_bytes = LONG * model_facts(model).bytes_per_token
+    fit = memory // row_bytes
+    # Other programs need memory too.
+    possible = min(memory, int(0.6 * psutil.virtual_memory().available))
+    rows = max(1, possible // row_bytes)
+    before = resident_bytes()
+    engine = Engine.from_model(model, budget=BUDGET, rows=rows)
+    grown = resident_bytes() - before
+    with engine.open() as session:
+        begun = time.perf_counter()
+        next(session.write(ids[:8], max_new_tokens=1))
+        first = time.perf_counter() - begun
+    return {
+        "memory_bytes": memory,
+        "tokens_per_session": LONG,
+        "full_cache_session_bytes": full_bytes,
+        "full_cache_sessions": memory // full_bytes,
+        "engine_session_bytes": row_bytes,
+        "engine_sessions": fit,
+        "ratio": round(full_bytes / row_bytes, 2),
+        "allocated_rows": rows,
+        "allocated_bytes": engine.num_bytes,
+        "is_arithmetic_exact": engine.num_bytes == rows * row_bytes,
+        "resident_growth_bytes": grown,
+        "resident_over_arithmetic": round(grown / engine.num_bytes, 4),
+        "first_token_seconds": round(first, 3),
+    }
+
+
+def time_gaps(stream: Any, more: Callable[[], bool]) -> list[float]:
+    """Seconds between tokens, while `more` says so."""
+    gaps = []
+    while more():
+        begun = time.perf_counter()
+        next(stream)
+        gaps.append(time.perf_counter() - begun)
+    return gaps
+
+
+def gaps_beside(writer: Session, prompt: torch.Tensor | None, engine: Engine) -> Record:
+    """Seconds between a writer's tokens: 24 of them, or as long as a prompt is read beside it."""
+    segments: list[int] = []
+    with writer.fork() as session, session.write([]) as stream:
+        next(stream)
+        if prompt is None:
+            left = iter(range(24))
+            return {"gaps": time_gaps(stream, lambda: next(left, None) is not None)}
+        with engine.open() as reader:
+            reading = reader.write(prompt, max_new_tokens=0, on_progress=segments.append)
+            gaps = time_gaps(stream, lambda: sum(segments) < len(prompt))
+            list(reading)
+    return {"gaps": gaps, "segments": segments}
+
+
+def measure_wait(*, quick: bool) -> Record:
+    """A writer alone, and beside a reader, in turns; then the prompt in one forward."""
+    model, _, ids = default_model()
+    prompt = ids[: 512 if quick else PROMPT]
+    # The writer, the row that it is forked into, and the reader.
+    engine = Engine.from_model(model, budget=BUDGET, rows=3, segment=SEGMENT)
+    writer = engine.open()
+    list(writer.write(ids[:FILL], max_new_tokens=0))
+    alone: list[float] = []
+    beside: list[float] = []
+    segments: list[int] = []
+    gaps_beside(writer, None, engine)
+    for _ in range(1 if quick else 2):
+        alone += gaps_beside(writer, None, engine)["gaps"]
+        found = gaps_beside(writer, prompt, engine)
+        beside += found["gaps"]
+        segments += found["segments"]
+    with torch.no_grad():
+        begun = time.perf_counter()
+        model(prompt[None], past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
+        at_once = time.perf_counter() - begun
+    return {
+        "prompt_tokens": len(prompt),
+        "segment": SEGMENT,
+        "longest_segment": max(segments),
+        "mean_segment": round(statistics.fmean(segments), 1),
+        "alone_median_seconds": statistics.median(alone),
+        "alone_longest_seconds": max(alone),
+        "beside_median_seconds": statistics.median(beside),
+        "beside_longest_seconds": max(beside),
+        "longest_wait_ratio": round(max(beside) / max(alone), 2),
+        "prompt_at_once_seconds": at_once,
+        "alone_gaps": [round(s, 4) for s in alone],
+        "beside_gaps": [round(s, 4) for s in beside],
+    }
+
+
+def run_case(case: str, given: argparse.Namespace) -> Record:
+    """One measurement, here and now."""
+    if case == "sessions":
+        return measure_sessions(int(given.memory * GIB))
+    if case == "wait":
+        return measure_wait(quick=given.quick)
+    rows, _, compiled = case.partition("-")
+    return measure_rows(int(rows), compiled=bool(compiled), quick=given.quick)
+
+
+def plot(record: Record, path: Path) -> None:
+    """Draw the record."""
+    colours = {"engine": "#0072B2", "engine, compiled": "#D55E00", "full cache": "#444444"}
+    with drawing(path, 13, 4.4) as figure:
+        speed, fit, wait = figure.subplots(1, 3, width_ratios=[1.2, 0.8, 1.2])
+        for way, colour in colours.items():
+            points = [
+                (case["rows"], found["tokens_per_second"])
+                for case in record["rows"]
+                for found in case.get("ways", [])
+                if found["way"] == way
+            ]
+            if points:
+                label = f"{way} at {CONTEXT:,} tokens" if way == "full cache" else way
+                speed.plot(*zip(*points, strict=True), color=colour, marker="o", label=label)
+        speed.set_xscale("log", base=4)
+        speed.set_yscale("log")
+        speed.set_xticks([case["rows"] for case in record["rows"]])
+        speed.xaxis.set_major_formatter("{x:.0f}")
+        speed.yaxis.set_major_formatter("{x:g}")
+        speed.set_xlabel("sequences at once")
+        speed.set_ylabel("tokens per second, all together")
+        speed.set_title("Throughput")
+        speed.legend(loc="upper left")
+        sessions = record["sessions"]
+        counts = [sessions["full_cache_sessions"], sessions["engine_sessions"]]
+        bars = fit.bar(["full cache", f"engine\nbudget {BUDGET}"], counts, width=0.6)
+        for bar, colour in zip(bars, ("#444444", "#0072B2"), strict=True):
+            bar.set_color(colour)
+        fit.bar_label(bars, [f"{count:,}" for count in counts], padding=3)
+        fit.set_ylim(0, 1.15 * max(counts))
+        fit.set_ylabel(f"sessions of {LONG:,} tokens")
+        fit.set_title(f"What fits in {sessions['memory_bytes'] / GIB:g} GiB")
+        fit.grid(visible=False, axis="x")
+        found = record["wait"]
+        for name, colour in (("alone", "#444444"), ("beside", "#D55E00")):
+            gaps = found[f"{name}_gaps"]
+            label = "alone" if name == "alone" else f"while {found['prompt_tokens']:,} are read"
+            wait.plot(
+                gaps,
+                color=colour,
+                linewidth=1.2,
+                label=f"{label}: at most {found[f'{name}_longest_seconds']:.2f} s",
+            )
+        wait.axhline(
+            found["prompt_at_once_seconds"],
+            color="#8A8A8A",
+            linestyle="--",
+            label=f"prompt in one forward: {found['prompt_at_once_seconds']:.1f} s",
+        )
+        wait.set_yscale("log")
+        wait.yaxis.set_major_formatter("{x:g}")
+        wait.set_xlabel("token of the sequence that writes")
+        wait.set_ylabel("seconds since the token before")
+        wait.set_title("Waiting for a token")
+        wait.legend(loc="best")
+
+
+def measure(given: argparse.Namespace) -> Record:
+    """Every case in a process of its own."""
+    rows = (1, 4) if given.quick else ROWS
+    compiled = () if given.quick or given.no_compile else COMPILED_ROWS
+    cases = [f"{number}-compiled" if number in compiled else str(number) for number in rows]
+    found: dict[str, Record] = {}
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("throughput", total=len(cases) + 2)
+        for case in [*cases, "sessions", "wait"]:
+            progress.update(task, description=case)
+            options = [f"--case={case}", f"--threads={given.threads}", f"--memory={given.memory}"]
+            found[case] = run_fresh(__file__, options + ["--quick"] * given.quick)
+            if "error" in found[case]:
+                raise SystemExit(f"error: {case}: {found[case]['error']}")
+            progress.advance(task)
+    return {
+        "benchmark": "throughput",
+        "model": found[cases[0]].pop("model"),
+        "budget": BUDGET,
+        "full_cache_context": CONTEXT,
+        "rows": [{k: v for k, v in found[case].items() if k != "model"} for case in cases],
+        "sessions": found["sessions"],
+        "wait": found["wait"],
+        "environment": environment(),
+    }
+
+
+def main() -> None:
+    """Measure, write, draw and print the record."""
+    options = parser(__doc__)
+    options.add_argument("--memory", type=float, default=16.0, help="for sessions, in GiB")
+    options.add_argument("--no-compile", action="store_true", help="leave out compiled steps")
+    options.add_argument("--case", help="one measurement, and write nothing")
+    given = options.parse_args()
+    if given.quick:
+        given.memory = min(given.memory, 1.0)
+    torch.set_num_threads(given.threads)
+    if given.case:
+        print(json.dumps(run_case(given.case, given)))
+        return
+    record = measure(given)
+    folder = results(quick=given.quick)
+    write_record(folder / "throughput.json", record)
+    plot(record, folder / "throughput.png")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
