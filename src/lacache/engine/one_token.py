@@ -26,7 +26,7 @@ class OneTokenLinear(nn.Module):
             return nn.functional.linear(states, self.weight, self.bias)
         vector = states.reshape(-1)
         product = (
-            _loop(self.weight, vector)
+            in_memory(dot_rows(self.weight, vector).to(states.dtype))
             if torch.compiler.is_compiling()
             else torch.mv(self.weight, vector)
         )
@@ -48,13 +48,12 @@ def pays(model: Any, rows: int) -> bool:
     return rows == 1 and model.device.type == "cpu"
 
 
-def _loop(weight: Tensor, vector: Tensor) -> Tensor:
-    """Weight [O, I] times vector [I], added up in float32: [O]."""
-    product = (weight.float() * _in_memory(vector.float())).sum(-1).to(weight.dtype)
-    return _in_memory(product)
+def dot_rows(weight: Tensor, vector: Tensor) -> Tensor:
+    """Weight [O, I] times vector [I], multiplied and added up in float32: [O]."""
+    return (weight.float() * in_memory(vector.float())).sum(-1)
 
 
-def _in_memory(vector: Tensor) -> Tensor:
+def in_memory(vector: Tensor) -> Tensor:
     """The vector itself, computed before it is used.
 
     Else the compiler would compute what leads to it, such as a norm, again for every output.

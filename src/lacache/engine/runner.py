@@ -16,6 +16,7 @@ from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.store import StaticStore
 from lacache.core.schedule import Plan
 from lacache.engine import one_token
+from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
 
 Backend = str | Callable[..., Any]
@@ -31,6 +32,7 @@ class Runner:
         rows: how many sequences there is room for.
         backend: of torch.compile, for steps; None runs them eagerly.
         kv_dtype: what keys and values are stored in; see StaticShape.
+        weights: "int8" quantizes those of linear layers, in a copy; None takes the model's.
     """
 
     def __init__(
@@ -40,10 +42,13 @@ class Runner:
         rows: int,
         backend: Backend | None,
         kv_dtype: str | None = None,
+        weights: str | None = None,
     ) -> None:
         self.shape = StaticShape(model_facts(model), plan, kv_dtype)
         self.fingerprint = fingerprint(model)
         self._model, attend = private_model(model)
+        if weights is not None:
+            quantize_weights(self._model, weights)
         self._last_only = (
             {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
         )
