@@ -287,6 +287,13 @@ def scaled() -> Any:
     return tiny_model("llama", rope_parameters=rope)
 
 
+def in_int8() -> Engine:
+    """Says that it is, so that no extra is needed."""
+    runner = Runner(model(), LADDER, 2, None)
+    runner.weights = "int8"
+    return Engine(runner, None)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -314,8 +321,12 @@ def scaled() -> Any:
             lambda: Engine(Runner(model(), LADDER, 2, None, "int8"), None),
             'saved with kv_dtype=null, and .* has kv_dtype="int8"; make the engine with the',
         ),
+        (
+            in_int8,
+            'saved with weights=null, and .* has weights="int8"; make the engine with the',
+        ),
     ],
-    ids=["weights", "family", "positions", "plan", "dtype", "kv_dtype"],
+    ids=["model", "family", "positions", "plan", "dtype", "kv_dtype", "weights"],
 )
 def test_snapshots_of_something_else_are_refused(
     saved: Path, make: Callable[[], Engine], message: str

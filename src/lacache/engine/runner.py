@@ -46,6 +46,7 @@ class Runner:
     ) -> None:
         self.shape = StaticShape(model_facts(model), plan, kv_dtype)
         self.fingerprint = fingerprint(model)
+        self.weights = weights
         self._model, attend = private_model(model)
         if weights is not None:
             quantize_weights(self._model, weights)

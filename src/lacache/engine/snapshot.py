@@ -17,6 +17,7 @@ from lacache.engine.snapshot_file import Header, read_snapshot, write_snapshot
 _REMEDIES = {
     "dtype": "load the model in the snapshot's type",
     "kv_dtype": "make the engine with the snapshot's kv_dtype",
+    "weights": "make the engine with the snapshot's weights",
     "model": "load the model with which it was saved",
     "positions": "load the model with the configuration with which it was saved",
     "plan": "make the engine with the snapshot's plan: read_plan(read_header(path)['plan'])",
@@ -89,6 +90,7 @@ def _asked_of(runner: Runner) -> Header:
     asked = {
         "dtype": _name(shape.facts.dtype),
         "kv_dtype": shape.kv_dtype,
+        "weights": runner.weights,
         "model": runner.fingerprint,
         # The same weights may be told to rotate keys in another way.
         "positions": config.rope_parameters,
