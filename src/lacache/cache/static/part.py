@@ -38,7 +38,6 @@ class Part:
         """Do what a compaction or other positions ask; `tables` are for the leading slots."""
         slots = None if move.surviving is None else move.surviving[self.pattern]
         if slots is not None:
-            slots = slots.to(self.values.tensors()[0].device)
             self.values.keep(row, slots)
         if self.came_in is None or self.turns is None or tables is None:
             if slots is not None:

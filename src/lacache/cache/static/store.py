@@ -1,6 +1,7 @@
 """The buffers of all layers and rows, and the forwards that read and write them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -49,6 +50,7 @@ class StaticStore:
             for layer in shape.facts.sliding
         }
         self._inputs = self._make_inputs()
+        self._fix_addresses()
         self._step_cache = self._make_cache(
             lambda parts: StepLayer(attend, parts, self._inputs),
             lambda ring: StepRing(attend, ring, self._inputs),
@@ -93,17 +95,18 @@ class StaticStore:
         self._reading = []
         inputs = self._inputs
         is_active = set(active)
-        inputs.active.copy_(torch.tensor([row in is_active for row in range(len(self.rows))]))
-        inputs.positions.copy_(torch.tensor([[row.next_position()] for row in self.rows]))
+        _set(inputs.active, [row in is_active for row in range(len(self.rows))])
+        _set(inputs.positions, [[row.next_position()] for row in self.rows])
         for number, slots in enumerate(inputs.slots):
             last = inputs.visible[number].shape[-1] - 1
             held = [row.groups[number].state.num_cached for row in self.rows]
-            slots.copy_(torch.tensor([min(slot, last) for slot in held]))
+            _set(slots, [min(slot, last) for slot in held])
             _show_up_to(inputs.visible[number], slots)
         for window, slots in inputs.ring_slots.items():
-            seen = torch.tensor([row.num_seen for row in self.rows], device=self.device)
-            slots.copy_(seen % window)
-            _show_up_to(inputs.ring_visible[window], seen)
+            # All are visible once the window is full.
+            _set(slots, [min(row.num_seen, window) for row in self.rows])
+            _show_up_to(inputs.ring_visible[window], slots)
+            _set(slots, [row.num_seen % window for row in self.rows])
         return self._step_cache, inputs.positions
 
     def commit(self, row: int, num_new: int) -> None:
@@ -136,6 +139,8 @@ class StaticStore:
     def move_group(self, row: int, number: int, move: Move) -> None:
         """Do in every layer of a group what its counts ask."""
         tables: dict[tuple[int, int], Tables] = {}
+        if move.surviving is not None:
+            move = replace(move, surviving=move.surviving.to(self.device))
         for part in self._all_parts():
             if part.group != number:
                 continue
@@ -149,6 +154,17 @@ class StaticStore:
                 num_moved = int(moved[-1]) + 1 if len(moved) else 0
                 tables[key] = part.turns.tables(shifts[:num_moved])
             part.move(row, move, tables[key])
+
+    def _fix_addresses(self) -> None:
+        """Tell the compiler that nothing that a step reads or writes ever moves in memory.
+
+        CUDA graphs are given up for a step that writes to any other input.
+        """
+        inputs = self._inputs
+        by_window = (*inputs.ring_slots.values(), *inputs.ring_visible.values())
+        ours = (inputs.positions, inputs.active, *inputs.slots, *inputs.visible, *by_window)
+        for tensor in (*ours, *(t for buffer in self._buffers() for t in buffer.tensors())):
+            torch._dynamo.mark_static_address(tensor)
 
     def _new_row(self) -> Row:
         return Row(self._compactions, count_on=self.shape.facts.has_native)
@@ -231,6 +247,12 @@ def _native_layers(config: Any) -> list[Any]:
     from transformers import DynamicCache
 
     return list(DynamicCache(config=config).layers)
+
+
+def _set(target: Tensor, numbers: list[Any]) -> None:
+    """Fill a tensor, and do not wait for a GPU that is busy."""
+    source = torch.tensor(numbers, dtype=target.dtype, pin_memory=target.is_cuda)
+    target.copy_(source, non_blocking=True)
 
 
 def _show_up_to(visible: Tensor, last: Tensor) -> None:

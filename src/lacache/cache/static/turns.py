@@ -25,11 +25,10 @@ class Turns:
         self._cos, self._sin = cos[0], sin[0]
 
     def tables(self, shifts: Tensor) -> Tables:
-        """Tables [1, N, d] for `shifts` [N] positions."""
-        shifts = shifts.to(self._device)
+        """Tables [1, N, d] for `shifts` [N] positions, on the CPU."""
         if len(shifts) and int(shifts.abs().max()) > self._reach:
-            return self._rotation.tables(shifts)
-        rows = shifts + self._reach
+            return self._rotation.tables(shifts.to(self._device))
+        rows = (shifts + self._reach).to(self._device)
         return self._cos[rows][None], self._sin[rows][None]
 
     def rotate(self, keys: Tensor, tables: Tables) -> Tensor:

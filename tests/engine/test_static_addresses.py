@@ -1,0 +1,69 @@
+"""What CUDA graphs ask of a step, as far as it shows without a GPU."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._guards import TracingContext
+
+from lacache.core import Group, Groups, LadderConfig, Plan, SinkWindow
+from lacache.engine.runner import Runner
+from tests.cache.tiny_models import tiny_model
+
+BY_HEAD = Groups(
+    (
+        Group(LadderConfig(capacity=24, span=1, sinks=2, recent=4, refill=4), (1, (3, 0), (0, 1))),
+        Group(SinkWindow(9, 2, refill=3), ((0, 0), (3, 1))),
+        Group(SinkWindow(14, 1), (2, 4)),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "plan", "kv_dtype"),
+    [
+        ("llama", {}, BY_HEAD, "int8"),
+        (
+            "gemma3",
+            {
+                "num_hidden_layers": 3,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            },
+            LadderConfig(capacity=16, span=1, sinks=2, refill=2),
+            None,
+        ),
+    ],
+    ids=["llama", "gemma3"],
+)
+def test_a_step_writes_only_to_tensors_that_never_move(
+    family: str, changes: dict[str, Any], plan: Plan, kv_dtype: str | None
+) -> None:
+    """Else the compiler gives CUDA graphs up, and says so only in its log."""
+    found: list[tuple[set[int], set[int], list[Tensor]]] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        context = TracingContext.try_get()
+        assert context is not None
+        facts = context.fw_metadata
+        assert facts is not None
+        written = set(facts.mutated_inp_runtime_indices)
+        found.append((written, set(facts.static_input_indices), inputs))
+        return graph.forward
+
+    tiny = tiny_model(family, **changes)
+    runner = Runner(tiny, plan, 3, aot_autograd(fw_compiler=compiler), kv_dtype)
+    runner.warm_up()
+    [(written, static, inputs)] = found
+    buffers = sum(len(buffer.tensors()) for buffer in runner.store._buffers())
+    unrotated = sum(
+        len(part.came_in.tensors())
+        for part in runner.store._all_parts()
+        if part.came_in is not None
+    )
+    assert len(written) == buffers - unrotated
+    assert written <= static
+    # All but the tokens is at fixed addresses, so nothing else is copied for a replay.
+    moving = [inputs[number] for number in set(range(len(inputs))) - static]
+    assert [tensor.shape for tensor in moving] == [(3, 1)]
