@@ -1,0 +1,99 @@
+"""Memory that is known before it is taken, and what fixed memory cannot hold."""
+
+from functools import cache as memoize
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, BambaConfig
+
+from lacache.cache.facts import model_facts
+from lacache.cache.static.shape import StaticShape
+from lacache.core import Full, Group, Groups, LadderConfig, SinkWindow
+from lacache.core.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
+from lacache.engine.runner import Runner
+from tests.cache.static.plans import plans
+from tests.cache.tiny_models import FAMILIES, SHAPE, tiny_model
+
+LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+
+
+@memoize
+def model(family: str) -> Any:
+    return tiny_model(family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data(), rows=st.integers(1, 4))
+@settings(max_examples=3)
+def test_bytes_are_those_of_the_buffers(family: str, data: Any, rows: int) -> None:
+    facts = model_facts(model(family))
+    heads = facts.num_heads
+    # Attention sinks are a number for each head, which parts of a layer cannot share.
+    plan = LADDER if family == "gpt-oss" else data.draw(plans(len(heads), heads[0]))
+    store = Runner(model(family), plan, rows, None).store
+    assert StaticShape(facts, plan).row_bytes * rows == store.num_bytes
+    tensors = [
+        *(
+            t
+            for parts in store.parts.values()
+            for part in parts
+            for b in part.buffers
+            for t in b.tensors()
+        ),
+        *(
+            t
+            for ring in store.rings.values()
+            for b in (ring.keys, ring.values)
+            for t in b.tensors()
+        ),
+    ]
+    assert len({t.data_ptr() for t in tensors}) == len(tensors)
+    assert sum(t.untyped_storage().nbytes() for t in tensors) == store.num_bytes
+
+
+def test_bytes_by_hand() -> None:
+    # 2 KV heads of 8 numbers in 4 bytes, keys twice.
+    assert StaticShape(model_facts(model("llama")), LADDER).row_bytes == 5 * 16 * 3 * 2 * 8 * 4
+    # A layer without positions has its keys once.
+    without = StaticShape(model_facts(model("smollm3")), LADDER).row_bytes
+    assert without == (4 * 3 + 2) * 16 * 2 * 8 * 4
+    # Three windows of 8 tokens, keys once.
+    mixed = StaticShape(model_facts(model("gemma3")), LADDER).row_bytes
+    assert mixed == (4 * 3 * 16 + 3 * 2 * 8) * 2 * 8 * 4
+    half = model_facts(tiny_model("llama").bfloat16())
+    assert StaticShape(half, LADDER).row_bytes == 5 * 16 * 3 * 2 * 8 * 2
+
+
+@pytest.mark.parametrize(
+    "plan", [Full(), Groups((Group(SinkWindow(9), (0, 1, 2)), Group(Full(), (3, 4))))], ids=repr
+)
+def test_a_plan_that_keeps_everything(plan: Any) -> None:
+    with pytest.raises(ConfigError, match=r"keeps every token.*give a budget.*LaCache.from_model"):
+        StaticShape(model_facts(model("llama")), plan)
+
+
+def test_layers_with_a_state() -> None:
+    torch.manual_seed(0)
+    config = BambaConfig(
+        **SHAPE | {"num_hidden_layers": 6},
+        attn_layer_indices=[1, 3, 5],
+        mamba_d_state=8,
+        mamba_n_heads=4,
+        mamba_d_head=16,
+        mamba_n_groups=1,
+    )
+    tiny = AutoModelForCausalLM.from_config(config).eval()
+    # Some versions of transformers cannot read such a model in pieces at all.
+    message = "layer 0 is linear attention.*LaCache.from_model|in pieces"
+    with pytest.raises(UnsupportedModelError, match=message):
+        Runner(tiny, SinkWindow(9), 1, None)
+
+
+def test_parts_of_a_layer_cannot_share_sinks_of_attention() -> None:
+    plan = Groups((Group(SinkWindow(9), (1, 2, 3, (0, 0))), Group(SinkWindow(12), ((0, 1),))))
+    runner = Runner(model("gpt-oss"), plan, 1, None)
+    with pytest.raises(UnsupportedOperationError, match="use groups of whole layers"):
+        runner.step([3], [0])
