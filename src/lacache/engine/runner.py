@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lacache.cache.facts import model_facts
 from lacache.cache.fingerprint import fingerprint
+from lacache.cache.static.attention import Attend
 from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.store import StaticStore
 from lacache.core.schedule import Plan
@@ -20,6 +21,9 @@ from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
 
 Backend = str | Callable[..., Any]
+
+# With CUDA graphs the first run compiles, the second records, and the third plays.
+_WARM_UPS_ON_GPU = 3
 
 
 @final
@@ -33,6 +37,7 @@ class Runner:
         backend: of torch.compile, for steps; None runs them eagerly.
         kv_dtype: what keys and values are stored in; see StaticShape.
         weights: "int8" quantizes those of linear layers, in a copy; None takes the model's.
+        attend: how to attend; None is as the model does.
     """
 
     def __init__(
@@ -43,17 +48,18 @@ class Runner:
         backend: Backend | None,
         kv_dtype: str | None = None,
         weights: str | None = None,
+        attend: Attend | None = None,
     ) -> None:
         self.shape = StaticShape(model_facts(model), plan, kv_dtype)
         self.fingerprint = fingerprint(model)
         self.weights = weights
-        self._model, attend = private_model(model)
+        self._model, own = private_model(model)
         if weights is not None:
             quantize_weights(self._model, weights)
         self._last_only = (
             {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
         )
-        self.store = StaticStore(self.shape, rows, attend, model.device)
+        self.store = StaticStore(self.shape, rows, attend or own, model.device)
         if one_token.pays(model, rows):
             one_token.use_one_token_linear(self._model)
         self._step: Callable[..., Tensor] = _forward
@@ -92,15 +98,22 @@ class Runner:
             Logits [rows, V], of active rows.
         """
         cache, positions = self.store.begin_step(active)
-        ids = torch.tensor(tokens, device=self.store.device)[:, None]
+        # From pinned memory, so as not to wait for a GPU that is busy.
+        ids = torch.tensor(tokens, pin_memory=self._on_gpu)[:, None]
+        ids = ids.to(self.store.device, non_blocking=True)
         logits = self._run_step(ids, positions, cache)
         for row in active:
             self.store.commit(row, 1)
         return logits
 
     def warm_up(self) -> None:
-        """Run a step of no rows, which compiles it where that is wanted."""
-        self.step([0] * len(self.store.rows), [])
+        """Run steps of no rows, which compiles them where that is wanted."""
+        for _ in range(_WARM_UPS_ON_GPU if self._on_gpu else 1):
+            self.step([0] * len(self.store.rows), [])
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.store.device.type == "cuda"
 
     def _run_step(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
         if self._backend is None or self.compile_seconds is not None:
@@ -129,9 +142,8 @@ class Runner:
         # torch keeps what it compiled by code object, and gives up after a few that differ; so
         # each engine has one of its own.
         own = FunctionType(_forward.__code__.replace(), _forward.__globals__)
-        on_gpu = self.store.device.type == "cuda" and backend == "inductor"
         # "reduce-overhead" is CUDA graphs.
-        mode = "reduce-overhead" if on_gpu else None
+        mode = "reduce-overhead" if self._on_gpu and backend == "inductor" else None
         return torch.compile(own, backend=backend, mode=mode, fullgraph=True, dynamic=False)
 
 
