@@ -1,0 +1,157 @@
+"""Compaction: its share of the time of decoding, and how much of it is rotation.
+
+Metric: seconds inside the store's compactions over seconds of all steps, in per cent, while the
+engine writes with full caches and compactions fall due as often as they do for ever; and seconds of
+turning keys to their new slots, tables included, likewise. Decoding is compiled, compactions are
+not. At most 2 is the target. The paper's ladder with refill 1 compacts before every token: the
+worst case.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from _fresh import parser, results
+from _plots import plot_compaction
+from _steppers import EngineStepper, large_model, random_tokens
+from rich.console import Console
+
+from lacache.cache.facts import model_facts
+from lacache.cache.profiles import model_profile
+from lacache.core.presets import preset_plan
+from lacache.core.schedule import Plan
+from lacache.evals.reading import model_record
+from lacache.evals.records import Record, environment, write_record
+from lacache.models import load_model
+
+BUDGET = 512
+TARGET_PERCENT = 2.0
+STEPS = 204
+"""Whole cycles of what decides: about four of the ladder's 50 tokens, four of a refill of 51."""
+
+
+@final
+class Clock:
+    """Adds up the seconds of all calls of some functions."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.calls = 0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with its time noted."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - begun
+                self.calls += 1
+
+        return call
+
+
+def plans(model: Any) -> dict[str, Plan]:
+    """What is measured of a model, by label."""
+    num_heads = model_facts(model).num_heads
+    profile = model_profile(model)
+    ladder = preset_plan("local", BUDGET, num_heads, None)
+    found = {f"one ladder, refill {BUDGET // 10}": ladder}
+    if profile is not None:
+        # Without a profile both are the ladder above.
+        for name in ("balanced", "local"):
+            found[f"preset {name}"] = preset_plan(name, BUDGET, num_heads, profile)
+    found["preset paper: S 15, O 0, refill 1" if len(num_heads) == 30 else "preset paper"] = (
+        preset_plan("paper", BUDGET, num_heads, None)
+    )
+    return found
+
+
+def measure(model: Any, plan: Plan, steps: int, backend: str) -> Record:
+    """Decode some tokens with full caches."""
+    groups = plan.bind_groups(model_facts(model).num_heads)
+    fill = max(group.schedule.capacity for group in groups) + 100
+    stepper = EngineStepper(model, plan, fill, backend)
+    store = stepper.runner.store
+    moving, turning = Clock(), Clock()
+    # Only these objects: what they call is theirs, and nothing else sees the clocks.
+    vars(store)["_move"] = moving.timed(store._move)
+    turns = {
+        id(part.turns): part.turns
+        for parts in store.parts.values()
+        for part in parts
+        if part.turns is not None
+    }
+    for one in turns.values():
+        vars(one)["rotate"] = turning.timed(one.rotate)
+        vars(one)["tables"] = turning.timed(one.tables)
+    stepper.timed([0, 0])
+    before = stepper.compactions
+    moving.seconds = turning.seconds = 0.0
+    took, compacted = stepper.timed(random_tokens(model, steps).tolist())
+    seconds = sum(took) / 1e3
+    return {
+        "groups": len(groups),
+        "slots_computed": sum(g.schedule.capacity * g.num_heads for g in groups),
+        "tokens": steps,
+        "ms_per_token": round(1e3 * seconds / steps, 4),
+        "compactions_of_groups": stepper.compactions - before,
+        "steps_with_compactions": len(compacted),
+        "ms_per_step_with_compactions": round(1e3 * moving.seconds / max(1, len(compacted)), 4),
+        "share_percent": round(100 * moving.seconds / seconds, 3),
+        "rotation_share_percent": round(100 * turning.seconds / seconds, 3),
+        "rotation_of_compaction_percent": round(100 * turning.seconds / moving.seconds, 2),
+        "is_met": 100 * moving.seconds / seconds <= TARGET_PERCENT,
+        "compile_seconds": None
+        if stepper.compile_seconds is None
+        else round(stepper.compile_seconds, 1),
+    }
+
+
+def main() -> None:
+    """Measure every plan with both models, write the record, draw it, print it."""
+    options = parser(__doc__)
+    options.add_argument("--backend", default="inductor", help="of torch.compile")
+    options.add_argument("--steps", type=int, default=STEPS)
+    options.add_argument("--small", action="store_true", help="with the default model alone")
+    given = options.parse_args()
+    backend = None if given.backend == "none" else given.backend
+    torch.set_num_threads(given.threads)
+    console = Console(stderr=True)
+    begun = time.perf_counter()
+    loaded = load_model(dtype="bfloat16")
+    models: list[tuple[Any, str]] = [(loaded.model, loaded.name)]
+    if not (given.small or given.quick):
+        models.append((large_model(), "random Llama"))
+    rows = []
+    for model, name in models:
+        for label, plan in plans(model).items():
+            steps = 60 if given.quick else given.steps
+            row = measure(model, plan, steps, backend)
+            rows.append({"model": name, "plan": label, "settings": str(plan), **row})
+            console.print(
+                f"{name}, {label}: {row['share_percent']} % compaction, "
+                f"{row['rotation_share_percent']} % rotation, {row['ms_per_token']} ms"
+            )
+            torch.compiler.reset()
+    record = {
+        "benchmark": "compaction",
+        "budget": BUDGET,
+        "target_percent": TARGET_PERCENT,
+        "backend": given.backend,
+        "models": [model_record(model, name) for model, name in models],
+        "rows": rows,
+        "environment": environment(),
+    }
+    folder = results(quick=given.quick)
+    write_record(folder / "compaction.json", record)
+    plot_compaction(record, folder / "compaction.png")
+    console.print(f"{time.perf_counter() - begun:.0f} s; {folder / 'compaction.json'}")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

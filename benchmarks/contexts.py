@@ -1,0 +1,157 @@
+"""Contexts: the time of one token, and the memory, after 1K to 32K tokens.
+
+Metric: wall-clock time of a decode step, greedy choice included, after so many tokens: of this
+engine at a budget of 512 tokens per layer, which reads them all first (random ones, as a clock does
+not see what they say; once, and each round starts from a copy of what it held then), and of
+transformers' DynamicCache, filled with as many random keys and values. The engine runs compiled,
+as it is meant to, and not compiled, as a dynamic cache must. Rounds in turns, in one process.
+"""
+
+import json
+import statistics
+import time
+from typing import Any
+
+import torch
+from _fresh import parser, results
+from _plots import plot_contexts
+from _steppers import DynamicCacheStepper, EngineStepper, Stepper, random_tokens
+from rich.console import Console
+from rich.progress import Progress
+
+from lacache.cache.facts import model_facts
+from lacache.cache.static.row_state import RowState
+from lacache.core.presets import preset_plan
+from lacache.evals.reading import model_record
+from lacache.evals.records import Record, environment, write_record
+from lacache.models import load_model
+
+BUDGET = 512
+CONTEXTS = (1_024, 4_096, 16_384, 32_768)
+ROUNDS = 3
+STEPS = 50
+"""Compactions of this ladder come round again after 50 tokens."""
+WARM_STEPS = 2
+READ_SECONDS = 120.0
+THEIRS = "DynamicCache"
+
+
+def read_up(
+    reader: EngineStepper, tokens: Any, contexts: list[int], seconds: float, progress: Progress
+) -> dict[int, RowState]:
+    """Read on, and copy what is held after each of so many tokens.
+
+    Contexts that would take longer than `seconds` in all are left out.
+    """
+    task = progress.add_task("reading", total=contexts[-1])
+    states: dict[int, RowState] = {}
+    begun = time.perf_counter()
+    seen = 0
+    for context in contexts:
+        while seen < context:
+            if seen and time.perf_counter() - begun > seconds:
+                return states
+            stop = min(seen + 512, context)
+            reader.read(tokens[seen:stop])
+            seen = stop
+            progress.update(task, completed=seen)
+        states[context] = reader.state()
+    return states
+
+
+def main() -> None:
+    """Measure, write the record, draw it, print it."""
+    options = parser(__doc__)
+    options.add_argument("--backend", default="inductor", help="of torch.compile")
+    options.add_argument("--rounds", type=int, default=ROUNDS)
+    options.add_argument(
+        "--read-seconds", type=float, default=READ_SECONDS, help="most for reading"
+    )
+    given = options.parse_args()
+    rounds, steps, contexts = given.rounds, STEPS, list(CONTEXTS)
+    if given.quick:
+        rounds, steps, contexts = 1, 4, [1_024, 2_048]
+    torch.set_num_threads(given.threads)
+    begun = time.perf_counter()
+    loaded = load_model(dtype="bfloat16")
+    model = loaded.model
+    plan = preset_plan("local", BUDGET, model_facts(model).num_heads, None)
+    ours = {
+        "engine": EngineStepper(model, plan, 0, given.backend),
+        "engine, not compiled": EngineStepper(model, plan, 0, None),
+    }
+    tokens = random_tokens(model, contexts[-1])
+    console = Console(stderr=True)
+    with Progress(console=console) as progress:
+        reader = ours["engine, not compiled"]
+        states = read_up(reader, tokens, contexts, given.read_seconds, progress)
+        left_out = [context for context in contexts if context not in states]
+        task = progress.add_task("rounds", total=rounds * len(contexts) * (len(ours) + 1))
+        found: dict[str, dict[int, Record]] = {name: {} for name in (*ours, THEIRS)}
+        theirs = {c: DynamicCacheStepper(model, c, rewinds=False) for c in contexts}
+        for _ in range(rounds):
+            for context in contexts:
+                turns: dict[str, Stepper] = {THEIRS: theirs[context]}
+                if context in states:
+                    for name, stepper in ours.items():
+                        stepper.go_to(states[context])
+                        turns[name] = stepper
+                for name, stepper in turns.items():
+                    stepper.timed(tokens[:WARM_STEPS].tolist())
+                    took, _ = stepper.timed(tokens[:steps].tolist())
+                    point = found[name].setdefault(
+                        context, {"context": context, "cache_bytes": 0, "rounds": []}
+                    )
+                    point["cache_bytes"] = max(point["cache_bytes"], stepper.cache_bytes)
+                    point["rounds"].append([round(ms, 3) for ms in took])
+                    progress.advance(task)
+                    progress.console.print(
+                        f"{name} after {context:,}: {statistics.median(took):.1f} ms"
+                    )
+    ways = {name: [_summed(points[c]) for c in sorted(points)] for name, points in found.items()}
+    record = {
+        "benchmark": "contexts",
+        "model": model_record(model, loaded.name),
+        "budget": BUDGET,
+        "plan": str(plan),
+        "backend": given.backend,
+        "compile_seconds": round(ours["engine"].compile_seconds or 0.0, 1),
+        "left_out": left_out,
+        "ways": ways,
+        "theirs_over_ours": _ratios(ways),
+        "environment": environment(),
+    }
+    folder = results(quick=given.quick)
+    write_record(folder / "contexts.json", record)
+    plot_contexts(record, folder / "contexts.png")
+    console.print(f"{time.perf_counter() - begun:.0f} s; {folder / 'contexts.json'}")
+    print(json.dumps(record))
+
+
+def _summed(point: Record) -> Record:
+    took = [ms for one in point["rounds"] for ms in one]
+    return {
+        "context": point["context"],
+        "median_ms": round(statistics.median(took), 4),
+        "mean_ms": round(statistics.fmean(took), 4),
+        "cache_bytes": point["cache_bytes"],
+        "rounds": point["rounds"],
+    }
+
+
+def _ratios(ways: dict[str, list[Record]]) -> list[Record]:
+    """By context: time and memory of the DynamicCache over the engine's."""
+    theirs = {point["context"]: point for point in ways[THEIRS]}
+    return [
+        {
+            "context": point["context"],
+            "mean_ms": round(theirs[point["context"]]["mean_ms"] / point["mean_ms"], 3),
+            "median_ms": round(theirs[point["context"]]["median_ms"] / point["median_ms"], 3),
+            "cache_bytes": round(theirs[point["context"]]["cache_bytes"] / point["cache_bytes"], 3),
+        }
+        for point in ways["engine"]
+    ]
+
+
+if __name__ == "__main__":
+    main()
