@@ -193,16 +193,18 @@ def plot(record: Record, path: Path) -> None:
             median = 1e3 * record["step_seconds"][name]
             label = f"after {record[f'{name}_tokens']:,} tokens: {median:.2f} ms"
             times.plot(blocks, color=colour, marker="o", markersize=3, linewidth=1, label=label)
-        times.set_ylim(0, None)
+        times.set_ylim(0, 1.3 * times.get_ylim()[1])
+        times.xaxis.get_major_locator().set_params(integer=True)
         times.set_xlabel("block of steps, in turns")
         times.set_ylabel("median decode step in ms")
         times.set_title(f"A decode step: ratio {record['step_ratio']:.3f}")
-        times.legend(loc="lower right")
+        times.legend(loc="upper left")
         seen = [number for number, _ in record["samples"]]
         memory.plot(seen, [rss / 2**20 for _, rss in record["samples"]], color="#444444")
         memory.axvspan(0, record["warm_up"], color="#E6E6E6", label="warm-up")
-        memory.set_ylim(0, None)
-        memory.set_xlim(0, None)
+        memory.set_ylim(0, 1.15 * memory.get_ylim()[1])
+        memory.set_xlim(0, seen[-1])
+        memory.xaxis.get_major_locator().set_params(nbins=5)
         memory.xaxis.set_major_formatter("{x:,.0f}")
         memory.set_xlabel("tokens read")
         memory.set_ylabel("resident memory in MiB")

@@ -213,7 +213,7 @@ def plot(record: Record, path: Path) -> None:
                 ("seconds", [row["seconds"] for row in rows], "{:.1f} s"),
                 ("cache", [row["cache_bytes"] / 2**20 for row in rows], "{:,.0f} MiB"),
                 (
-                    "peak above the loaded model",
+                    "peak above the model",
                     [row["peak_above_model_bytes"] / 2**20 for row in rows],
                     "{:,.0f} MiB",
                 ),

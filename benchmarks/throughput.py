@@ -8,8 +8,9 @@ processes of its own, medians, the ways in turns:
   sequences of 2,048 tokens each, in a plain loop. The engine's speed is the same at any length;
   the full cache's falls.
 - sessions: how many sequences of 32,768 tokens fit in a given memory, by arithmetic: of the full
-  cache, and of the engine, whose rows are then really allocated (as many as this machine lets) and
-  compared with the growth of resident memory.
+  cache, and of the engine with the default preset and with one ladder for all layers. The rows of
+  the preset are then really allocated (as many as this machine lets) and compared with the growth
+  of resident memory.
 - wait: seconds between two tokens of a sequence that writes, alone and while a prompt of 4,096
   tokens is read beside it in segments of at most 128; and seconds of reading that prompt at once.
 """
@@ -28,6 +29,7 @@ import psutil
 import torch
 from _fresh import parser, results, run_fresh
 from _memory import resident_bytes
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
 from rich.progress import Progress
 from transformers import DynamicCache
@@ -46,9 +48,9 @@ FILL = 600
 CONTEXT = 2_048
 LONG = 32_768
 ROWS = (1, 4, 16, 64)
-# Compiling takes about as long as all else that is measured.
-COMPILED_ROWS = (1, 16)
-ROUNDS = 4
+# Compiling takes about a minute each.
+COMPILED_ROWS = (1, 4)
+ROUNDS = 3
 TOKENS_PER_BLOCK = {1: 16, 4: 8, 16: 5, 64: 3}
 PROMPT = 4_096
 SEGMENT = 128
@@ -164,6 +166,7 @@ def measure_sessions(memory: int) -> Record:
     """Arithmetic, and rows that are really there."""
     model, _, ids = default_model()
     row_bytes = Engine.from_model(model, budget=BUDGET).row_bytes
+    ladder_bytes = Engine.from_model(model, budget=BUDGET, policy="ladder").row_bytes
     full_bytes = LONG * model_facts(model).bytes_per_token
     fit = memory // row_bytes
     # Other programs need memory too.
@@ -184,6 +187,8 @@ def measure_sessions(memory: int) -> Record:
         "engine_session_bytes": row_bytes,
         "engine_sessions": fit,
         "ratio": round(full_bytes / row_bytes, 2),
+        "ladder_session_bytes": ladder_bytes,
+        "ladder_sessions": memory // ladder_bytes,
         "allocated_rows": rows,
         "allocated_bytes": engine.num_bytes,
         "is_arithmetic_exact": engine.num_bytes == rows * row_bytes,
@@ -265,6 +270,13 @@ def run_case(case: str, given: argparse.Namespace) -> Record:
     return measure_rows(int(rows), compiled=bool(compiled), quick=given.quick)
 
 
+def decimal(axes: Any) -> None:
+    """Plain numbers on a logarithmic vertical axis."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def plot(record: Record, path: Path) -> None:
     """Draw the record."""
     colours = {"engine": "#0072B2", "engine, compiled": "#D55E00", "full cache": "#444444"}
@@ -284,15 +296,15 @@ def plot(record: Record, path: Path) -> None:
         speed.set_yscale("log")
         speed.set_xticks([case["rows"] for case in record["rows"]])
         speed.xaxis.set_major_formatter("{x:.0f}")
-        speed.yaxis.set_major_formatter("{x:g}")
+        decimal(speed)
         speed.set_xlabel("sequences at once")
         speed.set_ylabel("tokens per second, all together")
         speed.set_title("Throughput")
         speed.legend(loc="upper left")
         sessions = record["sessions"]
-        counts = [sessions["full_cache_sessions"], sessions["engine_sessions"]]
-        bars = fit.bar(["full cache", f"engine\nbudget {BUDGET}"], counts, width=0.6)
-        for bar, colour in zip(bars, ("#444444", "#0072B2"), strict=True):
+        counts = [sessions[f"{way}_sessions"] for way in ("full_cache", "engine", "ladder")]
+        bars = fit.bar(["full\ncache", "engine", "engine,\nladder"], counts, width=0.6)
+        for bar, colour in zip(bars, ("#444444", "#0072B2", "#56B4E9"), strict=True):
             bar.set_color(colour)
         fit.bar_label(bars, [f"{count:,}" for count in counts], padding=3)
         fit.set_ylim(0, 1.15 * max(counts))
@@ -316,11 +328,12 @@ def plot(record: Record, path: Path) -> None:
             label=f"prompt in one forward: {found['prompt_at_once_seconds']:.1f} s",
         )
         wait.set_yscale("log")
-        wait.yaxis.set_major_formatter("{x:g}")
+        wait.set_ylim(None, 3 * wait.get_ylim()[1])
+        decimal(wait)
         wait.set_xlabel("token of the sequence that writes")
         wait.set_ylabel("seconds since the token before")
         wait.set_title("Waiting for a token")
-        wait.legend(loc="best")
+        wait.legend(loc="upper left")
 
 
 def measure(given: argparse.Namespace) -> Record:
