@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lacache.core import LadderConfig
-from lacache.core.errors import ConfigError, MissingExtraError
-from lacache.engine import int8
 from lacache.engine.int8 import Int8Linear, quantize_weights
 from lacache.engine.private_model import private_model
 from lacache.engine.runner import Runner
 from tests.cache.tiny_models import random_ids, tiny_model
+
+pytest.importorskip("torchao", reason="needs the extra int8")
 
 LADDER = LadderConfig(capacity=24, span=2, overlap=0, sinks=2, refill=3)
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -173,15 +173,3 @@ def test_the_users_model_stays_as_it_is() -> None:
         assert parameter is same
         assert torch.equal(parameter, value)
     assert torch.equal(model(ids).logits, before)
-
-
-@pytest.mark.parametrize("name", ["int4", "", "torch.int8"])
-def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"weights='.*' must be None.*int8; try 'int8'"):
-        Runner(tiny_model("llama"), LADDER, 1, None, weights=name)
-
-
-def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"weights='int8' needs torchao.*lacache\[int8\]"):
-        int8.quantize_weights(nn.Sequential(nn.Linear(2, 2)), "int8")

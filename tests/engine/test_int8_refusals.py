@@ -1,0 +1,24 @@
+"""Weights in int8 where they cannot be had."""
+
+import pytest
+from torch import nn
+
+from lacache.core import LadderConfig
+from lacache.core.errors import ConfigError, MissingExtraError
+from lacache.engine.int8 import quantize_weights
+from lacache.engine.runner import Runner
+from tests.cache.tiny_models import tiny_model
+
+LADDER = LadderConfig(capacity=24, span=2, overlap=0, sinks=2, refill=3)
+
+
+@pytest.mark.parametrize("name", ["int4", "", "torch.int8"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"weights='.*' must be None.*int8; try 'int8'"):
+        Runner(tiny_model("llama"), LADDER, 1, None, weights=name)
+
+
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"weights='int8' needs torchao.*lacache\[int8\]"):
+        quantize_weights(nn.Sequential(nn.Linear(2, 2)), "int8")
