@@ -213,6 +213,17 @@ class Calls(RuleBasedStateMachine):
             self.sessions.remove(text)
 
     @invariant()
+    def texts_end_where_they_should(self) -> None:
+        for text in (*self.submitted, *self.sessions):
+            if text.stream is not None and text.stream.stopped_by is not None:
+                turn = text.turns[-1]
+                ended = turn.yielded and turn.yielded[-1] in turn.ends
+                assert ended or len(turn.yielded) == turn.limit
+                assert text.stream.stopped_by == ("eos" if ended else "length")
+                assert list(text.stream) == []
+                self._check(text)
+
+    @invariant()
     def rows_are_counted(self) -> None:
         held = sum(text.session is not None for text in self.sessions)
         assert held <= ROWS - self.engine.num_free <= held + len(self.submitted)
@@ -233,17 +244,16 @@ class Calls(RuleBasedStateMachine):
                 assert text.session.num_seen in (len(text.tokens()), len(text.tokens()) - 1)
 
     def teardown(self) -> None:
-        for text in [*self.sessions]:
-            if text.stream is not None:
-                self._take(text, 3)
-            if text.session is not None:
-                text.session.close()
+        while self.sessions:
+            self.close_session(0)
         while self.submitted:
             for text in [*self.submitted]:
                 self._take(text, 4)
-                if text.stream is not None and text.turns[0].limit is None:
+                if text.turns[0].limit is None:
+                    assert text.stream is not None
                     text.stream.close()
                     self._check(text)
+            self.texts_end_where_they_should()
         assert self.engine.num_free == ROWS
         assert not self.engine.step()
 
@@ -261,10 +271,6 @@ class Calls(RuleBasedStateMachine):
             try:
                 token = next(text.stream)
             except StopIteration:
-                ended = turn.yielded and turn.yielded[-1] in turn.ends
-                assert text.stream.stopped_by == ("eos" if ended else "length")
-                assert ended or len(turn.yielded) == turn.limit
-                self._check(text)
                 return
             except UnsupportedOperationError:
                 # Of those in its way, none goes on without its reader.
@@ -289,6 +295,8 @@ class Calls(RuleBasedStateMachine):
             turn.given = turn.given[: len(turn.given) - unread]
         if turn.yielded:
             assert turn.yielded == replay(self.family, text)
+        elif not turn.given:
+            text.turns.pop()
         if text in self.submitted:
             self.submitted.remove(text)
         elif text.session is None:
@@ -309,9 +317,13 @@ def _shortly_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
+def examples(number: int) -> settings:
+    return settings(max_examples=number, stateful_step_count=40, report_multiple_bugs=False)
+
+
 class TestCalls(Calls.TestCase):  # type: ignore[misc,name-defined]
-    settings = settings(max_examples=10, stateful_step_count=40, deadline=None)
+    settings = examples(12)
 
 
 class TestHybridCalls(HybridCalls.TestCase):  # type: ignore[misc,name-defined]
-    settings = settings(max_examples=3, stateful_step_count=40, deadline=None)
+    settings = examples(4)
