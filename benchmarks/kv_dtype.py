@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,12 +18,9 @@ from rich.progress import Progress
 from torch.nn.functional import cross_entropy
 
 from lacache.cache import LaCache
-from lacache.cache.facts import model_facts
 from lacache.cache.static.quantized import KV_DTYPES
-from lacache.cache.static.shape import StaticShape
-from lacache.cache.static.store import StaticStore
 from lacache.core.presets import DEFAULT_PRESET
-from lacache.engine.private_model import private_model
+from lacache.engine.runner import Runner
 from lacache.evals.perplexity import difference, perplexity
 from lacache.evals.reading import PROTOCOL, model_record, tokens_sha256
 from lacache.evals.records import environment, write_record
@@ -37,32 +33,21 @@ BUDGET = 512
 SEGMENT = 128
 
 
-@torch.no_grad()
-def score(
-    model: Any, store: StaticStore, token_ids: Sequence[int], advance: Callable[[int], None]
-) -> list[float]:
-    """Negative log-likelihoods in nats of the tokens 1, 2, ..., read into the first row.
+def score(runner: Runner, token_ids: Sequence[int], advance: Callable[[int], None]) -> list[float]:
+    """Negative log-likelihoods in nats of the tokens 1, 2, ..., read into an empty row.
 
     Args:
-        model: the private one.
-        store: empty.
+        runner: with one row.
         token_ids: a text.
         advance: called with the number of tokens after each forward.
     """
-    ids = torch.tensor(token_ids)[None]
+    ids = torch.tensor(token_ids)
     nll: list[float] = []
     start = 0
     while start < len(token_ids):
-        stop = min(start + SEGMENT, start + store.rows[0].room(), len(token_ids))
-        cache, positions = store.begin_read(0, stop - start)
-        logits = model(
-            input_ids=ids[:, start:stop],
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[0]
-        store.commit(0, stop - start)
-        targets = ids[0, start + 1 : stop + 1]
+        stop = min(start + SEGMENT, start + runner.store.rows[0].room(), len(token_ids))
+        logits = runner.read_all(0, ids[start:stop])
+        targets = ids[start + 1 : stop + 1]
         nll += cross_entropy(logits[: len(targets)].float(), targets, reduction="none").tolist()
         advance(stop - start)
         start = stop
@@ -76,9 +61,7 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=1)
     given = options.parse_args()
     loaded = load_model(threads=given.threads)
-    facts = model_facts(loaded.model)
     plan = LaCache.from_model(loaded.model, budget=BUDGET).policy
-    private, attend = private_model(loaded.model)
     kv_dtypes = (None, *KV_DTYPES)
     rows = []
     with Progress(console=Console(stderr=True)) as progress:
@@ -89,9 +72,8 @@ def main() -> None:
             own: list[float] = []
             for kv_dtype in kv_dtypes:
                 progress.update(task, description=f"{name}, {kv_dtype}")
-                shape = StaticShape(facts, plan, kv_dtype)
-                store = StaticStore(shape, 1, attend, loaded.model.device)
-                nll = score(private, store, token_ids, lambda n: progress.advance(task, n))
+                runner = Runner(loaded.model, plan, 1, None, kv_dtype)
+                nll = score(runner, token_ids, lambda n: progress.advance(task, n))
                 scored = nll[BUDGET - 1 :]
                 own = own or scored
                 gap = difference(scored, own)
@@ -99,11 +81,11 @@ def main() -> None:
                     "text": name,
                     "tokens": len(token_ids),
                     "tokens_sha256": tokens_sha256(token_ids),
-                    "kv_dtype": kv_dtype or str(facts.dtype).removeprefix("torch."),
+                    "kv_dtype": kv_dtype or str(loaded.model.dtype).removeprefix("torch."),
                     "perplexity": round(perplexity(scored), 4),
                     "against_own_type_percent": round(100 * math.expm1(gap.mean), 3),
                     "standard_error_percent": round(100 * gap.error, 3),
-                    "row_bytes": shape.row_bytes,
+                    "row_bytes": runner.shape.row_bytes,
                 }
                 rows.append(row)
                 progress.console.print(name, row["kv_dtype"], row["perplexity"])
