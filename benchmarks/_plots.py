@@ -124,7 +124,8 @@ def plot_compaction(record: Record, path: Path) -> None:
 
 def plot_peers(record: Record, path: Path) -> None:
     """Milliseconds per token of this engine and of others, in environments of their own."""
-    rows = sorted(record["rows"], key=lambda row: row["ms_mean"])
+    rows = [row for row in record["rows"] if "failed" not in row]
+    rows.sort(key=lambda row: row["ms_mean"])
     with drawing(path, 11, 1.6 + 0.42 * len(rows)) as figure:
         axes = figure.subplots()
         _bars(axes, [row["label"] for row in rows], [row["ms_mean"] for row in rows])
