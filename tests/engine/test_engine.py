@@ -22,7 +22,7 @@ from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
 from tests.engine.alone import PLAN, continued
 
 SINKS = SinkWindow(16, refill=4)
-SAMPLED = Sampling(temperature=1.0, top_p=0.9, seed=3)
+SAMPLED = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.5, seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,9 @@ def test_going_on_without_new_tokens(model: Any, engine: Engine) -> None:
     assert list(session.write(prompt(9), max_new_tokens=0)) == []
     assert session.num_seen == 9
     assert list(session.write([], max_new_tokens=0)) == []
+    fork = session.fork()
+    assert list(fork.write([], max_new_tokens=3)) == continued(model, prompt(9), 3)
+    fork.close()
     taken = list(session.write([], max_new_tokens=4))
     stream = session.write([], max_new_tokens=4)
     taken += stream
