@@ -517,6 +517,28 @@ def test_after_an_error_every_text_goes_on(where: str, monkeypatch: pytest.Monke
         assert trips == [error]
 
 
+@pytest.mark.parametrize("length", [3, 60])
+def test_a_text_that_was_interrupted_half_way_stops_no_other(
+    model: Any, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """Amid a compaction, while it was written or read."""
+    engine = make(model)
+    stream = engine.submit(prompt(length))
+    store = engine._runner.store
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "move_group", Trip(1, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            list(stream)
+    other = engine.submit(prompt(9), max_new_tokens=20)
+    assert list(other) == continued(model, prompt(9), 20)
+    list(islice(stream, stream.num_ready))
+    for _ in range(2):
+        with pytest.raises(UnsupportedOperationError, match=r"interrupted half-way.*close it"):
+            next(stream)
+    stream.close()
+    assert engine.num_free == 2
+
+
 @pytest.mark.parametrize("number", [1, 3, 7])
 def test_after_an_error_in_on_progress_the_text_goes_on(model: Any, number: int) -> None:
     trips: list[type[BaseException]] = []

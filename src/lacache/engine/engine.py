@@ -15,6 +15,7 @@ from torch import Tensor
 from lacache.cache.choice import choose_plan
 from lacache.cache.facts import model_facts
 from lacache.cache.report import CacheReport, make_report
+from lacache.cache.static.row import Row
 from lacache.cache.static.row_state import put_row
 from lacache.core.budget import Budget, parse_budget
 from lacache.core.checks import check_int
@@ -331,12 +332,12 @@ class Engine:
     def num_seen(self, session: Session) -> int:
         """See `Session.num_seen`."""
         self._check_open(session)
-        return self._runner.store.rows[session.row].num_seen
+        return self._row(session).num_seen
 
     def report(self, session: Session) -> CacheReport:
         """See `Session.report`."""
         self._check_open(session)
-        row = self._runner.store.rows[session.row]
+        row = self._row(session)
         return make_report(
             self._runner.shape.groups,
             [kept_after(group.schedule, row.num_seen) for group in row.groups],
@@ -401,20 +402,23 @@ class Engine:
     def _advance(self, request: Request) -> bool:
         """Bring a request nearer to its next token; whether there was anything to do."""
         session = self._session_of(request)
-        if session is not None and request.is_writing and session.logits is not None:
-            self._choose(session, request, session.logits)
-            return True
+        if session is not None:
+            self._row(session).check_whole()
+            if request.is_writing and session.logits is not None:
+                self._choose(session, request, session.logits)
+                return True
         return self.step()
 
     def _read_segment(self) -> bool:
-        if not self._reading:
+        session = next((s for s in self._reading if not self._row(s).is_moving), None)
+        if session is None:
             return False
-        session = self._reading[0]
         request = session.request
         assert request is not None  # sessions in this queue have one
         # The next segment is another's, even if this one fails.
-        self._reading.rotate(-1)
-        room = self._runner.store.rows[session.row].room()
+        self._reading.remove(session)
+        self._reading.append(session)
+        room = self._row(session).room()
         length = min(len(request.unread), room, self._segment or room)
         segment = request.unread[:length]
         logits = self._runner.read(session.row, segment)
@@ -433,7 +437,11 @@ class Engine:
         writing = {
             s.row: (s, s.last)
             for s in self._open
-            if s.request is not None and s.request.wants_logits and s.last is not None
+            if s.request is not None
+            and s.request.wants_logits
+            and s.last is not None
+            # One that was interrupted half-way is refused to its own reader alone.
+            and not self._row(s).is_moving
         }
         if not writing:
             return False
@@ -478,6 +486,9 @@ class Engine:
             if session in self._reading:
                 self._reading.remove(session)
             self._finish(session, request)
+
+    def _row(self, session: Session) -> Row:
+        return self._runner.store.rows[session.row]
 
     def _session_of(self, request: Request) -> Session | None:
         return next((s for s in self._open if s.request is request), None)

@@ -45,14 +45,18 @@ class Row:
         Raises:
             UnsupportedOperationError: that was begun before and did not end.
         """
+        self.check_whole()
+        position = self.next_position()
+        self.is_moving = True
+        return [group.begin(position) for group in self.groups]
+
+    def check_whole(self) -> None:
+        """Refuse to go on where a change did not end."""
         if self.is_moving:
             raise UnsupportedOperationError(
                 "the last change of this sequence was interrupted half-way, so its layers hold "
                 "different tokens; close it, and read its text or a snapshot again"
             )
-        position = self.next_position()
-        self.is_moving = True
-        return [group.begin(position) for group in self.groups]
 
     def copy(self) -> "Row":
         """One that goes on by itself."""
