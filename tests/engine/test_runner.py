@@ -248,7 +248,8 @@ def test_another_call_may_follow_an_interrupted_one() -> None:
     with pytest.raises(KeyboardInterrupt):
         shaken.read(0, TEXT[20:23])
     is_armed.clear()
-    assert torch.equal(step(shaken, 0, 5), step(calm, 0, 5))
+    for token in TEXT[30:40].tolist():
+        assert torch.equal(step(shaken, 0, token), step(calm, 0, token))
     assert torch.equal(read(shaken, 1, TEXT[:7]), read(calm, 1, TEXT[:7]))
 
 
@@ -304,6 +305,14 @@ def test_the_callers_model_stays_as_it_is(rows: int) -> None:
     theirs = {name: weight.data_ptr() for name, weight in tiny.named_parameters()}
     mine = {name: weight.data_ptr() for name, weight in runner._model.named_parameters()}
     assert mine == theirs
+
+
+def test_a_model_in_training_is_run_as_it_is_meant() -> None:
+    tiny = tiny_model("phi3", resid_pdrop=0.5, attention_dropout=0.5)
+    expected = read(Runner(tiny, LADDER, 1, None), 0, TEXT[:40])
+    found = read(Runner(tiny.train(), LADDER, 1, None), 0, TEXT[:40])
+    assert torch.equal(found, expected)
+    assert tiny.training
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
