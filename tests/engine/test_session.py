@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -229,6 +230,28 @@ def test_more_sessions_than_rows_are_refused(engine: Engine) -> None:
 def test_nothing_to_go_on_from_is_refused(engine: Engine, tokens: Any) -> None:
     with engine.open() as session, pytest.raises(InputError, match="no token to go on from"):
         session.write(tokens)
+
+
+def test_a_text_that_was_only_read_may_be_saved(model: Any, engine: Engine, tmp_path: Path) -> None:
+    session = engine.open()
+    list(session.write(prompt(30), max_new_tokens=0))
+    session.save(tmp_path / "text")
+    loaded = engine.load(tmp_path / "text")
+    assert list(loaded.write([], max_new_tokens=5)) == continued(model, prompt(30), 5)
+
+
+def test_an_interrupted_score_leaves_the_text_that_was_read(model: Any, engine: Engine) -> None:
+    session = engine.open()
+    list(session.write(prompt(9), max_new_tokens=0))
+
+    def interrupt(num_read: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.score(prompt(8), chunk=3, on_progress=interrupt)
+    text = prompt(9) + prompt(8)[:3]
+    assert session.num_seen == len(text)
+    assert list(session.write([], max_new_tokens=5)) == continued(model, text, 5)
 
 
 def test_an_interrupted_prompt_may_be_read_on(model: Any, engine: Engine) -> None:

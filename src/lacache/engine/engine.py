@@ -282,16 +282,21 @@ class Engine:
                 f"the model has not read the newest token {session.last}; give it first to "
                 "write, with max_new_tokens=0, or take it out with drop_last()"
             )
-        scores, session.logits = score(
+
+        def note(piece: Tensor, logits: Tensor) -> None:
+            # A copy, since they are part of those of all the piece.
+            session.logits = logits.clone()
+            session.sampler.see(piece)
+
+        return score(
             self._runner,
             session.row,
             session.logits,
             checked,
             chunk=chunk,
+            on_read=note,
             on_progress=on_progress,
         )
-        session.sampler.see(checked)
-        return scores
 
     def fork(self, session: Session) -> Session:
         """See `Session.fork`."""
@@ -304,7 +309,9 @@ class Engine:
     def save(self, session: Session, path: str | PathLike[str]) -> None:
         """See `Session.save`."""
         self._check_idle(session)
-        save_snapshot(Path(path), self._runner, session.row, session.sampler, session.last)
+        save_snapshot(
+            Path(path), self._runner, session.row, session.sampler, session.last, session.logits
+        )
 
     def load(self, path: str | PathLike[str]) -> Session:
         """A session that goes on, in a row of its own, from where it stood when it was saved.
@@ -326,7 +333,7 @@ class Engine:
         except BaseException:
             self.close(session)
             raise
-        session.last = snapshot.last
+        session.last, session.logits = snapshot.last, snapshot.logits
         return session
 
     def num_seen(self, session: Session) -> int:

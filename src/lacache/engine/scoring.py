@@ -16,8 +16,9 @@ def score(
     tokens: Tensor,
     *,
     chunk: int,
+    on_read: Callable[[Tensor, Tensor], None],
     on_progress: Callable[[int], None] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Read tokens of a row and score each.
 
     Memory is that of the row, of one chunk's logits and of the scores.
@@ -28,11 +29,13 @@ def score(
         before: logits [V] for the first of the tokens; None where nothing comes before it.
         tokens: [Q], Q >= 1, on the CPU.
         chunk: most tokens per forward; forwards also end where a compaction falls due.
+        on_read: called after each forward with its tokens, and the logits [V] that follow them; so
+            the text is known where an exception ends the scoring.
         on_progress: called with the number of tokens after each forward.
 
     Returns:
         Negative log-likelihoods in nats [Q], or [Q - 1] where nothing came before, in float32 on
-        the CPU; and the logits [V] for the token after the last.
+        the CPU.
     """
     scores = []
     start = 0
@@ -45,7 +48,7 @@ def score(
         scores.append(cross_entropy(predicted, targets, reduction="none").cpu())
         before = logits[-1]
         start += length
+        on_read(piece, before)
         if on_progress is not None:
             on_progress(length)
-    assert before is not None  # there is at least one token
-    return torch.cat(scores), before
+    return torch.cat(scores)

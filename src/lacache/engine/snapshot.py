@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from lacache.cache.static.row_state import RowState, take_row
 from lacache.core.errors import ConfigError, InputError
@@ -24,7 +25,7 @@ _REMEDIES = {
 }
 """What both must have in common, and what to do where they differ; the first difference is told."""
 
-_SEEN, _GENERATOR = "sampler.seen", "sampler.generator"
+_SEEN, _GENERATOR, _LOGITS = "sampler.seen", "sampler.generator", "logits"
 _DIGITS = 40
 
 
@@ -37,9 +38,18 @@ class Snapshot:
     sampler: Sampler
     last: int | None
     """The newest token of the text, where the model had not read it."""
+    logits: Tensor | None
+    """Those of the next token [V], where it had."""
 
 
-def save_snapshot(path: Path, runner: Runner, row: int, sampler: Sampler, last: int | None) -> None:
+def save_snapshot(
+    path: Path,
+    runner: Runner,
+    row: int,
+    sampler: Sampler,
+    last: int | None,
+    logits: Tensor | None = None,
+) -> None:
     """Write what a row of a runner holds, and how its text goes on.
 
     Raises:
@@ -58,7 +68,8 @@ def save_snapshot(path: Path, runner: Runner, row: int, sampler: Sampler, last: 
         # A file is as long for a long text as for a short one.
         "padding": " " * (_DIGITS - len(f"{num_seen}{last}")),
     }
-    tensors = {**take_row(runner.store, row), _SEEN: state.seen, **generator}
+    pending = {} if logits is None else {_LOGITS: logits.to("cpu", copy=True)}
+    tensors = {**take_row(runner.store, row), _SEEN: state.seen, **generator, **pending}
     write_snapshot(path, header, tensors)
 
 
@@ -75,12 +86,21 @@ def load_snapshot(path: Path, runner: Runner) -> Snapshot:
         sampler = Sampler(Sampling(**header["sampling"]))
         generator, seen = tensors.pop(_GENERATOR, None), tensors.pop(_SEEN)
         last = header["last"]
-    except (KeyError, TypeError, ConfigError) as error:
+        logits = tensors.pop(_LOGITS, None)
+        if logits is not None:
+            logits = _checked_logits(logits, runner)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise InputError(
             f"{path} is whole, but says nothing useful of how to go on ({error}); save another"
         ) from error
     sampler.restore(SamplerState(generator=generator, seen=seen))
-    return Snapshot(tensors, sampler, last)
+    return Snapshot(tensors, sampler, last, logits)
+
+
+def _checked_logits(logits: Tensor, runner: Runner) -> Tensor:
+    if logits.dtype != torch.float32 or logits.ndim != 1:
+        raise ValueError(f"{_LOGITS} are {logits.dtype} {tuple(logits.shape)}")
+    return logits.to(runner.store.device)
 
 
 def _asked_of(runner: Runner) -> Header:
