@@ -272,7 +272,7 @@ def main() -> None:
     for one in found:
         for label, target in one["targets"].items():
             console.print(f"{one['model']['name']}: {label} {target['value']}", target["target"])
-    console.print(f"{time.perf_counter() - begun:.0f} s; {results / 'decode.json'}")
+    console.print(f"{time.perf_counter() - begun:.0f} s; {folder / 'decode.json'}")
     print(json.dumps(record))
 
 
