@@ -20,7 +20,7 @@ from lacache.engine.runner import Runner
 from tests.cache.slow_cache import slow_generate
 from tests.cache.static.plans import plans
 from tests.cache.tiny_models import FAMILIES, VOCAB, random_ids, tiny_model
-from tests.engine.ragged import Ragged
+from tests.engine.ragged import TOLERANCE, Ragged, twin_logits
 
 LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
 BY_HEAD = Groups(
@@ -61,7 +61,7 @@ def test_families(family: str) -> None:
 
 
 @given(plan=plans(5, 2), seed=st.integers(0, 1000))
-@settings(max_examples=12)
+@settings(max_examples=10)
 def test_any_plan_and_any_calls(plan: Plan, seed: int) -> None:
     ragged = Ragged(Runner(model(), plan, 3, None), seed)
     for _ in range(14):
@@ -190,6 +190,22 @@ def test_one_graph_for_ever(family: str, changes: dict[str, Any], plan: Plan) ->
     assert compiled.store.rows[2].groups[0].num_compactions > 2
     assert len(graphs) == 1
     assert compiled.compile_seconds is not None
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_one_row_alone(backend: str | None) -> None:
+    """Its products are those of a matrix and a vector, written out where they are compiled."""
+    types = ["full_attention"] * 2
+    tiny = tiny_model("qwen2", num_hidden_layers=2, layer_types=types)
+    for name, bias in tiny.named_parameters():
+        if name.endswith("bias"):
+            bias.data.normal_()
+    plan = LadderConfig(capacity=16, span=1, sinks=2, refill=2)
+    runner = Runner(tiny, plan, 1, backend)
+    found = [read(runner, 0, TEXT[:20])]
+    found += [step(runner, 0, token) for token in TEXT[20:].tolist()]
+    expected = twin_logits(tiny, TEXT[None], plan)[0, 19:]
+    torch.testing.assert_close(torch.stack(found), expected, atol=TOLERANCE, rtol=0)
 
 
 def test_a_failing_compiler_costs_speed_only() -> None:
