@@ -10,11 +10,13 @@ HUB_NAME = '"HuggingFaceTB/SmolLM2-135M-Instruct"'
 
 
 @pytest.mark.slow
-def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from lacache.models import load_model
 
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     code = "\n".join(blocks)
     changes = {
         HUB_NAME: repr(str(load_model(None).path)),
@@ -24,8 +26,10 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     for before, after in changes.items():
         assert before in code
         code = code.replace(before, after)
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, str(README), "exec"), {})
     printed = capsys.readouterr().out
     text, report = printed.split("CacheReport(num_seen=")
     assert text.startswith("Once upon a time")
     assert len(report.split(")", 1)[1].strip()) > 20
+    assert (tmp_path / "story.safetensors").is_file()

@@ -241,7 +241,19 @@ def test_a_prompt_longer_than_the_context_does_not_warn(
 
 def test_ctrl_c_stops_an_endless_text_cleanly(tiny: Path) -> None:
     process = subprocess.Popen(
-        [*MAIN, "generate", "the cat", "--model", tiny, "-n", "-1", *GREEDY, "--budget", "64"],
+        [
+            *MAIN,
+            "generate",
+            "the cat",
+            "--model",
+            tiny,
+            "-n",
+            "-1",
+            *GREEDY,
+            "--budget",
+            "64",
+            "--no-compile",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
