@@ -22,15 +22,13 @@ def test_generate_answers(run: Run) -> None:
 
 
 def test_a_long_prompt_is_held_within_its_budget(run: Run) -> None:
-    """One token takes 30 layers x 3 heads x 64 values x 2 x 2 bytes."""
     prompt = "The quick brown fox jumps over the lazy dog. " * 60
     arguments = ("--budget", "1MiB", "-n", 5, "--json", *GREEDY)
     result = run("generate", *arguments, input=prompt)
     assert result.exit_code == 0, result.stderr
     cache = json.loads(result.stdout)["cache"]
     assert cache["num_seen"] > 600
-    assert cache["capacity"] == 2**20 // (30 * 3 * 64 * 2 * 2)
-    assert cache["bytes"] <= 2**20
+    assert 0.9 * 2**20 < cache["bytes"] <= 2**20
 
 
 def test_chat_answers(run: Run) -> None:

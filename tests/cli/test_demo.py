@@ -186,7 +186,7 @@ def test_the_real_demo(run: Run, tmp_path: Path) -> None:
     assert full["model"]["name"] == "SmolLM2-135M-Instruct"
     # A model that reads English, not one that guesses among its 49,152 tokens.
     assert all(10 < r["perplexity"] < 100 for r in (full, streaming, ladder))
-    assert streaming["peak_bytes"] == ladder["peak_bytes"] < full["peak_bytes"] / 3
+    assert streaming["peak_bytes"] == ladder["peak_bytes"] < full["peak_bytes"] / 2
     assert full["nll"][:511] == pytest.approx(ladder["nll"][:511], abs=0.3)
     lines = [line.replace("*", "").split() for line in result.stdout.splitlines()]
     for row in compare(record["readings"]):

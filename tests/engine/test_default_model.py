@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lacache import LaCache, LadderConfig, stream
+from lacache import Engine, LaCache, LadderConfig, stream
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.eos import eos_token_ids
@@ -56,9 +56,9 @@ def test_the_stream_equals_generate(loaded: Any) -> None:
 
 def test_a_conversation_ends_its_turns(loaded: Any) -> None:
     template = ChatTemplate(loaded.tokenizer)
-    cache = LaCache.from_model(loaded.model, 256, sinks=template.num_pinned, refill=32)
+    engine = Engine.from_model(loaded.model, 256, sinks=template.num_pinned, refill=32)
     ends = eos_token_ids(loaded.model, loaded.tokenizer)
-    conversation = Conversation(loaded.model, template, cache, eos_token_ids=ends)
+    conversation = Conversation(engine.open, template, eos_token_ids=ends)
     text = TextStream(loaded.tokenizer)
     reply = list(conversation.reply(TURNS[0][0], max_new_tokens=100))
     assert len(reply) < 100

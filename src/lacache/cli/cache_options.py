@@ -102,13 +102,18 @@ class CacheOptions:
             UnsupportedModelError: the model's caches or positions are not understood.
         """
         from lacache.cache.facts import model_facts
+        from lacache.cache.static.fit import fit_bytes
         from lacache.engine.cached_writer import CachedWriter
         from lacache.engine.engine import Engine
 
         facts = model_facts(model)
         # Neither is of fixed size; nor is the state of linear layers, which it doesn't hold.
         if self.policy != "full" and self.prefill != "dense" and not facts.linear:
-            plan = self.plan_for(model, prompt_tokens, facts.static_bytes_per_token)
+            plan = fit_bytes(
+                facts,
+                None if self.plan is not None else self._budget(),
+                lambda per_token: self.plan_for(model, prompt_tokens, per_token),
+            )
             engine = Engine.from_model(model, plan, compile=compile)
             if compile:
                 _compile(engine)

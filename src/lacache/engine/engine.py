@@ -15,6 +15,7 @@ from torch import Tensor
 from lacache.cache.choice import choose_plan
 from lacache.cache.facts import model_facts
 from lacache.cache.report import CacheReport, make_report
+from lacache.cache.static.fit import fit_bytes
 from lacache.cache.static.row import Row
 from lacache.cache.static.row_state import put_row
 from lacache.core.budget import Budget, parse_budget
@@ -116,24 +117,30 @@ class Engine:
                     f"budget={given} is a share of a prompt, and an engine reads many prompts; try "
                     "512 (tokens) or '64MiB' (bytes)"
                 )
-        plan = choose_plan(
-            model,
-            config,
-            budget=budget,
-            preset=preset,
-            policy=policy,
-            options={
-                "span": span,
-                "overlap": overlap,
-                "sinks": sinks,
-                "recent": recent,
-                "refill": refill,
-                "geometry": geometry,
-                "unit": unit,
-                "window_layers": window_layers or None,
-            },
-            bytes_per_token=facts.static_bytes_per_token,
-        )(1)
+        options = {
+            "span": span,
+            "overlap": overlap,
+            "sinks": sinks,
+            "recent": recent,
+            "refill": refill,
+            "geometry": geometry,
+            "unit": unit,
+            "window_layers": window_layers or None,
+        }
+
+        def choose(bytes_per_token: int) -> Plan:
+            return choose_plan(
+                model,
+                config,
+                budget=budget,
+                preset=preset,
+                policy=policy,
+                options=options,
+                bytes_per_token=bytes_per_token,
+            )(1)
+
+        given_budget = budget if isinstance(config, Plan) or config is None else config
+        plan = fit_bytes(facts, given_budget, choose)
         backend: Backend | None = "inductor" if compile else None
         runner = Runner(model, plan, rows, backend)
         return cls(runner, _SEGMENT if segment is None and rows > 1 else segment)

@@ -54,7 +54,17 @@ class StaticShape:
 
     @property
     def row_bytes(self) -> int:
-        """Of one sequence, whatever its length: keys twice, where positions move them."""
+        """Of one sequence, whatever its length."""
+        dtype = self.facts.dtype
+        windows = (
+            ring.num_heads * ring.window * (ring.key_size + ring.value_size) * dtype.itemsize
+            for ring in self.facts.sliding
+        )
+        return self.growing_bytes + sum(windows)
+
+    @property
+    def growing_bytes(self) -> int:
+        """The same, of the layers that the plan rules: keys twice, where positions move them."""
         dtype = self.facts.dtype
         total = 0
         for group in self.groups:
@@ -64,7 +74,4 @@ class StaticShape:
                 per_slot = copies * bytes_per_state(layer.key_size, self.kv_dtype, dtype)
                 per_slot += bytes_per_state(layer.value_size, self.kv_dtype, dtype)
                 total += len(heads) * group.schedule.capacity * per_slot
-        for ring in self.facts.sliding:
-            per_slot = (ring.key_size + ring.value_size) * dtype.itemsize
-            total += ring.num_heads * ring.window * per_slot
         return total

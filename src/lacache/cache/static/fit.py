@@ -1,0 +1,31 @@
+"""A plan whose buffers fit a budget in bytes."""
+
+from collections.abc import Callable
+
+from lacache.cache.facts import ModelFacts
+from lacache.cache.static.shape import StaticShape
+from lacache.core.budget import Budget, parse_budget
+from lacache.core.schedule import Plan
+
+
+def fit_bytes(facts: ModelFacts, budget: Budget | None, choose: Callable[[int], Plan]) -> Plan:
+    """The plan for a budget, of which the buffers take no more than its bytes.
+
+    Groups are allocated at their largest, which they may not all have at the same time; so a plan
+    can take more bytes than its tokens alone (docs/adr/0009).
+
+    Args:
+        facts: of the model.
+        budget: in bytes; any other is left to `choose`.
+        choose: the plan for a budget, given what a token takes over all growing layers.
+
+    Raises:
+        ConfigError: too few bytes for such a plan.
+    """
+    per_token = facts.static_bytes_per_token
+    limit = 0 if budget is None else parse_budget(budget).num_bytes
+    while True:
+        plan = choose(per_token)
+        if not limit or (taken := StaticShape(facts, plan).growing_bytes) <= limit:
+            return plan
+        per_token = max(per_token + 1, -(-per_token * taken // limit))
