@@ -374,9 +374,9 @@ def test_models_that_it_does_not_take() -> None:
             shared_expert_intermediate_size=16,
         )
     ).eval()
-    with pytest.raises(
-        UnsupportedModelError, match=r"layer 0 is linear attention.*use LaCache\.from_model"
-    ):
+    # Older versions of transformers lose the state of such layers, and are refused for that.
+    message = r"layer 0 is linear attention.*use LaCache\.from_model|try a newer transformers"
+    with pytest.raises(UnsupportedModelError, match=message):
         Engine.from_model(linear, budget=64, policy="streaming")
 
 
