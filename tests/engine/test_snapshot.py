@@ -20,6 +20,7 @@ from lacache.core.errors import InputError, LaCacheError, UnsupportedOperationEr
 from lacache.core.kept import kept_after
 from lacache.core.plan_record import read_plan
 from lacache.engine.engine import Engine
+from lacache.engine.open_row import OpenRow
 from lacache.engine.runner import Runner
 from lacache.engine.sampling import Sampler, Sampling
 from lacache.engine.session import Session
@@ -130,7 +131,7 @@ def test_any_row_goes_on_bit_for_bit(
     runners[1].store.clear(1)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "text"
-        save_snapshot(path, whole.runner, 0, Sampler(Sampling()), None)
+        save_snapshot(path, whole.runner, OpenRow(0, Sampler(Sampling())))
         snapshot = load_snapshot(path, other.runner)
     assert same(snapshot.row, take_row(whole.runner.store, 0))
     put_row(other.runner.store, 1, snapshot.row)
@@ -206,7 +207,7 @@ def test_the_newest_token_is_dropped_or_read(path: Path) -> None:
     for _ in range(2):
         session.save(path)
         loaded = engine_of().load(path)
-        assert loaded.last == session.last
+        assert loaded._opened.last == session._opened.last
         texts.append(list(loaded.write([5, 6], max_new_tokens=20)))
         session.drop_last()
     assert read_header(path)["last"] is None
@@ -237,7 +238,8 @@ def test_size_does_not_depend_on_length(path: Path, tmp_path: Path) -> None:
     )
     sizes = []
     for num_tokens in (300, long):
-        session = Engine.from_model(model(), plan, rows=1).open()
+        engine = Engine.from_model(model(), plan, rows=1)
+        session = engine.open()
         # Every token of the vocabulary, as the sampler holds those that there were.
         ids = torch.cat([torch.arange(64), random_ids(num_tokens - 64)[0]])
         list(session.write(ids, max_new_tokens=0))
@@ -245,20 +247,21 @@ def test_size_does_not_depend_on_length(path: Path, tmp_path: Path) -> None:
         assert read_header(path)["num_seen"] == session.num_seen == num_tokens
         sizes.append(path.stat().st_size)
     # Nor on how many digits its length has; this one cannot be read in the time of a test.
-    group = session.engine._runner.store.rows[session.row].groups[0]
+    group = engine._runner.store.rows[0].groups[0]
     group.state = group.state._replace(num_seen=10**18)
     session.save(path)
     sizes.append(path.stat().st_size)
     assert sizes[0] == sizes[1] == sizes[2]
-    assert sizes[0] < session.engine.row_bytes + 10_000
+    assert sizes[0] < engine.row_bytes + 10_000
 
 
 def test_no_more_is_in_it_than_is_held(path: Path) -> None:
     """What an earlier session left in the row is nobody's business."""
     engine = engine_of("windows of its own", rows=1)
     opened(engine, 200).close()
-    list(engine.open().write([7, 8, 9], max_new_tokens=0))
-    engine._open[0].save(path)
+    session = engine.open()
+    list(session.write([7, 8, 9], max_new_tokens=0))
+    session.save(path)
     for name, tensor in read_snapshot(path)[1].items():
         if name.startswith("layer."):
             assert tensor.shape[1] == 3
@@ -412,7 +415,7 @@ def test_what_cannot_be_saved_now(path: Path) -> None:
     with pytest.raises(UnsupportedOperationError, match="still writing; take its stream to the"):
         session.save(path)
     list(stream)
-    engine._runner.store.rows[session.row].is_moving = True
+    engine._runner.store.rows[session._opened.index].is_moving = True
     with pytest.raises(UnsupportedOperationError, match=r"interrupted half-way.* cannot be saved"):
         session.save(path)
     session.close()

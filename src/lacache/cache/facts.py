@@ -83,13 +83,6 @@ class ModelFacts:
         """Keys and values of one token of one sequence, over all growing layers."""
         return sum(layer.bytes_per_token for layer in self.growing)
 
-    @property
-    def static_bytes_per_token(self) -> int:
-        """The same, where keys are held a second time if positions move them."""
-        size = self.dtype.itemsize
-        moved = (x for x in self.growing if x.rotation is not None)
-        return self.bytes_per_token + sum(x.num_heads * x.key_size * size for x in moved)
-
 
 _known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], ModelFacts]] = WeakKeyDictionary()
 

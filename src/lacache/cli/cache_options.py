@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -12,7 +10,6 @@ from lacache.cli.layers import parse_layers
 from lacache.core.budget import parse_budget
 from lacache.core.checks import check_prefill
 from lacache.core.errors import ConfigError
-from lacache.core.home import cache_home
 from lacache.core.ladder import LadderConfig
 from lacache.core.plan_record import load_plan
 from lacache.core.schedule import Plan
@@ -20,9 +17,6 @@ from lacache.core.sink_window import SinkWindow
 
 if TYPE_CHECKING:
     from lacache.cache import LaCache
-    from lacache.engine.engine import Engine
-    from lacache.engine.sampling import Sampling
-    from lacache.engine.writer import Writer
 
 DEFAULT_BUDGET = "512"
 
@@ -91,36 +85,6 @@ class CacheOptions:
         plan = self.plan_for(model, prompt_tokens, model_facts(model).bytes_per_token)
         return LaCache.from_model(model, plan, prefill=self.prefill)  # type: ignore[arg-type]
 
-    def opener(
-        self, model: Any, prompt_tokens: int, sampling: Sampling, *, compile: bool
-    ) -> Callable[[], Writer]:
-        """What makes a new text for `model`: a row of an engine with one row, where that can be.
-
-        Raises:
-            ConfigError: the options cannot work for this model.
-            InputError: the plan cannot be read.
-            UnsupportedModelError: the model's caches or positions are not understood.
-        """
-        from lacache.cache.facts import model_facts
-        from lacache.cache.static.fit import fit_bytes
-        from lacache.engine.cached_writer import CachedWriter
-        from lacache.engine.engine import Engine
-
-        facts = model_facts(model)
-        # Neither is of fixed size; nor is the state of linear layers, which it doesn't hold.
-        if self.policy != "full" and self.prefill != "dense" and not facts.linear:
-            plan = fit_bytes(
-                facts,
-                None if self.plan is not None else self._budget(),
-                lambda per_token: self.plan_for(model, prompt_tokens, per_token),
-            )
-            engine = Engine.from_model(model, plan, compile=compile)
-            if compile:
-                _compile(engine)
-            return lambda: engine.open(sampling)
-        cache = self.make(model, prompt_tokens)
-        return lambda: CachedWriter(model, cache, sampling)
-
     def plan_for(self, model: Any, prompt_tokens: int, bytes_per_token: int) -> Plan:
         """The plan for `model` and a first prompt of that many tokens.
 
@@ -158,6 +122,10 @@ class CacheOptions:
             return plan
         return choose(default_refill(plan.capacity, plan.sinks))
 
+    def plan_budget(self) -> str | None:
+        """What bounds the plan; None where the plan was given."""
+        return None if self.plan is not None else self._budget()
+
     def _ladder_options(self) -> dict[str, Any]:
         """All but the sinks, which presets have too."""
         return {
@@ -174,15 +142,3 @@ class CacheOptions:
         if self.budget is None and self.policy != "full":
             return DEFAULT_BUDGET
         return self.budget
-
-
-def _compile(engine: Engine) -> None:
-    from rich.console import Console
-
-    # Where torch keeps it by default, it is gone after a restart of the machine.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "compiled"))
-    console = Console(stderr=True)
-    with console.status("compiling (a minute or more the first time, seconds from then on)"):
-        engine.warm_up()
-    if engine.compile_seconds is not None:
-        console.print(f"compiled in {engine.compile_seconds:.0f} s", style="dim")

@@ -15,6 +15,7 @@ from lacache.cli.options import (
     CompileOption,
     DtypeOption,
     GeometryOption,
+    KvDtypeOption,
     MinPOption,
     ModelOption,
     OverlapOption,
@@ -32,6 +33,7 @@ from lacache.cli.options import (
     TopKOption,
     TopPOption,
     UnitOption,
+    WeightsOption,
     WindowLayersOption,
 )
 from lacache.cli.prompt import check_text
@@ -73,6 +75,7 @@ def chat(
     geometry: GeometryOption = None,
     unit: UnitOption = None,
     window_layers: WindowLayersOption = "",
+    kv_dtype: KvDtypeOption = None,
     temperature: TemperatureOption = 0.7,
     top_k: TopKOption = 0,
     top_p: TopPOption = 0.95,
@@ -82,6 +85,7 @@ def chat(
     seed: SeedOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",
+    weights: WeightsOption = None,
     compile: CompileOption = False,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
@@ -102,6 +106,7 @@ def chat(
             "known; try 512 (tokens) or '64MiB' (bytes)"
         )
 
+    from lacache.cli.opening import EngineOptions, opener
     from lacache.engine.chat_template import ChatTemplate
     from lacache.engine.conversation import Conversation
     from lacache.engine.eos import eos_token_ids
@@ -119,6 +124,7 @@ def chat(
     )
     stops = tuple(stop or ())
     StopStrings(stops)  # refused now rather than after the model is loaded
+    how = EngineOptions(compile=compile or False, kv_dtype=kv_dtype, weights=weights)
     if system is not None:
         check_text(system, "the system prompt")
     loaded = load_model(model, dtype=dtype, threads=threads)
@@ -137,9 +143,9 @@ def chat(
         unit=unit,
         window_layers=window_layers,
     )
-    opener = options.opener(loaded.model, template.num_pinned, sampling, compile=compile or False)
+    open_text = opener(loaded.model, options, how, template.num_pinned, sampling)
     conversation = Conversation(
-        opener, template, eos_token_ids=eos_token_ids(loaded.model, loaded.tokenizer)
+        open_text, template, eos_token_ids=eos_token_ids(loaded.model, loaded.tokenizer)
     )
     limit = None if max_new_tokens < 0 else max_new_tokens
     _Chat(conversation, loaded.tokenizer, template.num_pinned, limit, stops).run(loaded.name)

@@ -98,6 +98,7 @@ def demo(
     from rich.console import Console
 
     from lacache.cache.facts import model_facts
+    from lacache.cache.static.shape import bytes_per_token
     from lacache.engine.sampling import Sampling
     from lacache.evals.compare import compare, conclusions
     from lacache.evals.plots import (
@@ -130,7 +131,7 @@ def demo(
 
     largest = policies(1 << 40)
     capacity = parsed.capacity(
-        bytes_per_token=facts.static_bytes_per_token,
+        bytes_per_token=bytes_per_token(facts),
         prompt_tokens=tokens,
         smallest=max(
             policy.smallest_capacity(num_layers)

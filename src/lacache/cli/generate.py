@@ -15,6 +15,7 @@ from lacache.cli.options import (
     CompileOption,
     DtypeOption,
     GeometryOption,
+    KvDtypeOption,
     MinPOption,
     ModelOption,
     OverlapOption,
@@ -34,6 +35,7 @@ from lacache.cli.options import (
     TopKOption,
     TopPOption,
     UnitOption,
+    WeightsOption,
     WindowLayersOption,
 )
 from lacache.cli.prompt import read_prompt
@@ -85,6 +87,7 @@ def generate(
     unit: UnitOption = None,
     window_layers: WindowLayersOption = "",
     prefill: PrefillOption = "segmented",
+    kv_dtype: KvDtypeOption = None,
     temperature: TemperatureOption = 0.7,
     top_k: TopKOption = 0,
     top_p: TopPOption = 0.95,
@@ -94,6 +97,7 @@ def generate(
     seed: SeedOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",
+    weights: WeightsOption = None,
     compile: CompileOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
@@ -122,6 +126,7 @@ def generate(
         prefill=prefill,
     )
 
+    from lacache.cli.opening import EngineOptions, opener
     from lacache.cli.writing import write
     from lacache.engine.sampling import Sampling
     from lacache.engine.stop import StopStrings
@@ -136,12 +141,13 @@ def generate(
         seed=seed,
     )
     stops = StopStrings(stop or ())
-    loaded = load_model(model, dtype=dtype, threads=threads)
-    ids = _tokens(loaded.tokenizer, text, chat=chat)
     num_new = None if max_new_tokens < 0 else max_new_tokens
     if compile is None:
         compile = num_new is None or num_new >= WORTH_COMPILING
-    writer = options.opener(loaded.model, len(ids), sampling, compile=compile)()
+    how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
+    loaded = load_model(model, dtype=dtype, threads=threads)
+    ids = _tokens(loaded.tokenizer, text, chat=chat)
+    writer = opener(loaded.model, options, how, len(ids), sampling)()
     run = write(
         loaded,
         ids,

@@ -219,6 +219,26 @@ CompileOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="int8 halves the memory of the linear layers, and is faster. Default: as the model "
+        "has them.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+KvDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-dtype",
+        help="What keys and values are stored in: int8 or float8_e4m3fn halves their memory, or "
+        "doubles what fits. Default: the model's type.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
 DEFAULT_THREADS = max(1, (os.cpu_count() or 1) // 2)
 # Torch's own choice is all of them, and waits for the slowest at every operation.
 ThreadsOption = Annotated[

@@ -24,12 +24,8 @@ _WHOLE = 64
 """That product reads so many bfloat16 numbers at a time, or fewer, and beyond the last ones too."""
 
 
-def quantize_weights(model: nn.Module, weights: str) -> None:
-    """Put int8 weights in the place of those of every linear layer; the old ones stay as they are.
-
-    Args:
-        model: a private one, whose modules are nobody else's.
-        weights: "int8".
+def check_weights(weights: str) -> None:
+    """Refuse what weights cannot be.
 
     Raises:
         ConfigError: another name.
@@ -41,6 +37,20 @@ def quantize_weights(model: nn.Module, weights: str) -> None:
             f"{', '.join(WEIGHTS)}; try 'int8'"
         )
     require_modules("torchao", why=f"weights={weights!r}", extra="int8")
+
+
+def quantize_weights(model: nn.Module, weights: str) -> None:
+    """Put int8 weights in the place of those of every linear layer; the old ones stay as they are.
+
+    Args:
+        model: a private one, whose modules are nobody else's.
+        weights: "int8".
+
+    Raises:
+        ConfigError: another name.
+        MissingExtraError: torchao is not installed.
+    """
+    check_weights(weights)
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     # Its settings for inductor would be set for the whole process.

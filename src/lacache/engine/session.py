@@ -1,21 +1,25 @@
 """One sequence that is read and written in turns, for as long as it is open."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, final
+from pathlib import Path
+from typing import final
 
+import torch
 from torch import Tensor
 
-from lacache.cache.report import CacheReport
+from lacache.cache.report import CacheReport, make_report
+from lacache.core.checks import check_int
+from lacache.core.errors import InputError, UnsupportedOperationError
+from lacache.core.kept import kept_after
+from lacache.engine.checked import checked_ends, checked_length, checked_tokens
+from lacache.engine.open_row import OpenRow
 from lacache.engine.request import Request
-from lacache.engine.sampling import Sampler
+from lacache.engine.scheduler import Scheduler
+from lacache.engine.scoring import score
+from lacache.engine.snapshot import save_snapshot
 from lacache.engine.token_stream import TokenStream
 from lacache.engine.writer import Writer
-
-if TYPE_CHECKING:
-    from lacache.engine.engine import Engine
 
 
 @final
@@ -25,28 +29,30 @@ class Session(Writer):
     The text so far is what was given to `write` and what its streams yielded.
     """
 
-    def __init__(self, engine: Engine, row: int, sampler: Sampler) -> None:
-        self.engine = engine
-        self.row = row
-        self.sampler = sampler
-        self.last: int | None = None
-        """The newest token of the text, where the model has not read it yet."""
-        self.logits: Tensor | None = None
-        """The model's logits [V] for the next token, where it has read the newest one."""
-        self.request: Request | None = None
+    def __init__(self, scheduler: Scheduler, opened: OpenRow) -> None:
+        """Not for users: open one with `Engine.open`."""
+        self._scheduler = scheduler
+        self._runner = scheduler.runner
+        self._opened = opened
 
     @property
     def num_seen(self) -> int:
         """Tokens that the model has read."""
-        return self.engine.num_seen(self)
+        return self._scheduler.row(self._opened).num_seen
 
     def report(self) -> CacheReport:
         """What the session holds, and how much it has seen; bytes are those of its row."""
-        return self.engine.report(self)
+        row = self._scheduler.row(self._opened)
+        return make_report(
+            self._runner.shape.groups,
+            [kept_after(group.schedule, row.num_seen) for group in row.groups],
+            compactions=max(group.num_compactions for group in row.groups),
+            num_bytes=self.num_bytes(),
+        )
 
     def num_bytes(self) -> int:
         """Of its row, the same from the first to the last token."""
-        return self.engine.row_bytes
+        return self._runner.shape.row_bytes
 
     def write(
         self,
@@ -71,13 +77,22 @@ class Session(Writer):
             ConfigError: a negative number of tokens.
             UnsupportedOperationError: an earlier stream has not ended.
         """
-        return self.engine.write(
-            self,
-            tokens,
-            max_new_tokens=max_new_tokens,
-            eos_token_ids=eos_token_ids,
+        opened = self._opened
+        self._scheduler.check_idle(opened)
+        last = [] if opened.last is None else [opened.last]
+        unread = torch.cat([torch.tensor(last, dtype=torch.long), self._checked(tokens)])
+        if len(unread) == 0 and opened.logits is None:
+            raise InputError("there is no token to go on from; give at least 1 token")
+        request = Request(
+            unread,
+            checked_length(max_new_tokens),
+            checked_ends(eos_token_ids),
+            # Its reader may stop anywhere, and a token not taken would have moved the sampler on.
+            ahead=0,
+            gives_row_back=False,
             on_progress=on_progress,
         )
+        return self._scheduler.write(opened, request)
 
     def score(
         self,
@@ -101,7 +116,32 @@ class Session(Writer):
             InputError: no tokens, or none of this model.
             UnsupportedOperationError: a stream has not ended, or a token of it is unread.
         """
-        return self.engine.score(self, tokens, chunk=chunk, on_progress=on_progress)
+        opened = self._opened
+        self._scheduler.check_idle(opened)
+        check_int("chunk", chunk, 1)
+        checked = self._checked(tokens)
+        if len(checked) == 0:
+            raise InputError("0 tokens cannot be scored; give at least 1")
+        if opened.last is not None:
+            raise UnsupportedOperationError(
+                f"the model has not read the newest token {opened.last}; give it first to "
+                "write, with max_new_tokens=0, or take it out with drop_last()"
+            )
+
+        def note(piece: Tensor, logits: Tensor) -> None:
+            # A copy, since they are part of those of all the piece.
+            opened.logits = logits.clone()
+            opened.sampler.see(piece)
+
+        return score(
+            self._runner,
+            opened.index,
+            opened.logits,
+            checked,
+            chunk=chunk,
+            on_read=note,
+            on_progress=on_progress,
+        )
 
     def drop_last(self) -> None:
         """Take the newest token out of the text, where the model has not read it yet.
@@ -111,9 +151,10 @@ class Session(Writer):
         Raises:
             UnsupportedOperationError: a stream has not ended.
         """
-        self.engine.drop_last(self)
+        self._scheduler.check_idle(self._opened)
+        self._opened.last = None
 
-    def fork(self) -> Session:
+    def fork(self) -> "Session":
         """Another session, in a free row, that goes on from here by itself.
 
         Its random numbers go on from the same place too: written on alike, both say the same.
@@ -121,7 +162,12 @@ class Session(Writer):
         Raises:
             UnsupportedOperationError: all rows are in use, or a stream has not ended.
         """
-        return self.engine.fork(self)
+        opened = self._opened
+        self._scheduler.check_idle(opened)
+        copy = self._scheduler.open(opened.sampler.fork())
+        self._runner.store.fork(opened.index, copy.index)
+        copy.last, copy.logits = opened.last, opened.logits
+        return Session(self._scheduler, copy)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write where the session stands to a file, whole or not at all; `Engine.load` goes on.
@@ -136,8 +182,12 @@ class Session(Writer):
             InputError: it cannot be written; what was there is unchanged.
             UnsupportedOperationError: a stream has not ended.
         """
-        self.engine.save(self, path)
+        self._scheduler.check_idle(self._opened)
+        save_snapshot(Path(path), self._runner, self._opened)
 
     def close(self) -> None:
         """Give the row back; again and again does no harm."""
-        self.engine.close(self)
+        self._scheduler.close(self._opened)
+
+    def _checked(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        return checked_tokens(tokens, self._runner.vocab_size)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lacache.cache.static.row_state import RowState, take_row
 from lacache.core.errors import ConfigError, InputError
 from lacache.core.plan_record import plan_record
+from lacache.engine.open_row import OpenRow
 from lacache.engine.runner import Runner
 from lacache.engine.sampling import Sampler, SamplerState, Sampling
 from lacache.engine.snapshot_file import Header, read_snapshot, write_snapshot
@@ -42,14 +43,7 @@ class Snapshot:
     """Those of the next token [V], where it had."""
 
 
-def save_snapshot(
-    path: Path,
-    runner: Runner,
-    row: int,
-    sampler: Sampler,
-    last: int | None,
-    logits: Tensor | None = None,
-) -> None:
+def save_snapshot(path: Path, runner: Runner, opened: OpenRow) -> None:
     """Write what a row of a runner holds, and how its text goes on.
 
     Raises:
@@ -57,19 +51,20 @@ def save_snapshot(
         ConfigError: the plan has no name that a file could hold.
         UnsupportedOperationError: the last change of the row was interrupted half-way.
     """
-    num_seen = runner.store.rows[row].num_seen
-    state = sampler.state()
+    num_seen = runner.store.rows[opened.index].num_seen
+    state = opened.sampler.state()
     generator = {} if state.generator is None else {_GENERATOR: state.generator}
     header = {
         **_asked_of(runner),
-        "sampling": asdict(sampler.sampling),
+        "sampling": asdict(opened.sampler.sampling),
         "num_seen": num_seen,
-        "last": last,
+        "last": opened.last,
         # A file is as long for a long text as for a short one.
-        "padding": " " * (_DIGITS - len(f"{num_seen}{last}")),
+        "padding": " " * (_DIGITS - len(f"{num_seen}{opened.last}")),
     }
+    logits = opened.logits
     pending = {} if logits is None else {_LOGITS: logits.to("cpu", copy=True)}
-    tensors = {**take_row(runner.store, row), _SEEN: state.seen, **generator, **pending}
+    tensors = {**take_row(runner.store, opened.index), _SEEN: state.seen, **generator, **pending}
     write_snapshot(path, header, tensors)
 
 

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import final
 
-from lacache.cache.facts import ModelFacts
+import torch
+
+from lacache.cache.facts import GrowingLayer, ModelFacts
 from lacache.cache.static.quantized import KV_DTYPES, bytes_per_state
 from lacache.core.errors import ConfigError, UnsupportedModelError
 from lacache.core.schedule import UNBOUNDED, BoundGroup, Plan
@@ -41,11 +43,7 @@ class StaticShape:
                 f"{type(self.plan).__name__} keeps every token, and the engine's memory is fixed; "
                 "give a budget, or use LaCache.from_model and lacache.stream"
             )
-        if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
-            raise ConfigError(
-                f"kv_dtype={self.kv_dtype!r} must be None, for the model's own type, or one of "
-                f"{', '.join(KV_DTYPES)}; try 'int8'"
-            )
+        check_kv_dtype(self.kv_dtype)
 
     @property
     def groups(self) -> tuple[BoundGroup, ...]:
@@ -65,13 +63,42 @@ class StaticShape:
     @property
     def growing_bytes(self) -> int:
         """The same, of the layers that the plan rules: keys twice, where positions move them."""
-        dtype = self.facts.dtype
-        total = 0
-        for group in self.groups:
-            for depth, heads in group.heads.items():
-                layer = self.facts.growing[depth]
-                copies = 1 if layer.rotation is None else 2
-                per_slot = copies * bytes_per_state(layer.key_size, self.kv_dtype, dtype)
-                per_slot += bytes_per_state(layer.value_size, self.kv_dtype, dtype)
-                total += len(heads) * group.schedule.capacity * per_slot
-        return total
+        return sum(
+            len(heads)
+            * group.schedule.capacity
+            * _bytes_per_slot(self.facts.growing[depth], self.kv_dtype, self.facts.dtype)
+            for group in self.groups
+            for depth, heads in group.heads.items()
+        )
+
+
+def bytes_per_token(facts: ModelFacts, kv_dtype: str | None = None) -> int:
+    """Of one token in every layer that a plan rules.
+
+    Raises:
+        ConfigError: there is no such kv_dtype.
+    """
+    check_kv_dtype(kv_dtype)
+    return sum(
+        layer.num_heads * _bytes_per_slot(layer, kv_dtype, facts.dtype) for layer in facts.growing
+    )
+
+
+def _bytes_per_slot(layer: GrowingLayer, kv_dtype: str | None, dtype: torch.dtype) -> int:
+    """Of one token in one head of a layer."""
+    copies = 1 if layer.rotation is None else 2
+    keys = copies * bytes_per_state(layer.key_size, kv_dtype, dtype)
+    return keys + bytes_per_state(layer.value_size, kv_dtype, dtype)
+
+
+def check_kv_dtype(kv_dtype: str | None) -> None:
+    """Refuse what keys and values cannot be stored in.
+
+    Raises:
+        ConfigError: that.
+    """
+    if kv_dtype is not None and kv_dtype not in KV_DTYPES:
+        raise ConfigError(
+            f"kv_dtype={kv_dtype!r} must be None, for the model's own type, or one of "
+            f"{', '.join(KV_DTYPES)}; try 'int8'"
+        )

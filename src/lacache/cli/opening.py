@@ -1,0 +1,124 @@
+"""What reads and writes the texts of a command: an engine where that can be, else a cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from lacache.cli.cache_options import CacheOptions
+from lacache.core.errors import ConfigError
+from lacache.core.home import cache_home
+
+if TYPE_CHECKING:
+    from lacache.engine.engine import Engine
+    from lacache.engine.sampling import Sampling
+    from lacache.engine.writer import Writer
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What the user gave; None is the model's own type.
+
+    Raises:
+        ConfigError: there is no such type.
+        MissingExtraError: one of them needs an extra.
+    """
+
+    compile: bool
+    kv_dtype: str | None = None
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        # Before a model is loaded for nothing; and their modules take long to load too.
+        if self.kv_dtype is not None:
+            from lacache.cache.static.shape import check_kv_dtype
+
+            check_kv_dtype(self.kv_dtype)
+        if self.weights is not None:
+            from lacache.engine.int8 import check_weights
+
+            check_weights(self.weights)
+
+    def check_needless(self, why: str) -> None:
+        """Refuse what only an engine can do.
+
+        Raises:
+            ConfigError: it was asked for.
+        """
+        for option, value in (("--kv-dtype", self.kv_dtype), ("--weights", self.weights)):
+            if value is not None:
+                raise ConfigError(f"{option} {value} needs the engine, and {why}; leave it out")
+
+
+def opener(
+    model: Any,
+    cache_options: CacheOptions,
+    engine_options: EngineOptions,
+    prompt_tokens: int,
+    sampling: Sampling,
+) -> Callable[[], Writer]:
+    """What makes a new text for `model`: a row of an engine with one row, where that can be.
+
+    Args:
+        model: of transformers.
+        cache_options: what to keep.
+        engine_options: how to run.
+        prompt_tokens: what a share is of.
+        sampling: how tokens are chosen.
+
+    Raises:
+        ConfigError: the options cannot work for this model.
+        InputError: the plan cannot be read.
+        UnsupportedModelError: the model's caches or positions are not understood.
+    """
+    from lacache.cache.facts import model_facts
+    from lacache.cache.static.fit import fit_bytes
+    from lacache.engine.cached_writer import CachedWriter
+    from lacache.engine.engine import Engine
+
+    facts = model_facts(model)
+    # Neither of the first two is of fixed size; the state of linear layers it doesn't hold.
+    why_not = (
+        "a full cache runs without"
+        if cache_options.policy == "full"
+        else "dense prefill runs without"
+        if cache_options.prefill == "dense"
+        else "models with linear attention run without"
+        if facts.linear
+        else None
+    )
+    if why_not is not None:
+        engine_options.check_needless(why_not)
+        cache = cache_options.make(model, prompt_tokens)
+        return lambda: CachedWriter(model, cache, sampling)
+    plan = fit_bytes(
+        facts,
+        cache_options.plan_budget(),
+        lambda per_token: cache_options.plan_for(model, prompt_tokens, per_token),
+        engine_options.kv_dtype,
+    )
+    engine = Engine.from_model(
+        model,
+        plan,
+        kv_dtype=engine_options.kv_dtype,
+        weights=engine_options.weights,
+        compile=engine_options.compile,
+    )
+    if engine_options.compile:
+        _compile(engine)
+    return lambda: engine.open(sampling)
+
+
+def _compile(engine: Engine) -> None:
+    from rich.console import Console
+
+    # Where torch keeps it by default, it is gone after a restart of the machine.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "compiled"))
+    console = Console(stderr=True)
+    with console.status("compiling (a minute or more the first time, seconds from then on)"):
+        engine.warm_up()
+    if engine.compile_seconds is not None:
+        console.print(f"compiled in {engine.compile_seconds:.0f} s", style="dim")

@@ -1,0 +1,65 @@
+"""What users give to an engine, checked and in the engine's types."""
+
+import reprlib
+from collections.abc import Collection, Sequence
+from operator import index
+
+import torch
+from torch import Tensor
+
+from lacache.core.checks import check_int
+from lacache.core.errors import InputError
+
+
+def checked_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
+    """A copy of tokens [Q] of a model with so many, int64 on the CPU.
+
+    Raises:
+        InputError: they are none of this model, or not in one dimension.
+    """
+    rule = "must be a list or a tensor of whole numbers; try tokenizer(text).input_ids"
+    try:
+        given = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"tokens={reprlib.repr(tokens)} {rule}") from error
+    if given.ndim != 1:
+        raise InputError(
+            f"tokens of shape {tuple(given.shape)} must be of shape [tokens]; give one text at "
+            "a time, in a flat list or tensor"
+        )
+    is_whole = not (given.is_floating_point() or given.is_complex())
+    if len(given) and (not is_whole or given.dtype == torch.bool):
+        raise InputError(f"tokens of type {given.dtype} {rule}")
+    checked = given.to("cpu", torch.long, copy=True)
+    if len(checked) and not 0 <= int(checked.min()) <= int(checked.max()) < vocab_size:
+        raise InputError(
+            f"token ids from {int(checked.min())} to {int(checked.max())} must lie in 0 to "
+            f"{vocab_size - 1}; use the tokenizer of this model"
+        )
+    return checked
+
+
+def checked_ends(eos_token_ids: Collection[int]) -> frozenset[int]:
+    """Token ids that end a text.
+
+    Raises:
+        InputError: they are no whole numbers, or not in a collection.
+    """
+    try:
+        return frozenset(index(token) for token in eos_token_ids)
+    except TypeError as error:
+        raise InputError(
+            f"eos_token_ids={eos_token_ids!r} must be token ids in a list or a set; try "
+            "[tokenizer.eos_token_id]"
+        ) from error
+
+
+def checked_length(max_new_tokens: int | None) -> int | None:
+    """How many tokens to write at most; None is without end.
+
+    Raises:
+        ConfigError: it is negative.
+    """
+    if max_new_tokens is not None:
+        check_int("max_new_tokens", max_new_tokens, 0)
+    return max_new_tokens
