@@ -366,3 +366,28 @@ def test_a_model_that_is_no_causal_one_ends_in_one_line(run: Run, tmp_path: Path
 def test_chat_without_a_template_ends_in_one_line(run: Run, tiny_without_chat: Path) -> None:
     result = run("generate", "the cat", "--chat", "--model", tiny_without_chat)
     assert_one_line(result, "has no chat template")
+
+
+def test_smaller_keys_values_and_weights(run: Run, tiny: Path) -> None:
+    common = ("the cat", "--model", tiny, "-n", 20, "--budget", 24)
+    whole = generate_json(run, *common)
+    smaller = generate_json(run, *common, "--kv-dtype", "int8", "--weights", "int8")
+    assert smaller["new_tokens"] == 20
+    # Of float32 it is a quarter, and a scale for each token and head.
+    assert smaller["cache"]["bytes"] < whole["cache"]["bytes"] / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kv-dtype", "int4"], "kv_dtype='int4' must be None"),
+        (["--weights", "int4"], "weights='int4' must be None"),
+        (["--weights", "int8", "--policy", "full"], "--weights int8 needs the engine, and a full"),
+        (["--kv-dtype", "int8", "--prefill", "dense"], "--kv-dtype int8 needs the engine, and de"),
+    ],
+)
+def test_where_they_cannot_be(run: Run, tiny: Path, options: list[str], message: str) -> None:
+    result = run("generate", "the cat", "--model", tiny, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "; " in result.stderr

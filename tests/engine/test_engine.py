@@ -332,6 +332,16 @@ def test_a_budget_in_bytes_is_for_growing_layers() -> None:
     assert 19_000 < engine.row_bytes - windows <= 20_000
 
 
+@pytest.mark.parametrize(("kv_dtype", "per_slot"), [(None, 4 * 24), ("int8", 24 + 3 * 4)])
+def test_a_budget_in_bytes_heeds_what_states_are_stored_in(
+    model: Any, kv_dtype: str | None, per_slot: int
+) -> None:
+    """Keys twice and values, 8 numbers each in 5 layers of 2 heads; in int8 with a scale each."""
+    engine = Engine.from_model(model, budget="64KB", policy="streaming", kv_dtype=kv_dtype)
+    assert engine.row_bytes == engine.plan.bind(5).capacity * 5 * 2 * per_slot
+    assert 64_000 - 5 * 2 * per_slot < engine.row_bytes <= 64_000
+
+
 @pytest.mark.parametrize("options", [{"config": 0.5}, {"budget": 0.25}, {"budget": "0.5"}])
 def test_a_share_is_refused(model: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"budget=0\.\d+ is a share.*512 \(tokens\) or '64MiB'"):
@@ -342,6 +352,8 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"rows": 0}, r"rows=0 must be at least 1; try rows=1"),
     ({"rows": 2.0}, r"rows=2\.0 must be an integer"),
     ({"rows": True}, r"rows=True must be an integer"),
+    ({"kv_dtype": "int4"}, r"kv_dtype='int4' must be None.*; try 'int8'"),
+    ({"weights": "int4"}, r"weights='int4' must be None.*; try 'int8'"),
     ({"segment": 0}, r"segment=0 must be at least 1; try segment=1"),
     ({"segment": -5}, r"segment=-5 must be at least 1"),
     ({"config": Full()}, r"Full keeps every token.*memory is fixed; give a budget, or use LaCache"),

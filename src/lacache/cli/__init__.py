@@ -1,6 +1,7 @@
 """The command `lacache`."""
 
 import io
+import logging
 import sys
 
 
@@ -10,6 +11,11 @@ def main() -> None:
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="replace")
+
+    # Where torchao is installed, transformers imports it, and it tells of kernels for GPUs that it
+    # cannot load.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     from lacache.cli.app import app
 
