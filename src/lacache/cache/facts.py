@@ -7,7 +7,7 @@ that was misread.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -44,6 +44,8 @@ class GrowingLayer:
     """Numbers in the key of one head."""
     value_size: int
     bytes_per_token: int
+    has_sinks: bool = False
+    """Whether its attention has a number for each query head besides (gpt-oss's `sinks`)."""
 
 
 @final
@@ -155,6 +157,8 @@ def _find_facts(model: Any, decoder: nn.Module) -> ModelFacts:
     layers = tuple(
         _layer_facts(i, ways[types[i]], near_cache.layers[i], far_cache.layers[i]) for i in growing
     )
+    with_sinks = _layers_with_sinks(decoder)
+    layers = tuple(replace(layer, has_sinks=layer.index in with_sinks) for layer in layers)
     change = _distance(near_hidden, far_hidden)
     # In half precision this says nothing: in a sound model of 30 layers, moving by one position
     # already changes the output by 0.07.
@@ -265,6 +269,12 @@ def _layer_facts(index: int, ways: tuple[Rotation, ...], near: Any, far: Any) ->
     return GrowingLayer(
         index, rotation, near.keys.shape[1], near.keys.shape[-1], near.values.shape[-1], width
     )
+
+
+def _layers_with_sinks(decoder: nn.Module) -> set[int]:
+    """By the name that all such models of transformers give the numbers."""
+    names = (name.split(".") for name, _ in decoder.named_parameters())
+    return {int(name[1]) for name in names if name[0] == "layers" and name[-1] == "sinks"}
 
 
 def _sliding_facts(index: int, layer: Any) -> SlidingLayer:

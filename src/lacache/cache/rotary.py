@@ -105,4 +105,5 @@ def _apply_function(rotary: nn.Module) -> Callable[..., Tensor]:
     if "k" not in inspect.signature(apply).parameters:
         return apply
     pair = apply
-    return lambda states, cos, sin: pair(states, states, cos, sin)[1]
+    # Queries of no heads cost nothing.
+    return lambda states, cos, sin: pair(states[:, :0], states, cos, sin)[1]

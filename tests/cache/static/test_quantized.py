@@ -40,7 +40,12 @@ def states_of(seed: int, num_new: int, dtype: torch.dtype, *, rows: int = 1) -> 
     return (states * (torch.rand(shape, generator=generator) > 0.1)).to(dtype)
 
 
-def copies(buffer: ScaledBuffer) -> list[Tensor]:
+def make_any(name: str | None) -> Buffer:
+    plain = PlainBuffer((ROWS, HEADS, SLOTS, SIZE), torch.float32, CPU)
+    return plain if name is None else make(name)
+
+
+def copies(buffer: Buffer) -> list[Tensor]:
     return [stored.clone() for stored in buffer.tensors()]
 
 
@@ -149,9 +154,9 @@ def test_writing_one_token_in_some_rows_is_writing_it_in_each(name: str) -> None
         assert torch.equal(one, other)
 
 
-@names
-def test_rows_move_bit_for_bit(name: str) -> None:
-    buffer, other = make(name), make(name)
+@pytest.mark.parametrize("name", [None, *NAMES])
+def test_rows_move_bit_for_bit(name: str | None) -> None:
+    buffer, other = make_any(name), make_any(name)
     buffer.write(0, 0, states_of(1, SLOTS, torch.float32))
     other.write(0, 0, states_of(2, SLOTS, torch.float32))
     before, theirs = copies(buffer), copies(other)
@@ -172,6 +177,23 @@ def test_rows_move_bit_for_bit(name: str) -> None:
     for now, mine in zip(buffer.tensors(), before, strict=True):
         assert torch.equal(now[0, :, :3], mine[0, :, [0, 3, 5]])
         assert torch.equal(now[1], mine[1])
+
+    for start in range(4):
+        before = copies(buffer)
+        buffer.keep(0, torch.tensor([0, 2, 5]), start)
+        for now, mine in zip(buffer.tensors(), before, strict=True):
+            assert torch.equal(now[0, :, start:3], mine[0, :, [0, 2, 5][start:]])
+            assert torch.equal(now[0, :, :start], mine[0, :, :start])
+            assert torch.equal(now[0, :, 3:], mine[0, :, 3:])
+            assert torch.equal(now[1], mine[1])
+
+    before = copies(buffer)
+    buffer.copy_slots(0, torch.tensor([1, 4]), other)
+    for now, mine, from_other in zip(buffer.tensors(), before, theirs, strict=True):
+        assert torch.equal(now[0, :, [1, 4]], from_other[0, :, [1, 4]])
+        assert torch.equal(now[0, :, [0, 2, 3, 5, 6]], mine[0, :, [0, 2, 3, 5, 6]])
+        assert torch.equal(now[1], mine[1])
+    assert torch.equal(buffer.read(0, 6, 2), buffer.read(0, SLOTS)[:, :, 2:6])
 
 
 PLANS = {
@@ -270,8 +292,8 @@ class SlowBuffer(Buffer):
     def all(self) -> Tensor:
         return self._plain.all()
 
-    def read(self, row: int, stop: int) -> Tensor:
-        return self._plain.read(row, stop)
+    def read(self, row: int, stop: int, start: int = 0) -> Tensor:
+        return self._plain.read(row, stop, start)
 
     def write(self, row: int, start: int, states: Tensor) -> None:
         self._plain.write(row, start, self._nearest(states))

@@ -1,5 +1,6 @@
 """Memory that is known before it is taken, and what fixed memory cannot hold."""
 
+from dataclasses import replace
 from functools import cache as memoize
 from typing import Any
 
@@ -13,6 +14,7 @@ from lacache.cache.facts import model_facts
 from lacache.cache.static.shape import StaticShape
 from lacache.core import Full, Group, Groups, LadderConfig, SinkWindow
 from lacache.core.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
+from lacache.engine import runner
 from lacache.engine.runner import Runner
 from tests.cache.static.plans import plans
 from tests.cache.tiny_models import FAMILIES, SHAPE, tiny_model
@@ -92,8 +94,25 @@ def test_layers_with_a_state() -> None:
         Runner(tiny, SinkWindow(9), 1, None)
 
 
+APART = Groups((Group(SinkWindow(9), (1, 2, 3, (0, 0))), Group(SinkWindow(12), ((0, 1),))))
+
+
 def test_parts_of_a_layer_cannot_share_sinks_of_attention() -> None:
-    plan = Groups((Group(SinkWindow(9), (1, 2, 3, (0, 0))), Group(SinkWindow(12), ((0, 1),))))
-    runner = Runner(model("gpt-oss"), plan, 1, None)
+    facts = model_facts(model("gpt-oss"))
+    with pytest.raises(UnsupportedOperationError, match=r"layer 1 .*use groups of whole layers"):
+        StaticShape(facts, APART)
+    whole = Groups((Group(SinkWindow(9), (1, 2, 3)), Group(SinkWindow(12), (0,))))
+    assert StaticShape(facts, whole).row_bytes > 0
+    assert StaticShape(model_facts(model("gemma3")), APART).row_bytes > 0
+
+
+def test_sinks_of_another_name_are_refused_where_they_are_met() -> None:
+    facts = model_facts(tiny_model("gpt-oss"))
+    assert all(layer.has_sinks for layer in facts.growing)
+    unknown = replace(facts, growing=tuple(replace(g, has_sinks=False) for g in facts.growing))
+    tiny = tiny_model("gpt-oss")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "model_facts", lambda _: unknown)
+        running = Runner(tiny, APART, 1, None)
     with pytest.raises(UnsupportedOperationError, match="use groups of whole layers"):
-        runner.step([3], [0])
+        running.step([3], [0])

@@ -24,8 +24,8 @@ class Buffer(ABC):
         """Every slot of every row [B, H, C, D], as attention reads them."""
 
     @abstractmethod
-    def read(self, row: int, stop: int) -> Tensor:
-        """The first slots of a row [1, H, stop, D]."""
+    def read(self, row: int, stop: int, start: int = 0) -> Tensor:
+        """Slots `start` to `stop` of a row [1, H, stop - start, D]."""
 
     @abstractmethod
     def write(self, row: int, start: int, states: Tensor) -> None:
@@ -51,6 +51,11 @@ class Buffer(ABC):
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine[row, :, start:stop] = theirs[row, :, start:stop]
 
+    def copy_slots(self, row: int, slots: Tensor, other: "Buffer") -> None:
+        """The same of the given slots [N]."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine[row].index_copy_(1, slots, theirs[row].index_select(1, slots))
+
     def fork_row(self, row: int, target: int, stop: int) -> None:
         """Copy the first slots of one row to another."""
         for stored in self.tensors():
@@ -61,10 +66,11 @@ class Buffer(ABC):
         for stored in self.tensors():
             stored[row].zero_()
 
-    def keep(self, row: int, slots: Tensor) -> None:
-        """Move the given slots [N] of a row, increasing, to its front."""
-        for stored in self.tensors():
-            stored[row, :, : len(slots)] = stored[row].index_select(1, slots)
+    def keep(self, row: int, slots: Tensor, start: int = 0) -> None:
+        """Move the given slots [N] of a row, increasing, to its front; from the place `start` on."""
+        if start < len(slots):
+            for stored in self.tensors():
+                stored[row, :, start : len(slots)] = stored[row].index_select(1, slots[start:])
 
 
 @final
@@ -88,9 +94,9 @@ class PlainBuffer(Buffer):
         """The buffer itself."""
         return self._states
 
-    def read(self, row: int, stop: int) -> Tensor:
+    def read(self, row: int, stop: int, start: int = 0) -> Tensor:
         """A view."""
-        return self._states[row : row + 1, :, :stop]
+        return self._states[row : row + 1, :, start:stop]
 
     def write(self, row: int, start: int, states: Tensor) -> None:
         """Set slots of a row."""

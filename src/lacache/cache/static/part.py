@@ -35,21 +35,26 @@ class Part:
     turns: Turns | None
 
     def move(self, row: int, move: Move, tables: Tables | None) -> None:
-        """Do what a compaction or other positions ask; `tables` are for the leading slots."""
-        slots = None if move.surviving is None else move.surviving[self.pattern]
-        if slots is not None:
-            self.values.keep(row, slots)
-        if self.came_in is None or self.turns is None or tables is None:
-            if slots is not None:
-                self.keys.keep(row, slots)
+        """Do what a compaction or other positions ask; `tables` are for the keys that turn."""
+        start, stop = move.turned[self.pattern]
+        if self.came_in is not None:
+            self.came_in.copy_row(row, move.unsaved, move.num_cached, self.keys)
+        if move.surviving is not None:
+            slots = move.surviving[self.pattern]
+            self.values.keep(row, slots, start)
+            if self.came_in is not None:
+                self.came_in.keep(row, slots, start)
+            self.keys.keep(row, slots, start if self.came_in is None else stop)
+        if self.came_in is None or self.turns is None or tables is None or start == stop:
             return
-        self.came_in.copy_row(row, move.unsaved, move.num_cached, self.keys)
-        if slots is not None:
-            self.came_in.keep(row, slots)
-        num_turned, num_cached = tables[0].shape[1], move.shifts.shape[1]
-        turned = self.turns.rotate(self.came_in.read(row, num_turned), tables)
-        self.keys.write(row, 0, turned)
-        self.keys.copy_row(row, num_turned, num_cached, self.came_in)
+        self.keys.write(row, start, self.turns.rotate(self.came_in.read(row, stop, start), tables))
+        if len(back := move.back[self.pattern]):
+            self.keys.copy_slots(row, back, self.came_in)
+
+    def take_back(self, row: int, num_cached: int) -> None:
+        """Let keys stand as they came in."""
+        if self.came_in is not None:
+            self.keys.copy_row(row, 0, num_cached, self.came_in)
 
     def insert(self, row: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Add new keys and values [1, H, Q, D] of one row from `slot` on."""

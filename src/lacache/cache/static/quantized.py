@@ -54,10 +54,10 @@ class ScaledBuffer(Buffer):
         """Decoded anew at each call."""
         return self._decode(self._states, self._scales)
 
-    def read(self, row: int, stop: int) -> Tensor:
+    def read(self, row: int, stop: int, start: int = 0) -> Tensor:
         """Decoded anew at each call."""
-        of_row = slice(row, row + 1)
-        return self._decode(self._states[of_row, :, :stop], self._scales[of_row, :, :stop])
+        states, scales = (stored[row : row + 1, :, start:stop] for stored in self.tensors())
+        return self._decode(states, scales)
 
     def write(self, row: int, start: int, states: Tensor) -> None:
         """Set slots of a row."""

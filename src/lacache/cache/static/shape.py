@@ -7,7 +7,7 @@ import torch
 
 from lacache.cache.facts import GrowingLayer, ModelFacts
 from lacache.cache.static.quantized import KV_DTYPES, bytes_per_state
-from lacache.core.errors import ConfigError, UnsupportedModelError
+from lacache.core.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.core.schedule import UNBOUNDED, BoundGroup, Plan
 
 
@@ -26,6 +26,7 @@ class StaticShape:
         ConfigError: the plan keeps everything, so nothing fixed can hold it; or there is no such
             kv_dtype.
         UnsupportedModelError: the model has layers with a state of another kind.
+        UnsupportedOperationError: the plan divides a layer whose attention has sinks of its own.
     """
 
     facts: ModelFacts
@@ -43,6 +44,14 @@ class StaticShape:
                 f"{type(self.plan).__name__} keeps every token, and the engine's memory is fixed; "
                 "give a budget, or use LaCache.from_model and lacache.stream"
             )
+        for group in self.groups:
+            for depth, heads in group.heads.items():
+                layer = self.facts.growing[depth]
+                if layer.has_sinks and len(heads) < layer.num_heads:
+                    raise UnsupportedOperationError(
+                        f"the attention of layer {layer.index} has a number for each head, which "
+                        "KV heads in different groups cannot share; use groups of whole layers"
+                    )
         check_kv_dtype(self.kv_dtype)
 
     @property

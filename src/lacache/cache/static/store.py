@@ -1,7 +1,6 @@
 """The buffers of all layers and rows, and the forwards that read and write them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -139,8 +138,7 @@ class StaticStore:
     def move_group(self, row: int, number: int, move: Move) -> None:
         """Do in every layer of a group what its counts ask."""
         tables: dict[tuple[int, int], Tables] = {}
-        if move.surviving is not None:
-            move = replace(move, surviving=move.surviving.to(self.device))
+        move = move.to(self.device)
         for part in self._all_parts():
             if part.group != number:
                 continue
@@ -149,10 +147,8 @@ class StaticStore:
                 continue
             key = (part.pattern, id(part.turns))
             if key not in tables:
-                shifts = move.shifts[part.pattern]
-                moved = shifts.nonzero()
-                num_moved = int(moved[-1]) + 1 if len(moved) else 0
-                tables[key] = part.turns.tables(shifts[:num_moved])
+                start, stop = move.turned[part.pattern]
+                tables[key] = part.turns.tables(move.shifts[part.pattern, start:stop])
             part.move(row, move, tables[key])
 
     def _fix_addresses(self) -> None:
