@@ -132,13 +132,13 @@ def test_a_state_that_is_no_number_stays_none(name: str) -> None:
 @names
 @pytest.mark.parametrize("dtype", MODEL_TYPES)
 def test_what_was_read_is_stored_as_it_was(name: str, dtype: torch.dtype) -> None:
-    """A snapshot of what attention saw loses nothing more, within a rounding of the scale."""
+    """So a key that is turned by nothing stays as it is."""
     buffer = make(name, dtype)
-    buffer.write(0, 0, states_of(5, SLOTS, dtype))
-    once = buffer.read(0, SLOTS).clone()
-    buffer.write(0, 0, once)
-    twice = buffer.read(0, SLOTS)
-    torch.testing.assert_close(twice, once, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    for seed in range(100):
+        buffer.write(0, 0, states_of(seed, SLOTS, dtype))
+        once = buffer.read(0, SLOTS).clone()
+        buffer.write(0, 0, once)
+        assert torch.equal(buffer.read(0, SLOTS), once)
 
 
 @names
@@ -187,12 +187,6 @@ def test_rows_move_bit_for_bit(name: str | None) -> None:
             assert torch.equal(now[0, :, 3:], mine[0, :, 3:])
             assert torch.equal(now[1], mine[1])
 
-    before = copies(buffer)
-    buffer.copy_slots(0, torch.tensor([1, 4]), other)
-    for now, mine, from_other in zip(buffer.tensors(), before, theirs, strict=True):
-        assert torch.equal(now[0, :, [1, 4]], from_other[0, :, [1, 4]])
-        assert torch.equal(now[0, :, [0, 2, 3, 5, 6]], mine[0, :, [0, 2, 3, 5, 6]])
-        assert torch.equal(now[1], mine[1])
     assert torch.equal(buffer.read(0, 6, 2), buffer.read(0, SLOTS)[:, :, 2:6])
 
 

@@ -63,11 +63,13 @@ class Slots:
     def move(self, move: Move) -> None:
         newer = slice(move.unsaved, move.num_cached)
         self.came_in[:, newer] = self.stand[:, newer]
-        if move.surviving is not None:
-            for held in (self.came_in, self.tokens):
-                held[:, : move.surviving.shape[1]] = held.gather(1, move.surviving)
-        count = move.shifts.shape[1]
-        self.stand[:, :count] = self.came_in[:, :count] + move.shifts
+        for pattern, (start, stop) in enumerate(move.turned):
+            stand, came_in = self.stand[pattern], self.came_in[pattern]
+            if move.surviving is not None:
+                slots = move.surviving[pattern]
+                for held, first in ((came_in, start), (self.tokens[pattern], start), (stand, stop)):
+                    held[first : len(slots)] = held[slots[first:]]
+            stand[start:stop] = came_in[start:stop] + move.shifts[pattern, start:stop]
 
 
 @given(
@@ -108,3 +110,37 @@ def test_a_row_group_is_a_layer_group_in_fixed_memory(
         assert torch.equal(slots.stand[:, :stop], stand)
         assert torch.equal(slots.tokens[:, :stop], twin.held("values"))
         assert torch.equal(stand, (mine.origin + torch.arange(stop)).expand_as(stand))
+
+
+@given(schedules(), st.sampled_from(["slots", "counted", "far"]), st.integers(0, 60))
+@settings(max_examples=50)
+def test_no_more_is_turned_than_what_lies_between_changes(
+    schedule: Schedule, positions: str, num_tokens: int
+) -> None:
+    compactions = Compactions(schedule)
+    group = RowGroup(compactions)
+    held: list[list[tuple[int, int]]] = [[] for _ in compactions.patterns]
+    for token in range(num_tokens):
+        settled = group.settled()
+        first = {
+            "slots": settled.num_cached,
+            "counted": settled.num_seen,
+            "far": settled.num_cached + token // 5,
+        }[positions]
+        move = group.begin(first)
+        if move is not None:
+            assert len(move.turned) == len(held)
+            for pattern, (start, stop) in enumerate(move.turned):
+                before = held[pattern]
+                slots = range(len(before)) if move.surviving is None else move.surviving[pattern]
+                kept = [before[slot][0] for slot in slots]
+                after = [(number, group.origin + slot) for slot, number in enumerate(kept)]
+                stood = dict(before)
+                assert before[:start] == after[:start]
+                assert start in (len(after), stop) or before[start] != after[start]
+                moved = [slot for slot, (number, at) in enumerate(after) if stood[number] != at]
+                assert stop == (moved[-1] + 1 if moved else start)
+                held[pattern] = after
+        for of_one in held:
+            of_one.append((token, first))
+        group.commit(1)

@@ -51,11 +51,6 @@ class Buffer(ABC):
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine[row, :, start:stop] = theirs[row, :, start:stop]
 
-    def copy_slots(self, row: int, slots: Tensor, other: "Buffer") -> None:
-        """The same of the given slots [N]."""
-        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
-            mine[row].index_copy_(1, slots, theirs[row].index_select(1, slots))
-
     def fork_row(self, row: int, target: int, stop: int) -> None:
         """Copy the first slots of one row to another."""
         for stored in self.tensors():
@@ -67,7 +62,10 @@ class Buffer(ABC):
             stored[row].zero_()
 
     def keep(self, row: int, slots: Tensor, start: int = 0) -> None:
-        """Move the given slots [N] of a row, increasing, to its front; from the place `start` on."""
+        """Move the given slots [N] of a row, increasing, to its front.
+
+        Those before `start` are left where they are.
+        """
         if start < len(slots):
             for stored in self.tensors():
                 stored[row, :, start : len(slots)] = stored[row].index_select(1, slots[start:])

@@ -48,13 +48,6 @@ class Part:
         if self.came_in is None or self.turns is None or tables is None or start == stop:
             return
         self.keys.write(row, start, self.turns.rotate(self.came_in.read(row, stop, start), tables))
-        if len(back := move.back[self.pattern]):
-            self.keys.copy_slots(row, back, self.came_in)
-
-    def take_back(self, row: int, num_cached: int) -> None:
-        """Let keys stand as they came in."""
-        if self.came_in is not None:
-            self.keys.copy_row(row, 0, num_cached, self.came_in)
 
     def insert(self, row: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Add new keys and values [1, H, Q, D] of one row from `slot` on."""

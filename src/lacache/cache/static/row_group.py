@@ -1,6 +1,6 @@
 """Where one sequence stands in one group, and what has to move before its next tokens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -26,18 +26,8 @@ class Move:
     turned: tuple[tuple[int, int], ...]
     """For each pattern, the slots `(start, stop)` whose keys must be turned by their shifts.
 
-    Keys before have kept slot and position, and those after their positions.
+    Before them, keys have kept their slots and positions; after them, their positions.
     """
-    back: tuple[Tensor, ...]
-    """For each pattern, the slots among them whose keys are where they came in: not to be turned.
-
-    Turning by nothing would round what is stored in eight bits again.
-    """
-
-    def to(self, device: torch.device) -> "Move":
-        """With what layers index by on their device."""
-        surviving = None if self.surviving is None else self.surviving.to(device)
-        return replace(self, surviving=surviving, back=tuple(b.to(device) for b in self.back))
 
 
 @final
@@ -97,7 +87,8 @@ class RowGroup:
             self.num_compactions += 1
         self.state, self.origin, self._came_in_at = after, origin, came_in_at
         former = torch.arange(after.num_cached) if surviving is None else surviving
-        return self._move(before.num_cached, unsaved, surviving, former_origin + former)
+        turned = self._turned(surviving, former_origin + former)
+        return Move(before.num_cached, unsaved, surviving, self._shifts(), turned)
 
     def restore(self, state: State, origin: int, num_compactions: int, came_in_at: Tensor) -> Move:
         """Stand where another sequence stood.
@@ -109,31 +100,32 @@ class RowGroup:
             came_in_at: its own [patterns, N]; all its keys are held as they came in.
 
         Returns:
-            What the layers must do now, if their keys stand as they came in.
+            What the layers must do now.
         """
         self.state, self.origin, self.num_compactions = state, origin, num_compactions
         self._came_in_at = came_in_at
-        return self._move(state.num_cached, state.num_cached, None, came_in_at)
+        num_cached = state.num_cached
+        turned = ((0, num_cached),) * len(came_in_at)
+        return Move(num_cached, num_cached, None, self._shifts(), turned)
 
     def commit(self, num_new: int) -> None:
         """Count tokens that came in without a compaction between them."""
         self.state = self.state.insert(num_new)
 
-    def _move(
-        self, num_cached: int, unsaved: int, surviving: Tensor | None, stood: Tensor
-    ) -> Move:
-        """The move to where keys stand now, of those that stood at positions [patterns or 1, N]."""
+    def _turned(self, surviving: Tensor | None, stood: Tensor) -> tuple[tuple[int, int], ...]:
+        """What of a move must be turned; keys stood at positions [patterns or 1, N]."""
         slots = torch.arange(self.num_saved)
-        shifts = self.origin + slots - self._came_in_at
-        turns = (stood != self.origin + slots).expand_as(shifts)
+        turns = (stood != self.origin + slots).expand_as(self._came_in_at)
         changes = turns if surviving is None else turns | (surviving != slots)
-        turned, back = [], []
-        for changing, turning, by in zip(changes, turns, shifts, strict=True):
+        turned = []
+        for changing, turning in zip(changes, turns, strict=True):
             start = _first(changing)
-            stop = max(start, len(by) - _first(turning.flip(0)))
-            turned.append((start, stop))
-            back.append((by[start:stop] == 0).nonzero().squeeze(1) + start)
-        return Move(num_cached, unsaved, surviving, shifts, tuple(turned), tuple(back))
+            turned.append((start, max(start, len(turning) - _first(turning.flip(0)))))
+        return tuple(turned)
+
+    def _shifts(self) -> Tensor:
+        """By how many positions each key that is held as it came in has moved [patterns, N]."""
+        return self.origin + torch.arange(self.num_saved) - self._came_in_at
 
 
 def _first(marks: Tensor) -> int:

@@ -65,9 +65,6 @@ def put_row(store: StaticStore, row: int, state: RowState) -> None:
     for name, slots in _slots_in_use(store, row).items():
         slots.copy_(left.take(name, tuple(slots.shape), slots.dtype))
     left.check_empty()
-    for parts in store.parts.values():
-        for part in parts:
-            part.take_back(row, counts.groups[part.group].state.num_cached)
     for number, move in enumerate(moves):
         store.move_group(row, number, move)
     counts.is_moving = False

@@ -1,6 +1,7 @@
 """The buffers of all layers and rows, and the forwards that read and write them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -138,7 +139,8 @@ class StaticStore:
     def move_group(self, row: int, number: int, move: Move) -> None:
         """Do in every layer of a group what its counts ask."""
         tables: dict[tuple[int, int], Tables] = {}
-        move = move.to(self.device)
+        if move.surviving is not None:
+            move = replace(move, surviving=move.surviving.to(self.device))
         for part in self._all_parts():
             if part.group != number:
                 continue
