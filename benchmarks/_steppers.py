@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from lacache.cache import LaCache
+from lacache.cache.argument import cache_argument
 from lacache.cache.static.row_state import RowState, put_row, take_row
 from lacache.core.schedule import Plan
 from lacache.engine.runner import Runner
@@ -192,12 +193,13 @@ class StaticCacheStepper(Stepper):
     def __init__(self, model: Any, slots: int, fill: int, backend: str | None) -> None:
         self._model = model
         self._cache = StaticCache(config=model.config, max_cache_len=slots)
+        self._given = cache_argument(model, self._cache)
         self._fill = fill
         self._next = fill
         with torch.no_grad():
             model(
                 input_ids=random_tokens(model, fill)[None],
-                past_key_values=self._cache,
+                **cache_argument(model, self._cache),
                 logits_to_keep=1,
             )
         self._forward = self._run
@@ -225,7 +227,7 @@ class StaticCacheStepper(Stepper):
         output = self._model(
             input_ids=ids,
             position_ids=positions,
-            past_key_values=self._cache,
+            **self._given,
             use_cache=True,
             logits_to_keep=1,
         )
@@ -266,7 +268,9 @@ class DynamicCacheStepper(Stepper):
     def step(self, token: int) -> int:
         """A forward of the model."""
         output = self._model(
-            input_ids=torch.tensor([[token]]), past_key_values=self._cache, use_cache=True
+            input_ids=torch.tensor([[token]]),
+            **cache_argument(self._model, self._cache),
+            use_cache=True,
         )
         return int(output.logits[0, -1].argmax())
 

@@ -34,6 +34,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
 
+from lacache.cache.argument import cache_argument
 from lacache.cache.facts import model_facts
 from lacache.core import LadderConfig
 from lacache.core.errors import MissingExtraError
@@ -247,6 +248,7 @@ def full_case(model: Any, sizes: Sizes, rows: int, *, compiled: bool = True) -> 
         forward = torch.compile(
             model.forward, mode="reduce-overhead", fullgraph=True, dynamic=False
         )
+    given = cache_argument(model, cache)
     position = sizes.context
     ids = torch.ones(rows, 1, dtype=torch.long, device=sizes.device)
     skips = graph_skips()
@@ -256,9 +258,7 @@ def full_case(model: Any, sizes: Sizes, rows: int, *, compiled: bool = True) -> 
         nonlocal position
         positions = torch.full((rows, 1), position, device=sizes.device)
         position += 1
-        output = forward(
-            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        output = forward(input_ids=ids, position_ids=positions, **given, use_cache=True)
         logits: Tensor = output.logits
         return logits
 

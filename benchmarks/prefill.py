@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from lacache.cache.argument import cache_argument
 from lacache.core import LadderConfig
 from lacache.engine.engine import Engine
 from lacache.evals.plots import drawing
@@ -93,7 +94,7 @@ def dense(model: Any) -> Callable[[torch.Tensor], int]:
     @torch.no_grad()
     def read(ids: torch.Tensor) -> int:
         cache = DynamicCache(config=model.config)
-        model(ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(ids[None], **cache_argument(model, cache), use_cache=True, logits_to_keep=1)
         return sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
 
     return read

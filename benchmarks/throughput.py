@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import DynamicCache
 
+from lacache.cache.argument import cache_argument
 from lacache.cache.facts import model_facts
 from lacache.engine.engine import Engine
 from lacache.engine.session import Session
@@ -126,7 +127,10 @@ class WithFullCache(Way):
         """One forward, one choice."""
         ids = torch.tensor(self._tokens)[:, None]
         output = self._model(
-            input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            **cache_argument(self._model, self._cache),
+            use_cache=True,
+            logits_to_keep=1,
         )
         self._tokens = output.logits[:, -1].float().argmax(dim=-1).tolist()
 
@@ -242,7 +246,11 @@ def measure_wait(*, quick: bool) -> Record:
         segments += found["segments"]
     with torch.no_grad():
         begun = time.perf_counter()
-        model(prompt[None], past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
+        model(
+            prompt[None],
+            **cache_argument(model, DynamicCache(config=model.config)),
+            logits_to_keep=1,
+        )
         at_once = time.perf_counter() - begun
     return {
         "prompt_tokens": len(prompt),

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from lacache.cache.argument import cache_argument
 from lacache.core import Groups, LadderConfig, Plan, Policy, ShrinkingWindow, SinkWindow
 from lacache.core.reference import reference_kept
 from tests.core.slow_window import shrunk
@@ -50,7 +51,7 @@ class SlowLayer(CacheLayerMixin):
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any) -> Any:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys = torch.cat([self.keys, key_states], dim=2)
@@ -157,7 +158,7 @@ def feed(model: Any, cache: SlowCache, ids: Tensor, number: int) -> Tensor:
     output = model(
         input_ids=ids[:, number : number + 1],
         position_ids=torch.zeros(1, 1, dtype=torch.long),
-        past_key_values=cache,
+        **cache_argument(model, cache),
         use_cache=True,
     )
     logits: Tensor = output.logits

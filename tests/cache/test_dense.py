@@ -1,8 +1,10 @@
 """The dense protocol: read with a full cache, then compact down."""
 
 import torch
+from transformers import DynamicCache
 
 from lacache import LaCache, LadderConfig
+from lacache.cache.argument import cache_argument
 from lacache.core.kept import kept_after
 from tests.cache.slow_cache import rotate
 from tests.cache.tiny_models import random_ids, tiny_model
@@ -25,7 +27,8 @@ def test_keeps_what_the_schedule_keeps_of_the_dense_states() -> None:
     model = tiny_model("llama")
     ids = random_ids(70)
     cache = LaCache.from_model(model, CONFIG, prefill="dense")
-    full = model(ids, use_cache=True).past_key_values
+    full = DynamicCache(config=model.config)
+    model(ids, **cache_argument(model, full))
     cache.prefill(model, ids)
     kept = kept_after(CONFIG.bind(5), 70)
     for layer in range(5):
@@ -41,7 +44,8 @@ def test_decoding_goes_on_at_slots() -> None:
     model = tiny_model("llama", num_hidden_layers=5)
     ids = random_ids(70)
     cache = LaCache.from_model(model, CONFIG, prefill="dense")
-    full = model(ids, use_cache=True).past_key_values
+    full = DynamicCache(config=model.config)
+    model(ids, **cache_argument(model, full))
     cache.prefill(model, ids)
     seen = {}
 
@@ -94,7 +98,7 @@ def test_through_generate() -> None:
     ids = random_ids(70)
     config = LadderConfig(capacity=20, span=2, sinks=2, recent=6, refill=3)
     cache = LaCache.from_model(model, config, prefill="dense")
-    text = model.generate(ids, past_key_values=cache, max_new_tokens=20, do_sample=False)
+    text = model.generate(ids, **cache_argument(model, cache), max_new_tokens=20, do_sample=False)
     assert text[0, 70] == model(ids).logits[0, -1].argmax()
     assert cache.report().num_seen == 89
     assert cache.report().num_cached <= 20

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lacache import Full, LaCache, LadderConfig, SinkWindow
+from lacache.cache.argument import cache_argument
 from lacache.core.errors import ConfigError
 from tests.cache.slow_cache import slow_logits
 from tests.cache.tiny_models import random_ids, tiny_model
@@ -51,7 +52,7 @@ def test_any_ladder_in_any_chunks(config: LadderConfig, chunks: list[int], data:
     logits = []
     with torch.no_grad():
         for chunk in ids.split(chunks, dim=1):
-            logits.append(model()(chunk, past_key_values=cache).logits)
+            logits.append(model()(chunk, **cache_argument(model(), cache)).logits)
             assert cache.report().num_cached <= config.capacity
     torch.testing.assert_close(torch.cat(logits, 1), expected, atol=1e-4, rtol=0)
 
@@ -75,7 +76,7 @@ def test_counted_and_slot_positions_mix(
             if by_slot:
                 last = cache.prefill(model(), chunk)
             else:
-                last = model()(chunk, past_key_values=cache).logits[:, -1]
+                last = model()(chunk, **cache_argument(model(), cache)).logits[:, -1]
         torch.testing.assert_close(last, expected[:, start - 1], atol=1e-4, rtol=0)
 
 
@@ -88,7 +89,7 @@ def test_streaming_is_a_ladder_of_window_layers() -> None:
     expected = slow_logits(model(), ids, window, 0)
     cache = LaCache.from_model(model(), SinkWindow(capacity=16, sinks=3, refill=2))
     with torch.no_grad():
-        found = model()(ids, past_key_values=cache).logits
+        found = model()(ids, **cache_argument(model(), cache)).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert cache.kept_tokens(0) == [0, 1, 2, *range(47, 60)]
 
@@ -97,7 +98,7 @@ def test_full_is_the_default_cache() -> None:
     ids = random_ids(60)
     cache = LaCache.from_model(model(), Full())
     with torch.no_grad():
-        found = model()(ids, past_key_values=cache).logits
+        found = model()(ids, **cache_argument(model(), cache)).logits
         assert torch.equal(found, model()(ids).logits)
     assert cache.kept_tokens(2) == list(range(60))
     assert cache.report().compactions == 0

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lacache import LaCache, LadderConfig
+from lacache.cache.argument import cache_argument
 from tests.cache.slow_cache import slow_generate, slow_logits
 from tests.cache.tiny_models import FAMILIES, HYBRID_FAMILIES, random_ids, tiny_model
 
@@ -19,12 +20,14 @@ def test_agrees_with_the_slow_twin(family: str) -> None:
     expected = slow_logits(model, ids, CONFIG, RECENT)
     cache = LaCache.from_model(model, CONFIG)
     with torch.no_grad():
-        by_token = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(60)]
+        by_token = [
+            model(ids[:, i : i + 1], **cache_argument(model, cache)).logits for i in range(60)
+        ]
         cache.reset()
-        whole = model(ids, past_key_values=cache).logits
+        whole = model(ids, **cache_argument(model, cache)).logits
         cache.reset()
         pieces = [
-            model(ids[:, start : start + 7], past_key_values=cache).logits
+            model(ids[:, start : start + 7], **cache_argument(model, cache)).logits
             for start in range(0, 60, 7)
         ]
     torch.testing.assert_close(torch.cat(by_token, 1), expected, atol=TOLERANCE, rtol=0)
@@ -42,7 +45,7 @@ def test_generate_continues_as_the_slow_twin(family: str, prompt_tokens: int) ->
     model = tiny_model(family)
     ids = random_ids(prompt_tokens, seed=1)
     cache = LaCache.from_model(model, CONFIG)
-    text = model.generate(ids, past_key_values=cache, max_new_tokens=30, do_sample=False)
+    text = model.generate(ids, **cache_argument(model, cache), max_new_tokens=30, do_sample=False)
     assert torch.equal(text, slow_generate(model, ids, CONFIG, RECENT, 30))
 
 
@@ -56,7 +59,7 @@ def test_a_budget_for_everything_gives_the_default_cache_bit_for_bit(family: str
     )
     found = model.generate(
         ids,
-        past_key_values=cache,
+        **cache_argument(model, cache),
         max_new_tokens=20,
         do_sample=False,
         output_logits=True,

@@ -3,6 +3,7 @@
 import torch
 
 from lacache import LaCache, LadderConfig
+from lacache.cache.argument import cache_argument
 from tests.cache.tiny_models import random_ids, tiny_model
 
 CONFIG = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
@@ -13,7 +14,7 @@ def test_beam_search_with_a_budget_for_everything_is_the_default() -> None:
     ids = random_ids(10)
     wanted = model.generate(ids, num_beams=3, max_new_tokens=20)
     cache = LaCache.from_model(model, budget=40)
-    found = model.generate(ids, num_beams=3, max_new_tokens=20, past_key_values=cache)
+    found = model.generate(ids, num_beams=3, max_new_tokens=20, **cache_argument(model, cache))
     assert torch.equal(found, wanted)
 
 
@@ -27,14 +28,16 @@ def test_beam_search_scores_are_those_of_the_text_it_returns() -> None:
         num_beams=4,
         max_new_tokens=25,
         length_penalty=0.0,
-        past_key_values=cache,
+        **cache_argument(model, cache),
         return_dict_in_generate=True,
         output_scores=True,
     )
     text = found.sequences
     cache = LaCache.from_model(model, CONFIG)
     with torch.no_grad():
-        log_probs = model(text[:, :-1], past_key_values=cache).logits.log_softmax(-1)[:, 29:]
+        log_probs = model(text[:, :-1], **cache_argument(model, cache)).logits.log_softmax(-1)[
+            :, 29:
+        ]
     score = log_probs.gather(2, text[:, 30:, None]).sum()
     torch.testing.assert_close(found.sequences_scores[0], score, atol=1e-3, rtol=0)
 
@@ -48,7 +51,7 @@ def test_several_samples_of_one_prompt() -> None:
         num_return_sequences=3,
         do_sample=True,
         max_new_tokens=20,
-        past_key_values=cache,
+        **cache_argument(model, cache),
     )
     assert text.shape == (3, 50)
     assert len({tuple(row.tolist()) for row in text}) == 3
@@ -57,11 +60,17 @@ def test_several_samples_of_one_prompt() -> None:
 def test_a_conversation_goes_on_with_the_whole_text() -> None:
     model = tiny_model("llama")
     cache = LaCache.from_model(model, CONFIG)
-    first = model.generate(random_ids(30), past_key_values=cache, max_new_tokens=8, do_sample=False)
+    first = model.generate(
+        random_ids(30), **cache_argument(model, cache), max_new_tokens=8, do_sample=False
+    )
     longer = torch.cat([first, random_ids(25, seed=3)], dim=1)
-    found = model.generate(longer, past_key_values=cache, max_new_tokens=8, do_sample=False)
+    found = model.generate(
+        longer, **cache_argument(model, cache), max_new_tokens=8, do_sample=False
+    )
     fresh = LaCache.from_model(model, CONFIG)
-    wanted = model.generate(longer, past_key_values=fresh, max_new_tokens=8, do_sample=False)
+    wanted = model.generate(
+        longer, **cache_argument(model, fresh), max_new_tokens=8, do_sample=False
+    )
     assert torch.equal(found, wanted)
 
 
@@ -69,9 +78,11 @@ def test_transformers_own_chunked_prefill() -> None:
     model = tiny_model("llama")
     options = {"max_new_tokens": 8, "do_sample": False}
     ids = random_ids(50)
-    whole = model.generate(ids, past_key_values=LaCache.from_model(model, CONFIG), **options)
+    whole = model.generate(
+        ids, **cache_argument(model, LaCache.from_model(model, CONFIG)), **options
+    )
     cache = LaCache.from_model(model, CONFIG)
-    chunked = model.generate(ids, past_key_values=cache, prefill_chunk_size=7, **options)
+    chunked = model.generate(ids, **cache_argument(model, cache), prefill_chunk_size=7, **options)
     assert torch.equal(chunked, whole)
 
 

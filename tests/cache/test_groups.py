@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lacache import LaCache, SinkWindow
+from lacache.cache.argument import cache_argument
 from lacache.cache.masks import visible_keys
 from lacache.core import Full, Group, Groups, LadderConfig
 from lacache.core.errors import InputError, UnsupportedOperationError
@@ -38,7 +39,11 @@ def fast_logits(model: Any, ids: torch.Tensor, plan: Groups, chunks: list[int]) 
     cache = LaCache.from_model(model, plan)
     with torch.no_grad():
         return torch.cat(
-            [model(chunk, past_key_values=cache).logits for chunk in ids.split(chunks, dim=1)], 1
+            [
+                model(chunk, **cache_argument(model, cache)).logits
+                for chunk in ids.split(chunks, dim=1)
+            ],
+            1,
         )
 
 
@@ -52,7 +57,7 @@ def test_random_groups_in_random_chunks(by_head: bool, data: Any, chunks: list[i
     logits = []
     with torch.no_grad():
         for chunk in ids.split(chunks, dim=1):
-            logits.append(model()(chunk, past_key_values=cache).logits)
+            logits.append(model()(chunk, **cache_argument(model(), cache)).logits)
     torch.testing.assert_close(
         torch.cat(logits, 1), slow_logits(model(), ids, plan), atol=1e-4, rtol=0
     )
@@ -110,7 +115,9 @@ def test_groups_that_hold_everything_are_the_default_cache(family: str) -> None:
 def test_a_long_prompt_through_plain_generate() -> None:
     ids = random_ids(50)
     cache = LaCache.from_model(model(), BY_HEAD)
-    out = model().generate(ids, past_key_values=cache, max_new_tokens=12, do_sample=False)
+    out = model().generate(
+        ids, **cache_argument(model(), cache), max_new_tokens=12, do_sample=False
+    )
     logits = slow_logits(model(), out[:, :-1], BY_HEAD)
     assert out[0, 50:].tolist() == logits[0, 49:].argmax(-1).tolist()
 
@@ -119,12 +126,12 @@ def test_dense_prefill_attends_to_everything_and_stores_what_each_group_keeps() 
     ids = random_ids(60)
     cache = LaCache.from_model(model(), BY_HEAD, prefill="dense")
     with torch.no_grad():
-        first = model()(ids, past_key_values=cache).logits
+        first = model()(ids, **cache_argument(model(), cache)).logits
         torch.testing.assert_close(first, model()(ids).logits, atol=1e-5, rtol=0)
         held = slow_kept(BY_HEAD, NUM_LAYERS, NUM_HEADS, 0, 60)
         assert [cache.kept_tokens(0, h) for h in (0, 1)] == held[0]
         assert cache.report().most_cached == max(len(t) for heads in held for t in heads)
-        model()(random_ids(5, seed=1), past_key_values=cache)
+        model()(random_ids(5, seed=1), **cache_argument(model(), cache))
 
 
 def test_rows_are_repeated_chosen_and_copied() -> None:
@@ -133,13 +140,13 @@ def test_rows_are_repeated_chosen_and_copied() -> None:
     expected = slow_logits(model(), ids, BY_HEAD)
     cache = LaCache.from_model(model(), BY_HEAD)
     with torch.no_grad():
-        start = model()(ids[:, :35], past_key_values=cache).logits
+        start = model()(ids[:, :35], **cache_argument(model(), cache)).logits
         torch.testing.assert_close(start, expected[:, :35], atol=1e-4, rtol=0)
         other = deepcopy(cache)
         other.batch_select_indices(torch.tensor([2, 0]))
         other.batch_repeat_interleave(2)
         for one, chosen in ((cache, ids), (other, ids[rows])):
-            found = model()(chosen[:, 35:], past_key_values=one).logits
+            found = model()(chosen[:, 35:], **cache_argument(model(), one)).logits
             wanted = expected[:, 35:] if one is cache else expected[rows, 35:]
             torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
@@ -152,7 +159,7 @@ def test_beam_search_with_heads_of_a_layer_in_several_groups() -> None:
         num_beams=4,
         max_new_tokens=25,
         length_penalty=0.0,
-        past_key_values=LaCache.from_model(model(), BY_HEAD),
+        **cache_argument(model(), LaCache.from_model(model(), BY_HEAD)),
         return_dict_in_generate=True,
         output_scores=True,
     )
@@ -220,7 +227,7 @@ def test_an_attention_without_masks_by_head_is_refused() -> None:
     tiny.set_attn_implementation("flex_attention")
     cache = LaCache.from_model(tiny, BY_LAYER)
     with pytest.raises(UnsupportedOperationError, match="set_attn_implementation"):
-        tiny(random_ids(4), past_key_values=cache)
+        tiny(random_ids(4), **cache_argument(tiny, cache))
 
 
 @given(

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BambaConfig
+from transformers import AutoModelForCausalLM, BambaConfig, DynamicCache
 
 from lacache import LaCache, LadderConfig
+from lacache.cache.argument import cache_argument
 from lacache.core.errors import InputError, UnsupportedModelError
 from lacache.core.kept import coverage, kept_after
 from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
@@ -43,7 +44,9 @@ def test_budgets_resolve_to_tokens(budget: Any, prompt_tokens: int, capacity: in
 def test_a_share_is_of_the_first_prompt_however_it_comes() -> None:
     model = tiny_model("llama")
     cache = LaCache.from_model(model, budget=0.5)
-    model.generate(random_ids(60), past_key_values=cache, max_new_tokens=20, do_sample=False)
+    model.generate(
+        random_ids(60), **cache_argument(model, cache), max_new_tokens=20, do_sample=False
+    )
     assert cache.report().capacity == 30
     cache.reset()
     assert cache.report() == LaCache.from_model(model, budget=0.5).report()
@@ -58,7 +61,7 @@ def test_a_refused_prompt_does_not_count_as_the_first() -> None:
     with pytest.raises(InputError):
         cache.prefill(model, torch.full((1, 10), 999))
     with pytest.raises(IndexError):
-        model(torch.full((1, 10), 999), past_key_values=cache)
+        model(torch.full((1, 10), 999), **cache_argument(model, cache))
     cache.prefill(model, random_ids(100))
     assert cache.report().capacity == 50
 
@@ -76,9 +79,10 @@ def carries_state(model: Any) -> bool:
     """Whether the model alone gives the same answer for a text in two pieces."""
     ids = random_ids(12)
     with torch.no_grad():
-        past = model(ids[:, :5], use_cache=True).past_key_values
+        past = DynamicCache(config=model.config)
+        model(ids[:, :5], **cache_argument(model, past))
         positions = torch.arange(5, 12)[None]
-        rest = model(ids[:, 5:], past_key_values=past, position_ids=positions).logits
+        rest = model(ids[:, 5:], **cache_argument(model, past), position_ids=positions).logits
         return torch.allclose(rest, model(ids).logits[:, 5:], atol=1e-3)
 
 
@@ -103,12 +107,12 @@ def test_native_linear_layers() -> None:
     cache = LaCache.from_model(model, CONFIG)
     assert cache.growing_layers == [1, 3, 5]
     with torch.no_grad():
-        whole = model(ids, past_key_values=cache).logits
+        whole = model(ids, **cache_argument(model, cache)).logits
         cache.reset()
-        one = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(60)]
+        one = [model(ids[:, i : i + 1], **cache_argument(model, cache)).logits for i in range(60)]
         torch.testing.assert_close(torch.cat(one, 1), whole, atol=1e-4, rtol=0)
         large = LaCache.from_model(model, budget=64)
-        full = model(ids, past_key_values=large).logits
+        full = model(ids, **cache_argument(model, large)).logits
         torch.testing.assert_close(full, model(ids).logits, atol=1e-4, rtol=0)
 
 

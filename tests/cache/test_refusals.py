@@ -8,6 +8,7 @@ import torch
 import transformers as tf
 
 from lacache import LaCache, LadderConfig
+from lacache.cache.argument import cache_argument
 from lacache.core.errors import (
     ConfigError,
     InputError,
@@ -126,12 +127,16 @@ def test_left_padding() -> None:
     ids = random_ids(30, batch_size=2)
     cache = LaCache.from_model(model, CONFIG)
     with pytest.raises(InputError, match="row 1 of the attention mask has 5 padding tokens"):
-        model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=2)
+        model.generate(ids, attention_mask=mask, **cache_argument(model, cache), max_new_tokens=2)
     with pytest.raises(InputError, match="give the rows equal lengths"):
-        model(ids, attention_mask=mask, past_key_values=cache)
+        model(ids, attention_mask=mask, **cache_argument(model, cache))
     # Nothing was lost: the same cache reads a batch without padding.
     whole = torch.ones(2, 30, dtype=torch.long)
-    assert model(ids, attention_mask=whole, past_key_values=cache).logits.shape == (2, 30, 64)
+    assert model(ids, attention_mask=whole, **cache_argument(model, cache)).logits.shape == (
+        2,
+        30,
+        64,
+    )
 
 
 def test_custom_masks() -> None:
@@ -139,7 +144,9 @@ def test_custom_masks() -> None:
     mask = torch.zeros(1, 1, 30, 30)
     with pytest.raises(UnsupportedOperationError, match="custom attention mask"):
         model(
-            random_ids(30), attention_mask=mask, past_key_values=LaCache.from_model(model, CONFIG)
+            random_ids(30),
+            attention_mask=mask,
+            **cache_argument(model, LaCache.from_model(model, CONFIG)),
         )
 
 
@@ -152,7 +159,7 @@ def test_assisted_decoding(options: dict[str, Any]) -> None:
         options = {"assistant_model": tiny_model("llama", seed=1)}
     cache = LaCache.from_model(model, CONFIG)
     with pytest.raises(UnsupportedOperationError, match="assisted decoding, prompt lookup"):
-        model.generate(random_ids(30), past_key_values=cache, max_new_tokens=4, **options)
+        model.generate(random_ids(30), **cache_argument(model, cache), max_new_tokens=4, **options)
 
 
 def test_crop() -> None:
@@ -168,24 +175,26 @@ def test_generate_with_a_text_that_does_not_go_on() -> None:
     cache = LaCache.from_model(model, CONFIG)
     cache.prefill(model, ids)
     with pytest.raises(InputError, match="generate\\(\\) needs the whole text so far"):
-        model.generate(ids, past_key_values=cache, max_new_tokens=2)
+        model.generate(ids, **cache_argument(model, cache), max_new_tokens=2)
 
 
 def test_positions_that_jump() -> None:
     model = tiny_model("llama")
     cache = LaCache.from_model(model, CONFIG)
     with pytest.raises(InputError, match="must be 3 consecutive numbers"):
-        model(random_ids(3), position_ids=torch.tensor([[0, 2, 3]]), past_key_values=cache)
+        model(random_ids(3), position_ids=torch.tensor([[0, 2, 3]]), **cache_argument(model, cache))
     with pytest.raises(InputError, match="starts at position 9"):
-        model(random_ids(3), position_ids=torch.tensor([[9, 10, 11]]), past_key_values=cache)
+        model(
+            random_ids(3), position_ids=torch.tensor([[9, 10, 11]]), **cache_argument(model, cache)
+        )
 
 
 def test_outputs_that_need_the_text_in_one_piece() -> None:
     model = tiny_model("llama")
     cache = LaCache.from_model(model, CONFIG)
     with pytest.raises(UnsupportedOperationError, match="output_hidden_states=True"):
-        model(random_ids(30), past_key_values=cache, output_hidden_states=True)
-    short = model(random_ids(9), past_key_values=cache, output_hidden_states=True)
+        model(random_ids(30), **cache_argument(model, cache), output_hidden_states=True)
+    short = model(random_ids(9), **cache_argument(model, cache), output_hidden_states=True)
     assert len(short.hidden_states) == 6
 
 
@@ -225,7 +234,7 @@ def test_another_model_than_its_own() -> None:
     with pytest.raises(ModelError, match="made from another model"):
         cache.prefill(other, random_ids(9))
     with pytest.raises(ModelError, match="made from another model"):
-        other(random_ids(9), past_key_values=cache)
+        other(random_ids(9), **cache_argument(other, cache))
     with pytest.raises(ModelError, match="no language-model head"):
         cache.prefill(model.model, random_ids(9))
 
@@ -264,7 +273,7 @@ def test_a_forward_that_fails_before_the_first_layer_costs_nothing() -> None:
     cache = LaCache.from_model(model, CONFIG)
     cache.prefill(model, ids)
     with pytest.raises(IndexError), torch.no_grad():
-        model(torch.tensor([[999]]), past_key_values=cache)
+        model(torch.tensor([[999]]), **cache_argument(model, cache))
     found = cache.prefill(model, torch.tensor([[5]]))
     fresh = LaCache.from_model(model, CONFIG)
     fresh.prefill(model, ids)
@@ -333,7 +342,7 @@ def test_an_unrelated_prompt_on_a_used_cache(num_tokens: int) -> None:
     cache.prefill(model, random_ids(33))
     other = random_ids(num_tokens, seed=9)
     with pytest.raises(InputError):
-        model.generate(other, past_key_values=cache, max_new_tokens=2, do_sample=False)
+        model.generate(other, **cache_argument(model, cache), max_new_tokens=2, do_sample=False)
     assert cache.report().num_seen == 33
 
 
@@ -344,20 +353,20 @@ def test_gradient_checkpointing_which_hides_the_cache_from_the_layers() -> None:
     model.gradient_checkpointing_enable()
     model.train()
     with pytest.raises(UnsupportedOperationError, match="gradient checkpointing"):
-        model(random_ids(9), past_key_values=cache, use_cache=True)
+        model(random_ids(9), **cache_argument(model, cache), use_cache=True)
 
 
 def test_outputs_that_the_config_asks_for() -> None:
     model = tiny_model("llama", output_hidden_states=True)
     cache = LaCache.from_model(model, CONFIG)
     with pytest.raises(UnsupportedOperationError, match="output_hidden_states=True"):
-        model(random_ids(30), past_key_values=cache)
+        model(random_ids(30), **cache_argument(model, cache))
 
 
 def test_a_call_without_input() -> None:
     model = tiny_model("llama")
     with pytest.raises(InputError, match="neither input_ids nor inputs_embeds"):
-        model(past_key_values=LaCache.from_model(model, CONFIG))
+        model(**cache_argument(model, LaCache.from_model(model, CONFIG)))
 
 
 def test_a_ladder_over_one_growing_layer() -> None:

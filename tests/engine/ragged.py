@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lacache import LaCache
+from lacache.cache.argument import cache_argument
 from lacache.core import HistoryConfig, LadderConfig, Plan
 from lacache.engine.runner import Runner
 from tests.cache.slow_cache import slow_logits
@@ -104,7 +105,7 @@ def twin_logits(model: Any, ids: Tensor, plan: Plan) -> Tensor:
         return slow_logits(model, ids, plan, recent_of(model, plan))
     with torch.no_grad():
         cache = LaCache.from_model(model, plan)
-        logits: Tensor = model(ids, past_key_values=cache).logits
+        logits: Tensor = model(ids, **cache_argument(model, cache)).logits
     return logits
 
 

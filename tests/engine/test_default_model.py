@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lacache import Engine, LaCache, LadderConfig, stream
+from lacache.cache.argument import cache_argument
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.eos import eos_token_ids
@@ -46,7 +47,11 @@ def test_the_stream_equals_generate(loaded: Any) -> None:
     ids = loaded.tokenizer("The history of the city begins " * 12, return_tensors="pt").input_ids
     cache = LaCache.from_model(loaded.model, config)
     output = loaded.model.generate(
-        ids, past_key_values=cache, max_new_tokens=60, do_sample=False, eos_token_id=None
+        ids,
+        **cache_argument(loaded.model, cache),
+        max_new_tokens=60,
+        do_sample=False,
+        eos_token_id=None,
     )
     ours = list(
         stream(loaded.model, ids, LaCache.from_model(loaded.model, config), max_new_tokens=60)

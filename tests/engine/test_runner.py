@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lacache import LaCache
+from lacache.cache.argument import cache_argument
 from lacache.cache.static.layers import ReadRing
 from lacache.cache.static.part import Part
 from lacache.cache.static.store import StaticStore
@@ -81,7 +82,7 @@ def test_greedy_text_is_that_of_the_twins(family: str) -> None:
     assert text == slow_generate(model(family), prompt, LADDER, 5, num_new)[0].tolist()
     cache = LaCache.from_model(model(family), LADDER)
     generated = model(family).generate(
-        prompt, past_key_values=cache, max_new_tokens=num_new, do_sample=False
+        prompt, **cache_argument(model(family), cache), max_new_tokens=num_new, do_sample=False
     )
     assert text == generated[0].tolist()
 
@@ -340,7 +341,7 @@ def test_no_drift_in_low_precision(family: str) -> None:
     runner = Runner(low, plan, 1, None)
     found = torch.stack([step(runner, 0, token) for token in ids[0].tolist()])
     with torch.no_grad():
-        by_cache = low(ids, past_key_values=LaCache.from_model(low, plan)).logits[0].float()
+        by_cache = low(ids, **cache_argument(low, LaCache.from_model(low, plan))).logits[0].float()
     (group,) = runner.store.rows[0].groups
     assert group.num_compactions == 210
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache import Full, LaCache, LadderConfig, SinkWindow
+from lacache.cache.argument import cache_argument
 from lacache.core.errors import ConfigError, InputError, UnsupportedOperationError
 from lacache.engine.sampling import Sampling
 from lacache.engine.stream import stream
@@ -46,14 +47,18 @@ def test_greedy_equals_the_slow_twin(
 @pytest.mark.parametrize("policy", [LADDER, SinkWindow(24, refill=3), Full()])
 def test_greedy_equals_generate(model: Any, policy: Any) -> None:
     cache = LaCache.from_model(model, policy)
-    output = model.generate(PROMPT, past_key_values=cache, max_new_tokens=60, do_sample=False)
+    output = model.generate(
+        PROMPT, **cache_argument(model, cache), max_new_tokens=60, do_sample=False
+    )
     assert written(model, PROMPT, policy, max_new_tokens=60) == output[0, 40:].tolist()
 
 
 def test_hybrid_model_equals_generate() -> None:
     hybrid = tiny_model("gemma3")
     cache = LaCache.from_model(hybrid, LADDER)
-    output = hybrid.generate(PROMPT, past_key_values=cache, max_new_tokens=50, do_sample=False)
+    output = hybrid.generate(
+        PROMPT, **cache_argument(hybrid, cache), max_new_tokens=50, do_sample=False
+    )
     assert written(hybrid, PROMPT, LADDER, max_new_tokens=50) == output[0, 40:].tolist()
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from lacache.cache import LaCache, ReadingCache
+from lacache.cache.argument import cache_argument
 from lacache.cache.facts import model_facts
 from lacache.cache.fingerprint import fingerprint
 from lacache.core import Full, KeptTokens, SinkWindow
@@ -139,7 +140,7 @@ def test_a_full_cache_writes_what_transformers_own_cache_writes(random_model: An
             attention_mask=torch.ones_like(ids),
             max_new_tokens=12,
             do_sample=False,
-            past_key_values=DynamicCache(config=random_model.config),
+            **cache_argument(random_model, DynamicCache(config=random_model.config)),
         )
         answer = TOKENIZER("the 1", return_tensors="pt").input_ids
         logits = random_model(torch.cat([ids, answer], dim=1), use_cache=False).logits

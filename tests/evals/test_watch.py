@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lacache.cache import LaCache
+from lacache.cache.argument import cache_argument
 from lacache.cache.facts import model_facts
 from lacache.core import HistoryConfig
 from lacache.evals.watch import ProtocolError, Watch
@@ -18,10 +19,10 @@ def test_the_last_byte_is_allowed_and_one_token_more_is_not(capacity: int) -> No
     cache = LaCache.from_model(model, HistoryConfig(capacity=capacity, history=history, window=0.4))
     ids = random_ids(4 * capacity)
     with torch.no_grad(), Watch(model, cache, capacity=capacity).watching() as watch:
-        model(ids, past_key_values=cache)
+        model(ids, **cache_argument(model, cache))
     allowed = capacity * model_facts(model).bytes_per_token
     assert 0.9 * allowed < watch.peak_bytes <= allowed
     cache.reset()
     less = Watch(model, cache, capacity=capacity - 1)
     with torch.no_grad(), pytest.raises(ProtocolError, match="mend the method"), less.watching():
-        model(ids, past_key_values=cache)
+        model(ids, **cache_argument(model, cache))

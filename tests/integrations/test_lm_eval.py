@@ -16,6 +16,7 @@ pytest.importorskip("lm_eval")
 import torch
 
 from lacache import LaCache
+from lacache.cache.argument import cache_argument
 from lacache.core.errors import ConfigError
 from lacache.integrations.lm_eval import main, register
 from tests.engine.tiny import save_tiny
@@ -161,7 +162,7 @@ def test_a_document_is_one_window_and_memory_is_bounded(folder: Path, tmp_path: 
     value = lm.loglikelihood_rolling([ask(document)], disable_tqdm=True)[0]
     cache = lm._method.open(lm.model, capacity=40, dense=False)
     logits = lm.model(
-        torch.tensor([[lm.prefix_token_id, *tokens[:-1]]]), past_key_values=cache
+        torch.tensor([[lm.prefix_token_id, *tokens[:-1]]]), **cache_argument(lm.model, cache)
     ).logits[0]
     expected = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).sum()
     assert value == pytest.approx(float(expected.detach()), rel=1e-5)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lacache.cache.argument import cache_argument
 from lacache.cache.rotary import Rotation, find_rotations
 from lacache.core.errors import UnsupportedModelError
 
@@ -224,7 +225,10 @@ def _run(
     try:
         for piece, places in _cut(tokens, positions, pieces):
             output = decoder(
-                input_ids=piece, position_ids=places, past_key_values=cache, use_cache=True
+                input_ids=piece,
+                position_ids=places,
+                **cache_argument(decoder, cache),
+                use_cache=True,
             )
             hidden.append(output.last_hidden_state)
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:

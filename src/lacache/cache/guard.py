@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from lacache.cache.argument import given_cache
 from lacache.core.errors import InputError, UnsupportedOperationError
 
 
@@ -74,7 +75,7 @@ def _before(
     call = kwargs
     if args:
         call = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
-    cache = call.get("past_key_values")
+    cache = given_cache(call)
     if not isinstance(cache, GuardedCache):
         return None
     cache.earlier_hidden = []
@@ -103,7 +104,7 @@ def _before(
 
 
 def _after(decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    cache = kwargs.get("past_key_values")
+    cache = given_cache(kwargs)
     if not isinstance(cache, GuardedCache):
         return output
     cache.commit()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lacache.cache.argument import cache_argument
 from lacache.cache.facts import find_decoder
 from lacache.cache.guard import GuardedCache
 from lacache.cache.report import CacheReport
@@ -73,7 +74,7 @@ class ReadingCache(GuardedCache, ABC):
             length = self.next_segment(num_tokens - start)
             output = model(
                 input_ids=input_ids[:, start : start + length],
-                past_key_values=self,
+                **cache_argument(model, self),
                 use_cache=True,
                 **last_only,
             )

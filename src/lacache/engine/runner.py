@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lacache.cache.argument import cache_argument
 from lacache.cache.facts import model_facts
 from lacache.cache.fingerprint import fingerprint
 from lacache.cache.static.attention import Attend
@@ -56,9 +57,8 @@ class Runner:
         self._model, own = private_model(model)
         if weights is not None:
             quantize_weights(self._model, weights)
-        self._last_only = (
-            {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
-        )
+        takes = signature(model.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self.store = StaticStore(self.shape, rows, attend or own, model.device)
         if one_token.pays(model, rows):
             one_token.use_one_token_linear(self._model)
@@ -82,7 +82,8 @@ class Runner:
     def _read(self, row: int, tokens: Tensor, options: dict[str, Any]) -> Tensor:
         cache, positions = self.store.begin_read(row, len(tokens))
         ids = tokens.to(self.store.device)[None]
-        logits = _logits(self._model, ids, positions, cache, options)
+        options = cache_argument(self._model, cache) | options
+        logits = _logits(self._model, ids, positions, options)
         self.store.commit(row, len(tokens))
         return logits[0]
 
@@ -116,14 +117,15 @@ class Runner:
         return self.store.device.type == "cuda"
 
     def _run_step(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        options = cache_argument(self._model, cache) | self._last_only
         if self._backend is None or self.compile_seconds is not None:
-            return self._step(self._model, ids, positions, cache, self._last_only)
+            return self._step(self._model, ids, positions, options)
         started = time.perf_counter()
         try:
             with warnings.catch_warnings():
                 # What torch says while it compiles is about itself.
                 warnings.simplefilter("ignore")
-                logits = self._step(self._model, ids, positions, cache, self._last_only)
+                logits = self._step(self._model, ids, positions, options)
         except Exception as error:
             # Whatever the compiler stumbles over: nothing was counted, so the step can run again.
             # The first paragraph says what a backend raised; the others are about debugging.
@@ -134,7 +136,7 @@ class Runner:
                 stacklevel=2,
             )
             self._backend, self._step = None, _forward
-            return self._step(self._model, ids, positions, cache, self._last_only)
+            return self._step(self._model, ids, positions, options)
         self.compile_seconds = time.perf_counter() - started
         return logits
 
@@ -147,19 +149,18 @@ class Runner:
         return torch.compile(own, backend=backend, mode=mode, fullgraph=True, dynamic=False)
 
 
-def _forward(
-    model: Any, ids: Tensor, positions: Tensor, cache: Any, options: dict[str, Any]
-) -> Tensor:
+def _forward(model: Any, ids: Tensor, positions: Tensor, options: dict[str, Any]) -> Tensor:
     """Last token's logits [B, V] in float32, from ids [B, Q]."""
-    return _logits(model, ids, positions, cache, options)[:, -1]
+    return _logits(model, ids, positions, options)[:, -1]
 
 
-def _logits(
-    model: Any, ids: Tensor, positions: Tensor, cache: Any, options: dict[str, Any]
-) -> Tensor:
+def _logits(model: Any, ids: Tensor, positions: Tensor, options: dict[str, Any]) -> Tensor:
     """Logits [B, Q, V] in float32, or fewer tokens' where the options say so."""
     output = model(
-        input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **options
+        input_ids=ids,
+        position_ids=positions,
+        use_cache=True,
+        **options,
     )
     logits: Tensor = output.logits.float()
     return logits

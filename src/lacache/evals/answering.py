@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lacache.cache import ReadingCache
+from lacache.cache.argument import cache_argument
 from lacache.cache.facts import model_facts
 from lacache.core.budget import ParsedBudget
 from lacache.core.errors import ConfigError, InputError, ModelError
@@ -224,7 +225,7 @@ def _answer_nll(
         fork = copy.deepcopy(cache)
         with Watch(model, fork, capacity=limit).watching():
             output = model(
-                input_ids=_tensor(answer[:-1], model), past_key_values=fork, use_cache=True
+                input_ids=_tensor(answer[:-1], model), **cache_argument(model, fork), use_cache=True
             )
         by_token.append(output.logits[0])
     targets = torch.tensor(answer, device=logits.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lacache.cache import LaCache, ReadingCache
+from lacache.cache.argument import cache_argument
 from lacache.cache.facts import model_facts
 from lacache.core import POLICIES, Policy, kept_after
 from lacache.core.errors import InputError, ModelError
@@ -207,7 +208,9 @@ def score_tokens(
     start = 0
     while start < len(token_ids):
         stop = start + min(chunk, cache.next_segment(len(token_ids) - start))
-        logits = model(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True).logits
+        logits = model(
+            input_ids=ids[:, start:stop], **cache_argument(model, cache), use_cache=True
+        ).logits
         targets = ids[0, start + 1 : stop + 1]
         scores = cross_entropy(logits[0, : len(targets)].float(), targets, reduction="none")
         nll[start : start + len(targets)] = scores

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache import ReadingCache
+from lacache.cache.argument import given_cache
 from lacache.cache.facts import find_decoder, model_facts
 from lacache.cache.layer import layer_bytes
 from lacache.core.errors import LaCacheError
@@ -103,12 +104,12 @@ class Watch:
             self._note(self._num_seen - begun, peak=held, mean=held)
 
     def _ends(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if kwargs.get("past_key_values") is self._cache:
+        if given_cache(kwargs) is self._cache:
             self._at_end = max(self._stored(), self._attended + self._native_bytes())
             self._attended = 0
 
     def _closed(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if kwargs.get("past_key_values") is not self._cache:
+        if given_cache(kwargs) is not self._cache:
             return
         num_seen = self._cache.report().num_seen
         num_new = num_seen - self._num_seen

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lacache.cache import ReadingCache
+from lacache.cache.argument import cache_argument
 from lacache.cache.facts import model_facts
 from lacache.core.budget import Budget, ParsedBudget, parse_budget
 from lacache.core.checks import check_int
@@ -180,7 +181,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
                 context=context,
                 max_length=max_length,
                 stop=stop,
-                past_key_values=opened.cache,
+                **cache_argument(self.model, opened.cache),
                 **options,
             )
         return tokens
@@ -231,7 +232,9 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             for start in range(0, len(continuation) - 1, _CHUNK):
                 stop = min(start + _CHUNK, len(continuation) - 1)
                 piece = self._tensor(continuation[start:stop])
-                output = self.model(input_ids=piece, past_key_values=opened.cache, use_cache=True)
+                output = self.model(
+                    input_ids=piece, **cache_argument(self.model, opened.cache), use_cache=True
+                )
                 found.append(self._log_probs(output.logits[0], targets[start + 1 : stop + 1]))
         log_probs = torch.cat([values for values, _ in found])
         return float(log_probs.sum()), all(is_greedy for _, is_greedy in found)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from lacache.cache.argument import cache_argument
 from tests.cache.slow_cache import rotate
 
 Numbers = list[float]
@@ -40,7 +41,7 @@ class SlowScoredLayer(CacheLayerMixin):
         self.visible = [[] for _ in range(key_states.shape[1])]
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any) -> Any:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys = torch.cat([self.keys, key_states], dim=2)
@@ -118,7 +119,7 @@ def slow_read(
         output = model(
             input_ids=ids[:, number : number + 1],
             position_ids=torch.zeros(1, 1, dtype=torch.long),
-            past_key_values=cache,
+            **cache_argument(model, cache),
             use_cache=True,
             output_attentions=True,
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lacache import LaCache, SinkWindow
+from lacache.cache.argument import cache_argument
 from lacache.core.errors import (
     ConfigError,
     InputError,
@@ -74,7 +75,7 @@ def read(model: Any, ids: Tensor, cache: Any, pieces: int | None = None) -> Tens
     """Logits [1, Q, V], from one call or from pieces."""
     step = pieces or ids.shape[1]
     parts = [
-        model(ids[:, start : start + step], past_key_values=cache).logits
+        model(ids[:, start : start + step], **cache_argument(model, cache)).logits
         for start in range(0, ids.shape[1], step)
     ]
     return torch.cat(parts, dim=1)
@@ -203,7 +204,7 @@ def test_generate_and_prefill_read_alike(model: Any, name: str) -> None:
     """Ever growing positions against slots, in the same pieces."""
     ids = random_ids(41, seed=6)
     cache = make(model, SCORERS[name][0])
-    text = model.generate(ids, past_key_values=cache, max_new_tokens=20, do_sample=False)
+    text = model.generate(ids, **cache_argument(model, cache), max_new_tokens=20, do_sample=False)
     other = make(model, SCORERS[name][0])
     logits = other.prefill(model, ids)
     for token in text[0, 41:].tolist():
@@ -367,7 +368,7 @@ def test_what_cannot_be_is_refused(model: Any) -> None:
         cache.update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8), 0)
     read(model, random_ids(5), cache)
     with pytest.raises(InputError, match="has seen 5 tokens"):
-        model(random_ids(3), past_key_values=cache, position_ids=torch.arange(3)[None])
+        model(random_ids(3), **cache_argument(model, cache), position_ids=torch.arange(3)[None])
     with pytest.raises(InputError, match="layer_idx=7"):
         cache.kept_tokens(7)
     with pytest.raises(UnsupportedOperationError, match="taking tokens back"):
