@@ -17,6 +17,7 @@ from lacache.cache import LaCache
 from lacache.cache.argument import cache_argument
 from lacache.cache.static.row_state import RowState, put_row, take_row
 from lacache.core.schedule import Plan
+from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Runner
 
 
@@ -90,7 +91,10 @@ class EngineStepper(Stepper):
         rewinds: bool = False,
         **options: Any,
     ) -> None:
-        self.runner = Runner(model, plan, 1, backend, **options)
+        kernels = backend == "inductor"
+        if kernels:
+            load_kernels()
+        self.runner = Runner(model, plan, 1, backend, kernels=kernels, **options)
         if backend is not None:
             self.runner.warm_up()
             self.compile_seconds = self.runner.compile_seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -100,25 +101,30 @@ def opener(
         lambda per_token: cache_options.plan_for(model, prompt_tokens, per_token),
         engine_options.kv_dtype,
     )
-    engine = Engine.from_model(
-        model,
-        plan,
-        kv_dtype=engine_options.kv_dtype,
-        weights=engine_options.weights,
-        compile=engine_options.compile,
-    )
-    if engine_options.compile:
-        _compile(engine)
+
+    def make() -> Engine:
+        return Engine.from_model(
+            model,
+            plan,
+            kv_dtype=engine_options.kv_dtype,
+            weights=engine_options.weights,
+            compile=engine_options.compile,
+        )
+
+    engine = _compiled(make) if engine_options.compile else make()
     return lambda: engine.open(sampling)
 
 
-def _compile(engine: Engine) -> None:
+def _compiled(make: Callable[[], Engine]) -> Engine:
     from rich.console import Console
 
     # Where torch keeps it by default, it is gone after a restart of the machine.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "compiled"))
     console = Console(stderr=True)
-    with console.status("compiling (a minute or more the first time, seconds from then on)"):
+    begun = time.perf_counter()
+    with console.status("compiling (minutes the first time, seconds from then on)"):
+        engine = make()
         engine.warm_up()
     if engine.compile_seconds is not None:
-        console.print(f"compiled in {engine.compile_seconds:.0f} s", style="dim")
+        console.print(f"compiled in {time.perf_counter() - begun:.0f} s", style="dim")
+    return engine

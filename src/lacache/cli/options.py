@@ -212,8 +212,8 @@ CompileOption = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the step that writes a token: slower to start (a minute or more the first "
-        "time, seconds later on), faster from then on. Default: where 2,000 tokens or more are "
+        help="Compile the step that writes a token: slower to start (minutes the first time, "
+        "seconds later on), faster from then on. Default: where 2,000 tokens or more are "
         "to be written.",
         show_default=False,
         rich_help_panel=_MODEL,

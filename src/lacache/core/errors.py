@@ -32,5 +32,10 @@ class UnsupportedOperationError(LaCacheError):
 
 
 @final
+class CompilerError(LaCacheError):
+    """A C++ compiler that is missing, or that fails."""
+
+
+@final
 class MissingExtraError(LaCacheError, ImportError):
     """An optional dependency that is not installed."""

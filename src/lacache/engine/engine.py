@@ -1,5 +1,6 @@
 """Many endless sequences over one model, in memory that is known before the first token."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -13,9 +14,10 @@ from lacache.cache.static.fit import fit_bytes
 from lacache.cache.static.row_state import put_row
 from lacache.core.budget import Budget, parse_budget
 from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError, InputError
+from lacache.core.errors import CompilerError, ConfigError, InputError
 from lacache.core.schedule import Plan
 from lacache.engine.checked import checked_ends, checked_length, checked_tokens
+from lacache.engine.cpu.build import load_kernels
 from lacache.engine.request import Request
 from lacache.engine.runner import Backend, Runner
 from lacache.engine.sampling import Sampler, Sampling
@@ -95,8 +97,10 @@ class Engine:
                 for each token and head; None is the model's own type. What it costs in quality:
                 docs/performance.md.
             weights: "int8" quantizes the linear layers, in a copy; None takes the model's weights.
-            compile: compile the step with torch.compile. The first step then takes seconds, or
-                minutes where nothing like it was compiled before; each later one is faster.
+            compile: compile the step with torch.compile, and on CPU products for one token with a
+                C++ compiler. The first step then takes seconds, or minutes where nothing like
+                it was compiled before; each later one is faster. Where that fails, a warning
+                says why and steps run uncompiled.
 
         Raises:
             ConfigError: an option cannot work for this model.
@@ -138,7 +142,17 @@ class Engine:
         given_budget = budget if isinstance(config, Plan) or config is None else config
         plan = fit_bytes(facts, given_budget, choose, kv_dtype)
         backend: Backend | None = "inductor" if compile else None
-        runner = Runner(model, plan, rows, backend, kv_dtype, weights)
+        kernels = compile and model.device.type == "cpu"
+        if kernels:
+            try:
+                load_kernels()
+            except CompilerError as error:
+                warnings.warn(
+                    f"{error}; until then steps run uncompiled and slower, as with compile=False",
+                    stacklevel=2,
+                )
+                backend, kernels = None, False
+        runner = Runner(model, plan, rows, backend, kv_dtype, weights, kernels=kernels)
         return cls(runner, segment or (_SEGMENT if rows > 1 else _SEGMENT_ALONE))
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lacache.core.errors import ConfigError
 from lacache.core.packages import require_modules
-from lacache.engine.one_token import dot_rows, in_memory
+from lacache.engine.cpu.linear import kernel_product
 
 WEIGHTS = ("int8",)
 
@@ -39,12 +39,13 @@ def check_weights(weights: str) -> None:
     require_modules("torchao", why=f"weights={weights!r}", extra="int8")
 
 
-def quantize_weights(model: nn.Module, weights: str) -> None:
+def quantize_weights(model: nn.Module, weights: str, *, kernels: bool = False) -> None:
     """Put int8 weights in the place of those of every linear layer; the old ones stay as they are.
 
     Args:
         model: a private one, whose modules are nobody else's.
         weights: "int8".
+        kernels: whether those for one token are loaded.
 
     Raises:
         ConfigError: another name.
@@ -56,15 +57,18 @@ def quantize_weights(model: nn.Module, weights: str) -> None:
     # Its settings for inductor would be set for the whole process.
     quantize_(model, Int8WeightOnlyConfig(version=2, set_inductor_config=False))
     if next(model.parameters()).device.type == "cpu":
-        _use_int8_linear(model)
+        _use_int8_linear(model, kernels)
 
 
 @final
 class Int8Linear(nn.Module):
     """A linear layer with weights [O, I] in int8, scales [O] in the model's type, on CPU."""
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, weight: Tensor, scale: Tensor, bias: Tensor | None, *, kernels: bool = False
+    ) -> None:
         super().__init__()
+        self._kernels = kernels
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = bias
@@ -73,8 +77,8 @@ class Int8Linear(nn.Module):
         """States [..., I] to [..., O]."""
         weight, scale = self.get_buffer("weight"), self.get_buffer("scale")
         rows = states.reshape(-1, states.shape[-1])
-        if len(rows) == 1 and torch.compiler.is_compiling():
-            product = in_memory((dot_rows(weight, rows[0]) * scale.float()).to(states.dtype))
+        if len(rows) == 1 and self._kernels:
+            product = (kernel_product(weight, rows[0].float()) * scale.float()).to(states.dtype)
         elif len(rows) <= _FEW and weight.shape[1] % _WHOLE == 0:
             product = torch._weight_int8pack_mm(rows, weight, scale)
         else:
@@ -83,11 +87,12 @@ class Int8Linear(nn.Module):
         return product if self.bias is None else product + self.bias
 
 
-def _use_int8_linear(module: nn.Module) -> None:
+def _use_int8_linear(module: nn.Module, kernels: bool) -> None:
     for name, child in module.named_children():
         if type(child) is nn.Linear:
             quantized: Any = child.weight
             scale = quantized.scale.flatten().to(quantized.dtype)
-            setattr(module, name, Int8Linear(quantized.qdata, scale, child.bias))
+            layer = Int8Linear(quantized.qdata, scale, child.bias, kernels=kernels)
+            setattr(module, name, layer)
         else:
-            _use_int8_linear(child)
+            _use_int8_linear(child, kernels)

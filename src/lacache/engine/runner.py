@@ -13,11 +13,12 @@ from torch import Tensor
 from lacache.cache.argument import cache_argument
 from lacache.cache.facts import model_facts
 from lacache.cache.fingerprint import fingerprint
-from lacache.cache.static.attention import Attend
+from lacache.cache.static.attention import Attend, fused
 from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.store import StaticStore
 from lacache.core.schedule import Plan
-from lacache.engine import one_token
+from lacache.engine.cpu.attention import for_one_token
+from lacache.engine.cpu.linear import use_one_token_linear
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
 
@@ -39,6 +40,7 @@ class Runner:
         kv_dtype: what keys and values are stored in; see StaticShape.
         weights: "int8" quantizes those of linear layers, in a copy; None takes the model's.
         attend: how to attend; None is as the model does.
+        kernels: whether `load_kernels` has loaded those for one token on CPU, to use them.
     """
 
     def __init__(
@@ -50,18 +52,21 @@ class Runner:
         kv_dtype: str | None = None,
         weights: str | None = None,
         attend: Attend | None = None,
+        kernels: bool = False,
     ) -> None:
         self.shape = StaticShape(model_facts(model), plan, kv_dtype)
         self.fingerprint = fingerprint(model)
         self.weights = weights
         self._model, own = private_model(model)
         if weights is not None:
-            quantize_weights(self._model, weights)
+            quantize_weights(self._model, weights, kernels=kernels)
         takes = signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        if kernels and own is fused:
+            own = for_one_token(own)
         self.store = StaticStore(self.shape, rows, attend or own, model.device)
-        if one_token.pays(model, rows):
-            one_token.use_one_token_linear(self._model)
+        if rows == 1 and model.device.type == "cpu":
+            use_one_token_linear(self._model, kernels=kernels)
         self._step: Callable[..., Tensor] = _forward
         self.vocab_size: int = self.shape.facts.text_config.vocab_size
         self.compile_seconds: float | None = None
@@ -144,9 +149,15 @@ class Runner:
         # torch keeps what it compiled by code object, and gives up after a few that differ; so
         # each engine has one of its own.
         own = FunctionType(_forward.__code__.replace(), _forward.__globals__)
-        # "reduce-overhead" is CUDA graphs.
-        mode = "reduce-overhead" if self._on_gpu and backend == "inductor" else None
-        return torch.compile(own, backend=backend, mode=mode, fullgraph=True, dynamic=False)
+        options: dict[str, Any] = {}
+        if self._on_gpu and backend == "inductor":
+            options["triton.cudagraphs"] = True
+        # Before each step torch would look whether anything has changed that it compiled for, for
+        # a tenth of a step's time. Nothing has: model, cache and shapes are the engine's own.
+        unguarded = vars(torch.compiler).get("skip_all_guards_unsafe")
+        if unguarded is not None:
+            options["guard_filter_fn"] = unguarded
+        return torch.compile(own, backend=backend, options=options, fullgraph=True, dynamic=False)
 
 
 def _forward(model: Any, ids: Tensor, positions: Tensor, options: dict[str, Any]) -> Tensor:

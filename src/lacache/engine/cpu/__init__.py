@@ -1,0 +1,1 @@
+"""Products for one token on CPU, compiled once (docs/adr/0013)."""

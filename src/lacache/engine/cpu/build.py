@@ -1,0 +1,115 @@
+"""The library of kernels.cpp: compiled when it is first needed, and kept."""
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+from lacache.core.errors import CompilerError
+from lacache.core.home import cache_home
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+
+# -ffast-math, since only with it a compiler computes several exponentials at once.
+_FLAGS = ("-std=c++20", "-O3", "-ffast-math", "-fPIC", "-fopenmp", "-w")
+_LINKED = ("-fopenmp", "-lc10", "-ltorch_cpu")
+_VECTORS = {
+    "AVX2": ("-mavx2", "-mfma"),
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
+}
+_SECONDS = 600
+
+
+@cache
+def load_kernels() -> None:
+    """Define `torch.ops.lacache.product` and `attend`, once for the process.
+
+    Raises:
+        CompilerError: there is no C++ compiler, or it failed; it says what the compiler said.
+    """
+    library = build_kernels(cache_home() / "kernels")
+    load: Any = torch.ops.load_library  # has no types
+    try:
+        load(library)
+    except OSError as error:
+        raise CompilerError(f"{library} cannot be loaded ({error}); delete it") from error
+    _register_fakes()
+
+
+def build_kernels(folder: Path) -> Path:
+    """The library in a folder, made if it is not there, whole or not at all.
+
+    Raises:
+        CompilerError: it could not be made.
+    """
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    flags = (
+        *_FLAGS,
+        *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ()),
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+    )
+    # All that decides what comes out, but the version of the compiler.
+    what = repr(
+        (SOURCE.read_bytes(), compiler, flags, _LINKED, torch.__version__, platform.machine())
+    )
+    library = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
+    if library.is_file():
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+            compiled, linked = Path(scratch, "kernels.o"), Path(scratch, "kernels.so")
+            includes = [f"-I{path}" for path in include_paths()]
+            found = [f"-L{path}" for path in library_paths()]
+            _call([*compiler, *flags, *includes, "-c", str(SOURCE), "-o", str(compiled)])
+            # Linking with -ffast-math would let the whole process lose its smallest numbers.
+            _call([*compiler, "-shared", str(compiled), "-o", str(linked), *_LINKED, *found])
+            # At once, so that others who build it too find it whole or not at all.
+            linked.replace(library)
+    except OSError as error:
+        raise CompilerError(f"{folder} cannot be written ({error}); set LACACHE_HOME") from error
+    return library
+
+
+def _call(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    except FileNotFoundError as error:
+        raise CompilerError(
+            f"the C++ compiler {command[0]!r} was not found; install one, or name it in CXX"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise CompilerError(f"{command[0]} took longer than {_SECONDS} s") from error
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
+        raise CompilerError(
+            f"{command[0]} failed ({said.strip()[:300]}); name another compiler in CXX"
+        )
+
+
+@cache
+def _register_fakes() -> None:
+    """Tell the compiler the shapes of what comes out."""
+    torch.library.register_fake("lacache::product", _fake_product)
+    torch.library.register_fake("lacache::attend", _fake_attend)
+
+
+def _fake_product(weight: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    return vector.new_empty(weight.shape[0])
+
+
+def _fake_attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    visible: torch.Tensor,
+) -> torch.Tensor:
+    return query.new_empty(*query.shape[:3], values.shape[-1])

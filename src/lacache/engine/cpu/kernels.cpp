@@ -1,0 +1,314 @@
+// Two products for one token: a matrix with a vector, and attention over the slots in use.
+//
+// Both are bound by memory. A processor fetches ahead for each of several places that are read side
+// by side, so a matrix is read in kParts parts at once, which a compiler's loop does not do.
+//
+// Vectors are those of GCC and Clang, so this is the same source for every processor.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+constexpr int64_t kLanes = 8;
+constexpr int64_t kParts = 4;
+// Fewer numbers than this are not worth a second thread.
+constexpr int64_t kWorthAThread = 1 << 16;
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+
+// How numbers lie in 32-bit words, kPer in each: `widen` makes the j-th of every word a float, which
+// times kUnit is the number.
+
+struct Float32 {
+  using Stored = float;
+  static constexpr int64_t kPer = 1;
+  static constexpr float kUnit = 1;
+  static Floats widen(Words words, int64_t) { return (Floats)words; }
+  static float widen(float number) { return number; }
+};
+
+struct BFloat16 {
+  using Stored = uint16_t;
+  static constexpr int64_t kPer = 2;
+  static constexpr float kUnit = 1;
+  static Floats widen(Words words, int64_t j) {
+    return (Floats)(j ? words & 0xffff0000u : words << 16);
+  }
+  static float widen(uint16_t number) {
+    const uint32_t bits = uint32_t(number) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+  }
+};
+
+struct Int8 {
+  using Stored = int8_t;
+  static constexpr int64_t kPer = 4;
+  // Left in the highest byte: to shift it down would cost as much as all the rest.
+  static constexpr float kUnit = 1.0f / (1 << 24);
+  static Floats widen(Words words, int64_t j) {
+    const Words highest = j == 3 ? words : words << (24 - 8 * j);
+    return __builtin_convertvector((Ints)(j == 0 ? highest : highest & 0xff000000u), Floats);
+  }
+  static float widen(int8_t number) { return number; }
+};
+
+template <class T>
+constexpr int64_t kBlock = kLanes * T::kPer;
+
+Words load(const void* from) {
+  Words words;
+  std::memcpy(&words, from, sizeof words);
+  return words;
+}
+
+float total(Floats lanes) {
+  float sum = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+  return sum;
+}
+
+// A vector, and its whole blocks in the order in which `widen` brings what they are multiplied with.
+template <class T>
+struct Vector {
+  const float* plain;
+  int64_t size;
+  std::vector<Floats> blocks;
+
+  Vector(const float* from, int64_t length)
+      : plain(from), size(length), blocks(length / kBlock<T> * T::kPer) {
+    for (size_t n = 0; n < blocks.size(); ++n) {
+      const int64_t block = n / T::kPer, j = n % T::kPer;
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        blocks[n][lane] = from[(block * kLanes + lane) * T::kPer + j];
+    }
+  }
+};
+
+// Products of kNumber rows, read side by side, with one vector.
+template <class T, int64_t kNumber>
+void dots(const typename T::Stored* const* rows, const Vector<T>& vector, float* products) {
+  Floats sums[kNumber] = {};
+  const int64_t num_blocks = vector.size / kBlock<T>;
+  for (int64_t block = 0; block < num_blocks; ++block)
+    for (int64_t n = 0; n < kNumber; ++n) {
+      const Words words = load(rows[n] + block * kBlock<T>);
+      for (int64_t j = 0; j < T::kPer; ++j)
+        sums[n] += T::widen(words, j) * vector.blocks[block * T::kPer + j];
+    }
+  for (int64_t n = 0; n < kNumber; ++n) {
+    products[n] = total(sums[n]) * T::kUnit;
+    for (int64_t i = num_blocks * kBlock<T>; i < vector.size; ++i)
+      products[n] += T::widen(rows[n][i]) * vector.plain[i];
+  }
+}
+
+template <class T>
+void multiply(const void* weight, const Vector<T>& vector, float* products, int64_t num_rows) {
+  using Row = const typename T::Stored*;
+  const Row first = static_cast<Row>(weight);
+  const int64_t size = vector.size, part = num_rows / kParts;
+  const int threads = size * num_rows < kWorthAThread ? 1 : at::get_num_threads();
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t row = 0; row < part; ++row) {
+    Row rows[kParts];
+    float found[kParts];
+    for (int64_t n = 0; n < kParts; ++n) rows[n] = first + (row + n * part) * size;
+    dots<T, kParts>(rows, vector, found);
+    for (int64_t n = 0; n < kParts; ++n) products[row + n * part] = found[n];
+  }
+  for (int64_t row = part * kParts; row < num_rows; ++row) {
+    const Row last = first + row * size;
+    dots<T, 1>(&last, vector, products + row);
+  }
+}
+
+// weight [O, I] times vector [I] in float32: [O].
+at::Tensor product(const at::Tensor& weight, const at::Tensor& vector) {
+  TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous() && vector.is_contiguous() &&
+                  vector.scalar_type() == at::kFloat && vector.numel() == weight.size(1),
+              "lacache::product: weight [O, I] and vector [I] in float32, both contiguous");
+  const int64_t num_rows = weight.size(0), size = weight.size(1);
+  at::Tensor products = at::empty({num_rows}, vector.options());
+  const float* from = vector.const_data_ptr<float>();
+  float* to = products.mutable_data_ptr<float>();
+  const void* numbers = weight.const_data_ptr();
+  switch (weight.scalar_type()) {
+    case at::kFloat:
+      multiply<Float32>(numbers, {from, size}, to, num_rows);
+      break;
+    case at::kBFloat16:
+      multiply<BFloat16>(numbers, {from, size}, to, num_rows);
+      break;
+    case at::kChar:
+      multiply<Int8>(numbers, {from, size}, to, num_rows);
+      break;
+    default:
+      TORCH_CHECK(false, "lacache::product: weight is float32, bfloat16 or int8");
+  }
+  return products;
+}
+
+void softmax(float* scores, int64_t number) {
+  float largest = scores[0], sum = 0;
+#pragma omp simd reduction(max : largest)
+  for (int64_t n = 1; n < number; ++n) largest = std::max(largest, scores[n]);
+#pragma omp simd
+  for (int64_t n = 0; n < number; ++n) scores[n] = std::exp(scores[n] - largest);
+#pragma omp simd reduction(+ : sum)
+  for (int64_t n = 0; n < number; ++n) sum += scores[n];
+  for (int64_t n = 0; n < number; ++n) scores[n] /= sum;
+}
+
+// The slots of one KV head.
+template <class T>
+struct Head {
+  const typename T::Stored *keys, *values;
+  const bool* seen;
+  int64_t number, key_size, value_size;
+};
+
+// shares [kQueries, N] become how much each of the queries [kQueries, D] attends to each slot.
+template <class T, int64_t kQueries>
+void weigh(const Head<T>& head, const float* queries, float* shares) {
+  const int64_t size = head.key_size, num_blocks = size / kBlock<T>;
+  std::vector<Vector<T>> vectors;
+  for (int64_t n = 0; n < kQueries; ++n) vectors.emplace_back(queries + n * size, size);
+  const Floats* blocks[kQueries];
+  for (int64_t n = 0; n < kQueries; ++n) blocks[n] = vectors[n].blocks.data();
+  for (int64_t slot = 0; slot < head.number; ++slot) {
+    const typename T::Stored* key = head.keys + slot * size;
+    Floats sums[kQueries] = {};
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      const Words words = load(key + block * kBlock<T>);
+      for (int64_t j = 0; j < T::kPer; ++j) {
+        const Floats wide = T::widen(words, j);
+        for (int64_t n = 0; n < kQueries; ++n) sums[n] += wide * blocks[n][block * T::kPer + j];
+      }
+    }
+    for (int64_t n = 0; n < kQueries; ++n) {
+      float score = total(sums[n]);
+      for (int64_t i = num_blocks * kBlock<T>; i < size; ++i)
+        score += T::widen(key[i]) * queries[n * size + i];
+      shares[n * head.number + slot] =
+          head.seen[slot] ? score : -std::numeric_limits<float>::max();
+    }
+  }
+  for (int64_t n = 0; n < kQueries; ++n) softmax(shares + n * head.number, head.number);
+}
+
+// found [kQueries, D] becomes the sum of all values, each times its share.
+template <class T, int64_t kQueries>
+void mix(const Head<T>& head, const float* shares, float* found) {
+  const int64_t size = head.value_size, whole = size / kBlock<T> * kBlock<T>;
+  for (int64_t start = 0; start < whole; start += kBlock<T>) {
+    Floats sums[kQueries][T::kPer] = {};
+    for (int64_t slot = 0; slot < head.number; ++slot) {
+      const Words words = load(head.values + slot * size + start);
+      for (int64_t j = 0; j < T::kPer; ++j) {
+        const Floats wide = T::widen(words, j);
+        for (int64_t n = 0; n < kQueries; ++n) sums[n][j] += wide * shares[n * head.number + slot];
+      }
+    }
+    for (int64_t n = 0; n < kQueries; ++n)
+      for (int64_t i = 0; i < kBlock<T>; ++i)
+        found[n * size + start + i] = sums[n][i % T::kPer][i / T::kPer];
+  }
+  for (int64_t n = 0; n < kQueries; ++n)
+    for (int64_t i = whole; i < size; ++i) {
+      float sum = 0;
+      for (int64_t slot = 0; slot < head.number; ++slot)
+        sum += shares[n * head.number + slot] * T::widen(head.values[slot * size + i]);
+      found[n * size + i] = sum;
+    }
+}
+
+template <class T, int64_t kQueries>
+void attend_head(const Head<T>& head, const float* queries, float* found) {
+  std::vector<float> shares(kQueries * head.number);
+  weigh<T, kQueries>(head, queries, shares.data());
+  mix<T, kQueries>(head, shares.data(), found);
+}
+
+template <class T>
+void attend_rows(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
+                 const at::Tensor& visible, at::Tensor& found) {
+  using States = const typename T::Stored*;
+  const int64_t kv_heads = keys.size(1), slots = keys.size(2);
+  const int64_t key_size = keys.size(3), value_size = values.size(3);
+  const int64_t shared = query.size(1) / kv_heads, heads = query.size(0) * kv_heads;
+  const States all_keys = static_cast<States>(keys.const_data_ptr());
+  const States all_values = static_cast<States>(values.const_data_ptr());
+  const bool* all_seen = visible.const_data_ptr<bool>();
+  const float* queries = query.const_data_ptr<float>();
+  float* all_found = found.mutable_data_ptr<float>();
+  const int threads = keys.numel() < kWorthAThread ? 1 : at::get_num_threads();
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t n = 0; n < heads; ++n) {
+    const bool* seen = all_seen + n / kv_heads * slots;
+    // Slots in use come first; reading stops at the last one.
+    int64_t number = slots;
+    while (number > 1 && !seen[number - 1]) --number;
+    const Head<T> head{all_keys + n * slots * key_size, all_values + n * slots * value_size,
+                       seen, number, key_size, value_size};
+    // Query heads that share the keys and values, a few at once.
+    for (int64_t q = n * shared, end = q + shared; q < end;) {
+      const float* from = queries + q * key_size;
+      float* to = all_found + q * value_size;
+      if (end - q >= 4) {
+        attend_head<T, 4>(head, from, to), q += 4;
+      } else if (end - q == 3) {
+        attend_head<T, 3>(head, from, to), q += 3;
+      } else if (end - q == 2) {
+        attend_head<T, 2>(head, from, to), q += 2;
+      } else {
+        attend_head<T, 1>(head, from, to), q += 1;
+      }
+    }
+  }
+}
+
+// query [B, Hq, 1, D] in float32 and scaled, keys and values [B, Hkv, C, D], visible [B, 1, 1, C], of which
+// at least one is true: [B, Hq, 1, D] in float32.
+at::Tensor attend(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
+                  const at::Tensor& visible) {
+  TORCH_CHECK(query.dim() == 4 && query.size(2) == 1 && query.scalar_type() == at::kFloat &&
+                  query.is_contiguous() && keys.is_contiguous() && values.is_contiguous() &&
+                  visible.is_contiguous() && visible.numel() == keys.size(0) * keys.size(2) &&
+                  keys.scalar_type() == values.scalar_type(),
+              "lacache::attend: one query a head in float32, and contiguous states of one type");
+  at::Tensor found =
+      at::empty({query.size(0), query.size(1), 1, values.size(3)}, query.options());
+  if (keys.scalar_type() == at::kFloat)
+    attend_rows<Float32>(query, keys, values, visible, found);
+  else if (keys.scalar_type() == at::kBFloat16)
+    attend_rows<BFloat16>(query, keys, values, visible, found);
+  else
+    TORCH_CHECK(false, "lacache::attend: states are float32 or bfloat16");
+  return found;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(lacache, library) {
+  library.def("product(Tensor weight, Tensor vector) -> Tensor");
+  library.def(
+      "attend(Tensor query, Tensor keys, Tensor values, Tensor visible) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(lacache, CPU, library) {
+  library.impl("product", product);
+  library.impl("attend", attend);
+}

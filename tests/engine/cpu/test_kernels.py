@@ -1,0 +1,227 @@
+"""The kernels against the same products written out in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lacache import Engine
+from lacache.core import LadderConfig, Plan
+from lacache.engine.cpu.build import load_kernels
+from lacache.engine.cpu.linear import OneTokenLinear, kernel_product
+from lacache.engine.int8 import Int8Linear
+from lacache.engine.runner import Runner
+from tests.cache.tiny_models import random_ids, tiny_model
+from tests.engine.ragged import TOLERANCE, Ragged, twin_logits
+from tests.engine.test_runner import BY_HEAD
+
+LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
+STATES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels() -> None:
+    load_kernels()
+
+
+def random_numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if dtype is torch.int8:
+        return torch.randint(-128, 128, shape, generator=generator, dtype=dtype)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+@given(
+    rows=st.integers(1, 70),
+    size=st.integers(1, 150),
+    dtype=st.sampled_from(WEIGHTS),
+    seed=st.integers(0, 10**6),
+)
+def test_a_product_of_any_size(rows: int, size: int, dtype: torch.dtype, seed: int) -> None:
+    weight = random_numbers((rows, size), dtype, seed)
+    vector = random_numbers((size,), torch.float32, seed + 1)
+    found = torch.ops.lacache.product(weight, vector)
+    wide = weight.double()
+    # What float32 sums can be off by: relative to the sum of the magnitudes.
+    slack = 1e-6 * (wide.abs() @ vector.double().abs()) + 1e-30
+    assert ((found.double() - wide @ vector.double()).abs() <= slack).all()
+
+
+def slow_attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """Head by head, over the visible slots alone."""
+    rows, heads = query.shape[:2]
+    shared = heads // keys.shape[1]
+    found = torch.empty(rows, heads, 1, values.shape[-1], dtype=torch.float64)
+    for row in range(rows):
+        seen = visible[row, 0, 0]
+        for head in range(heads):
+            mine = keys[row, head // shared, seen].double()
+            shares = (mine @ query[row, head, 0].double()).softmax(0)
+            found[row, head, 0] = shares @ values[row, head // shared, seen].double()
+    return found
+
+
+@given(
+    rows=st.integers(1, 3),
+    kv_heads=st.integers(1, 3),
+    shared=st.integers(1, 9),
+    slots=st.integers(1, 40),
+    sizes=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    dtype=st.sampled_from(STATES),
+    scale=st.sampled_from((0.1, 1.0, 30.0)),
+    is_prefix=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_attention_over_any_visible_slots(
+    rows: int,
+    kv_heads: int,
+    shared: int,
+    slots: int,
+    sizes: tuple[int, int],
+    dtype: torch.dtype,
+    scale: float,
+    is_prefix: bool,
+    seed: int,
+) -> None:
+    query = scale * random_numbers((rows, kv_heads * shared, 1, sizes[0]), torch.float32, seed)
+    keys = random_numbers((rows, kv_heads, slots, sizes[0]), dtype, seed + 1)
+    values = random_numbers((rows, kv_heads, slots, sizes[1]), dtype, seed + 2)
+    generator = torch.Generator().manual_seed(seed)
+    if is_prefix:
+        last = torch.randint(slots, (rows, 1), generator=generator)
+        visible = torch.arange(slots) <= last
+    else:
+        visible = torch.rand(rows, slots, generator=generator) < 0.5
+        visible[:, int(torch.randint(slots, (1,), generator=generator))] = True
+    visible = visible[:, None, None]
+    # What is hidden is not read into the result, whatever it is.
+    hidden = ~visible[:, 0, 0, None, :, None].expand(-1, kv_heads, -1, sizes[1])
+    found = torch.ops.lacache.attend(query, keys, values.masked_fill(hidden, 1e4), visible)
+    expected = slow_attend(query, keys, values, visible)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4 * max(1, scale))
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_threads_change_nothing(dtype: torch.dtype) -> None:
+    weight = random_numbers((701, 257), dtype, 0)
+    vector = random_numbers((257,), torch.float32, 1)
+    state_dtype = torch.float32 if dtype is torch.int8 else dtype
+    states = (
+        random_numbers((3, 6, 1, 64), torch.float32, 2),
+        random_numbers((3, 2, 400, 64), state_dtype, 3),
+        random_numbers((3, 2, 400, 64), state_dtype, 4),
+        torch.ones(3, 1, 1, 400, dtype=torch.bool),
+    )
+    found = []
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            product = torch.ops.lacache.product(weight, vector)
+            found.append((product, torch.ops.lacache.attend(*states)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_torch_can_compile_them() -> None:
+    product = (random_numbers((8, 16), torch.bfloat16, 0), torch.randn(16))
+    torch.library.opcheck(torch.ops.lacache.product.default, product)
+    states = [random_numbers((2, 2, 5, 8), torch.bfloat16, n) for n in range(2)]
+    visible = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    attend = (torch.randn(2, 4, 1, 8), *states, visible)
+    torch.library.opcheck(torch.ops.lacache.attend.default, attend)
+
+
+@pytest.mark.parametrize(
+    ("weight", "vector"),
+    [
+        (torch.zeros(4, 8).half(), torch.zeros(8)),
+        (torch.zeros(4, 8), torch.zeros(8).bfloat16()),
+        (torch.zeros(4, 8), torch.zeros(7)),
+        (torch.zeros(8, 4).T, torch.zeros(8)),
+    ],
+    ids=["weights", "vector", "size", "order"],
+)
+def test_other_inputs_are_refused(weight: Tensor, vector: Tensor) -> None:
+    with pytest.raises(RuntimeError, match="lacache::product: weight"):
+        torch.ops.lacache.product(weight, vector)
+
+
+def test_a_product_in_the_vectors_type() -> None:
+    weight, vector = torch.randn(9, 20).bfloat16(), torch.randn(20).bfloat16()
+    found = kernel_product(weight, vector)
+    assert found.dtype is torch.bfloat16
+    assert torch.equal(found, (weight.float() @ vector.float()).bfloat16())
+
+
+def kinds(runner: Runner) -> set[type]:
+    return {type(module) for module in runner._model.modules()}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma3", "gpt-oss", "smollm3"])
+def test_families_are_the_twins(family: str, rows: int) -> None:
+    model = tiny_model(family)
+    runner = Runner(model, LADDER, rows, None, kernels=True)
+    assert (OneTokenLinear in kinds(runner)) == (rows == 1)
+    ragged = Ragged(runner, seed=0)
+    ragged.read(0, 13)
+    for _ in range(12):
+        ragged.step([0])
+    ragged.read(0, 1)
+    if rows > 1:
+        ragged.read(2, 4)
+        for _ in range(9):
+            ragged.step([0, 2])
+    ragged.check(model, LADDER)
+
+
+@pytest.mark.parametrize("plan", [LADDER, BY_HEAD], ids=["ladder", "heads apart"])
+def test_a_compiled_step_is_the_twins(plan: Plan) -> None:
+    model = tiny_model("llama")
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    runner = Runner(model, plan, 1, backend, kernels=True)
+    text = random_ids(60)[0]
+    found = [runner.read(0, text[:9])]
+    found += [runner.step([token], [0])[0] for token in text[9:].tolist()]
+    expected = twin_logits(model, text[None], plan)[0, 8:]
+    torch.testing.assert_close(torch.stack(found), expected, atol=TOLERANCE, rtol=0)
+    called = {str(node.target) for node in graphs[0].graph.nodes}
+    assert {"lacache.product", "lacache.attend"} <= called
+    assert len(graphs) == 1
+
+
+@settings(max_examples=20)
+@given(size=st.integers(1, 130), rows=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_int8_layers_are_the_weights_written_out(size: int, rows: int, seed: int) -> None:
+    weight = random_numbers((rows, size), torch.int8, seed)
+    scale = random_numbers((rows,), torch.float32, seed + 1).abs().bfloat16()
+    layer = Int8Linear(weight, scale, None, kernels=True)
+    states = random_numbers((1, 1, size), torch.bfloat16, seed + 2)
+    found = layer(states)
+    assert found.dtype is torch.bfloat16
+    expected = (states.double() @ (weight.double() * scale.double()[:, None]).T).float()
+    slack = 1e-2 * expected.abs() + 1e-4 * size * float(scale.max())
+    assert ((found.float() - expected).abs() <= slack).all()
+
+
+@pytest.mark.slow
+def test_the_engine_with_inductor_is_the_engine_without() -> None:
+    model = tiny_model("llama")
+    prompt = random_ids(30)[0].tolist()
+    texts = [
+        list(Engine.from_model(model, LADDER, compile=compile).submit(prompt, max_new_tokens=60))
+        for compile in (False, True)
+    ]
+    assert texts[0] == texts[1]
