@@ -130,9 +130,7 @@ def plot_peers(record: Record, path: Path) -> None:
         axes = figure.subplots()
         _bars(axes, [row["label"] for row in rows], [row["ms_mean"] for row in rows])
         axes.set_xlabel("ms per token, mean")
-        axes.set_title(
-            f"SmolLM2-135M in a cache of 512 tokens, {_threads(record['environment']['threads'])}"
-        )
+        axes.set_title(f"SmolLM2-135M in a cache of 512 tokens, {_threads(record['threads'])}")
 
 
 def _bars(axes: Any, labels: list[str], values: list[float]) -> None:

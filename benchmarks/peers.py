@@ -1,9 +1,9 @@
 """Peers: milliseconds of one token of other engines, each measured in an environment of its own.
 
 Their code is not here, nor what builds it. Scripts of one's own run them and this engine in turns,
-and print a JSON object a run: `label`, `ms_mean` and `ms_median` of the tokens of that run,
-`tokens`, `versions` and `notes`. This reads those lines, takes medians over the runs of a label,
-and compares each peer with this engine at the same precision of weights.
+and print a JSON object a run: `label`; `weights`, bfloat16 or int8, or what is nearest to one of
+them; `ms_mean` and `ms_median` of the tokens of that run; `tokens`, `versions` and `notes`. This
+takes medians over the runs of a label, and compares each peer with this engine at the same weights.
 
     python benchmarks/peers.py results.jsonl
 """
@@ -22,7 +22,6 @@ from lacache.evals.records import Record, environment, write_record
 OURS, OURS_INT8 = "engine: ladder", "engine: ladder, int8 weights"
 TARGETS = {"LaCache, released": 5.0, "kvpress": 3.0, "llama.cpp": 1.0}
 """By how a peer's label begins: its milliseconds over ours, at least."""
-EIGHT_BITS = ("Q8", "int8")
 
 
 def summed(label: str, runs: list[Record]) -> Record:
@@ -30,6 +29,7 @@ def summed(label: str, runs: list[Record]) -> Record:
     newest = runs[-1]
     return {
         "label": label,
+        "weights": newest["weights"],
         "ms_mean": round(statistics.median(run["ms_mean"] for run in runs), 3),
         "ms_median": round(statistics.median(run["ms_median"] for run in runs), 3),
         "ms_mean_runs": [run["ms_mean"] for run in runs],
@@ -41,7 +41,7 @@ def summed(label: str, runs: list[Record]) -> Record:
 
 def compared(row: Record, rows: dict[str, Record]) -> Record:
     """A peer's row, with its time over ours at the same precision."""
-    ours = OURS_INT8 if any(mark in row["label"] for mark in EIGHT_BITS) else OURS
+    ours = {"bfloat16": OURS, "int8": OURS_INT8}[row["weights"]]
     target = next((TARGETS[begin] for begin in TARGETS if row["label"].startswith(begin)), None)
     ratio = row["ms_mean"] / rows[ours]["ms_mean"]
     return row | {
@@ -64,12 +64,15 @@ def main() -> None:
         run = json.loads(line)
         runs.setdefault(run["label"], []).append(run)
     rows = {label: summed(label, found) for label, found in runs.items()}
+    if missing := {OURS, OURS_INT8} - rows.keys():
+        raise SystemExit(f"error: {given.lines} has no run of {', '.join(missing)}; add one")
     ours = [rows.pop(label) for label in (OURS, OURS_INT8)]
     by_label = {row["label"]: row for row in ours}
     record = {
         "benchmark": "peers",
         "threads": 1,
         "rows": ours + [compared(row, by_label) for row in rows.values()],
+        # Of the machine that read the lines; what each was run with stands in its row.
         "environment": environment(),
     }
     write_record(RESULTS / "peers.json", record)

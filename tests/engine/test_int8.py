@@ -50,16 +50,6 @@ def test_the_product_is_that_of_the_weights_written_out(
     torch.testing.assert_close(found.double(), expected, rtol=close, atol=4 * close)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-def test_the_compiled_product_of_one_token_is_the_same(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    layer = quantized(nn.Linear(64, 31).to(dtype))
-    states = torch.randn(1, 1, 64).to(dtype)
-    compiled = torch.compile(layer, backend="eager", fullgraph=True)
-    close = 4 * torch.finfo(dtype).eps
-    torch.testing.assert_close(compiled(states), layer(states), rtol=close, atol=4 * close)
-
-
 def test_large_sums_do_not_overflow_float16() -> None:
     layer = quantized(nn.Linear(512, 3, bias=False).half())
     states = torch.full((1, 40, 512), 100.0).half()

@@ -7,11 +7,17 @@ from typing import Any
 _NEW, _OLD = "cache", "past_key_values"
 
 
+def cache_name(model: Any) -> str:
+    """What a model or decoder, and its `generate`, calls its cache."""
+    return _NEW if _NEW in signature(model.forward).parameters else _OLD
+
+
 def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
-    """The cache as a keyword argument, for a call of a model or decoder, or of its `generate`."""
-    return {_NEW if _NEW in signature(model.forward).parameters else _OLD: cache}
+    """The cache as a keyword argument, for a call."""
+    return {cache_name(model): cache}
 
 
 def given_cache(arguments: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a call by either name, or None."""
-    return arguments.get(_NEW, arguments.get(_OLD))
+    cache = arguments.get(_NEW)
+    return arguments.get(_OLD) if cache is None else cache

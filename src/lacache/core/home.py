@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def cache_home() -> Path:
-    """Where converted models and profiles are kept.
+    """Where converted models, profiles and compiled code are kept.
 
     `$LACACHE_HOME`, else `$XDG_CACHE_HOME/lacache`, else `~/.cache/lacache`. Not created here.
     """

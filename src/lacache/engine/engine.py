@@ -148,10 +148,10 @@ class Engine:
                 load_kernels()
             except CompilerError as error:
                 warnings.warn(
-                    f"{error}; until then steps run uncompiled and slower, as with compile=False",
+                    f"{error}; until then torch's own products are used, which are slower",
                     stacklevel=2,
                 )
-                backend, kernels = None, False
+                kernels = False
         runner = Runner(model, plan, rows, backend, kv_dtype, weights, kernels=kernels)
         return cls(runner, segment or (_SEGMENT if rows > 1 else _SEGMENT_ALONE))
 

@@ -92,7 +92,7 @@ def _use_int8_linear(module: nn.Module, kernels: bool) -> None:
         if type(child) is nn.Linear:
             quantized: Any = child.weight
             scale = quantized.scale.flatten().to(quantized.dtype)
-            layer = Int8Linear(quantized.qdata, scale, child.bias, kernels=kernels)
+            layer = Int8Linear(quantized.qdata.contiguous(), scale, child.bias, kernels=kernels)
             setattr(module, name, layer)
         else:
             _use_int8_linear(child, kernels)

@@ -35,12 +35,18 @@ def private_model(model: Any) -> tuple[Any, attention.Attend]:
         )
     config: Any = vars(modules[-1])["config"]
     attend = attention.find_attention(modules[-1], config._attn_implementation)
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    # Parameters of our own over the same memory: a model that its owner casts or moves gets other
+    # memory, which a compiled step would not notice.
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        is_plain = type(parameter) is nn.Parameter
+        own = nn.Parameter(parameter.detach(), requires_grad=False) if is_plain else parameter
+        shared[id(parameter)] = own
     attention.register()
-    private: nn.Module = copy.deepcopy(model, memo=dict(shared))
+    private: nn.Module = copy.deepcopy(model, memo=shared)
     private.eval()
     for module in private.modules():
         if "config" in vars(module):
-            own: Any = vars(module)["config"]
-            own._attn_implementation = attention.NAME
+            copied: Any = vars(module)["config"]
+            copied._attn_implementation = attention.NAME
     return private, attend

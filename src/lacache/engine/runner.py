@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lacache.cache.argument import cache_argument
+from lacache.cache.argument import cache_name
 from lacache.cache.facts import model_facts
 from lacache.cache.fingerprint import fingerprint
 from lacache.cache.static.attention import Attend, fused
@@ -40,7 +40,7 @@ class Runner:
         kv_dtype: what keys and values are stored in; see StaticShape.
         weights: "int8" quantizes those of linear layers, in a copy; None takes the model's.
         attend: how to attend; None is as the model does.
-        kernels: whether `load_kernels` has loaded those for one token on CPU, to use them.
+        kernels: whether to use those for one token on CPU, which `load_kernels` has loaded.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Runner:
         self._model, own = private_model(model)
         if weights is not None:
             quantize_weights(self._model, weights, kernels=kernels)
+        self._cache_name = cache_name(model)
         takes = signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         if kernels and own is fused:
@@ -87,7 +88,7 @@ class Runner:
     def _read(self, row: int, tokens: Tensor, options: dict[str, Any]) -> Tensor:
         cache, positions = self.store.begin_read(row, len(tokens))
         ids = tokens.to(self.store.device)[None]
-        options = cache_argument(self._model, cache) | options
+        options = {self._cache_name: cache} | options
         logits = _logits(self._model, ids, positions, options)
         self.store.commit(row, len(tokens))
         return logits[0]
@@ -122,7 +123,7 @@ class Runner:
         return self.store.device.type == "cuda"
 
     def _run_step(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        options = cache_argument(self._model, cache) | self._last_only
+        options = {self._cache_name: cache} | self._last_only
         if self._backend is None or self.compile_seconds is not None:
             return self._step(self._model, ids, positions, options)
         started = time.perf_counter()
@@ -137,7 +138,7 @@ class Runner:
             reason = " ".join(str(error).split("\n\n")[0].split())
             warnings.warn(
                 f"compiling failed ({type(error).__name__}: {reason}), so steps run uncompiled and "
-                "slower; install a C++ compiler, or choose compile=False to be spared this message",
+                "slower; try another C++ compiler in CXX, or compile=False",
                 stacklevel=2,
             )
             self._backend, self._step = None, _forward

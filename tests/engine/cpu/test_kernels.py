@@ -1,18 +1,20 @@
 """The kernels against the same products written out in float64."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lacache import Engine
 from lacache.core import LadderConfig, Plan
 from lacache.engine.cpu.build import load_kernels
-from lacache.engine.cpu.linear import OneTokenLinear, kernel_product
-from lacache.engine.int8 import Int8Linear
+from lacache.engine.cpu.linear import kernel_product
+from lacache.engine.int8 import Int8Linear, quantize_weights
 from lacache.engine.runner import Runner
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.ragged import TOLERANCE, Ragged, twin_logits
@@ -160,8 +162,17 @@ def test_a_product_in_the_vectors_type() -> None:
     assert torch.equal(found, (weight.float() @ vector.float()).bfloat16())
 
 
-def kinds(runner: Runner) -> set[type]:
-    return {type(module) for module in runner._model.modules()}
+class Calls(TorchDispatchMode):
+    """Counts those of the kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "lacache":
+            self.names[func._opname] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -169,9 +180,15 @@ def kinds(runner: Runner) -> set[type]:
 def test_families_are_the_twins(family: str, rows: int) -> None:
     model = tiny_model(family)
     runner = Runner(model, LADDER, rows, None, kernels=True)
-    assert (OneTokenLinear in kinds(runner)) == (rows == 1)
+    linear = sum(type(module) is nn.Linear for module in model.modules())
     ragged = Ragged(runner, seed=0)
     ragged.read(0, 13)
+    with Calls() as calls:
+        ragged.step([0])
+    # gpt-oss attends with sinks of its own, by its eager function.
+    layers = 0 if family == "gpt-oss" else model.config.num_hidden_layers
+    assert calls.names["attend"] == layers
+    assert calls.names["product"] == (linear if rows == 1 else 0)
     for _ in range(12):
         ragged.step([0])
     ragged.read(0, 1)
@@ -180,6 +197,60 @@ def test_families_are_the_twins(family: str, rows: int) -> None:
         for _ in range(9):
             ragged.step([0, 2])
     ragged.check(model, LADDER)
+
+
+def test_types_that_the_kernels_do_not_take() -> None:
+    """Half precision and states in eight bits go by torch, or are decoded first."""
+    for model, options in (
+        (tiny_model("llama").half(), {}),
+        (tiny_model("llama"), {"kv_dtype": "int8"}),
+    ):
+        text = random_ids(40)[0]
+        found = []
+        for kernels in (False, True):
+            runner = Runner(model, LADDER, 1, None, kernels=kernels, **options)
+            runner.read(0, text[:9])
+            steps = [runner.step([token], [0])[0] for token in text[9:].tolist()]
+            found.append(torch.stack(steps))
+        torch.testing.assert_close(*found, rtol=1e-2, atol=1e-3)
+
+
+def test_the_callers_model_may_be_cast_while_the_engine_goes_on() -> None:
+    """Else a compiled step would read numbers of one type as those of another."""
+    model = tiny_model("llama")
+    runner = Runner(model, LADDER, 1, None, kernels=True)
+    twin = Runner(tiny_model("llama"), LADDER, 1, None, kernels=True)
+    model.to(torch.bfloat16)
+    assert {p.dtype for p in runner._model.parameters()} == {torch.float32}
+    for token in random_ids(20)[0].tolist():
+        assert torch.equal(runner.step([token], [0]), twin.step([token], [0]))
+
+
+def test_int8_weights_of_a_transposed_layer() -> None:
+    linear = nn.Linear(64, 128, bias=False)
+    linear.weight = nn.Parameter(torch.randn(64, 128).T)
+    layers = nn.Sequential(linear)
+    quantize_weights(layers, "int8", kernels=True)
+    states = torch.randn(1, 1, 64)
+    torch.testing.assert_close(layers(states), linear(states), rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("change", ["rows", "heads", "size", "slots", "type"])
+def test_states_that_do_not_fit_are_refused(change: str) -> None:
+    query, keys, values = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 6)
+    visible = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    if change == "rows":
+        query = query[:1]
+    elif change == "heads":
+        query = query[:, :3].contiguous()
+    elif change == "size":
+        query = query[..., :7].contiguous()
+    elif change == "slots":
+        values = values[:, :, :4].contiguous()
+    else:
+        values = values.bfloat16()
+    with pytest.raises(RuntimeError, match="lacache::attend: one query a head"):
+        torch.ops.lacache.attend(query, keys, values, visible)
 
 
 @pytest.mark.parametrize("plan", [LADDER, BY_HEAD], ids=["ladder", "heads apart"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from lacache.core.errors import UnsupportedModelError
+from lacache.core.errors import UnsupportedModelError, UnsupportedOperationError
 
 NAME = "lacache"
 
@@ -82,7 +82,16 @@ def fused(
     visible: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """Torch's fused attention, where the query heads of a KV head stand as more queries."""
+    """Torch's fused attention, where the query heads of a KV head stand as more queries.
+
+    Raises:
+        UnsupportedOperationError: the model caps its scores or has sinks of its own.
+    """
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise UnsupportedOperationError(
+            "the model's attention caps its scores or has a number for each head, which fused "
+            "attention cannot; call model.set_attn_implementation('eager')"
+        )
     batch, num_heads, num_new, size = query.shape
     shared = num_heads // keys.shape[1]
     if visible is not None and visible.shape[2] > 1:

@@ -26,6 +26,8 @@ def for_one_token(attend: Attend) -> Attend:
     ) -> Tensor:
         is_known = (
             visible is not None
+            and options.get("softcap") is None
+            and options.get("s_aux") is None
             and query.shape[2] == 1
             and keys.dtype in TYPES
             and keys.dtype == values.dtype

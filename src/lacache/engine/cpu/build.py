@@ -8,10 +8,11 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
-from torch.utils.cpp_extension import include_paths, library_paths
+from torch import Tensor
 
 from lacache.core.errors import CompilerError
 from lacache.core.home import cache_home
@@ -26,22 +27,33 @@ _VECTORS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
 }
 _SECONDS = 600
+_LOADING = Lock()
 
 
-@cache
 def load_kernels() -> None:
     """Define `torch.ops.lacache.product` and `attend`, once for the process.
 
     Raises:
         CompilerError: there is no C++ compiler, or it failed; it says what the compiler said.
     """
+    with _LOADING:
+        _load()
+
+
+@cache
+def _load() -> None:
     library = build_kernels(cache_home() / "kernels")
     load: Any = torch.ops.load_library  # has no types
     try:
         load(library)
     except OSError as error:
-        raise CompilerError(f"{library} cannot be loaded ({error}); delete it") from error
-    _register_fakes()
+        library.unlink(missing_ok=True)
+        raise CompilerError(
+            f"{library} could not be loaded and was deleted ({error.__cause__ or error}); try "
+            "again, and if that does not help another C++ compiler in CXX"
+        ) from error
+    torch.library.register_fake("lacache::product", _fake_product)
+    torch.library.register_fake("lacache::attend", _fake_attend)
 
 
 def build_kernels(folder: Path) -> Path:
@@ -50,44 +62,60 @@ def build_kernels(folder: Path) -> Path:
     Raises:
         CompilerError: it could not be made.
     """
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    try:
+        compiler = shlex.split(os.environ.get("CXX") or "c++")
+    except ValueError as error:
+        raise CompilerError(f"CXX={os.environ['CXX']!r} is no command ({error})") from error
     flags = (
         *_FLAGS,
         *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ()),
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
     )
-    # All that decides what comes out, but the version of the compiler.
-    what = repr(
-        (SOURCE.read_bytes(), compiler, flags, _LINKED, torch.__version__, platform.machine())
-    )
+    kinds = (torch.__version__, platform.machine())
+    what = repr((SOURCE.read_bytes(), compiler, flags, _LINKED, kinds))
     library = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
     if library.is_file():
         return library
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
-            compiled, linked = Path(scratch, "kernels.o"), Path(scratch, "kernels.so")
-            includes = [f"-I{path}" for path in include_paths()]
-            found = [f"-L{path}" for path in library_paths()]
-            _call([*compiler, *flags, *includes, "-c", str(SOURCE), "-o", str(compiled)])
-            # Linking with -ffast-math would let the whole process lose its smallest numbers.
-            _call([*compiler, "-shared", str(compiled), "-o", str(linked), *_LINKED, *found])
+            made = _compile(compiler, flags, Path(scratch))
             # At once, so that others who build it too find it whole or not at all.
-            linked.replace(library)
+            made.replace(library)
     except OSError as error:
         raise CompilerError(f"{folder} cannot be written ({error}); set LACACHE_HOME") from error
     return library
 
 
+def _compile(compiler: list[str], flags: tuple[str, ...], folder: Path) -> Path:
+    try:
+        # Brings setuptools, which not everybody has, and takes a while.
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except ImportError as error:
+        raise CompilerError(f"torch cannot compile here ({error}); install setuptools") from error
+    compiled, linked = folder / "kernels.o", folder / "kernels.so"
+    includes = [f"-I{path}" for path in include_paths()]
+    found = [f"-L{path}" for path in library_paths()]
+    _call([*compiler, *flags, *includes, "-c", str(SOURCE), "-o", str(compiled)])
+    # Linking with -ffast-math would let the whole process lose its smallest numbers.
+    _call([*compiler, "-shared", str(compiled), "-o", str(linked), *_LINKED, *found])
+    return linked
+
+
 def _call(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
-    except FileNotFoundError as error:
-        raise CompilerError(
-            f"the C++ compiler {command[0]!r} was not found; install one, or name it in CXX"
-        ) from error
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS
+        )
     except subprocess.TimeoutExpired as error:
-        raise CompilerError(f"{command[0]} took longer than {_SECONDS} s") from error
+        raise CompilerError(
+            f"{command[0]} took longer than {_SECONDS} s; name another compiler in CXX"
+        ) from error
+    except OSError as error:
+        raise CompilerError(
+            f"the C++ compiler {command[0]!r} cannot be run ({error.strerror}); install one, or "
+            "name another in CXX"
+        ) from error
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
         raise CompilerError(
@@ -95,21 +123,10 @@ def _call(command: list[str]) -> None:
         )
 
 
-@cache
-def _register_fakes() -> None:
-    """Tell the compiler the shapes of what comes out."""
-    torch.library.register_fake("lacache::product", _fake_product)
-    torch.library.register_fake("lacache::attend", _fake_attend)
-
-
-def _fake_product(weight: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+def _fake_product(weight: Tensor, vector: Tensor) -> Tensor:
+    """What torch.compile has to know: the shape of the result."""
     return vector.new_empty(weight.shape[0])
 
 
-def _fake_attend(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    visible: torch.Tensor,
-) -> torch.Tensor:
+def _fake_attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
     return query.new_empty(*query.shape[:3], values.shape[-1])

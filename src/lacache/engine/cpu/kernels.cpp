@@ -18,6 +18,8 @@
 
 namespace {
 
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers lie lowest byte first");
+
 constexpr int64_t kLanes = 8;
 constexpr int64_t kParts = 4;
 // Fewer numbers than this are not worth a second thread.
@@ -183,6 +185,7 @@ struct Head {
 // shares [kQueries, N] become how much each of the queries [kQueries, D] attends to each slot.
 template <class T, int64_t kQueries>
 void weigh(const Head<T>& head, const float* queries, float* shares) {
+  static_assert(T::kUnit == 1, "states are numbers as they are");
   const int64_t size = head.key_size, num_blocks = size / kBlock<T>;
   std::vector<Vector<T>> vectors;
   for (int64_t n = 0; n < kQueries; ++n) vectors.emplace_back(queries + n * size, size);
@@ -284,7 +287,10 @@ void attend_rows(const at::Tensor& query, const at::Tensor& keys, const at::Tens
 // at least one is true: [B, Hq, 1, D] in float32.
 at::Tensor attend(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
                   const at::Tensor& visible) {
-  TORCH_CHECK(query.dim() == 4 && query.size(2) == 1 && query.scalar_type() == at::kFloat &&
+  TORCH_CHECK(query.dim() == 4 && keys.dim() == 4 && values.dim() == 4 &&
+                  query.size(0) == keys.size(0) && query.size(1) % keys.size(1) == 0 &&
+                  query.size(3) == keys.size(3) && keys.size(2) > 0 &&
+                  values.sizes().slice(0, 3) == keys.sizes().slice(0, 3) && query.size(2) == 1 && query.scalar_type() == at::kFloat &&
                   query.is_contiguous() && keys.is_contiguous() && values.is_contiguous() &&
                   visible.is_contiguous() && visible.numel() == keys.size(0) * keys.size(2) &&
                   keys.scalar_type() == values.scalar_type(),
