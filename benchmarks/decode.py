@@ -56,8 +56,8 @@ def ways(model: Any, backend: str, *, is_whole: bool) -> Making:
     Args:
         model: of transformers.
         backend: of torch.compile.
-        is_whole: with all that runs uncompiled, with the default preset, and with int8 states, whose
-            step takes minutes to compile.
+        is_whole: with all that runs uncompiled, with the default preset, and with int8 states,
+            whose step takes minutes to compile.
     """
     num_heads = model_facts(model).num_heads
     ladder = preset_plan("local", SLOTS, num_heads, None)
