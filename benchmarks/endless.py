@@ -6,12 +6,14 @@ forked into the same row of the same engine, in turns, before every block of ste
 that differs is how many tokens went before; and the older is as many tokens old as brings the same
 compactions at the same steps. The million is really read, with resident memory watched on the way
 (within 1 % after a warm-up of 100,000). The model is tiny and random: all that could grow is what
-the engine does around it.
+the engine does around it. Beside it the seconds to save both sessions and to load them again, and
+the bytes of the files.
 """
 
 import json
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -112,6 +114,31 @@ def time_read(base: Session, tokens: torch.Tensor) -> float:
         return time.perf_counter() - begun
 
 
+def time_snapshots(
+    engine: Engine, young: Session, old: Session, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Median seconds to save and to load both, in turns, and the bytes of their files."""
+    saves: dict[str, list[float]] = {"young": [], "old": []}
+    loads: dict[str, list[float]] = {"young": [], "old": []}
+    sizes: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            for name, session in (("young", young), ("old", old)):
+                path = Path(folder, name)
+                begun = time.perf_counter()
+                session.save(path)
+                saved = time.perf_counter()
+                with engine.load(path):
+                    loads[name].append(time.perf_counter() - saved)
+                saves[name].append(saved - begun)
+                sizes[name] = path.stat().st_size
+    return {
+        "save_seconds": {name: statistics.median(saves[name]) for name in saves},
+        "load_seconds": {name: statistics.median(loads[name]) for name in loads},
+        "snapshot_bytes": sizes,
+    }
+
+
 def compare(young: Session, old: Session, rounds: int) -> Record:
     """Time both in turns, and the one that goes first in turns too."""
     tokens = torch.randint(0, VOCAB, (READ,))
@@ -173,6 +200,7 @@ def measure(at_least: int, warm_up: int, rounds: int) -> Record:
         "compactions": old.report().compactions,
         "reading_seconds": round(seconds, 1),
         **compare(young, old, rounds),
+        **time_snapshots(engine, young, old, rounds),
         "engine_bytes": engine.num_bytes,
         "warm_up": warm_up,
         "deviation_percent": round(deviation, 4),
