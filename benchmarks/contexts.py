@@ -1,16 +1,16 @@
 """Contexts: the time of one token, and the memory, after 1K to 32K tokens.
 
 Metric: wall-clock time of a decode step, greedy choice included, after so many tokens: of this
-engine at a budget of 512 tokens per layer, which reads them all first (random ones, as a clock does
-not see what they say; once, and each round starts from a copy of what it held then), and of
-transformers' DynamicCache, filled with as many random keys and values. The engine runs compiled,
-as it is meant to, and not compiled, as a dynamic cache must. Rounds in turns, in one process.
+engine at a budget of 512 tokens per layer, at the place of its schedule where that many bring it
+(`endless.py` really reads a million), and of transformers' DynamicCache, filled with as many
+random keys and values. The engine runs compiled, as it is meant to, and not compiled, as a dynamic
+cache must. Rounds in turns, in one process.
 """
 
+import itertools
 import json
 import statistics
 import time
-from typing import Any
 
 import torch
 from _fresh import parser, results
@@ -18,10 +18,12 @@ from _plots import plot_contexts
 from _steppers import DynamicCacheStepper, EngineStepper, Stepper, random_tokens
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from lacache.cache.facts import model_facts
 from lacache.cache.static.row_state import RowState
 from lacache.core.presets import preset_plan
+from lacache.core.timetable import Timetable
 from lacache.evals.reading import model_record
 from lacache.evals.records import Record, environment, write_record
 from lacache.models import load_model
@@ -33,30 +35,26 @@ STEPS = 50
 """Compactions of this ladder come round again after 50 tokens."""
 STEPS_OF_THEIRS = 30
 WARM_STEPS = 2
-READ_SECONDS = 120.0
 THEIRS = "DynamicCache"
 
 
-def read_up(
-    reader: EngineStepper, tokens: Any, contexts: list[int], seconds: float, progress: Progress
-) -> dict[int, RowState]:
-    """Read on, and copy what is held after each of so many tokens.
+def states_at(reader: EngineStepper, tokens: Tensor, contexts: list[int]) -> dict[int, RowState]:
+    """What the engine holds after about so many tokens, without reading them all.
 
-    Contexts that would take longer than `seconds` in all are left out.
+    It reads as many as the first context has. Later on it would hold other tokens, which a clock
+    does not see, as many and at the same place of the schedule: only the count of tokens differs.
     """
-    task = progress.add_task("reading", total=contexts[-1])
-    states: dict[int, RowState] = {}
-    begun = time.perf_counter()
-    seen = 0
-    for context in contexts:
-        while seen < context:
-            if seen and time.perf_counter() - begun > seconds:
-                return states
-            stop = min(seen + 512, context)
-            reader.read(tokens[seen:stop])
-            seen = stop
-            progress.update(task, completed=seen)
-        states[context] = reader.state()
+    row = reader.runner.store.rows[0]
+    reader.read(tokens[: contexts[0]])
+    timetable = Timetable(row.groups[0].schedule)
+    here = timetable.state_at(contexts[0])
+    read = reader.state()
+    states = {contexts[0]: read}
+    for context in contexts[1:]:
+        seen = next(n for n in itertools.count(context) if timetable.state_at(n)[1:] == here[1:])
+        counts = read["group.0.counts"].clone()
+        counts[0] = seen
+        states[context] = read | {"group.0.counts": counts}
     return states
 
 
@@ -65,9 +63,6 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--backend", default="inductor", help="of torch.compile")
     options.add_argument("--rounds", type=int, default=ROUNDS)
-    options.add_argument(
-        "--read-seconds", type=float, default=READ_SECONDS, help="most for reading"
-    )
     given = options.parse_args()
     rounds, steps, contexts = given.rounds, STEPS, list(CONTEXTS)
     if given.quick:
@@ -85,18 +80,16 @@ def main() -> None:
     console = Console(stderr=True)
     with Progress(console=console) as progress:
         reader = ours["engine, not compiled"]
-        states = read_up(reader, tokens, contexts, given.read_seconds, progress)
-        left_out = [context for context in contexts if context not in states]
+        states = states_at(reader, tokens, contexts)
         task = progress.add_task("rounds", total=rounds * len(contexts) * (len(ours) + 1))
         found: dict[str, dict[int, Record]] = {name: {} for name in (*ours, THEIRS)}
         theirs = {c: DynamicCacheStepper(model, c, rewinds=False) for c in contexts}
         for _ in range(rounds):
             for context in contexts:
                 turns: dict[str, Stepper] = {THEIRS: theirs[context]}
-                if context in states:
-                    for name, stepper in ours.items():
-                        stepper.go_to(states[context])
-                        turns[name] = stepper
+                for name, stepper in ours.items():
+                    stepper.go_to(states[context])
+                    turns[name] = stepper
                 for name, stepper in turns.items():
                     stepper.timed(tokens[:WARM_STEPS].tolist())
                     number = min(steps, STEPS_OF_THEIRS) if name == THEIRS else steps
@@ -118,7 +111,6 @@ def main() -> None:
         "plan": str(plan),
         "backend": given.backend,
         "compile_seconds": round(ours["engine"].compile_seconds or 0.0, 1),
-        "left_out": left_out,
         "ways": ways,
         "theirs_over_ours": _ratios(ways),
         "environment": environment(),
