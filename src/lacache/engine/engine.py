@@ -99,8 +99,8 @@ class Engine:
             weights: "int8" quantizes the linear layers, in a copy; None takes the model's weights.
             compile: compile the step with torch.compile, and on CPU products for one token with a
                 C++ compiler. The first step then takes seconds, or minutes where nothing like
-                it was compiled before; each later one is faster. Where that fails, a warning
-                says why and steps run uncompiled.
+                it was compiled before; each later one is faster. Where either fails, a warning
+                says why and steps run without it.
 
         Raises:
             ConfigError: an option cannot work for this model.
