@@ -19,6 +19,7 @@ from lacache.cache.static.store import StaticStore
 from lacache.core.schedule import Plan
 from lacache.engine.cpu.attention import for_one_token
 from lacache.engine.cpu.linear import use_one_token_linear
+from lacache.engine.cpu.mover import KernelMover
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
 
@@ -40,7 +41,7 @@ class Runner:
         kv_dtype: what keys and values are stored in; see StaticShape.
         weights: "int8" quantizes those of linear layers, in a copy; None takes the model's.
         attend: how to attend; None is as the model does.
-        kernels: whether to use those for one token on CPU, which `load_kernels` has loaded.
+        kernels: whether to use those for CPU, which `load_kernels` has loaded.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class Runner:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         if kernels and own is fused:
             own = for_one_token(own)
-        self.store = StaticStore(self.shape, rows, attend or own, model.device)
+        mover = KernelMover() if kernels else None
+        self.store = StaticStore(self.shape, rows, attend or own, model.device, mover)
         if rows == 1 and model.device.type == "cpu":
             use_one_token_linear(self._model, kernels=kernels)
         self._step: Callable[..., Tensor] = _forward

@@ -10,6 +10,7 @@ from lacache.cache.facts import model_facts
 from lacache.cache.rotary import Rotation
 from lacache.cache.static.buffer import Buffer, PlainBuffer
 from lacache.cache.static.compactions import Compactions
+from lacache.cache.static.mover import TorchMover
 from lacache.cache.static.part import Part
 from lacache.cache.static.quantized import KV_DTYPES, ScaledBuffer
 from lacache.cache.static.row_group import Move, RowGroup
@@ -29,7 +30,8 @@ def rotation() -> Rotation:
     return found
 
 
-TURNS = Turns(rotation(), 12, CPU)
+ROTATION = rotation()
+TURNS = Turns(ROTATION, SIZE, 12, CPU)
 
 
 def buffer(slots: int, stored_in: str | None, dtype: torch.dtype) -> Buffer:
@@ -55,15 +57,15 @@ class Slow:
     def buffers(self, origin: int) -> list[Buffer]:
         """Keys, values, and keys as they came in."""
         keys, values, came_in = (buffer(*self.make) for _ in range(3))
-        for slot, (key, value, came_in_at) in enumerate(self.tokens):
+        for slot, (key, value, _) in enumerate(self.tokens):
             came_in.write(ROW, slot, key)
             values.write(ROW, slot, value)
-            if self.part.turns is None:
-                keys.write(ROW, slot, key)
-                continue
-            tables = TURNS.tables(torch.tensor([origin + slot - came_in_at]))
-            stored = came_in.read(ROW, slot + 1)[:, :, slot:]
-            keys.write(ROW, slot, TURNS.rotate(stored, tables))
+        stood = torch.tensor([came_in_at for _, _, came_in_at in self.tokens], dtype=torch.long)
+        anew = came_in.read(ROW, len(stood))
+        if self.part.turns is not None:
+            shifts = origin + torch.arange(len(stood)) - stood
+            anew = ROTATION.rotate(anew, ROTATION.tables(shifts))
+        keys.write(ROW, 0, anew)
         return [keys, values, came_in]
 
     def check(self, origin: int, unsaved: int) -> None:
@@ -92,6 +94,7 @@ def make_part(pattern: int, make: tuple[int, str | None, torch.dtype], *, turns:
         values=buffer(*make),
         came_in=buffer(*make) if turns else None,
         turns=TURNS if turns else None,
+        mover=TorchMover(),
     )
 
 

@@ -1,45 +1,98 @@
-"""Rotary tables made at once against those of the model's own rotation."""
+"""Tables as wide as a key against the model's own rotary function."""
+
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from lacache.cache.facts import model_facts
-from lacache.cache.rotary import Rotation
+from lacache.cache.facts import GrowingLayer, model_facts
+from lacache.cache.rotary import Rotation, Tables
+from lacache.cache.static.mover import TorchMover
 from lacache.cache.static.turns import Turns
-from tests.cache.tiny_models import tiny_model
+from lacache.core.errors import UnsupportedModelError
+from tests.cache.rotary_functions import MODULES, SIZE, random_rotation
+from tests.cache.tiny_models import FAMILIES, tiny_model
 
 REACH = 12
 CPU = torch.device("cpu")
 
 
-def rotations(family: str) -> list[Rotation]:
-    growing = model_facts(tiny_model(family)).growing
-    return [layer.rotation for layer in growing if layer.rotation is not None]
+def turning(family: str) -> list[GrowingLayer]:
+    return [x for x in model_facts(tiny_model(family)).growing if x.rotation is not None]
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-yarn", "phi3", "gpt-neox", "gemma3"])
+def turned(keys: Tensor, turns: Turns, shifts: Tensor) -> Tensor:
+    return TorchMover().turn(keys, *turns.tables(shifts), turns.partners)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_shift_in_reach_and_the_first_beyond_it(family: str) -> None:
-    rotation = rotations(family)[0]
-    turns = Turns(rotation, REACH, CPU)
+    layer = turning(family)[0]
+    rotation, size = layer.rotation, layer.key_size
+    assert rotation is not None
+    turns = Turns(rotation, size, REACH, CPU)
     for reach in (REACH, REACH + 1, 5000):
         shifts = torch.tensor([-reach, *range(-REACH, REACH + 1), reach])
-        for found, expected in zip(turns.tables(shifts), rotation.tables(shifts), strict=True):
-            assert torch.equal(found, expected)
+        generator = torch.Generator().manual_seed(reach)
+        keys = torch.randn(1, 2, len(shifts), size, generator=generator)
+        expected = rotation.rotate(keys, rotation.tables(shifts))
+        assert torch.equal(turned(keys, turns, shifts), expected)
+
+
+LLAMA = turning("llama")[0].rotation
 
 
 @given(st.lists(st.integers(-2 * REACH, 2 * REACH), max_size=8), st.integers(0, 5))
 @settings(max_examples=50)
 def test_keys_turn_as_by_the_model(shifts: list[int], seed: int) -> None:
-    rotation = LLAMA[0]
+    assert LLAMA is not None
     moved = torch.tensor(shifts, dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
     keys = torch.randn(1, 2, len(shifts), 8, generator=generator).bfloat16()
-    turns = Turns(rotation, REACH, CPU)
-    found = turns.rotate(keys, turns.tables(moved))
+    found = turned(keys, Turns(LLAMA, 8, REACH, CPU), moved)
     assert found.dtype == torch.bfloat16
-    assert torch.equal(found, rotation.rotate(keys, rotation.tables(moved)))
+    assert torch.equal(found, LLAMA.rotate(keys, LLAMA.tables(moved)))
 
 
-LLAMA = rotations("llama")
+@pytest.mark.parametrize("name", MODULES)
+def test_whatever_the_model_takes_for_pairs(name: str) -> None:
+    rotation = random_rotation(name)
+    turns = Turns(rotation, SIZE, REACH, CPU)
+    shifts = torch.tensor([0, -3, 8, 40])
+    keys = torch.randn(1, 2, len(shifts), SIZE)
+    expected = rotation.rotate(keys, rotation.tables(shifts))
+    assert torch.equal(turned(keys, turns, shifts), expected)
+
+
+class Made(torch.nn.Module):
+    """A rotary embedding; the function is looked up beside it."""
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tables:
+        angles = position_ids[..., None] * torch.linspace(0.1, 1.0, SIZE)
+        return angles.cos(), angles.sin()
+
+
+def backwards(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The order of the numbers changes."""
+    return (x * cos + x.roll(1, -1) * sin).flip(-1)
+
+
+def round_and_round(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each has a partner that has another."""
+    return x * cos + x.roll(1, -1) * sin
+
+
+def all_to_all(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """All are partners of each."""
+    return x * cos + x.sum(-1, keepdim=True) * sin
+
+
+@pytest.mark.parametrize("function", [backwards, round_and_round, all_to_all])
+def test_what_does_not_turn_in_pairs_is_refused(function: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(globals(), "apply_rotary_pos_emb", function)
+    rotation = Rotation(Made(), None, leading=False)
+    with pytest.raises(UnsupportedModelError, match=r"the 8 numbers of a key in pairs.*from_model"):
+        Turns(rotation, SIZE, REACH, CPU)

@@ -61,15 +61,6 @@ class Buffer(ABC):
         for stored in self.tensors():
             stored[row].zero_()
 
-    def keep(self, row: int, slots: Tensor, start: int = 0) -> None:
-        """Move the given slots [N] of a row, increasing, to its front.
-
-        Those before `start` are left where they are.
-        """
-        if start < len(slots):
-            for stored in self.tensors():
-                stored[row, :, start : len(slots)] = stored[row].index_select(1, slots[start:])
-
 
 @final
 class PlainBuffer(Buffer):

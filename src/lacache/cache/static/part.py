@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lacache.cache.rotary import Tables
 from lacache.cache.static.buffer import Buffer
+from lacache.cache.static.mover import Mover
 from lacache.cache.static.row_group import Move
 from lacache.cache.static.turns import Turns
 
@@ -33,6 +34,7 @@ class Part:
     came_in: Buffer | None
     """Keys as the model gave them; but of slots since the last move only `keys` has them."""
     turns: Turns | None
+    mover: Mover
 
     def move(self, row: int, move: Move, tables: Tables | None) -> None:
         """Do what a compaction or other positions ask; `tables` are for the keys that turn."""
@@ -41,13 +43,14 @@ class Part:
             self.came_in.copy_row(row, move.unsaved, move.num_cached, self.keys)
         if move.surviving is not None:
             slots = move.surviving[self.pattern]
-            self.values.keep(row, slots, start)
+            self._keep(self.values, row, slots, start)
             if self.came_in is not None:
-                self.came_in.keep(row, slots, start)
-            self.keys.keep(row, slots, start if self.came_in is None else stop)
+                self._keep(self.came_in, row, slots, start)
+            self._keep(self.keys, row, slots, start if self.came_in is None else stop)
         if self.came_in is None or self.turns is None or tables is None or start == stop:
             return
-        self.keys.write(row, start, self.turns.rotate(self.came_in.read(row, stop, start), tables))
+        came_in = self.came_in.read(row, stop, start)
+        self.keys.write(row, start, self.mover.turn(came_in, *tables, self.turns.partners))
 
     def insert(self, row: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Add new keys and values [1, H, Q, D] of one row from `slot` on."""
@@ -64,3 +67,8 @@ class Part:
         """All that is stored."""
         came_in = () if self.came_in is None else (self.came_in,)
         return (self.keys, self.values, *came_in)
+
+    def _keep(self, buffer: Buffer, row: int, slots: Tensor, start: int) -> None:
+        if start < len(slots):
+            for stored in buffer.tensors():
+                self.mover.keep(stored[row], slots, start)

@@ -13,6 +13,7 @@ from lacache.cache.static.attention import Attend
 from lacache.cache.static.buffer import Buffer, PlainBuffer
 from lacache.cache.static.compactions import Compactions
 from lacache.cache.static.layers import ReadLayer, ReadRing, StepInputs, StepLayer, StepRing
+from lacache.cache.static.mover import Mover, TorchMover
 from lacache.cache.static.part import Part
 from lacache.cache.static.quantized import KV_DTYPES, ScaledBuffer
 from lacache.cache.static.row import Row
@@ -35,12 +36,21 @@ class StaticStore:
         rows: how many sequences fit.
         attend: how the model attends.
         device: where the buffers are.
+        mover: how compactions move what is stored; None is with torch's operators.
     """
 
-    def __init__(self, shape: StaticShape, rows: int, attend: Attend, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: StaticShape,
+        rows: int,
+        attend: Attend,
+        device: torch.device,
+        mover: Mover | None = None,
+    ) -> None:
         self.shape = shape
         self.device = device
         self._attend = attend
+        self.mover = mover or TorchMover()
         self._compactions = [Compactions(bound.schedule) for bound in shape.groups]
         self.rows = [self._new_row() for _ in range(rows)]
         self._reading: list[ReadRing] = []
@@ -178,7 +188,7 @@ class StaticStore:
         facts, kv_dtype = self.shape.facts, self.shape.kv_dtype
         num_rows = len(self.rows)
         reach = max(compactions.schedule.capacity for compactions in self._compactions)
-        turns: dict[Rotation, Turns] = {}
+        turns: dict[tuple[Rotation, int], Turns] = {}
         made: dict[int, tuple[Part, ...]] = {}
         for number, bound in enumerate(self.shape.groups):
             patterns = self._compactions[number].patterns
@@ -192,17 +202,18 @@ class StaticStore:
                         return PlainBuffer(whole, facts.dtype, self.device)
                     return ScaledBuffer(whole, KV_DTYPES[kv_dtype], facts.dtype, self.device)
 
-                rotation = layer.rotation
-                if rotation is not None and rotation not in turns:
-                    turns[rotation] = Turns(rotation, reach, self.device)
+                rotation, key_size = layer.rotation, layer.key_size
+                if rotation is not None and (rotation, key_size) not in turns:
+                    turns[rotation, key_size] = Turns(rotation, key_size, reach, self.device)
                 part = Part(
                     group=number,
                     heads=heads,
                     pattern=patterns.index(bound.pattern(depth)),
-                    keys=buffer(layer.key_size),
+                    keys=buffer(key_size),
                     values=buffer(layer.value_size),
-                    came_in=None if rotation is None else buffer(layer.key_size),
-                    turns=None if rotation is None else turns[rotation],
+                    came_in=None if rotation is None else buffer(key_size),
+                    turns=None if rotation is None else turns[rotation, key_size],
+                    mover=self.mover,
                 )
                 made[layer.index] = (*made.get(layer.index, ()), part)
         return made

@@ -31,7 +31,7 @@ _LOADING = Lock()
 
 
 def load_kernels() -> None:
-    """Define `torch.ops.lacache.product` and `attend`, once for the process.
+    """Define the operators `torch.ops.lacache.*`, once for the process.
 
     Raises:
         CompilerError: there is no C++ compiler, or it failed; it says what the compiler said.

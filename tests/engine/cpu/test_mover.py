@@ -1,0 +1,97 @@
+"""The kernels that move what is stored against torch's operators, bit for bit."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lacache.cache.static.mover import TorchMover
+from lacache.engine.cpu.build import load_kernels
+from lacache.engine.cpu.mover import KernelMover
+
+FAST, SLOW = KernelMover(), TorchMover()
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels() -> None:
+    load_kernels()
+
+
+@given(
+    kept=st.lists(st.booleans(), min_size=1, max_size=30),
+    heads=st.integers(1, 3),
+    shape=st.sampled_from([(), (1,), (5,)]),
+    dtype=st.sampled_from((*DTYPES, torch.int8)),
+    data=st.data(),
+)
+def test_any_slots_are_kept(
+    kept: list[bool], heads: int, shape: tuple[int, ...], dtype: torch.dtype, data: st.DataObject
+) -> None:
+    slots = torch.tensor(kept).nonzero()[:, 0]
+    start = data.draw(st.integers(0, len(slots)))
+    fast = torch.arange(1, 1 + heads * len(kept)).view(heads, len(kept), *(1 for _ in shape))
+    fast = fast.expand(heads, len(kept), *shape).to(dtype).contiguous()
+    slow = fast.clone()
+    FAST.keep(fast, slots, start)
+    SLOW.keep(slow, slots, start)
+    assert torch.equal(fast, slow)
+
+
+@given(
+    heads=st.integers(1, 3),
+    number=st.integers(0, 9),
+    size=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    start=st.integers(0, 4),
+    scale=st.sampled_from((1e-30, 1.0, 1e30)),
+    seed=st.integers(0, 10**6),
+)
+def test_any_keys_are_turned(
+    heads: int, number: int, size: int, dtype: torch.dtype, start: int, scale: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    stored = scale * torch.randn(2, heads, 14, size, generator=generator)
+    keys = stored.to(dtype)[1:, :, start : start + number]
+    cosines, sines = torch.randn(2, number, size, generator=generator)
+    partners = torch.randperm(size, generator=generator)
+    fast = FAST.turn(keys, cosines, sines, partners)
+    slow = SLOW.turn(keys, cosines, sines, partners)
+    assert fast.dtype is dtype
+    assert torch.equal(fast.nan_to_num(), slow.nan_to_num())
+    assert torch.equal(fast.isnan(), slow.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
+    keys = torch.tensor([float("nan"), float("inf"), -float("inf"), 3.5e38, -1.0, 0.0]).to(dtype)
+    keys = keys.view(1, 1, 1, -1)
+    cosines, sines = torch.ones(1, 6), torch.zeros(1, 6)
+    partners = torch.arange(6)
+    fast = FAST.turn(keys, cosines, sines, partners)
+    slow = SLOW.turn(keys, cosines, sines, partners)
+    torch.testing.assert_close(fast, slow, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("slots", [[1, 1], [2, 1], [0, 5], [-1, 2], list(range(6))])
+def test_slots_that_cannot_be_are_refused(slots: list[int]) -> None:
+    stored = torch.randn(2, 5, 3)
+    with pytest.raises(RuntimeError, match="lacache::keep"):
+        torch.ops.lacache.keep(stored, torch.tensor(slots), 0)
+
+
+@pytest.mark.parametrize("change", ["keys", "tables", "size", "partners", "type"])
+def test_keys_that_do_not_fit_are_refused(change: str) -> None:
+    keys, table, partners = torch.randn(1, 2, 5, 8), torch.randn(5, 8), torch.arange(8)
+    if change == "keys":
+        keys = keys.expand(2, -1, -1, -1)
+    elif change == "tables":
+        table = table[:4]
+    elif change == "size":
+        table = torch.randn(8, 5).T
+    elif change == "partners":
+        partners = partners + 1
+    else:
+        keys = keys.half()
+    with pytest.raises(RuntimeError, match="lacache::turn"):
+        torch.ops.lacache.turn(keys, table, table, partners)
