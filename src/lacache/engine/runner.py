@@ -153,8 +153,11 @@ class Runner:
         # each engine has one of its own.
         own = FunctionType(_forward.__code__.replace(), _forward.__globals__)
         options: dict[str, Any] = {}
-        if self._on_gpu and backend == "inductor":
-            options["triton.cudagraphs"] = True
+        if backend == "inductor":
+            # About shapes that never change, and a fiftieth of a step's time.
+            options |= {"size_asserts": False, "alignment_asserts": False}
+            if self._on_gpu:
+                options["triton.cudagraphs"] = True
         # Before each step torch would look whether anything has changed that it compiled for, for
         # a tenth of a step's time. Nothing has: model, cache and shapes are the engine's own.
         unguarded = vars(torch.compiler).get("skip_all_guards_unsafe")
