@@ -62,7 +62,7 @@ def test_families(family: str) -> None:
 
 
 @given(plan=plans(5, 2), seed=st.integers(0, 1000))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_any_plan_and_any_calls(plan: Plan, seed: int) -> None:
     ragged = Ragged(Runner(model(), plan, 3, None), seed)
     for _ in range(14):

@@ -164,7 +164,7 @@ def follow(
     stored_in=st.sampled_from([None, *sorted(KV_DTYPES)]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_moves_is_as_if_made_anew(
     schedule: Schedule,
     positions: str,
