@@ -262,10 +262,6 @@ class SlowBuffer(Buffer):
         self._plain = PlainBuffer(shape, dtype, device)
         self._fast = ScaledBuffer(shape, stored_in, dtype, device)
 
-    @property
-    def num_slots(self) -> int:
-        return self._plain.num_slots
-
     def tensors(self) -> tuple[Tensor, ...]:
         return self._plain.tensors()
 
