@@ -50,8 +50,8 @@ contracts: $(VENV)/.ready ## import-linter: which package may import which
 unit: $(VENV)/.ready ## the offline tests on tiny random models
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
-slow: $(VENV)/.ready ## the tests with the real model
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+slow: $(VENV)/.ready ## the tests with the real model or several processes
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(PYTEST_ARGS)
 
 test-oldest: $(OLDEST_VENV)/.ready ## the unit tests with the oldest supported transformers
 	$(TEST_ENV) $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)

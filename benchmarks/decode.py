@@ -5,7 +5,8 @@ and compactions as they fall due; rounds in which every way takes its turn, in o
 same weights. Means hold the periodic work, medians do not. Three things are asked of them: the
 ladder's tokens per second against a plain static cache of as many slots in the same engine; the
 time that memory needs, at the bandwidth of a large copy, for the weights and the keys and values
-that a token reads, against the time that it takes; and both against transformers.
+that a token reads, against the time that it takes; and both against transformers. The first two
+differ by little, so ladder and plain cache meet again in many short turns, a copy before each.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from lacache.models import load_model
 
 SLOTS = 512
 ROUNDS = 6
+PAIRS = 24
 LEAST_STEPS = 40
 WARM_STEPS = 2
 SIZES = ("small", "large")
@@ -69,11 +71,13 @@ def ways(model: Any, backend: str, *, is_whole: bool) -> Making:
     ) -> Callable[[], Stepper]:
         return lambda: EngineStepper(model, plan, fill, backend, **options)
 
-    # The plain cache is never full, and computes all slots like any other.
+    # The plain caches are never full. Transformers' computes all slots, whatever is in them; the
+    # engine's those in use, and so it begins where a cycle of the ladder ends at as many.
     never_full = SLOTS - 100
+    plain_fill = SLOTS - WARM_STEPS - ladder.refill
     making: Making = {
         LADDER: engine(ladder),
-        PLAIN: engine(plain, never_full, rewinds=True),
+        PLAIN: engine(plain, plain_fill, rewinds=True),
         "engine: ladder, int8 weights": engine(ladder, weights="int8"),
         "transformers: StaticCache, compiled": lambda: StaticCacheStepper(
             model, SLOTS, never_full, backend
@@ -148,6 +152,7 @@ def measure(
             f"{name}, {label}: {failed.get(label, 'ready')}, {time.perf_counter() - begun:.0f} s"
         )
     copy = Copy()
+    pairs = _meet(model, steppers, copy, given, console)
     steps = {label: cycle(stepper, given.steps) for label, stepper in steppers.items()}
     tokens = random_tokens(model, 4 * given.steps).tolist()
     rounds: dict[str, list[Record]] = {label: [] for label in steppers}
@@ -175,8 +180,34 @@ def measure(
         "model": model_record(model, name),
         "copy_gigabytes_per_second": bandwidths,
         "ways": rows | {label: {"failed": reason} for label, reason in failed.items()},
-        "targets": _targets(rows),
+        "pairs": pairs,
+        "targets": _targets(rows, pairs),
     }
+
+
+def _meet(
+    model: Any,
+    steppers: dict[str, Stepper],
+    copy: Copy,
+    given: argparse.Namespace,
+    console: Console,
+) -> dict[str, list[Record]]:
+    """Ladder and plain cache in short turns: a cycle of the ladder's compactions each."""
+    found: dict[str, list[Record]] = {LADDER: [], PLAIN: []}
+    if not found.keys() <= steppers.keys():
+        return found
+    steps = cycle(steppers[LADDER], given.steps)
+    tokens = random_tokens(model, WARM_STEPS + steps).tolist()
+    for number in range(given.pairs):
+        bandwidth = copy.bytes_per_second()
+        for label in list(found)[:: 1 if number % 2 else -1]:
+            steppers[label].rewind()
+            steppers[label].timed(tokens[:WARM_STEPS])
+            took, compacted = steppers[label].timed(tokens[WARM_STEPS:])
+            found[label].append(_round(took, compacted, steppers[label], bandwidth))
+    means = {label: statistics.median(r["mean_ms"] for r in found[label]) for label in found}
+    console.print(f"{given.pairs} pairs of {steps} steps: {means}")
+    return found
 
 
 def _round(took: list[float], compacted: list[int], stepper: Stepper, bandwidth: float) -> Record:
@@ -214,19 +245,18 @@ def _row(stepper: Stepper, rounds: list[Record]) -> Record:
     }
 
 
-def _targets(rows: Record) -> Record:
+def _targets(rows: Record, met: dict[str, list[Record]]) -> Record:
     """Ratios of each round, their median, and whether that reaches the target."""
     ratios = {}
-    if LADDER in rows and PLAIN in rows:
-        pairs = list(zip(rows[PLAIN]["rounds"], rows[LADDER]["rounds"], strict=True))
+    if met[LADDER]:
+        pairs = list(zip(met[PLAIN], met[LADDER], strict=True))
         ratios["ladder_against_plain"] = [a["mean_ms"] / b["mean_ms"] for a, b in pairs]
         ratios["ladder_against_plain_without_compactions"] = [
             a["median_ms"] / b["median_without_compaction_ms"] for a, b in pairs
         ]
+        ratios["ladder_of_the_limit"] = [r["limit_over_median"] for r in met[LADDER]]
     for label, row in rows.items():
-        if label == LADDER:
-            ratios["ladder_of_the_limit"] = [r["limit_over_median"] for r in row["rounds"]]
-        elif LADDER in rows and label != PLAIN:
+        if LADDER in rows and label not in (LADDER, PLAIN):
             pairs = list(zip(row["rounds"], rows[LADDER]["rounds"], strict=True))
             ratios[f"ladder_against {label}"] = [a["mean_ms"] / b["mean_ms"] for a, b in pairs]
     return {
@@ -248,13 +278,14 @@ def main() -> None:
     """Measure, write the record, draw it, print it."""
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=ROUNDS)
+    options.add_argument("--pairs", type=int, default=PAIRS, help="of ladder and plain cache")
     options.add_argument("--steps", type=int, default=LEAST_STEPS, help="of a round, at least")
     options.add_argument("--models", nargs="+", default=SIZES, choices=SIZES)
     options.add_argument("--backend", default="inductor", help="of torch.compile")
     options.add_argument("--minutes", type=float, default=8.0, help="of all rounds, at most")
     given = options.parse_args()
     if given.quick:
-        given.rounds, given.steps = 2, 4
+        given.rounds, given.pairs, given.steps = 2, 2, 4
     folder = results(quick=given.quick)
     console = Console(stderr=True)
     torch.set_num_threads(given.threads)

@@ -44,7 +44,7 @@ def ladders(draw: st.DrawFn) -> LadderConfig:
 
 
 @given(ladders(), st.lists(st.integers(1, 20), min_size=1, max_size=8), st.data())
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_ladder_in_any_chunks(config: LadderConfig, chunks: list[int], data: Any) -> None:
     ids = random_ids(sum(chunks), seed=data.draw(st.integers(0, 5)))
     expected = slow_logits(model(), ids, config, config.recent)
@@ -61,7 +61,7 @@ def test_any_ladder_in_any_chunks(config: LadderConfig, chunks: list[int], data:
     ladders(),
     st.lists(st.tuples(st.booleans(), st.integers(1, 15)), min_size=2, max_size=6),
 )
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_counted_and_slot_positions_mix(
     config: LadderConfig, chunks: list[tuple[bool, int]]
 ) -> None:

@@ -11,24 +11,26 @@ from tests.cache.tiny_models import FAMILIES, HYBRID_FAMILIES, random_ids, tiny_
 CONFIG = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
 RECENT = 5
 TOLERANCE = 1e-4
+TOKENS = 44
+NEW = 16
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_agrees_with_the_slow_twin(family: str) -> None:
     model = tiny_model(family)
-    ids = random_ids(60, batch_size=2)
+    ids = random_ids(TOKENS, batch_size=2)
     expected = slow_logits(model, ids, CONFIG, RECENT)
     cache = LaCache.from_model(model, CONFIG)
     with torch.no_grad():
         by_token = [
-            model(ids[:, i : i + 1], **cache_argument(model, cache)).logits for i in range(60)
+            model(ids[:, i : i + 1], **cache_argument(model, cache)).logits for i in range(TOKENS)
         ]
         cache.reset()
         whole = model(ids, **cache_argument(model, cache)).logits
         cache.reset()
         pieces = [
             model(ids[:, start : start + 7], **cache_argument(model, cache)).logits
-            for start in range(0, 60, 7)
+            for start in range(0, TOKENS, 7)
         ]
     torch.testing.assert_close(torch.cat(by_token, 1), expected, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(whole, expected, atol=TOLERANCE, rtol=0)
@@ -45,8 +47,8 @@ def test_generate_continues_as_the_slow_twin(family: str, prompt_tokens: int) ->
     model = tiny_model(family)
     ids = random_ids(prompt_tokens, seed=1)
     cache = LaCache.from_model(model, CONFIG)
-    text = model.generate(ids, **cache_argument(model, cache), max_new_tokens=30, do_sample=False)
-    assert torch.equal(text, slow_generate(model, ids, CONFIG, RECENT, 30))
+    text = model.generate(ids, **cache_argument(model, cache), max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(text, slow_generate(model, ids, CONFIG, RECENT, NEW))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,7 +75,7 @@ def test_a_budget_for_everything_gives_the_default_cache_bit_for_bit(family: str
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_equals_its_rows(family: str) -> None:
     model = tiny_model(family)
-    ids = random_ids(50, batch_size=3, seed=3)
+    ids = random_ids(TOKENS, batch_size=3, seed=3)
     cache = LaCache.from_model(model, CONFIG)
     together = cache.prefill(model, ids)
     for row in range(3):

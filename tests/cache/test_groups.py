@@ -35,6 +35,12 @@ def model(family: str = "llama") -> Any:
     return tiny_model(family)
 
 
+@memoize
+def expected(family: str, plan: Groups) -> torch.Tensor:
+    """Logits of 56 tokens; the twin attends in its own way, whatever the model does."""
+    return slow_logits(model(family), random_ids(56), plan)
+
+
 def fast_logits(model: Any, ids: torch.Tensor, plan: Groups, chunks: list[int]) -> torch.Tensor:
     cache = LaCache.from_model(model, plan)
     with torch.no_grad():
@@ -49,7 +55,7 @@ def fast_logits(model: Any, ids: torch.Tensor, plan: Groups, chunks: list[int]) 
 
 @pytest.mark.parametrize("by_head", [False, True])
 @given(data=st.data(), chunks=st.lists(st.integers(1, 20), min_size=1, max_size=5))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_random_groups_in_random_chunks(by_head: bool, data: Any, chunks: list[int]) -> None:
     plan = data.draw(groups(NUM_LAYERS, NUM_HEADS, by_head=by_head))
     ids = random_ids(sum(chunks), seed=data.draw(st.integers(0, 5)))
@@ -73,10 +79,9 @@ def test_random_groups_in_random_chunks(by_head: bool, data: Any, chunks: list[i
 def test_families(family: str, attention: str, plan: Groups) -> None:
     tiny = model(family)
     tiny.set_attn_implementation(attention)
-    ids = random_ids(70)
-    expected = slow_logits(tiny, ids, plan)
+    ids = random_ids(56)
     torch.testing.assert_close(
-        fast_logits(tiny, ids, plan, [1, 40, 1, 1, 27]), expected, atol=1e-4, rtol=0
+        fast_logits(tiny, ids, plan, [1, 33, 1, 1, 20]), expected(family, plan), atol=1e-4, rtol=0
     )
 
 

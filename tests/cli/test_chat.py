@@ -114,6 +114,7 @@ def test_quit_leaves_at_once(run: Run, tiny: Path, command: str) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_reply_and_the_conversation_goes_on(tiny: Path) -> None:
     process = subprocess.Popen(
         [*MAIN, "chat", "--model", tiny, "--temperature", "0", "--budget", "96"],

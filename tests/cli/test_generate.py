@@ -239,6 +239,7 @@ def test_a_prompt_longer_than_the_context_does_not_warn(
     assert not warnings
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_an_endless_text_cleanly(tiny: Path) -> None:
     process = subprocess.Popen(
         [

@@ -30,6 +30,7 @@ def knowing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "GUESS", 1e9)
 
 
+@pytest.mark.slow
 def test_a_search_from_text_to_plan_and_again_from_its_records(
     run: Run, tiny: Path, place: Path, knowing: None
 ) -> None:

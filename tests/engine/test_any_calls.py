@@ -322,8 +322,8 @@ def examples(number: int) -> settings:
 
 
 class TestCalls(Calls.TestCase):  # type: ignore[misc,name-defined]
-    settings = examples(12)
+    settings = examples(8)
 
 
 class TestHybridCalls(HybridCalls.TestCase):  # type: ignore[misc,name-defined]
-    settings = examples(4)
+    settings = examples(3)

@@ -62,7 +62,7 @@ def test_families(family: str) -> None:
 
 
 @given(plan=plans(5, 2), seed=st.integers(0, 1000))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_any_plan_and_any_calls(plan: Plan, seed: int) -> None:
     ragged = Ragged(Runner(model(), plan, 3, None), seed)
     for _ in range(14):
@@ -221,6 +221,58 @@ def test_a_failing_compiler_costs_speed_only() -> None:
     for token in TEXT[:20].tolist():
         assert torch.equal(step(failing, 0, token), step(eager, 0, token))
     assert failing.compile_seconds is None
+
+
+def test_a_compiler_that_refuses_at_once_costs_speed_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As torch does with options or versions of Python that it does not know."""
+    runner, eager = Runner(model(), LADDER, 2, "inductor"), Runner(model(), LADDER, 2, None)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Unexpected optimization option")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    for each in (runner, eager):
+        read(each, 0, TEXT[:20])
+    with pytest.warns(UserWarning, match=r"compiling failed .*Unexpected.*uncompiled"):
+        assert torch.equal(step(runner, 0, 5), step(eager, 0, 5))
+
+
+def test_options_of_the_compiler_that_this_torch_does_not_have_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, Any] = {}
+
+    def compile(function: Any, *, options: dict[str, Any], **_: Any) -> Any:
+        given.update(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    known = [name for name in torch._inductor.list_options() if name != "alignment_asserts"]
+    monkeypatch.setattr(torch._inductor, "list_options", lambda: known)
+    step(Runner(model(), LADDER, 2, "inductor"), 0, 5)
+    assert given["size_asserts"] is False
+    assert "alignment_asserts" not in given
+
+
+def test_an_engine_made_in_inference_mode_runs_outside_of_it() -> None:
+    with torch.inference_mode():
+        runner = Runner(model(), LADDER, 1, None)
+    twin = Runner(model(), LADDER, 1, None)
+    assert torch.equal(read(runner, 0, TEXT[:30]), read(twin, 0, TEXT[:30]))
+    assert torch.equal(step(runner, 0, 5), step(twin, 0, 5))
+
+
+def test_keys_turn_as_before_where_the_model_is_cast() -> None:
+    """Casting rounds its frequencies; where layers count on, keys turn ever further."""
+    tiny = tiny_model("gemma3")
+    runner, twin = Runner(tiny, LADDER, 1, None), Runner(tiny_model("gemma3"), LADDER, 1, None)
+    tiny.bfloat16()
+    for _ in range(4):
+        for one in (runner, twin):
+            read(one, 0, TEXT)
+    assert torch.equal(step(runner, 0, 5), step(twin, 0, 5))
 
 
 @pytest.mark.parametrize(("family", "plan"), [("llama", BY_HEAD), ("gemma3", LADDER)])

@@ -314,6 +314,10 @@ def test_the_strongest_penalty_does_not_overflow() -> None:
     [
         ({"temperature": -1.0}, "temperature=-1.0 must be 0"),
         ({"temperature": 0.001}, "at least 0.01; try temperature=0.7"),
+        ({"temperature": None}, "temperature=None must be a number; try temperature=0.7"),
+        ({"top_p": "0.9"}, "top_p='0.9' must be a number"),
+        ({"min_p": True}, "min_p=True must be a number"),
+        ({"repetition_penalty": []}, r"repetition_penalty=\[\] must be a number"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"temperature": float("inf")}, "temperature=inf"),
         ({"top_k": -1}, "top_k=-1 must be at least 0"),

@@ -142,6 +142,18 @@ def test_the_end_token_may_be_dropped(model: Any, engine: Engine) -> None:
     assert list(session.write(prompt(2), max_new_tokens=5)) == continued(model, text, 5)
 
 
+def test_what_was_expected_goes_with_a_dropped_token(engine: Engine) -> None:
+    session = engine.open()
+    list(session.write(prompt(9), max_new_tokens=3))
+    session.drop_last()
+    with pytest.raises(
+        UnsupportedOperationError, match=r"drop_last\(\) took out.*score the others"
+    ):
+        session.score(prompt(4))
+    list(session.write(prompt(4)[:1], max_new_tokens=0))
+    assert len(session.score(prompt(4)[1:])) == 3
+
+
 @pytest.mark.parametrize("sampling", [None, SAMPLED])
 def test_forks_are_independent(model: Any, engine: Engine, sampling: Sampling | None) -> None:
     session = engine.open(sampling)
@@ -249,6 +261,24 @@ def test_an_interrupted_score_leaves_the_text_that_was_read(model: Any, engine: 
 
     with pytest.raises(KeyboardInterrupt):
         session.score(prompt(8), chunk=3, on_progress=interrupt)
+    text = prompt(9) + prompt(8)[:3]
+    assert session.num_seen == len(text)
+    assert list(session.write([], max_new_tokens=5)) == continued(model, text, 5)
+
+
+def test_a_score_that_does_not_fit_leaves_the_text_that_was_read(
+    model: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = engine.open()
+    list(session.write(prompt(9), max_new_tokens=0))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lacache.engine.scoring.cross_entropy", refuse)
+        with pytest.raises(MemoryError):
+            session.score(prompt(8), chunk=3)
     text = prompt(9) + prompt(8)[:3]
     assert session.num_seen == len(text)
     assert list(session.write([], max_new_tokens=5)) == continued(model, text, 5)

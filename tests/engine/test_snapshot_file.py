@@ -272,6 +272,7 @@ print(first)
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_time_leaves_a_whole_snapshot(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "text")], capture_output=True, text=True

@@ -28,7 +28,7 @@ def written(model: Any, prompt: torch.Tensor, policy: Any, **options: Any) -> li
     return list(stream(model, prompt, LaCache.from_model(model, policy), **options))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     num_prompt=st.integers(1, 40),
     capacity=st.integers(12, 30),

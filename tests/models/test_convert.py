@@ -242,6 +242,7 @@ def test_waits_for_the_one_who_converts(
     assert results == [folder]
 
 
+@pytest.mark.slow
 def test_two_processes_convert_once(tiny_gguf: Path, tmp_path: Path) -> None:
     script = """
 import sys

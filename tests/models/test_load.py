@@ -239,6 +239,7 @@ def test_settings_of_the_library_are_put_back(tiny_directory: Path) -> None:
     assert logging.get_verbosity() == before
 
 
+@pytest.mark.slow
 def test_local_directory_never_touches_the_network(tiny_directory: Path) -> None:
     script = """
 import os, socket, sys

@@ -9,6 +9,7 @@ from torch import Tensor
 from lacache.cache import LaCache
 from lacache.cache.report import CacheReport
 from lacache.core.errors import InputError
+from lacache.engine.checked import checked_ends
 from lacache.engine.sampling import Sampler, Sampling
 from lacache.engine.stream import stream
 from lacache.engine.writer import Writer, Written
@@ -43,17 +44,18 @@ class CachedWriter(Writer):
         given = torch.cat([torch.tensor(last, dtype=torch.long), torch.as_tensor(tokens).long()])
         if len(given) == 0:
             raise InputError("there is no token to go on from; give at least 1 token")
+        ends = checked_ends(eos_token_ids)
         steps = stream(
             self._model,
             given[None].to(self._model.device),
             self._cache,
             max_new_tokens=max_new_tokens,
             sampling=self._sampler,
-            eos_token_ids=eos_token_ids,
+            eos_token_ids=ends,
             on_progress=on_progress,
         )
         self._last = None
-        return _CachedWritten(steps, self._note, max_new_tokens, frozenset(eos_token_ids))
+        return _CachedWritten(steps, self._note, max_new_tokens, ends)
 
     def drop_last(self) -> None:
         """See `Writer.drop_last`."""

@@ -97,10 +97,10 @@ class Engine:
                 for each token and head; None is the model's own type. What it costs in quality:
                 docs/performance.md.
             weights: "int8" quantizes the linear layers, in a copy; None takes the model's weights.
-            compile: compile the step with torch.compile, and on CPU products for one token with a
-                C++ compiler. The first step then takes seconds, or minutes where nothing like
-                it was compiled before; each later one is faster. Where either fails, a warning
-                says why and steps run without it.
+            compile: compile the step with torch.compile, and on CPU the kernels for one token and
+                for compactions with a C++ compiler. The first step then takes seconds, or minutes
+                where nothing like it was compiled before; each later one is faster. Where either
+                fails, a warning says why and steps run without it.
 
         Raises:
             ConfigError: an option cannot work for this model.

@@ -75,8 +75,6 @@ class Runner:
         self.compile_seconds: float | None = None
         """How long the first compiled step took; None before, and without compilation."""
         self._backend = backend
-        if backend is not None:
-            self._step = self._compiled(backend)
 
     def read(self, row: int, tokens: Tensor) -> Tensor:
         """Read tokens [Q] of a row, at most its `room()`; the last one's logits [V]."""
@@ -133,6 +131,7 @@ class Runner:
             with warnings.catch_warnings():
                 # What torch says while it compiles is about itself.
                 warnings.simplefilter("ignore")
+                self._step = self._compiled(self._backend)
                 logits = self._step(self._model, ids, positions, options)
         except Exception as error:
             # Whatever the compiler stumbles over: nothing was counted, so the step can run again.
@@ -155,7 +154,8 @@ class Runner:
         options: dict[str, Any] = {}
         if backend == "inductor":
             # About shapes that never change, and a fiftieth of a step's time.
-            options |= {"size_asserts": False, "alignment_asserts": False}
+            unchecked = {"size_asserts", "alignment_asserts"} & set(torch._inductor.list_options())
+            options |= dict.fromkeys(unchecked, False)
             if self._on_gpu:
                 options["triton.cudagraphs"] = True
         # Before each step torch would look whether anything has changed that it compiled for, for

@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from lacache.core.checks import check_int
+from lacache.core.checks import check_int, check_number
 from lacache.core.errors import ConfigError, InputError, ModelError
 
 _LARGEST_SEED = 2**63 - 1  # what a torch generator takes
@@ -53,6 +53,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, 0.7)
+        check_number("top_p", self.top_p, 0.95)
+        check_number("min_p", self.min_p, 0.05)
+        check_number("repetition_penalty", self.repetition_penalty, 1.1)
         if self.temperature != 0 and not _COLDEST <= self.temperature < math.inf:
             raise ConfigError(
                 f"temperature={self.temperature} must be 0 (greedy) or at least {_COLDEST}; "

@@ -43,12 +43,13 @@ def score(
         length = min(chunk, len(tokens) - start, runner.store.rows[row].room())
         piece = tokens[start : start + length]
         logits = runner.read_all(row, piece)
+        # At once: whatever ends the scoring below, these tokens are read.
+        on_read(piece, logits[-1])
         predicted = logits[:-1] if before is None else torch.cat([before[None], logits[:-1]])
         targets = piece[length - len(predicted) :].to(logits.device)
         scores.append(cross_entropy(predicted, targets, reduction="none").cpu())
         before = logits[-1]
         start += length
-        on_read(piece, before)
         if on_progress is not None:
             on_progress(length)
     return torch.cat(scores)

@@ -114,7 +114,8 @@ class Session(Writer):
 
         Raises:
             InputError: no tokens, or none of this model.
-            UnsupportedOperationError: a stream has not ended, or a token of it is unread.
+            UnsupportedOperationError: a stream has not ended, or its last token is unread or was
+                dropped.
         """
         opened = self._opened
         self._scheduler.check_idle(opened)
@@ -125,7 +126,13 @@ class Session(Writer):
         if opened.last is not None:
             raise UnsupportedOperationError(
                 f"the model has not read the newest token {opened.last}; give it first to "
-                "write, with max_new_tokens=0, or take it out with drop_last()"
+                "write, with max_new_tokens=0"
+            )
+        if opened.logits is None and self.num_seen:
+            raise UnsupportedOperationError(
+                "what the model expected next went with the token that drop_last() took out, so "
+                "the first of these tokens cannot be scored; give it to write, with "
+                "max_new_tokens=0, and score the others"
             )
 
         def note(piece: Tensor, logits: Tensor) -> None:

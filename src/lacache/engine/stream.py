@@ -9,6 +9,7 @@ from torch import Tensor
 from lacache.cache import LaCache
 from lacache.core.checks import check_int
 from lacache.core.errors import InputError
+from lacache.engine.checked import checked_ends
 from lacache.engine.sampling import Sampler, Sampling
 
 
@@ -43,7 +44,7 @@ def stream(
         on_progress: called with the number of prompt tokens after each piece that was read.
 
     Raises:
-        InputError: an empty prompt, or more than one row.
+        InputError: an empty prompt, more than one row, or no tokens to end at.
         ConfigError: a negative number of tokens.
     """
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
@@ -58,6 +59,7 @@ def stream(
         raise InputError("the prompt is empty and at least 1 token is needed; give some text")
     if max_new_tokens is not None:
         check_int("max_new_tokens", max_new_tokens, 0)
+    ends = checked_ends(eos_token_ids)
     sampler = sampling if isinstance(sampling, Sampler) else Sampler(sampling or Sampling())
     sampler.see(input_ids)
 
@@ -68,7 +70,7 @@ def stream(
             token = sampler.choose(logits)
             num_written += 1
             yield token
-            if token in eos_token_ids or num_written == max_new_tokens:
+            if token in ends or num_written == max_new_tokens:
                 return
             newest = torch.tensor([[token]], device=input_ids.device)
             logits = cache.prefill(model, newest)

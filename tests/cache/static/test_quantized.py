@@ -262,10 +262,6 @@ class SlowBuffer(Buffer):
         self._plain = PlainBuffer(shape, dtype, device)
         self._fast = ScaledBuffer(shape, stored_in, dtype, device)
 
-    @property
-    def num_slots(self) -> int:
-        return self._plain.num_slots
-
     def tensors(self) -> tuple[Tensor, ...]:
         return self._plain.tensors()
 
@@ -322,8 +318,8 @@ def test_compactions_do_not_wear_out_what_is_stored(name: str) -> None:
         assert torch.equal(one, other)
 
 
-@names
-def test_steps_are_compiled_once(name: str) -> None:
+def test_steps_are_compiled_once() -> None:
+    name = "float8_e4m3fn"
     graphs: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -338,8 +334,8 @@ def test_steps_are_compiled_once(name: str) -> None:
     torch.testing.assert_close(logits, run(Runner(model, LADDER, 2, None, name), 100))
 
 
-@names
-def test_steps_compile_with_a_named_backend(name: str) -> None:
+def test_steps_compile_with_a_named_backend() -> None:
+    name = "int8"
     model = tiny_model("qwen3")
     runner = Runner(model, LADDER, 2, "eager", name)
     logits = run(runner, 60)

@@ -105,5 +105,16 @@ def test_a_compiler_that_is_none(
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CompilerError, match=r"cannot be written .*; set LACACHE_HOME"):
+    with pytest.raises(CompilerError, match=r"cannot be used .*; set LACACHE_HOME"):
         build_kernels(tmp_path / "file" / "kernels")
+
+
+def test_a_folder_that_cannot_be_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(CompilerError, match=r"cannot be used .*Permission denied.*LACACHE_HOME"):
+        build_kernels(tmp_path)

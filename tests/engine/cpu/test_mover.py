@@ -6,10 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lacache.cache.static.mover import TorchMover
+from lacache.cache.static.quantized import KV_DTYPES
+from lacache.cache.static.row_state import put_row, take_row
+from lacache.core import LadderConfig
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.cpu.mover import KernelMover
+from lacache.engine.runner import Runner
+from tests.cache.static.following import POSITIONS, TIGHT, follow
+from tests.cache.tiny_models import random_ids, tiny_model
 
 FAST, SLOW = KernelMover(), TorchMover()
+LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -40,26 +47,62 @@ def test_any_slots_are_kept(
 
 @given(
     heads=st.integers(1, 3),
-    number=st.integers(0, 9),
-    size=st.integers(1, 40),
+    number=st.integers(0, 20),
+    size=st.integers(1, 130),
+    pairs=st.sampled_from(["halves", "neighbours", "a leading part", "any"]),
     dtype=st.sampled_from(DTYPES),
     start=st.integers(0, 4),
     scale=st.sampled_from((1e-30, 1.0, 1e30)),
     seed=st.integers(0, 10**6),
 )
 def test_any_keys_are_turned(
-    heads: int, number: int, size: int, dtype: torch.dtype, start: int, scale: float, seed: int
+    heads: int,
+    number: int,
+    size: int,
+    pairs: str,
+    dtype: torch.dtype,
+    start: int,
+    scale: float,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    stored = scale * torch.randn(2, heads, 14, size, generator=generator)
+    stored = scale * torch.randn(2, heads, 24, size, generator=generator)
     keys = stored.to(dtype)[1:, :, start : start + number]
     cosines, sines = torch.randn(2, number, size, generator=generator)
-    partners = torch.randperm(size, generator=generator)
+    each = torch.arange(size)
+    partners = {
+        "halves": each.roll(size // 2),
+        "neighbours": (each ^ 1).clamp_max(size - 1),
+        "a leading part": torch.cat([each[: size // 3].flip(0), each[size // 3 :]]),
+        "any": torch.randperm(size, generator=generator),
+    }[pairs]
     fast = FAST.turn(keys, cosines, sines, partners)
     slow = SLOW.turn(keys, cosines, sines, partners)
     assert fast.dtype is dtype
     assert torch.equal(fast.nan_to_num(), slow.nan_to_num())
     assert torch.equal(fast.isnan(), slow.isnan())
+
+
+@pytest.mark.parametrize("stored_in", [None, *sorted(KV_DTYPES)])
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("policy", TIGHT)
+def test_parts_move_as_if_made_anew(policy: str, positions: str, stored_in: str | None) -> None:
+    pieces = [9] + [1] * 12 + [3] * 6
+    follow(TIGHT[policy].bind(5), positions, pieces, stored_in, torch.bfloat16, FAST)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3"])
+def test_a_row_goes_on_without_the_kernels(family: str) -> None:
+    """What is held is the same, bit for bit; attention and products round in their own way."""
+    runners = [Runner(tiny_model(family), LADDER, 1, None, kernels=k) for k in (True, False)]
+    fast, slow = (runner.store for runner in runners)
+    for token in random_ids(50)[0].tolist():
+        runners[0].step([token], [0])
+    put_row(slow, 0, take_row(fast, 0))
+    held = fast.rows[0].groups[0].num_saved
+    assert fast.rows[0].groups[0].num_compactions > 5
+    for ours, theirs in zip(fast._all_parts(), slow._all_parts(), strict=True):
+        assert torch.equal(ours.keys.read(0, held), theirs.keys.read(0, held))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -130,6 +130,7 @@ def check(records: list[Record], runs: int) -> None:
                 )
 
 
+@pytest.mark.slow
 def test_the_needle_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path: Path) -> None:
     options = ("--lengths", 600, "--samples", 3, "--seed", 7)
     records = evaluated(run, "needle-llama3.2", stand_in[28], tmp_path / "r.jsonl", *options)
@@ -148,6 +149,7 @@ def test_wikitext_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path: P
     assert len({record["perplexity"] for record in records}) == 3
 
 
+@pytest.mark.slow
 def test_ruler_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     options = ("--tasks", "ruler-niah_single_1:max_new_tokens=3", "--lengths", 900, "--samples", 2)
@@ -155,6 +157,7 @@ def test_ruler_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path: Path
     check(records, 3)
 
 
+@pytest.mark.slow
 def test_longbench_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     rows = [

@@ -10,11 +10,6 @@ from torch import Tensor
 class Buffer(ABC):
     """States [B, H, C, D] of B rows with C slots each, in whatever form they are stored."""
 
-    @property
-    @abstractmethod
-    def num_slots(self) -> int:
-        """C."""
-
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
         """What is stored, each [B, H, C, ...]."""
@@ -69,11 +64,6 @@ class PlainBuffer(Buffer):
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device):
         # Filled now, since untouched pages are not there yet and may never be.
         self._states = torch.empty(shape, dtype=dtype, device=device).fill_(0)
-
-    @property
-    def num_slots(self) -> int:
-        """C."""
-        return self._states.shape[2]
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The states themselves."""

@@ -33,4 +33,4 @@ class Compactions:
         for row, pattern in enumerate(self.patterns):
             for start, stop in self.schedule.dropped(state, pattern):
                 keep[row, start:stop] = False
-        return keep.nonzero()[:, 1].view(len(self.patterns), -1)
+        return keep.nonzero()[:, 1].contiguous().view(len(self.patterns), -1)

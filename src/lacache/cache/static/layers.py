@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, final
 
 import torch
@@ -166,9 +165,15 @@ class ReadLayer(PartedLayer):
     """A segment of one row's prompt."""
 
     def __init__(
-        self, attend: Attend, parts: tuple[Part, ...], row: int, num_cached: tuple[int, ...]
+        self,
+        attend: Attend,
+        parts: tuple[Part, ...],
+        masks: "CausalMasks",
+        row: int,
+        num_cached: tuple[int, ...],
     ) -> None:
         super().__init__(attend, parts)
+        self._masks = masks
         self._row = row
         self._num_cached = num_cached
         self._num_new = 0
@@ -185,7 +190,7 @@ class ReadLayer(PartedLayer):
         before = self._num_cached[part.group]
         stop = before + self._num_new
         keys, values = part.keys.read(self._row, stop), part.values.read(self._row, stop)
-        return keys, values, causal(self._num_new, stop, stop, keys.device)
+        return keys, values, self._masks.find(self._num_new, stop, stop)
 
 
 @final
@@ -196,8 +201,11 @@ class ReadRing(AttendingLayer):
     made again still has to see.
     """
 
-    def __init__(self, attend: Attend, ring: Ring, row: int, num_seen: int) -> None:
+    def __init__(
+        self, attend: Attend, ring: Ring, masks: "CausalMasks", row: int, num_seen: int
+    ) -> None:
         super().__init__(attend)
+        self._masks = masks
         self._ring = ring
         self._row = row
         self._num_seen = num_seen
@@ -212,7 +220,7 @@ class ReadRing(AttendingLayer):
         assert self._new is not None  # inserted just before
         old = self._ring.before(self._row, self._num_seen)
         keys, values = (torch.cat(states, dim=2) for states in zip(old, self._new, strict=True))
-        visible = causal(query.shape[2], keys.shape[2], self._ring.window, keys.device)
+        visible = self._masks.find(query.shape[2], keys.shape[2], self._ring.window)
         return self._attend(module, query, keys, values, visible, options)
 
     def keep(self) -> None:
@@ -221,14 +229,26 @@ class ReadRing(AttendingLayer):
         self._ring.insert(self._row, self._num_seen, *self._new)
 
 
-@lru_cache(maxsize=8)
-def causal(num_new: int, num_keys: int, window: int, device: torch.device) -> Tensor | None:
-    """Which keys, in order of the text, each new token sees: bool [1, 1, Q, N]; None for all.
+@final
+class CausalMasks:
+    """Those of one forward, whose layers ask for the same few."""
 
-    The layers of a forward ask for the same few.
-    """
-    if num_new == 1 and num_keys <= window:
-        return None
-    ones = torch.ones(num_new, num_keys, dtype=torch.bool, device=device)
-    before = num_keys - num_new
-    return (ones.tril(before) & ones.triu(before - window + 1))[None, None]
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._made: dict[tuple[int, int, int], Tensor] = {}
+
+    def find(self, num_new: int, num_keys: int, window: int) -> Tensor | None:
+        """Which keys, in order of the text, each new token sees.
+
+        Returns:
+            bool [1, 1, Q, N]; None for all.
+        """
+        if num_new == 1 and num_keys <= window:
+            return None
+        key = (num_new, num_keys, window)
+        if key not in self._made:
+            ones = torch.ones(num_new, num_keys, dtype=torch.bool, device=self._device)
+            before = num_keys - num_new
+            seen = ones.tril(before) & ones.triu(before - window + 1)
+            self._made[key] = seen[None, None]
+        return self._made[key]

@@ -41,11 +41,6 @@ class ScaledBuffer(Buffer):
             0
         )
 
-    @property
-    def num_slots(self) -> int:
-        """C."""
-        return self._states.shape[2]
-
     def tensors(self) -> tuple[Tensor, ...]:
         """The eight bits of each number, as int8 [B, H, C, D], and the scales [B, H, C, 1]."""
         return self._states, self._scales

@@ -12,7 +12,14 @@ from lacache.cache.rotary import Rotation, Tables
 from lacache.cache.static.attention import Attend
 from lacache.cache.static.buffer import Buffer, PlainBuffer
 from lacache.cache.static.compactions import Compactions
-from lacache.cache.static.layers import ReadLayer, ReadRing, StepInputs, StepLayer, StepRing
+from lacache.cache.static.layers import (
+    CausalMasks,
+    ReadLayer,
+    ReadRing,
+    StepInputs,
+    StepLayer,
+    StepRing,
+)
 from lacache.cache.static.mover import Mover, TorchMover
 from lacache.cache.static.part import Part
 from lacache.cache.static.quantized import KV_DTYPES, ScaledBuffer
@@ -39,6 +46,8 @@ class StaticStore:
         mover: how compactions move what is stored; None is with torch's operators.
     """
 
+    # Else what is made in inference mode could not be written to outside of it.
+    @torch.inference_mode(False)
     def __init__(
         self,
         shape: StaticShape,
@@ -87,9 +96,10 @@ class StaticStore:
         counts = self.rows[row]
         num_cached = tuple(group.state.num_cached for group in counts.groups)
         first = counts.next_position()
+        masks = CausalMasks(self.device)
         cache = self._make_cache(
-            lambda parts: ReadLayer(self._attend, parts, row, num_cached),
-            lambda ring: ReadRing(self._attend, ring, row, counts.num_seen),
+            lambda parts: ReadLayer(self._attend, parts, masks, row, num_cached),
+            lambda ring: ReadRing(self._attend, ring, masks, row, counts.num_seen),
         )
         self._reading = [layer for layer in cache.layers if isinstance(layer, ReadRing)]
         return cache, torch.arange(first, first + num_new, device=self.device)[None]

@@ -1,5 +1,6 @@
 """Rotary tables for every distance that a key can move, computed once."""
 
+from copy import deepcopy
 from typing import final
 
 import torch
@@ -28,7 +29,8 @@ class Turns:
     """
 
     def __init__(self, rotation: Rotation, size: int, reach: int, device: torch.device) -> None:
-        self._rotation = rotation
+        # Its owner may cast the model, and that rounds frequencies.
+        self._rotation = deepcopy(rotation)
         self._size = size
         self._reach = reach
         self._device = device
@@ -37,7 +39,7 @@ class Turns:
         self._cosines, self._sines = self._wide(torch.arange(-reach, reach + 1, device=device))
 
     def tables(self, shifts: Tensor) -> Tables:
-        """Cosines and signed sines [N, D] for `shifts` [N] positions, on the CPU."""
+        """Cosines and signed sines [N, D] for `shifts` [N], which are on the CPU."""
         if len(shifts) and int(shifts.abs().max()) > self._reach:
             return self._wide(shifts.to(self._device))
         rows = (shifts + self._reach).to(self._device)

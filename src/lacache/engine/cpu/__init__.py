@@ -1,1 +1,1 @@
-"""Products for one token on CPU, compiled once (docs/adr/0013)."""
+"""Kernels for one token and for compactions on CPU, compiled once (docs/adr/0013)."""

@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -42,15 +43,20 @@ def load_kernels() -> None:
 
 @cache
 def _load() -> None:
-    library = build_kernels(cache_home() / "kernels")
+    try:
+        folder = cache_home() / "kernels"
+    except RuntimeError as error:
+        raise CompilerError(f"no place for compiled code ({error}); set LACACHE_HOME") from error
+    library = build_kernels(folder)
     load: Any = torch.ops.load_library  # has no types
     try:
         load(library)
     except OSError as error:
-        library.unlink(missing_ok=True)
+        with suppress(OSError):
+            library.unlink(missing_ok=True)
         raise CompilerError(
-            f"{library} could not be loaded and was deleted ({error.__cause__ or error}); try "
-            "again, and if that does not help another C++ compiler in CXX"
+            f"{library} could not be loaded ({error.__cause__ or error}); delete it if it is still "
+            "there, try again, and if that does not help another C++ compiler in CXX"
         ) from error
     torch.library.register_fake("lacache::product", _fake_product)
     torch.library.register_fake("lacache::attend", _fake_attend)
@@ -74,16 +80,16 @@ def build_kernels(folder: Path) -> Path:
     kinds = (torch.__version__, platform.machine())
     what = repr((SOURCE.read_bytes(), compiler, flags, _LINKED, kinds))
     library = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
-    if library.is_file():
-        return library
     try:
+        if library.is_file():
+            return library
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
             made = _compile(compiler, flags, Path(scratch))
             # At once, so that others who build it too find it whole or not at all.
             made.replace(library)
     except OSError as error:
-        raise CompilerError(f"{folder} cannot be written ({error}); set LACACHE_HOME") from error
+        raise CompilerError(f"{folder} cannot be used ({error}); set LACACHE_HOME") from error
     return library
 
 

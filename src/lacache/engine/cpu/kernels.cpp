@@ -289,7 +289,7 @@ void attend_rows(const at::Tensor& query, const at::Tensor& keys, const at::Tens
 at::Tensor attend(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
                   const at::Tensor& visible) {
   TORCH_CHECK(query.dim() == 4 && keys.dim() == 4 && values.dim() == 4 &&
-                  query.size(0) == keys.size(0) && query.size(1) % keys.size(1) == 0 &&
+                  keys.size(1) > 0 && query.size(0) == keys.size(0) && query.size(1) % keys.size(1) == 0 &&
                   query.size(3) == keys.size(3) && keys.size(2) > 0 &&
                   values.sizes().slice(0, 3) == keys.sizes().slice(0, 3) && query.size(2) == 1 && query.scalar_type() == at::kFloat &&
                   query.is_contiguous() && keys.is_contiguous() && values.is_contiguous() &&

@@ -1,4 +1,4 @@
-"""Compactions with kernels: each number is read and written once."""
+"""Compactions with kernels."""
 
 from typing import final
 
@@ -11,7 +11,7 @@ from lacache.engine.cpu.linear import TYPES
 
 @final
 class KernelMover(Mover):
-    """In a third of the time of torch's operators."""
+    """With the kernels, where each number is read and written once."""
 
     def __init__(self) -> None:
         self._torch = TorchMover()
