@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lacache.cli.computing import computing_dtype
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.core.checks import check_int
 from lacache.core.profile import Profile, profile_json, read_profile
@@ -76,7 +77,7 @@ def calibrate(
         require_matplotlib()
         check_writable(plot.parent)
     source = load_text(text or DEFAULT_TEXT)
-    loaded = load_model(model, dtype=dtype, threads=threads)
+    loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     of_model = fingerprint(loaded.model)
     path = out or store.profile_path(of_model)
     check_writable(path.parent)

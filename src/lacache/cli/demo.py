@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lacache.cli.computing import computing_dtype
 from lacache.cli.options import (
     DEFAULT_THREADS,
     DtypeOption,
@@ -114,7 +115,7 @@ def demo(
 
     require_matplotlib()
     source = load_text(text or DEFAULT_TEXT)
-    loaded = load_model(model, dtype=dtype, threads=threads)
+    loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     token_ids = _first_tokens(loaded, source.content, source.name, tokens + 1)
 
     facts = model_facts(loaded.model)

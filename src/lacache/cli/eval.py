@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from lacache.cli.computing import computing_dtype
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
@@ -173,7 +174,7 @@ def eval(
     from lacache.models import load_model
 
     check_appendable(out)
-    loaded = load_model(model, dtype=dtype, threads=threads)
+    loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     _move(loaded, device)
     evaluate(specs, loaded, out, as_json=as_json)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lacache.cli.computing import computing_dtype
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.core.budget import ParsedBudget, parse_budget
 from lacache.core.checks import check_int
@@ -125,7 +126,7 @@ def tune(
         check_writable(save_plan.parent)
     check_appendable(out)
     load_named_text(text)
-    loaded = load_model(model, dtype=dtype, threads=threads)
+    loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     facts = model_facts(loaded.model)
     context = getattr(facts.text_config, "max_position_embeddings", None)
     capacity, length = _sizes(parsed, length, facts.bytes_per_token, context)

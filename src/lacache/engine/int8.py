@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lacache.core.errors import ConfigError
 from lacache.core.packages import require_modules
+from lacache.engine.cpu.arithmetic import linear_for
 from lacache.engine.cpu.linear import kernel_product
 
 WEIGHTS = ("int8",)
@@ -69,6 +70,7 @@ class Int8Linear(nn.Module):
     ) -> None:
         super().__init__()
         self._kernels = kernels
+        self._linear = linear_for(scale.dtype)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = bias
@@ -82,7 +84,7 @@ class Int8Linear(nn.Module):
         elif len(rows) <= _FEW and weight.shape[1] % _WHOLE == 0:
             product = torch._weight_int8pack_mm(rows, weight, scale)
         else:
-            product = nn.functional.linear(rows, weight * scale[:, None])
+            product = self._linear(rows, weight * scale[:, None], None)
         product = product.view(*states.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 

@@ -18,7 +18,7 @@ from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.store import StaticStore
 from lacache.core.schedule import Plan
 from lacache.engine.cpu.attention import for_one_token
-from lacache.engine.cpu.linear import use_one_token_linear
+from lacache.engine.cpu.linear import use_cpu_linear
 from lacache.engine.cpu.mover import KernelMover
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
@@ -68,8 +68,8 @@ class Runner:
             own = for_one_token(own)
         mover = KernelMover() if kernels else None
         self.store = StaticStore(self.shape, rows, attend or own, model.device, mover)
-        if rows == 1 and model.device.type == "cpu":
-            use_one_token_linear(self._model, kernels=kernels)
+        if model.device.type == "cpu":
+            use_cpu_linear(self._model, alone=rows == 1, kernels=kernels)
         self._step: Callable[..., Tensor] = _forward
         self.vocab_size: int = self.shape.facts.text_config.vocab_size
         self.compile_seconds: float | None = None

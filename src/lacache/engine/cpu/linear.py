@@ -1,7 +1,8 @@
-"""Linear layers for one token: the product of a matrix and a vector.
+"""Linear layers on a CPU.
 
-`linear` on one row goes through a library for products of matrices: on CPU at two thirds of the
-speed of `torch.mv`, and at a third of that of the kernel.
+One token is the product of a matrix and a vector: `linear` takes it through a library for products
+of matrices, at two thirds of the speed of `torch.mv`, and at a third of that of the kernel. Several
+are one of matrices, in float32 where the processor has no arithmetic for the weights' type.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+
+from lacache.engine.cpu.arithmetic import linear_for
 
 TYPES = (torch.float32, torch.bfloat16)
 """Of weights and states that the kernels take."""
@@ -18,37 +21,40 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 
 @final
-class OneTokenLinear(nn.Module):
-    """`nn.Linear` on [1, 1, I], and as ever on anything longer."""
+class CpuLinear(nn.Module):
+    """An `nn.Linear`, in the quickest way for what it is given."""
 
-    def __init__(self, linear: nn.Linear, product: Product) -> None:
+    def __init__(self, linear: nn.Linear, product: Product | None) -> None:
         super().__init__()
         self.weight = linear.weight
         self.bias = linear.bias
         self._product = product
+        self._linear = linear_for(linear.weight.dtype)
 
     def forward(self, states: Tensor) -> Tensor:
         """States [B, Q, I] to [B, Q, O]."""
-        if states.numel() != states.shape[-1]:
-            return nn.functional.linear(states, self.weight, self.bias)
+        if self._product is None or states.numel() != states.shape[-1]:
+            return self._linear(states, self.weight, self.bias)
         product = self._product(self.weight, states.reshape(-1)).view(*states.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 
 
-def use_one_token_linear(module: nn.Module, *, kernels: bool) -> None:
+def use_cpu_linear(module: nn.Module, *, alone: bool, kernels: bool) -> None:
     """Put it in the place of every plain linear layer.
 
     Args:
         module: of the engine's own model.
+        alone: whether one token comes as a vector; else as any other number of tokens, so that a
+            row in a batch is computed as its neighbours are.
         kernels: whether they are loaded, for the layers whose weights they take.
     """
     for name, child in module.named_children():
         if type(child) is nn.Linear:
             fits = child.weight.dtype in TYPES and child.weight.is_contiguous()
             product = kernel_product if kernels and fits else torch.mv
-            setattr(module, name, OneTokenLinear(child, product))
+            setattr(module, name, CpuLinear(child, product if alone else None))
         else:
-            use_one_token_linear(child, kernels=kernels)
+            use_cpu_linear(child, alone=alone, kernels=kernels)
 
 
 def kernel_product(weight: Tensor, vector: Tensor) -> Tensor:

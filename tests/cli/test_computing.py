@@ -1,0 +1,26 @@
+"""Which type commands compute with."""
+
+import pytest
+import torch
+
+from lacache.cli.computing import computing_dtype
+
+
+@pytest.mark.parametrize(
+    ("capability", "given", "found"),
+    [
+        ("AVX2", "auto", "float32"),
+        ("AVX2", "bfloat16", "bfloat16"),
+        ("AVX512", "auto", "auto"),
+    ],
+)
+def test_auto_is_what_the_processor_computes_with(
+    capability: str,
+    given: str,
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert computing_dtype(given) == found
+    assert ("--dtype bfloat16" in capsys.readouterr().err) is (found != given)
