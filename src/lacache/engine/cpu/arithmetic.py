@@ -40,6 +40,6 @@ def widened_linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     """
     wide = states.float()
     rows = max(1, _BLOCK // weight.shape[1])
-    blocks = [nn.functional.linear(wide, block.float()) for block in weight.split(rows)]
+    blocks = [nn.functional.linear(wide, block.float()) for block in torch.split(weight, rows)]
     product = torch.cat(blocks, dim=-1) if len(blocks) > 1 else blocks[0]
     return (product if bias is None else product + bias.float()).to(states.dtype)

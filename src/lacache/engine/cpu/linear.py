@@ -40,7 +40,7 @@ class CpuLinear(nn.Module):
 
 
 def use_cpu_linear(module: nn.Module, *, alone: bool, kernels: bool) -> None:
-    """Put it in the place of every plain linear layer.
+    """Put it in the place of every plain linear layer without hooks.
 
     Args:
         module: of the engine's own model.
@@ -49,7 +49,7 @@ def use_cpu_linear(module: nn.Module, *, alone: bool, kernels: bool) -> None:
         kernels: whether they are loaded, for the layers whose weights they take.
     """
     for name, child in module.named_children():
-        if type(child) is nn.Linear:
+        if type(child) is nn.Linear and not (child._forward_hooks or child._forward_pre_hooks):
             fits = child.weight.dtype in TYPES and child.weight.is_contiguous()
             product = kernel_product if kernels and fits else torch.mv
             setattr(module, name, CpuLinear(child, product if alone else None))
