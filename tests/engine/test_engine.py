@@ -433,6 +433,15 @@ def test_a_prompt_is_what_it_was_when_it_was_given(model: Any) -> None:
     assert list(stream) == continued(model, prompt(9), 3)
 
 
+@pytest.mark.parametrize("sampling", ["x", 0, {}, Sampling])
+def test_other_ways_to_choose_are_refused(model: Any, sampling: Any) -> None:
+    engine = make(model)
+    for ask in (lambda: engine.submit([3], sampling=sampling), lambda: engine.open(sampling)):
+        with pytest.raises(ConfigError, match=r"sampling=.* must be a Sampling; try Sampling\("):
+            ask()
+    assert engine.num_free == len(engine._runner.store.rows)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -16,7 +16,7 @@ from lacache.cache.static.layers import ReadRing
 from lacache.cache.static.part import Part
 from lacache.cache.static.store import StaticStore
 from lacache.core import Group, Groups, LadderConfig, Plan, SinkWindow
-from lacache.core.errors import UnsupportedOperationError
+from lacache.core.errors import ConfigError, UnsupportedOperationError
 from lacache.engine.runner import Runner
 from tests.cache.slow_cache import slow_generate
 from tests.cache.static.plans import plans
@@ -444,3 +444,17 @@ def fill_unused(store: StaticStore, filling: float) -> None:
         for ring in store.rings.values():
             for buffer in (ring.keys, ring.values):
                 buffer.tensors()[0][number, :, row.num_seen :] = filling
+
+
+def test_autocast_around_the_engine_changes_nothing() -> None:
+    runner, twin = Runner(model(), LADDER, 1, None), Runner(model(), LADDER, 1, None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [read(runner, 0, TEXT[:30]), step(runner, 0, 5)]
+    assert all(map(torch.equal, found, [read(twin, 0, TEXT[:30]), step(twin, 0, 5)]))
+
+
+@pytest.mark.parametrize(("rows", "capacity"), [(10**9, 16), (10**30, 16), (1, 10**15)])
+def test_memory_that_is_not_there_is_refused(rows: int, capacity: int) -> None:
+    plan = SinkWindow(capacity, 2)
+    with pytest.raises(ConfigError, match=rf"rows={rows} of .* bytes.*fewer rows or a smaller"):
+        Runner(model(), plan, rows, None)

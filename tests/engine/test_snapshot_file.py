@@ -236,6 +236,21 @@ def test_places_where_nothing_can_be_written(path: Path, tmp_path: Path) -> None
     assert os.listdir(tmp_path / "folder") == []
 
 
+def test_a_link_goes_on_leading_to_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("before")
+    (tmp_path / "link").symlink_to("real")
+    write_snapshot(tmp_path / "link", HEADER, TENSORS)
+    assert (tmp_path / "link").is_symlink()
+    assert same(read_snapshot(tmp_path / "real")[1], TENSORS)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"it is a device or a pipe; what was there is unchanged"):
+        write_snapshot(tmp_path / "pipe", HEADER, TENSORS)
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission(path: Path) -> None:
     path.parent.chmod(0o500)

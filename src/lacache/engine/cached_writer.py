@@ -28,7 +28,7 @@ class CachedWriter(Writer):
     def __init__(self, model: Any, cache: LaCache, sampling: Sampling | None = None) -> None:
         self._model = model
         self._cache = cache
-        self._sampler = Sampler(sampling or Sampling())
+        self._sampler = Sampler(sampling)
         self._last: int | None = None
 
     def write(

@@ -39,6 +39,9 @@ class Engine:
     writes. So a long prompt makes the others wait for one segment at a time. All rows are computed
     in every step, in use or not: what a sequence says never depends on who else is there.
 
+    An engine, its sessions and its streams belong to one thread. A session holds its row until it
+    is closed.
+
         engine = Engine.from_model(model, budget=512, rows=4)
         streams = [engine.submit(prompt, max_new_tokens=100) for prompt in prompts]
         texts = [list(stream) for stream in streams]
@@ -199,7 +202,7 @@ class Engine:
         Raises:
             UnsupportedOperationError: all rows are in use.
         """
-        opened = self._scheduler.open(Sampler(sampling or Sampling()))
+        opened = self._scheduler.open(Sampler(sampling))
         return Session(self._scheduler, opened)
 
     def submit(
@@ -237,7 +240,7 @@ class Engine:
         )
         if len(request.unread) == 0:
             raise InputError("the prompt is empty and at least 1 token is needed; give some text")
-        return self._scheduler.submit(request, Sampler(sampling or Sampling()))
+        return self._scheduler.submit(request, Sampler(sampling))
 
     def step(self) -> bool:
         """Read one segment of one prompt, and write a token of every sequence that wants one.
@@ -257,7 +260,7 @@ class Engine:
 
         Raises:
             InputError: the file cannot be read, is no snapshot, is damaged; or it is of another
-                version, model, type or plan.
+                version, model (by its shape and some 32 weights of each matrix), type or plan.
             UnsupportedOperationError: all rows are in use.
         """
         snapshot = load_snapshot(Path(path), self._runner)

@@ -89,7 +89,8 @@ class Runner:
         cache, positions = self.store.begin_read(row, len(tokens))
         ids = tokens.to(self.store.device)[None]
         options = {self._cache_name: cache} | options
-        logits = _logits(self._model, ids, positions, options)
+        with self._as_it_is():
+            logits = _logits(self._model, ids, positions, options)
         self.store.commit(row, len(tokens))
         return logits[0]
 
@@ -108,7 +109,8 @@ class Runner:
         # From pinned memory, so as not to wait for a GPU that is busy.
         ids = torch.tensor(tokens, pin_memory=self._on_gpu)[:, None]
         ids = ids.to(self.store.device, non_blocking=True)
-        logits = self._run_step(ids, positions, cache)
+        with self._as_it_is():
+            logits = self._run_step(ids, positions, cache)
         for row in active:
             self.store.commit(row, 1)
         return logits
@@ -117,6 +119,10 @@ class Runner:
         """Run steps of no rows, which compiles them where that is wanted."""
         for _ in range(_WARM_UPS_ON_GPU if self._on_gpu else 1):
             self.step([0] * len(self.store.rows), [])
+
+    def _as_it_is(self) -> torch.autocast:
+        """Without autocast: what was made, and compiled, for one type must not meet another."""
+        return torch.autocast(self.store.device.type, enabled=False)
 
     @property
     def _on_gpu(self) -> bool:

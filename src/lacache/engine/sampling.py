@@ -118,7 +118,12 @@ class Sampler:
     gives the same logits. Memory is bounded by the vocabulary, at any length of the text.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling | None = None) -> None:
+        sampling = Sampling() if sampling is None else sampling
+        if not isinstance(sampling, Sampling):
+            raise ConfigError(
+                f"sampling={sampling!r} must be a Sampling; try Sampling(temperature=0.7)"
+            )
         self.sampling = sampling
         """How it chooses."""
         self._seen = torch.empty(0, dtype=torch.int64)

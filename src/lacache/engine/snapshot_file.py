@@ -5,6 +5,7 @@ zeros in its own place. The entry, `format`, `version`, `bytes` and `checksum` s
 every version, so that a file that is damaged can be told from one that is newer.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -159,8 +160,11 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _write(path: Path, data: bytes) -> None:
+    path = Path(os.path.realpath(path))  # a link goes on leading to what is written
     temporary = path.parent / f".lacache-{secrets.token_hex(8)}"
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "it is a device or a pipe")
         try:
             with temporary.open("xb") as file:
                 file.write(data)

@@ -60,7 +60,7 @@ def stream(
     if max_new_tokens is not None:
         check_int("max_new_tokens", max_new_tokens, 0)
     ends = checked_ends(eos_token_ids)
-    sampler = sampling if isinstance(sampling, Sampler) else Sampler(sampling or Sampling())
+    sampler = sampling if isinstance(sampling, Sampler) else Sampler(sampling)
     sampler.see(input_ids)
 
     def steps() -> Iterator[int]:

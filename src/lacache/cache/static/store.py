@@ -1,5 +1,6 @@
 """The buffers of all layers and rows, and the forwards that read and write them."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -28,6 +29,7 @@ from lacache.cache.static.row_group import Move
 from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.sliding import Ring
 from lacache.cache.static.turns import Turns
+from lacache.core.errors import ConfigError
 
 
 @final
@@ -61,13 +63,21 @@ class StaticStore:
         self._attend = attend
         self.mover = mover or TorchMover()
         self._compactions = [Compactions(bound.schedule) for bound in shape.groups]
-        self.rows = [self._new_row() for _ in range(rows)]
         self._reading: list[ReadRing] = []
-        self.parts: dict[int, tuple[Part, ...]] = self._make_parts()
-        self.rings = {
-            layer.index: Ring(layer, rows, shape.facts.dtype, device)
-            for layer in shape.facts.sliding
-        }
+        try:
+            if rows * shape.row_bytes > sys.maxsize:
+                raise OverflowError("more than an address can tell")
+            self.parts: dict[int, tuple[Part, ...]] = self._make_parts(rows)
+            self.rings = {
+                layer.index: Ring(layer, rows, shape.facts.dtype, device)
+                for layer in shape.facts.sliding
+            }
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            raise ConfigError(
+                f"rows={rows} of {shape.row_bytes:,} bytes each need {rows * shape.row_bytes:,} "
+                f"bytes, which could not be had on {device}; try fewer rows or a smaller budget"
+            ) from error
+        self.rows = [self._new_row() for _ in range(rows)]
         self._inputs = self._make_inputs()
         self._fix_addresses()
         self._step_cache = self._make_cache(
@@ -194,9 +204,8 @@ class StaticStore:
         rings = [b for ring in self.rings.values() for b in (ring.keys, ring.values)]
         return [*rings, *(buffer for part in self._all_parts() for buffer in part.buffers)]
 
-    def _make_parts(self) -> dict[int, tuple[Part, ...]]:
+    def _make_parts(self, num_rows: int) -> dict[int, tuple[Part, ...]]:
         facts, kv_dtype = self.shape.facts, self.shape.kv_dtype
-        num_rows = len(self.rows)
         reach = max(compactions.schedule.capacity for compactions in self._compactions)
         turns: dict[tuple[Rotation, int], Turns] = {}
         made: dict[int, tuple[Part, ...]] = {}
