@@ -1,8 +1,8 @@
 """Prefill: a long prompt read segment by segment with a bounded cache, and densely.
 
-Metric: seconds to read a prompt of 8,192 tokens with the default model in float32, and one of 65,536 with a
-random model whose work is nearly all attention (two layers of 256, narrow MLPs), as the ratio of
-dense over segmented; above 1 the segments are faster (targets: 0.9 and 5). "dense" is
+Metric: seconds to read a prompt of 8,192 tokens with the default model in float32, and one of
+65,536 with a random model whose work is nearly all attention (two layers of 256, narrow MLPs), as
+the ratio of dense over segmented; above 1 the segments are faster (targets: 0.9 and 5). "dense" is
 transformers' DynamicCache and the whole prompt in one forward, which computes only the last
 token's logits; "segmented" is the engine. Beside them the bytes of the cache and the most resident
 memory above what the loaded model takes, buffers included. Every run is a process of its own, the
