@@ -154,7 +154,7 @@ def measure(
     copy = Copy()
     pairs = _meet(model, steppers, copy, given, console)
     steps = {label: cycle(stepper, given.steps) for label, stepper in steppers.items()}
-    tokens = random_tokens(model, 4 * given.steps).tolist()
+    tokens = random_tokens(model, WARM_STEPS + max(steps.values())).tolist()
     rounds: dict[str, list[Record]] = {label: [] for label in steppers}
     # Without what compiling took, of which nobody knows how long it is.
     until = time.perf_counter() + seconds
@@ -165,11 +165,8 @@ def measure(
         bandwidths.append(round(bandwidth / 1e9, 3))
         # There and back, so that no way always follows the same one.
         for label in list(steppers)[:: 1 if number % 2 else -1]:
-            stepper = steppers[label]
-            stepper.rewind()
-            stepper.timed(tokens[:WARM_STEPS])
-            took, compacted = stepper.timed(tokens[: steps[label]])
-            rounds[label].append(_round(took, compacted, stepper, bandwidth))
+            turn = _turn(steppers[label], tokens[: WARM_STEPS + steps[label]], bandwidth)
+            rounds[label].append(turn)
         now = time.perf_counter()
         medians = ", ".join(f"{rounds[label][-1]['median_ms']:.1f}" for label in steppers)
         console.print(f"{name}, round {number + 1} of {given.rounds}: {medians} ms")
@@ -201,16 +198,17 @@ def _meet(
     for number in range(given.pairs):
         bandwidth = copy.bytes_per_second()
         for label in list(found)[:: 1 if number % 2 else -1]:
-            steppers[label].rewind()
-            steppers[label].timed(tokens[:WARM_STEPS])
-            took, compacted = steppers[label].timed(tokens[WARM_STEPS:])
-            found[label].append(_round(took, compacted, steppers[label], bandwidth))
+            found[label].append(_turn(steppers[label], tokens, bandwidth))
     means = {label: statistics.median(r["mean_ms"] for r in found[label]) for label in found}
     console.print(f"{given.pairs} pairs of {steps} steps: {means}")
     return found
 
 
-def _round(took: list[float], compacted: list[int], stepper: Stepper, bandwidth: float) -> Record:
+def _turn(stepper: Stepper, tokens: list[int], bandwidth: float) -> Record:
+    """From where a round starts, a few tokens to warm up and the others by the clock."""
+    stepper.rewind()
+    stepper.timed(tokens[:WARM_STEPS])
+    took, compacted = stepper.timed(tokens[WARM_STEPS:])
     limit = 1e3 * (stepper.weight_bytes + stepper.attended_bytes) / bandwidth
     others = [ms for number, ms in enumerate(took) if number not in set(compacted)]
     median = statistics.median(took)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from lacache.cache import LaCache
-from lacache.core.checks import check_int
 from lacache.core.errors import InputError
-from lacache.engine.checked import checked_ends
+from lacache.engine.checked import checked_ends, checked_length
 from lacache.engine.sampling import Sampler, Sampling
 
 
@@ -57,8 +56,7 @@ def stream(
         )
     if input_ids.shape[1] == 0:
         raise InputError("the prompt is empty and at least 1 token is needed; give some text")
-    if max_new_tokens is not None:
-        check_int("max_new_tokens", max_new_tokens, 0)
+    checked_length(max_new_tokens)
     ends = checked_ends(eos_token_ids)
     sampler = sampling if isinstance(sampling, Sampler) else Sampler(sampling)
     sampler.see(input_ids)
