@@ -1,7 +1,8 @@
 """Throughput: many sequences at once, how many fit in memory, and what a long prompt costs others.
 
-Three measurements with the default model in bfloat16 and a budget of 512 tokens per layer, each in
-processes of its own, medians, the ways in turns:
+Three measurements with the default model in bfloat16 (float32 where a processor has no arithmetic
+for it) and a budget of 512 tokens per layer, each in processes of its own, medians, the ways in
+turns:
 
 - rows: tokens per second of the engine, choosing greedily, with 1, 4, 16 and 64 sequences, eager
   and (where the compiler's minutes fit) compiled; and of transformers' DynamicCache with as many
@@ -36,6 +37,7 @@ from transformers import DynamicCache
 
 from lacache.cache.argument import cache_argument
 from lacache.cache.facts import model_facts
+from lacache.engine.cpu.arithmetic import has_arithmetic
 from lacache.engine.engine import Engine
 from lacache.engine.session import Session
 from lacache.evals.plots import drawing
@@ -59,8 +61,9 @@ GIB = 2**30
 
 
 def default_model() -> tuple[Any, str, torch.Tensor]:
-    """SmolLM2-135M-Instruct in bfloat16, and a text of it."""
-    loaded = load_model(dtype="bfloat16", progress=False)
+    """SmolLM2-135M-Instruct in bfloat16 where the processor computes with it, and a text of it."""
+    dtype = "bfloat16" if has_arithmetic(torch.bfloat16) else "float32"
+    loaded = load_model(dtype=dtype, progress=False)
     text = load_text("shakespeare:hamlet").content
     ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
     return loaded.model, loaded.name, ids
