@@ -311,7 +311,7 @@ def plot(record: Record, path: Path) -> None:
         speed.set_xlabel("sequences at once")
         speed.set_ylabel("tokens per second, all together")
         speed.set_title("Throughput")
-        speed.legend(loc="upper left")
+        speed.legend(loc="center right")
         sessions = record["sessions"]
         counts = [sessions[f"{way}_sessions"] for way in ("full_cache", "engine", "ladder")]
         bars = fit.bar(["full\ncache", "engine", "engine,\nladder"], counts, width=0.6)
@@ -339,12 +339,11 @@ def plot(record: Record, path: Path) -> None:
             label=f"prompt in one forward: {found['prompt_at_once_seconds']:.1f} s",
         )
         wait.set_yscale("log")
-        wait.set_ylim(None, 3 * wait.get_ylim()[1])
         decimal(wait)
         wait.set_xlabel("token of the sequence that writes")
         wait.set_ylabel("seconds since the token before")
         wait.set_title("Waiting for a token")
-        wait.legend(loc="upper left")
+        wait.legend(loc="center right")
 
 
 def measure(given: argparse.Namespace) -> Record:
