@@ -39,6 +39,11 @@ class Timetable:
         self._first = again
 
     @property
+    def compactions(self) -> tuple[State, ...]:
+        """What each compaction finds, up to the end of the first period; then that again."""
+        return tuple(self._full[:-1])
+
+    @property
     def period_start(self) -> State:
         """The first full state that comes again."""
         return self._full[self._first]

@@ -1,0 +1,42 @@
+"""What vLLM calls when it starts, in each of its processes."""
+
+import logging
+import os
+
+import vllm
+
+from lacache.core.errors import UnsupportedOperationError
+from lacache.integrations.vllm.settings import VARIABLE
+from lacache.integrations.vllm.versions import unsupported
+
+_LOGGER = logging.getLogger("vllm.lacache")
+
+
+def register() -> None:
+    """Tell vLLM of the ladder. A model without settings for it is served as before.
+
+    Raises:
+        UnsupportedOperationError: settings are given to a version of vLLM that is not supported.
+    """
+    reason = unsupported(vllm.__version__)
+    if reason is not None:
+        if os.environ.get(VARIABLE):
+            raise UnsupportedOperationError(reason)
+        _LOGGER.warning("lacache is switched off: %s", reason)
+        return
+    if os.environ.get(VARIABLE):
+        # vLLM keeps compiled models by its configuration, where these settings are not.
+        os.environ.setdefault("VLLM_DISABLE_COMPILE_CACHE", "1")
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+    from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+
+    from lacache.integrations.vllm import rotary
+    from lacache.integrations.vllm.manager import LadderManager
+    from lacache.integrations.vllm.spec import LadderSpec
+
+    KVCacheSpecRegistry._ensure_registered()
+    KVCacheSpecRegistry.register(LadderSpec, LadderManager, LadderSpec)
+    register_backend(
+        AttentionBackendEnum.CPU_ATTN, "lacache.integrations.vllm.cpu.LadderCpuBackend"
+    )
+    rotary.register()

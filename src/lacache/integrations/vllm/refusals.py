@@ -1,0 +1,47 @@
+"""What vLLM may be asked for beside a ladder, and what may not be."""
+
+from collections.abc import Iterator
+
+from vllm.config import VllmConfig
+
+from lacache.core.errors import UnsupportedOperationError
+
+
+def refuse(config: VllmConfig) -> None:
+    """Refuse a configuration that would be wrong, or crash later.
+
+    Raises:
+        UnsupportedOperationError: with every reason.
+    """
+    reasons = list(_reasons(config))
+    if reasons:
+        raise UnsupportedOperationError(f"a ladder in vLLM cannot be had with {'; '.join(reasons)}")
+
+
+def _reasons(config: VllmConfig) -> Iterator[str]:
+    model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
+    if model.use_mla:
+        yield "latent attention (MLA), whose keys have no positions of their own"
+    if model.is_hybrid:
+        yield "a hybrid model, whose other layers keep states that no ladder thins"
+    if model.is_encoder_decoder or model.runner_type != "generate":
+        yield "a model that is no decoder"
+    if model.is_multimodal_model:
+        yield "a multimodal model, whose positions are not counted in tokens"
+    text = model.hf_text_config
+    if model.get_sliding_window() is not None or (
+        getattr(text, "layer_types", None) and set(text.layer_types) != {"full_attention"}
+    ):
+        yield "layers with a sliding window"
+    if config.kv_transfer_config is not None:
+        yield "a KV connector (--kv-transfer-config), which moves pages by token numbers"
+    if config.speculative_config is not None:
+        yield "speculative decoding, which takes tokens back"
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        yield "context parallelism, which spreads a sequence over processes"
+    if cache.cache_dtype not in ("auto", "float16", "bfloat16", "float32"):
+        yield f"quantised keys and values; try --kv-cache-dtype auto, not {cache.cache_dtype}"
+    if cache.kv_sharing_fast_prefill:
+        yield "--kv-sharing-fast-prefill, which skips tokens of a prompt"
+    if config.lora_config is not None:
+        yield "LoRA, which was never tried with it"

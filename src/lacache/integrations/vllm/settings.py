@@ -1,0 +1,92 @@
+"""What a user says to vLLM about the ladder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from lacache.core.checks import check_int
+from lacache.core.errors import ConfigError
+from lacache.core.resolve import budget_source
+from lacache.core.schedule import Schedule
+
+KEY = "lacache"
+"""The key of vLLM's `additional_config` that holds the settings."""
+VARIABLE = "LACACHE_VLLM"
+"""The environment variable that holds them as JSON, where the configuration has none."""
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """A bounded policy for all layers.
+
+    Args:
+        budget: slots of each sequence in each layer.
+        policy: by name.
+        options: the policy's other fields.
+
+    Raises:
+        ConfigError: the budget is no number of tokens.
+    """
+
+    budget: int
+    policy: str = "ladder"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.budget, int) or isinstance(self.budget, bool):
+            raise ConfigError(
+                f"budget={self.budget!r} must be a number of tokens, as vLLM shares out memory "
+                "before it sees a prompt; try budget=512"
+            )
+        check_int("budget", self.budget, 1)
+
+    @classmethod
+    def read(
+        cls, additional_config: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> "Settings | None":
+        """The settings, or None where there are none.
+
+        Args:
+            additional_config: of vLLM.
+            environment: variables.
+
+        Raises:
+            ConfigError: they are no settings.
+        """
+        given: object = additional_config.get(KEY)
+        where = f"additional_config[{KEY!r}]"
+        if given is None and environment.get(VARIABLE):
+            where = VARIABLE
+            try:
+                given = json.loads(environment[VARIABLE])
+            except json.JSONDecodeError as error:
+                raise ConfigError(
+                    f"{VARIABLE}={environment[VARIABLE]!r} must be JSON ({error}); try "
+                    f"""{VARIABLE}='{{"budget": 512}}'"""
+                ) from error
+        if given is None:
+            return None
+        if not isinstance(given, Mapping):
+            raise ConfigError(f'{where}={given!r} must be a dict; try {{"budget": 512}}')
+        options = dict(given)
+        if "budget" not in options:
+            raise ConfigError(f'{where} must have a budget; try {{"budget": 512}}')
+        budget, policy = options.pop("budget"), options.pop("policy", "ladder")
+        return cls(budget, policy, options)
+
+    def schedule(self, num_layers: int) -> Schedule:
+        """The schedule of a model with that many layers.
+
+        Raises:
+            ConfigError: these settings cannot work for it, or nothing would be bounded.
+        """
+        if self.policy == "full":
+            raise ConfigError("policy='full' must be bounded; try 'ladder', or leave lacache out")
+        # An eighth of the slots is free after a compaction: one in `budget / 8` tokens.
+        options = {"refill": max(1, self.budget // 8)} | dict(self.options)
+        policy = budget_source(
+            self.budget, self.policy, options, num_layers=num_layers, bytes_per_token=1
+        )(0)
+        return policy.bind(num_layers)
