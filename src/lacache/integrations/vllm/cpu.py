@@ -20,9 +20,10 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec
 
+from lacache.core.errors import UnsupportedOperationError
 from lacache.integrations.vllm.arrays import Integers, ScheduleArrays
 from lacache.integrations.vllm.process import PROCESS
-from lacache.integrations.vllm.rotary import table_of_model, turn
+from lacache.integrations.vllm.rotary import check_reach, table_of_model, turn
 from lacache.integrations.vllm.rounds import Moves, Round, cut_into_rounds
 from lacache.integrations.vllm.spec import LadderSpec
 
@@ -133,7 +134,8 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
             # Its pages hold values in an order of its own, and compactions move values.
             self.isa = "vec"
             self._set_isa_to_layers(layer_names)
-        table_of_model()
+        check_values(self.isa, self.block_size, self.head_dim, self.dtype)
+        check_reach(settings.budget)
         self._schedule = ScheduleArrays(
             settings.schedule(vllm_config.model_config.get_total_num_hidden_layers())
         )
@@ -224,7 +226,7 @@ class LadderCpuImpl(CPUAttentionBackendImpl):
             raise NotImplementedError("quantised output of attention on CPU")
         if attn_metadata is None:
             return output
-        pages = _Pages.of(kv_cache, layer)
+        pages = _Pages.over(kv_cache, layer.isa)
         row = attn_metadata.row_of_layer[extract_layer_index(layer.layer_name)]
         for round in attn_metadata.rounds:
             if round.moves is not None:
@@ -284,10 +286,10 @@ class _Pages:
     isa: str
 
     @classmethod
-    def of(cls, kv_cache: Tensor, layer: Any) -> "_Pages":
+    def over(cls, kv_cache: Tensor, isa: str) -> "_Pages":
         num_pages, num_heads, page_size, _ = kv_cache.shape
         parts = kv_cache.view(num_pages, num_heads, 3 * page_size, -1).chunk(3, dim=2)
-        return cls(parts[0], parts[1], parts[2], layer.isa)
+        return cls(parts[0], parts[1], parts[2], isa)
 
     def write(self, slots: PageSlots, positions: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put keys (not turned) and values, [tokens, KV heads, head size], into slots."""
@@ -298,9 +300,29 @@ class _Pages:
             turned, values, self.turned_keys, self.values, slots.flat, self.isa
         )
 
+    def values_at(self, slots: PageSlots) -> Tensor:
+        """[tokens, KV heads, head size]."""
+        return self.values[slots.page, :, slots.offset]
+
     def move(self, moves: CpuMoves, row: int) -> None:
         """Put what is in a pattern's sources into the targets."""
         sources = moves.sources[row]
         keys = self.keys[sources.page, :, sources.offset]
-        values = self.values[sources.page, :, sources.offset]
-        self.write(moves.targets, moves.positions, keys, values)
+        self.write(moves.targets, moves.positions, keys, self.values_at(sources))
+
+
+def check_values(isa: str, page_size: int, head_size: int, dtype: torch.dtype) -> None:
+    """Check that values can be read back from where vLLM's kernel puts them.
+
+    Raises:
+        UnsupportedOperationError: it has an order of its own for them on this processor.
+    """
+    pages = _Pages.over(torch.zeros(2, 1, page_size, 3 * head_size, dtype=dtype), isa)
+    slots = PageSlots.of(np.arange(2 * page_size)[::-1].copy(), page_size)
+    values = torch.arange(2 * page_size * head_size).view(-1, 1, head_size).to(dtype)
+    pages.write(slots, slots.flat % page_size, values, values)
+    if not pages.values_at(slots).equal(values):
+        raise UnsupportedOperationError(
+            f"vLLM keeps values in an order of its own on this processor ({isa}), and a ladder "
+            "could not move them"
+        )

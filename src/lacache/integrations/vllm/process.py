@@ -47,6 +47,7 @@ class Process:
             )
         if settings is not None and not self._is_decided:
             refuse(config)
+            settings.schedule(config.model_config.get_total_num_hidden_layers())
         self._is_decided, self._settings = True, settings
         return settings
 

@@ -3,8 +3,23 @@
 from collections.abc import Iterator
 
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 
 from lacache.core.errors import UnsupportedOperationError
+
+ARCHITECTURES = (
+    "GemmaForCausalLM",
+    "GraniteForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
+"""Those that turn the keys and queries of every layer, as the last thing before attention.
+
+The plugin turns them later, which only a test against the model itself can tell to be the same.
+"""
 
 
 def refuse(config: VllmConfig) -> None:
@@ -20,6 +35,8 @@ def refuse(config: VllmConfig) -> None:
 
 def _reasons(config: VllmConfig) -> Iterator[str]:
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
+    if not (current_platform.is_cpu() or current_platform.is_cuda()):
+        yield f"the platform {current_platform.device_name}, for which nothing is written"
     if model.use_mla:
         yield "latent attention (MLA), whose keys have no positions of their own"
     if model.is_hybrid:

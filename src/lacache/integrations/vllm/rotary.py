@@ -13,7 +13,7 @@ from vllm.model_executor.layers.rotary_embedding.yarn_scaling_rope import (
     YaRNScalingRotaryEmbedding,
 )
 
-from lacache.core.errors import UnsupportedModelError
+from lacache.core.errors import ConfigError, UnsupportedModelError
 from lacache.integrations.vllm.process import PROCESS
 
 SUPPORTED: tuple[type[RotaryEmbedding], ...] = (
@@ -47,6 +47,20 @@ def table_of_model() -> RotaryEmbedding:
             f"and a ladder needs one for all layers; supported are {names}"
         )
     return _TABLES[0]
+
+
+def check_reach(capacity: int) -> None:
+    """Check that the model has positions for every slot.
+
+    Raises:
+        ConfigError: the capacity is beyond them.
+    """
+    reach = len(table_of_model().cos_sin_cache)
+    if capacity > reach:
+        raise ConfigError(
+            f"budget={capacity} must be at most {reach}, the positions of the model; "
+            f"try budget={reach}"
+        )
 
 
 def turn(table: RotaryEmbedding, states: Tensor, positions: Tensor) -> None:

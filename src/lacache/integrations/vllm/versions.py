@@ -1,6 +1,6 @@
 """Which releases of vLLM have the interfaces that the plugin uses."""
 
-FIRST = (0, 32)
+FIRST = (0, 31)
 LAST = (0, 32)
 
 

@@ -1,0 +1,46 @@
+"""Tiny random models, as folders that vLLM loads; its kernels ask for heads of 32 at least."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from tests.cache.tiny_models import LLAMA3, SHAPE, YARN
+
+WIDE = SHAPE | {
+    "vocab_size": 128,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 6,
+    "eos_token_id": 2,
+}
+PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**WIDE),
+    "llama-llama3-rope": lambda: LlamaConfig(**WIDE, rope_parameters=LLAMA3),
+    "llama-yarn": lambda: LlamaConfig(**WIDE, rope_parameters=YARN),
+    "mistral": lambda: MistralConfig(**WIDE, sliding_window=None),
+    "qwen2": lambda: Qwen2Config(**WIDE),
+    "qwen3": lambda: Qwen3Config(**WIDE, head_dim=32),
+    "gemma": lambda: GemmaConfig(**WIDE, head_dim=32),
+    "granite": lambda: GraniteConfig(**WIDE, attention_multiplier=32**-0.5),
+    "phi3": lambda: Phi3Config(**WIDE, rope_parameters=PARTIAL),
+}
+
+
+def saved(family: str, folder: Path) -> tuple[Any, Path]:
+    """A model in float32, and where it was saved."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family]()).float().eval()
+    model.save_pretrained(folder / family)
+    return model, folder / family

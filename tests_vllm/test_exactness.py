@@ -1,0 +1,118 @@
+"""vLLM with a ladder writes what lacache's own engine and the slow reference write."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lacache.core import LadderConfig, SinkWindow
+from lacache.core.schedule import Policy
+from tests_vllm.models import CONFIGS, saved
+from tests_vllm.serving import (
+    prompts,
+    serving,
+    written,
+    written_by_engine,
+    written_slowly,
+)
+
+LADDER = {"budget": 64, "span": 3, "overlap": 1, "refill": 8}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    return saved("llama", tmp_path_factory.mktemp("models"))
+
+
+def settings_of(policy: Policy) -> dict[str, Any]:
+    """As a user writes them."""
+    if isinstance(policy, SinkWindow):
+        return {
+            "budget": policy.capacity,
+            "policy": "streaming",
+            "sinks": policy.sinks,
+            "refill": policy.refill,
+        }
+    assert isinstance(policy, LadderConfig)
+    names = ("span", "overlap", "sinks", "recent", "refill", "geometry", "unit", "window_layers")
+    return {"budget": policy.capacity} | {name: getattr(policy, name) for name in names}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_families(family: str, tmp_path: Path) -> None:
+    model, folder = saved(family, tmp_path)
+    texts = prompts()
+    with serving(folder, LADDER) as llm:
+        found = written(llm, texts)
+    policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
+    assert found == written_by_engine(model, policy, texts)
+    assert [*texts[1], *found[1]] == written_slowly(model, policy, texts[1])
+
+
+@pytest.mark.parametrize(
+    ("policy", "chunk"),
+    [
+        (LadderConfig(capacity=64, span=3, overlap=1), 2048),
+        (LadderConfig(capacity=100, span=2, geometry="consecutive", refill=1000), 37),
+        (LadderConfig(capacity=333, span=3, overlap=2, refill=40, unit=2, recent=30), 512),
+        (LadderConfig(capacity=512, span=4, sinks=0, refill=64, window_layers=(0,)), 8192),
+        (SinkWindow(capacity=64, sinks=4, refill=1), 512),
+        (SinkWindow(capacity=200, sinks=4, refill=33), 100),
+    ],
+)
+def test_policies_and_chunks(llama: tuple[Any, Path], policy: Policy, chunk: int) -> None:
+    model, folder = llama
+    texts = prompts()
+    with serving(folder, settings_of(policy), max_num_batched_tokens=chunk) as llm:
+        found = written(llm, texts)
+    assert found == written_by_engine(model, policy, texts)
+
+
+def test_compiled_model(llama: tuple[Any, Path]) -> None:
+    model, folder = llama
+    texts = prompts()
+    with serving(folder, LADDER, enforce_eager=False) as llm:
+        found = written(llm, texts)
+    policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
+    assert found == written_by_engine(model, policy, texts)
+
+
+@pytest.mark.parametrize("way", ["tensor", "pipeline"])
+def test_two_processes(
+    llama: tuple[Any, Path], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = llama
+    texts = prompts()
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    # vLLM cannot run stages of a pipeline that are not compiled on CPU.
+    options = {f"{way}_parallel_size": 2, "enforce_eager": way == "tensor"}
+    with serving(folder, LADDER, **options) as llm:
+        found = written(llm, texts)
+    policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
+    assert found == written_by_engine(model, policy, texts)
+
+
+def test_pool_so_small_that_requests_wait(llama: tuple[Any, Path]) -> None:
+    """Pages for two sequences (one page is vLLM's own), and fourteen requests."""
+    model, folder = llama
+    texts = prompts() + prompts(seed=2)
+    with serving(folder, LADDER, num_gpu_blocks_override=3) as llm:
+        found = written(llm, texts)
+    policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
+    assert found == written_by_engine(model, policy, texts)
+
+
+def test_no_settings_change_nothing(llama: tuple[Any, Path]) -> None:
+    model, folder = llama
+    texts = prompts()
+    with serving(folder, None) as llm:
+        found = written(llm, texts)
+    for text, new in zip(texts, found, strict=True):
+        ids = model.generate(
+            torch.tensor([text]),
+            max_new_tokens=len(new),
+            do_sample=False,
+            eos_token_id=None,
+        )
+        assert ids[0, len(text) :].tolist() == new
