@@ -231,7 +231,11 @@ def test_an_attention_without_masks_by_head_is_refused() -> None:
     tiny = tiny_model("llama", seed=3)
     tiny.set_attn_implementation("flex_attention")
     cache = LaCache.from_model(tiny, BY_LAYER)
-    with pytest.raises(UnsupportedOperationError, match="set_attn_implementation"):
+    # Transformers compiles the making of masks for it, which takes long and is not tested here.
+    with (
+        torch.compiler.set_stance("force_eager"),
+        pytest.raises(UnsupportedOperationError, match="set_attn_implementation"),
+    ):
         tiny(random_ids(4), **cache_argument(tiny, cache))
 
 
