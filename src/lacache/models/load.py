@@ -88,22 +88,37 @@ def load_model(
         torch.set_num_threads(threads)
 
     called = model_name(name)
+    folder = model_folder(name, progress=progress)
+    return _load(called if folder is None else folder, called, folder, torch_dtype, progress)
+
+
+def model_folder(name: str | Path | None = None, *, progress: bool = True) -> Path | None:
+    """The directory of a model that `load_model` loads, converted into the user's cache if need be.
+
+    Args:
+        name: as for `load_model`.
+        progress: Show on stderr what takes long.
+
+    Returns:
+        None for a name on the hub.
+
+    Raises:
+        MissingExtraError: A package that the model needs is not installed.
+        ModelError: There is no such model, or it is damaged.
+    """
     if name is None or name == "default":
         folder = converted_folder(DEFAULT_MODEL.name, DEFAULT_MODEL.sha256)
         notice = DEFAULT_MODEL.notice
         ensure_converted(folder, DEFAULT_MODEL.locate, notice=notice, progress=progress)
-        return _load(folder, called, folder, torch_dtype, progress)
-
+        return folder
     path = Path(name).expanduser()
     if _is_gguf(path):
         gguf = path.resolve()
         with model_errors(f"{path} cannot be read", "make the file readable"):
             folder = converted_folder(path.stem, file_sha256(gguf))
         ensure_converted(folder, lambda: gguf, notice=str(gguf), progress=progress)
-        return _load(folder, called, folder, torch_dtype, progress)
-    if path.exists():
-        return _load(path, called, path, torch_dtype, progress)
-    return _load(called, called, None, torch_dtype, progress)
+        return folder
+    return path if path.exists() else None
 
 
 def model_name(name: str | Path | None) -> str:

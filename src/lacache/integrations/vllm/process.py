@@ -6,6 +6,7 @@ positions between models. So a process serves one way only. (vLLM starts engines
 their own, unless told otherwise.)
 """
 
+import logging
 import os
 from typing import final
 
@@ -14,6 +15,8 @@ from vllm.config import VllmConfig, get_current_vllm_config_or_none
 from lacache.core.errors import ConfigError
 from lacache.integrations.vllm.refusals import refuse
 from lacache.integrations.vllm.settings import Settings
+
+_LOGGER = logging.getLogger("vllm.lacache")
 
 
 @final
@@ -48,6 +51,7 @@ class Process:
         if settings is not None and not self._is_decided:
             refuse(config)
             settings.schedule(config.model_config.get_total_num_hidden_layers())
+            _LOGGER.info("%s for every sequence; prefix caching is off for them", settings)
         self._is_decided, self._settings = True, settings
         return settings
 

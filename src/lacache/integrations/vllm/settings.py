@@ -85,7 +85,9 @@ class Settings:
         if self.policy == "full":
             raise ConfigError("policy='full' must be bounded; try 'ladder', or leave lacache out")
         # An eighth of the slots is free after a compaction: one in `budget / 8` tokens.
-        options = {"refill": max(1, self.budget // 8)} | dict(self.options)
+        sinks = self.options.get("sinks", 0)
+        room = self.budget - sinks if isinstance(sinks, int) else self.budget
+        options = {"refill": max(1, min(self.budget // 8, room))} | dict(self.options)
         policy = budget_source(
             self.budget, self.policy, options, num_layers=num_layers, bytes_per_token=1
         )(0)

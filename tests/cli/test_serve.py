@@ -1,0 +1,90 @@
+"""`lacache serve` becomes vLLM's server, or says what is wrong before that."""
+
+import json
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lacache.integrations.vllm import serving
+from tests.cli.conftest import Run
+
+
+class Started(Exception):
+    """The process would be another one now."""
+
+
+@pytest.fixture
+def became(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    found: list[Any] = []
+
+    def execve(path: str, arguments: list[str], environment: dict[str, str]) -> None:
+        found.extend([path, arguments, environment])
+        raise Started
+
+    monkeypatch.setattr(serving.os, "execve", execve)
+    monkeypatch.setattr(serving, "version", lambda name: "0.32.0")
+    return found
+
+
+def test_it_becomes_the_server(run: Run, tiny: Path, became: list[Any]) -> None:
+    options = ("--budget", 256, "--span", 2, "--window-layers", "0-1")
+    result = run("serve", "--model", tiny, *options, "--", "--port", 8001)
+    assert isinstance(result.exception, Started)
+    path, arguments, environment = became
+    assert path == arguments[0] == sys.executable
+    assert arguments[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
+    named = dict(zip(arguments[3::2], arguments[4::2], strict=True))
+    settings = {"budget": 256, "policy": "ladder", "span": 2, "window_layers": [0, 1]}
+    assert json.loads(named.pop("--additional-config")) == {"lacache": settings}
+    assert named == {
+        "--model": str(tiny),
+        "--served-model-name": "tiny",
+        "--max-model-len": "131072",
+        "--port": "8001",
+    }
+    assert environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] == "1"
+
+
+def test_what_is_given_to_the_server_counts(run: Run, tiny: Path, became: list[Any]) -> None:
+    run("serve", "--model", tiny, "--", "--max-model-len=99", "--served_model_name", "x")
+    assert "131072" not in became[1]
+    assert "tiny" not in became[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--engine", "own"), "engine='own' must be 'vllm'"),
+        (("--budget", 0), "budget=0 must be at least 1"),
+        (("--model", "no/such/model"), "does not exist"),
+        (("--", "--model", "other"), "--model cannot be given after --"),
+        (("--", "--additional-config={}"), "--additional-config cannot be given after --"),
+    ],
+)
+def test_what_is_wrong(
+    run: Run, became: list[Any], arguments: tuple[object, ...], message: str
+) -> None:
+    result = run("serve", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not became
+
+
+def test_without_vllm(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(serving, "version", version)
+    result = run("serve", "--model", tiny)
+    assert result.exit_code == 2
+    assert "vLLM is not installed" in result.stderr
+
+
+def test_with_another_vllm(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "version", lambda name: "0.20.0")
+    result = run("serve", "--model", tiny)
+    assert result.exit_code == 2
+    assert "vLLM 0.20.0 is not supported; install vLLM 0.31 to 0.32" in result.stderr
