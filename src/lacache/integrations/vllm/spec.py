@@ -51,3 +51,7 @@ class LadderSpec(AttentionSpec):
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
         """The same for any length."""
         return self.num_pages * self.page_size_bytes
+
+    def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
+        """Entries of a request's table of pages; vLLM also looks up those that are never used."""
+        return max(super().max_num_blocks_per_req(vllm_config, max_len), self.num_pages)

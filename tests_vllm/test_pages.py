@@ -1,0 +1,111 @@
+"""What is in the pages after many compactions, in 16 bits."""
+
+import numpy as np
+import pytest
+import torch
+from vllm import _custom_ops as ops
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+from lacache.core import LadderConfig
+from lacache.core.kept import kept_after
+from lacache.integrations.vllm import rotary
+from lacache.integrations.vllm.arrays import ScheduleArrays
+from lacache.integrations.vllm.cpu import CpuMoves, PageSlots, _Pages, check_values
+from lacache.integrations.vllm.rounds import cut_into_rounds
+
+HEADS, SIZE, PAGE, CAPACITY, TOKENS = 2, 32, 32, 70, 2_500
+POLICY = LadderConfig(capacity=CAPACITY, span=3, overlap=1, refill=1)
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions of a model."""
+    with set_current_vllm_config(VllmConfig()):
+        table = RotaryEmbedding(SIZE, SIZE, 4096, 1e4, True, torch.bfloat16)
+    monkeypatch.setattr(rotary, "_TABLES", [table])
+
+
+def new_pages(isa: str) -> _Pages:
+    return _Pages.over(torch.zeros(8, HEADS, PAGE, 3 * SIZE, dtype=torch.bfloat16), isa)
+
+
+def attended(pages: _Pages, held: list[int], query: torch.Tensor, length: int) -> torch.Tensor:
+    """vLLM's own attention of one token to a sequence's slots."""
+    starts = torch.tensor([0, 1], dtype=torch.int32)
+    lengths = torch.tensor([length], dtype=torch.int32)
+    shared = {"query_start_loc": starts, "seq_lens": lengths, "causal": True}
+    plan = ops.cpu_attn_get_scheduler_metadata(
+        num_reqs=1,
+        num_heads=2 * HEADS,
+        num_kv_heads=HEADS,
+        head_dim=SIZE,
+        dtype=query.dtype,
+        sliding_window_size=-1,
+        isa=pages.isa,
+        enable_kv_split=False,
+        kv_cache_dtype="auto",
+        **shared,
+    )
+    output = torch.empty_like(query)
+    ops.cpu_attention_with_kv_cache(
+        query=query,
+        key_cache=pages.turned_keys,
+        value_cache=pages.values,
+        output=output,
+        scale=SIZE**-0.5,
+        alibi_slopes=None,
+        sliding_window=-1,
+        block_table=torch.tensor([held], dtype=torch.int32),
+        softcap=0,
+        scheduler_metadata=plan,
+        s_aux=None,
+        kv_cache_dtype="auto",
+        **shared,
+    )
+    return output
+
+
+def test_a_thousand_compactions_leave_no_trace() -> None:
+    isa = _get_attn_isa(torch.bfloat16, PAGE, SIZE, "auto").replace("amx", "vec")
+    schedule = POLICY.bind(6)
+    arrays = ScheduleArrays(schedule)
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(TOKENS, HEADS, SIZE, generator=generator).bfloat16()
+    values = torch.randn(TOKENS, HEADS, SIZE, generator=generator).bfloat16()
+    layer, held = 2, [5, 1, 3]
+    pages = new_pages(isa)
+    compactions = 0
+    table = np.array([held])
+    for piece in cut_into_rounds(arrays, np.array([0]), np.array([0, TOKENS]), table, PAGE):
+        if piece.moves is not None:
+            pages.move(CpuMoves.of(piece.moves, PAGE), arrays.row_of_layer[layer])
+            compactions += 1
+        positions = torch.from_numpy(piece.positions)
+        slots = PageSlots.of(piece.slots, PAGE)
+        pages.write(slots, positions, keys[piece.tokens], values[piece.tokens])
+    assert compactions > 1_000
+    kept = kept_after(schedule, TOKENS).by_pattern[schedule.patterns[layer]]
+    anew = new_pages(isa)
+    places = np.arange(len(kept))
+    slots = PageSlots.of(np.array(held)[places // PAGE] * PAGE + places % PAGE, PAGE)
+    anew.write(slots, torch.from_numpy(places), keys[kept], values[kept])
+    assert pages.keys[slots.page, :, slots.offset].equal(keys[kept])
+    assert pages.values_at(slots).equal(values[kept])
+    query = torch.randn(1, 2 * HEADS, SIZE, generator=generator).bfloat16()
+    found = attended(pages, held, query, len(kept))
+    assert found.equal(attended(anew, held, query, len(kept)))
+    # Keys turned to other places would show.
+    turned = torch.from_numpy(places).flip(0)
+    anew.write(slots, turned, keys[kept], values[kept])
+    assert not found.equal(attended(anew, held, query, len(kept)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [32, 64, 80, 128, 256])
+def test_values_are_where_they_are_read(dtype: torch.dtype, size: int) -> None:
+    with set_current_vllm_config(VllmConfig()):
+        rotary._TABLES[0] = RotaryEmbedding(size, size, 4096, 1e4, True, dtype)
+    isa = _get_attn_isa(dtype, 128, size, "auto").replace("amx", "vec")
+    check_values(isa, 128, size, dtype)

@@ -1,0 +1,102 @@
+"""What cannot be right is refused before it starts, with the reason."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Gemma3TextConfig, OlmoConfig
+from vllm.engine.arg_utils import EngineArgs
+
+from lacache.core.errors import ConfigError, UnsupportedOperationError
+from lacache.integrations.vllm import process
+from lacache.integrations.vllm.process import Process
+from lacache.integrations.vllm.refusals import refuse
+from tests.cache.tiny_models import HYBRID
+from tests_vllm.models import WIDE, saved
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("llama", tmp_path_factory.mktemp("models"))[1]
+
+
+def configured(folder: Path, **options: Any) -> Any:
+    shared = {"skip_tokenizer_init": True, "dtype": "float32", "max_model_len": 256}
+    return EngineArgs(str(folder), **shared | options).create_engine_config()
+
+
+def test_what_is_supported(llama: Path) -> None:
+    refuse(configured(llama))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"kv_cache_dtype": "fp8"}, "quantised keys and values"),
+        ({"enable_lora": True}, "LoRA"),
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+            "speculative decoding",
+        ),
+        (
+            {
+                "kv_transfer_config": {
+                    "kv_connector": "ExampleConnector",
+                    "kv_role": "kv_both",
+                }
+            },
+            "a KV connector",
+        ),
+    ],
+)
+def test_options_of_vllm(llama: Path, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnsupportedOperationError, match=reason):
+        refuse(configured(llama, **options))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (OlmoConfig(**WIDE), "OlmoForCausalLM, for which it was never tested"),
+        (Gemma3TextConfig(**WIDE | HYBRID, head_dim=32), "layers with a sliding window"),
+    ],
+)
+def test_models(tmp_path: Path, config: Any, reason: str) -> None:
+    config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForCausalLM"]
+    config.architectures = [config.architectures[0].replace("Gemma3Text", "Gemma3")]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedOperationError, match=reason):
+        refuse(configured(tmp_path))
+
+
+def decide(monkeypatch: pytest.MonkeyPatch, one: Process, config: Any) -> Any:
+    monkeypatch.setattr(process, "get_current_vllm_config_or_none", lambda: config)
+    return one.decide()
+
+
+def test_a_process_serves_one_way(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LACACHE_VLLM", raising=False)
+    one = Process()
+    said = {"lacache": {"budget": 64, "span": 3, "overlap": 1}}
+    first = decide(monkeypatch, one, configured(llama, additional_config=said))
+    assert first.budget == 64
+    assert decide(monkeypatch, one, configured(llama, additional_config=said)) == first
+    assert one.settings() == first
+    with pytest.raises(ConfigError, match="use a process for each"):
+        decide(monkeypatch, one, configured(llama))
+    none = Process()
+    assert decide(monkeypatch, none, configured(llama)) is None
+    with pytest.raises(ConfigError, match="use a process for each"):
+        decide(monkeypatch, none, configured(llama, additional_config=said))
+
+
+def test_the_environment_counts(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LACACHE_VLLM", '{"budget": 99, "policy": "streaming"}')
+    found = decide(monkeypatch, Process(), configured(llama))
+    assert (found.budget, found.policy) == (99, "streaming")
+
+
+def test_a_ladder_that_does_not_fit_the_model(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"lacache": {"budget": 64, "span": 6}}
+    with pytest.raises(ConfigError, match="span=6 must be below the number of layers"):
+        decide(monkeypatch, Process(), configured(llama, additional_config=said))
