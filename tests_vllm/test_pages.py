@@ -12,9 +12,11 @@ from lacache.core import LadderConfig
 from lacache.core.kept import kept_after
 from lacache.integrations.vllm import rotary
 from lacache.integrations.vllm.arrays import ScheduleArrays
-from lacache.integrations.vllm.cpu import CpuMoves, PageSlots, _Pages, check_values
+from lacache.integrations.vllm.cpu import CpuPages, check_values
+from lacache.integrations.vllm.pages import PageSlots, SlotMoves
 from lacache.integrations.vllm.rounds import cut_into_rounds
 
+CPU = torch.device("cpu")
 HEADS, SIZE, PAGE, CAPACITY, TOKENS = 2, 32, 32, 70, 2_500
 POLICY = LadderConfig(capacity=CAPACITY, span=3, overlap=1, refill=1)
 
@@ -27,11 +29,11 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rotary, "_TABLES", [table])
 
 
-def new_pages(isa: str) -> _Pages:
-    return _Pages.over(torch.zeros(8, HEADS, PAGE, 3 * SIZE, dtype=torch.bfloat16), isa)
+def new_pages(isa: str) -> CpuPages:
+    return CpuPages(torch.zeros(8, HEADS, PAGE, 3 * SIZE, dtype=torch.bfloat16), isa)
 
 
-def attended(pages: _Pages, held: list[int], query: torch.Tensor, length: int) -> torch.Tensor:
+def attended(pages: CpuPages, held: list[int], query: torch.Tensor, length: int) -> torch.Tensor:
     """vLLM's own attention of one token to a sequence's slots."""
     starts = torch.tensor([0, 1], dtype=torch.int32)
     lengths = torch.tensor([length], dtype=torch.int32)
@@ -43,7 +45,7 @@ def attended(pages: _Pages, held: list[int], query: torch.Tensor, length: int) -
         head_dim=SIZE,
         dtype=query.dtype,
         sliding_window_size=-1,
-        isa=pages.isa,
+        isa=pages._isa,
         enable_kv_split=False,
         kv_cache_dtype="auto",
         **shared,
@@ -80,16 +82,16 @@ def test_a_thousand_compactions_leave_no_trace() -> None:
     table = np.array([held])
     for piece in cut_into_rounds(arrays, np.array([0]), np.array([0, TOKENS]), table, PAGE):
         if piece.moves is not None:
-            pages.move(CpuMoves.of(piece.moves, PAGE), arrays.row_of_layer[layer])
+            pages.move(SlotMoves.of(piece.moves, PAGE, CPU), arrays.row_of_layer[layer])
             compactions += 1
         positions = torch.from_numpy(piece.positions)
-        slots = PageSlots.of(piece.slots, PAGE)
+        slots = PageSlots.of(piece.slots, PAGE, CPU)
         pages.write(slots, positions, keys[piece.tokens], values[piece.tokens])
     assert compactions > 1_000
     kept = kept_after(schedule, TOKENS).by_pattern[schedule.patterns[layer]]
     anew = new_pages(isa)
     places = np.arange(len(kept))
-    slots = PageSlots.of(np.array(held)[places // PAGE] * PAGE + places % PAGE, PAGE)
+    slots = PageSlots.of(np.array(held)[places // PAGE] * PAGE + places % PAGE, PAGE, CPU)
     anew.write(slots, torch.from_numpy(places), keys[kept], values[kept])
     assert pages.keys[slots.page, :, slots.offset].equal(keys[kept])
     assert pages.values_at(slots).equal(values[kept])

@@ -39,4 +39,7 @@ def register() -> None:
     register_backend(
         AttentionBackendEnum.CPU_ATTN, "lacache.integrations.vllm.cpu.LadderCpuBackend"
     )
+    register_backend(
+        AttentionBackendEnum.CUSTOM, "lacache.integrations.vllm.cuda.LadderCudaBackend"
+    )
     rotary.register()

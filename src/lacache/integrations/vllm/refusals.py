@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from lacache.core.errors import UnsupportedOperationError
 
@@ -37,6 +38,9 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
     if not (current_platform.is_cpu() or current_platform.is_cuda()):
         yield f"the platform {current_platform.device_name}, for which nothing is written"
+    attention = config.attention_config.backend
+    if current_platform.is_cuda() and attention != AttentionBackendEnum.CUSTOM:
+        yield f"the attention {attention}; try --attention-backend CUSTOM, which is the ladder's"
     if model.use_mla:
         yield "latent attention (MLA), whose keys have no positions of their own"
     if model.is_hybrid:

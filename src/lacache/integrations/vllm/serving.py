@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+import torch
+
 from lacache.core.errors import ConfigError, MissingExtraError, UnsupportedOperationError
 from lacache.integrations.vllm.settings import KEY, Settings
 from lacache.integrations.vllm.versions import DISTRIBUTIONS, unsupported
@@ -57,6 +59,8 @@ def server_arguments(settings: Settings, model: str | None, options: Sequence[st
         own += ["--served-model-name", called]
     if "--max-model-len" not in names:
         own += ["--max-model-len", str(MAX_MODEL_LEN)]
+    if torch.cuda.is_available() and "--attention-backend" not in names:
+        own += ["--attention-backend", "CUSTOM"]
     # The `vllm` command looks for a distribution of that name, which builds for CPU are not.
     return ["-m", "vllm.entrypoints.openai.api_server", *own, *options]
 
