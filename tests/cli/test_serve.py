@@ -73,6 +73,13 @@ def test_what_is_wrong(
     assert not became
 
 
+def test_a_ladder_that_does_not_fit_the_model(run: Run, tiny: Path, became: list[Any]) -> None:
+    result = run("serve", "--model", tiny, "--span", 99)
+    assert result.exit_code == 2
+    assert "span=99 must be below the number of layers" in result.stderr
+    assert not became
+
+
 def test_without_vllm(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise PackageNotFoundError(name)

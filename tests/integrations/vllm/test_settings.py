@@ -39,6 +39,7 @@ def test_schedule_is_the_one_of_the_configuration() -> None:
         ({"budget": "64MiB"}, "must be a number of tokens"),
         ({"budget": True}, "must be a number of tokens"),
         ({"budget": 0}, "at least 1"),
+        ({"budget": 64, "preset": "balanced"}, "has a preset"),
     ],
 )
 def test_what_is_no_settings(said: object, message: str) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 import torch
+from transformers import AutoConfig
 
 from lacache.core.errors import ConfigError, MissingExtraError, UnsupportedOperationError
 from lacache.integrations.vllm.settings import KEY, Settings
@@ -44,7 +45,7 @@ def server_arguments(settings: Settings, model: str | None, options: Sequence[st
     """The arguments of Python for the server.
 
     Raises:
-        ConfigError: the options hold what `settings` or `model` say.
+        ConfigError: the options hold what `settings` or `model` say, or these cannot work for it.
         MissingExtraError: the model's package is not installed.
         ModelError: there is no such model.
     """
@@ -53,6 +54,10 @@ def server_arguments(settings: Settings, model: str | None, options: Sequence[st
         if name in names:
             raise ConfigError(f"{name} cannot be given after --; give {instead} before it")
     called, folder = model_name(model), model_folder(model)
+    if folder is not None:
+        # Before vLLM takes half a minute to say so at the end of long tracebacks.
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        settings.schedule(config.get_text_config().num_hidden_layers)
     said = {"budget": settings.budget, "policy": settings.policy, **settings.options}
     own = ["--model", str(folder or called), "--additional-config", json.dumps({KEY: said})]
     if folder is not None and "--served-model-name" not in names:

@@ -73,6 +73,12 @@ class Settings:
         options = dict(given)
         if "budget" not in options:
             raise ConfigError(f'{where} must have a budget; try {{"budget": 512}}')
+        for name in ("preset", "plan"):
+            if name in options:
+                raise ConfigError(
+                    f"{where} has a {name}, and vLLM's pages hold one policy for all layers; give "
+                    "span and overlap, or use lacache.Engine"
+                )
         budget, policy = options.pop("budget"), options.pop("policy", "ladder")
         return cls(budget, policy, options)
 
