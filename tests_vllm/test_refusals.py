@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Gemma3TextConfig, OlmoConfig
+from transformers import Gemma3TextConfig, MistralConfig, OlmoConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from lacache.core.errors import ConfigError, UnsupportedOperationError
@@ -57,6 +57,13 @@ def test_options_of_vllm(llama: Path, options: dict[str, Any], reason: str) -> N
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
+        (
+            MistralConfig(
+                **WIDE,
+                llama_4_scaling={"original_max_position_embeddings": 64, "beta": 0.1},
+            ),
+            "queries that are scaled by position",
+        ),
         (OlmoConfig(**WIDE), "OlmoForCausalLM, for which it was never tested"),
         (Gemma3TextConfig(**WIDE | HYBRID, head_dim=32), "layers with a sliding window"),
     ],

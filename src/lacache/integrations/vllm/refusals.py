@@ -57,6 +57,8 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
     kinds = set(getattr(model.hf_text_config, "layer_types", None) or ())
     if model.get_sliding_window() is not None or kinds - {"full_attention"}:
         yield "layers with a sliding window"
+    if getattr(model.hf_text_config, "llama_4_scaling", None) is not None:
+        yield "queries that are scaled by position, which is not counted in tokens under a ladder"
     if config.kv_transfer_config is not None:
         yield "a KV connector (--kv-transfer-config), which moves pages by token numbers"
     if config.speculative_config is not None:
