@@ -31,7 +31,7 @@ def became(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_it_becomes_the_server(run: Run, tiny: Path, became: list[Any]) -> None:
     options = ("--budget", 256, "--span", 2, "--window-layers", "0-1")
-    result = run("serve", "--model", tiny, *options, "--", "--port", 8001)
+    result = run("serve", "--engine", "vllm", "--model", tiny, *options, "--", "--seed", 1)
     assert isinstance(result.exception, Started)
     path, arguments, environment = became
     assert path == arguments[0] == sys.executable
@@ -43,13 +43,25 @@ def test_it_becomes_the_server(run: Run, tiny: Path, became: list[Any]) -> None:
         "--model": str(tiny),
         "--served-model-name": "tiny",
         "--max-model-len": "131072",
-        "--port": "8001",
+        "--host": "127.0.0.1",
+        "--port": "8000",
+        "--seed": "1",
     }
     assert environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] == "1"
 
 
 def test_what_is_given_to_the_server_counts(run: Run, tiny: Path, became: list[Any]) -> None:
-    run("serve", "--model", tiny, "--", "--max-model-len=99", "--served_model_name", "x")
+    run(
+        "serve",
+        "--engine",
+        "vllm",
+        "--model",
+        tiny,
+        "--",
+        "--max-model-len=99",
+        "--served_model_name",
+        "x",
+    )
     assert "131072" not in became[1]
     assert "tiny" not in became[1]
 
@@ -57,24 +69,29 @@ def test_what_is_given_to_the_server_counts(run: Run, tiny: Path, became: list[A
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--engine", "own"), "engine='own' must be 'vllm'"),
-        (("--budget", 0), "budget=0 must be at least 1"),
-        (("--model", "no/such/model"), "does not exist"),
-        (("--", "--model", "other"), "--model cannot be given after --"),
-        (("--", "--additional-config={}"), "--additional-config cannot be given after --"),
+        (("own",), "engine='own' must be 'lacache' or 'vllm'"),
+        (("vllm", "--budget", 0), "budget=0 must be at least 1"),
+        (("vllm", "--budget", 0.5), "budget=0.5 must be a number of tokens"),
+        (("vllm", "--preset", "local"), "--preset cannot be given with --engine vllm"),
+        (("vllm", "--model", "no/such/model"), "does not exist"),
+        (("vllm", "--", "--model", "other"), "--model cannot be given after --"),
+        (("vllm", "--", "--additional-config={}"), "--additional-config cannot be given after --"),
+        (("lacache", "--", "--seed", 1), "--seed stands after --, for vLLM"),
+        (("lacache", "--budget", 0.5), "budget=0.5 is a share of a prompt"),
+        (("lacache", "--host", "0.0.0.0"), "set LACACHE_API_KEY"),
     ],
 )
 def test_what_is_wrong(
     run: Run, became: list[Any], arguments: tuple[object, ...], message: str
 ) -> None:
-    result = run("serve", *arguments)
+    result = run("serve", "--engine", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
     assert not became
 
 
 def test_a_ladder_that_does_not_fit_the_model(run: Run, tiny: Path, became: list[Any]) -> None:
-    result = run("serve", "--model", tiny, "--span", 99)
+    result = run("serve", "--engine", "vllm", "--model", tiny, "--span", 99)
     assert result.exit_code == 2
     assert "span=99 must be below the number of layers" in result.stderr
     assert not became
@@ -85,13 +102,13 @@ def test_without_vllm(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(serving, "version", version)
-    result = run("serve", "--model", tiny)
+    result = run("serve", "--engine", "vllm", "--model", tiny)
     assert result.exit_code == 2
     assert "vLLM is not installed" in result.stderr
 
 
 def test_with_another_vllm(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "version", lambda name: "0.20.0")
-    result = run("serve", "--model", tiny)
+    result = run("serve", "--engine", "vllm", "--model", tiny)
     assert result.exit_code == 2
     assert "vLLM 0.20.0 is not supported; install vLLM 0.31 to 0.32" in result.stderr

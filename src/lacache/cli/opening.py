@@ -76,9 +76,7 @@ def opener(
         UnsupportedModelError: the model's caches or positions are not understood.
     """
     from lacache.cache.facts import model_facts
-    from lacache.cache.static.fit import fit_bytes
     from lacache.engine.cached_writer import CachedWriter
-    from lacache.engine.engine import Engine
 
     facts = model_facts(model)
     # Neither of the first two is of fixed size; the state of linear layers it doesn't hold.
@@ -95,8 +93,37 @@ def opener(
         engine_options.check_needless(why_not)
         cache = cache_options.make(model, prompt_tokens)
         return lambda: CachedWriter(model, cache, sampling)
+    engine = new_engine(model, cache_options, engine_options, prompt_tokens)
+    return lambda: engine.open(sampling)
+
+
+def new_engine(
+    model: Any,
+    cache_options: CacheOptions,
+    engine_options: EngineOptions,
+    prompt_tokens: int,
+    rows: int = 1,
+) -> Engine:
+    """An engine for `model`.
+
+    Args:
+        model: of transformers.
+        cache_options: what to keep.
+        engine_options: how to run.
+        prompt_tokens: what a share is of.
+        rows: texts side by side.
+
+    Raises:
+        ConfigError: the options cannot work for this model.
+        InputError: the plan cannot be read.
+        UnsupportedModelError: the model is not understood.
+    """
+    from lacache.cache.facts import model_facts
+    from lacache.cache.static.fit import fit_bytes
+    from lacache.engine.engine import Engine
+
     plan = fit_bytes(
-        facts,
+        model_facts(model),
         cache_options.plan_budget(),
         lambda per_token: cache_options.plan_for(model, prompt_tokens, per_token),
         engine_options.kv_dtype,
@@ -106,13 +133,13 @@ def opener(
         return Engine.from_model(
             model,
             plan,
+            rows=rows,
             kv_dtype=engine_options.kv_dtype,
             weights=engine_options.weights,
             compile=engine_options.compile,
         )
 
-    engine = _compiled(make) if engine_options.compile else make()
-    return lambda: engine.open(sampling)
+    return _compiled(make) if engine_options.compile else make()
 
 
 def _compiled(make: Callable[[], Engine]) -> Engine:

@@ -1,37 +1,67 @@
 """`lacache serve`: an OpenAI server, whose requests may be of any length."""
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from lacache.cli.cache_options import CacheOptions
 from lacache.cli.options import (
+    DEFAULT_THREADS,
+    BudgetOption,
+    DtypeOption,
     GeometryOption,
+    KvDtypeOption,
     ModelOption,
     OverlapOption,
+    PlanOption,
+    PolicyOption,
+    PresetOption,
     RecentOption,
     RefillOption,
     SinksOption,
     SpanOption,
+    ThreadsOption,
     UnitOption,
+    WeightsOption,
     WindowLayersOption,
 )
+from lacache.core.budget import parse_budget
 from lacache.core.errors import ConfigError
+
+KEY_VARIABLE = "LACACHE_API_KEY"
 
 
 def serve(
     options: Annotated[
         list[str] | None,
         typer.Argument(
-            help="After `--`: options of vLLM's own server, such as `-- --port 8001 --dtype auto`."
+            help="After `--`: options of vLLM's own server, such as `-- --dtype bfloat16`."
         ),
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", help="Only vllm so far.")] = "vllm",
+    engine: Annotated[
+        str, typer.Option("--engine", help="lacache, or vllm where that is installed.")
+    ] = "lacache",
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            help=f"Address to listen at. Others than loopback need {KEY_VARIABLE} to be set.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
+    rows: Annotated[
+        int, typer.Option("--rows", min=1, help="Texts side by side (engine lacache).")
+    ] = 4,
+    waiting: Annotated[
+        int, typer.Option("--waiting", min=0, help="Texts that may wait for a row.")
+    ] = 64,
     model: ModelOption = None,
-    budget: Annotated[
-        int,
-        typer.Option("--budget", "-b", help="Tokens that each layer keeps of each sequence."),
-    ] = 512,
-    policy: Annotated[str, typer.Option("--policy", help="ladder or streaming.")] = "ladder",
+    budget: BudgetOption = None,
+    preset: PresetOption = None,
+    policy: PolicyOption = None,
+    plan: PlanOption = None,
     span: SpanOption = None,
     overlap: OverlapOption = None,
     sinks: SinksOption = None,
@@ -40,27 +70,122 @@ def serve(
     geometry: GeometryOption = None,
     unit: UnitOption = None,
     window_layers: WindowLayersOption = "",
+    kv_dtype: KvDtypeOption = None,
+    weights: WeightsOption = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the step first; worth it for few rows.")
+    ] = False,
+    threads: ThreadsOption = DEFAULT_THREADS,
+    dtype: DtypeOption = "auto",
 ) -> None:
-    """Start vLLM's OpenAI server with a bounded cache: constant memory for each sequence.
+    """Serve OpenAI's API with a bounded cache: constant memory for each text, of any length.
 
-    Needs vLLM, installed beforehand for this machine (docs/vllm.md). Requests may be longer than
-    the model's trained context, up to `--max-model-len` (131,072 unless given after `--`).
+    `/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/health`. With `--engine vllm` vLLM's
+    own server is started, with a ladder in it (docs/vllm.md).
     """
-    if engine != "vllm":
-        raise ConfigError(f"engine={engine!r} must be 'vllm'; try --engine vllm")
+    if engine not in ("lacache", "vllm"):
+        raise ConfigError(f"engine={engine!r} must be 'lacache' or 'vllm'; try --engine lacache")
+    if engine == "vllm":
+        _refuse_for_vllm(preset, plan, kv_dtype, weights, compile)
+        given = {
+            "span": span,
+            "overlap": overlap,
+            "sinks": sinks,
+            "recent": recent,
+            "refill": refill,
+            "geometry": geometry,
+            "unit": unit,
+        }
+        address = ["--host", host, "--port", str(port)]
+        _start_vllm(model, budget, policy, given, window_layers, [*address, *(options or [])])
+        return
+    if options:
+        raise ConfigError(f"{options[0]} stands after --, for vLLM; give --engine vllm too")
+    if budget is not None and parse_budget(budget).share:
+        raise ConfigError(
+            f"budget={budget} is a share of a prompt, and a server reads many prompts; try 512 "
+            "(tokens) or '64MiB' (bytes)"
+        )
+    from lacache.core.packages import require_modules
+
+    require_modules("fastapi", "uvicorn", why="lacache serve", extra="server")
+    from lacache.cli.opening import EngineOptions, new_engine
+    from lacache.models import load_model
+    from lacache.server.limits import Limits
+    from lacache.server.start import check_address, serve_engine
+
+    api_key = os.environ.get(KEY_VARIABLE)
+    check_address(host, api_key)
+    limits = Limits(waiting=waiting)
+    cache_options = CacheOptions(
+        budget=budget,
+        preset=preset,
+        policy=policy,
+        plan=plan,
+        span=span,
+        overlap=overlap,
+        sinks=sinks,
+        recent=recent,
+        refill=refill,
+        geometry=geometry,
+        unit=unit,
+        window_layers=window_layers,
+    )
+    how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
+    loaded = load_model(model, dtype=dtype, threads=threads)
+    served = new_engine(loaded.model, cache_options, how, 1, rows)
+    typer.echo(
+        f"{loaded.name} at http://{host}:{port}/v1, {rows} texts side by side, "
+        f"{served.row_bytes / 2**20:.1f} MiB each; Ctrl-C ends it",
+        err=True,
+    )
+    serve_engine(
+        served,
+        loaded.model,
+        loaded.tokenizer,
+        loaded.name,
+        host=host,
+        port=port,
+        api_key=api_key,
+        limits=limits,
+    )
+
+
+def _refuse_for_vllm(
+    preset: str | None, plan: Path | None, kv_dtype: str | None, weights: str | None, compile: bool
+) -> None:
+    given = {
+        "--preset": preset,
+        "--plan": plan,
+        "--kv-dtype": kv_dtype,
+        "--weights": weights,
+        "--compile": compile or None,
+    }
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise ConfigError(f"{', '.join(named)} cannot be given with --engine vllm; leave it out")
+
+
+def _start_vllm(
+    model: str | None,
+    budget: str | None,
+    policy: str | None,
+    given: dict[str, Any],
+    window_layers: str,
+    options: list[str],
+) -> None:
     from lacache.cli.layers import parse_layers
     from lacache.integrations.vllm.serving import start
     from lacache.integrations.vllm.settings import Settings
 
-    given = {
-        "span": span,
-        "overlap": overlap,
-        "sinks": sinks,
-        "recent": recent,
-        "refill": refill,
-        "geometry": geometry,
-        "unit": unit,
-        "window_layers": parse_layers(window_layers) or None,
-    }
+    tokens = parse_budget("512" if budget is None else budget).tokens
+    if not tokens:
+        raise ConfigError(
+            f"budget={budget} must be a number of tokens, as vLLM shares out memory before it sees "
+            "a prompt; try --budget 512"
+        )
+    layers = parse_layers(window_layers)
     named = {name: value for name, value in given.items() if value is not None}
-    start(Settings(budget, policy, named), model, options or [])
+    if layers:
+        named["window_layers"] = layers
+    start(Settings(tokens, policy or "ladder", named), model, options)

@@ -1,0 +1,34 @@
+"""Who has no key comes no further."""
+
+import hmac
+from typing import final
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lacache.server.answers import error_body
+
+_OPEN = ("/health",)
+
+
+@final
+class KeyCheck:
+    """Asks for `Authorization: Bearer <key>`."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self._app = app
+        self._key = api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http" or scope["path"] in _OPEN or self._is_right(scope):
+            await self._app(scope, receive, send)
+            return
+        text = "the API key is missing or wrong; send Authorization: Bearer <key>"
+        body = error_body(text, kind="authentication_error")
+        await JSONResponse(body, 401)(scope, receive, send)
+
+    def _is_right(self, scope: Scope) -> bool:
+        given = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(given.encode(), self._key)

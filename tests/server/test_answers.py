@@ -1,0 +1,263 @@
+"""Real clients get what the engine writes."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from openai import (
+    APIError,
+    APIStatusError,
+    AuthenticationError,
+    BadRequestError,
+    NotFoundError,
+    OpenAI,
+    RateLimitError,
+)
+
+from lacache.server.service import Service
+from tests.engine.tiny import tiny_tokenizer
+from tests.server.serving import NAME, client, expected, listening, service
+
+PROMPT = "the cat and the dog go to the sea. " * 8
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Service, str]]:
+    with service() as one, listening(one) as address:
+        yield one, address
+
+
+@pytest.fixture(scope="module")
+def openai(served: tuple[Service, str]) -> Iterator[OpenAI]:
+    with client(served[1]) as openai:
+        yield openai
+
+
+def tokens(text: str) -> list[int]:
+    ids: list[int] = tiny_tokenizer()(text, verbose=False).input_ids
+    return ids
+
+
+def test_models_and_health(served: tuple[Service, str], openai: OpenAI) -> None:
+    assert [model.id for model in openai.models.list()] == [NAME]
+    assert httpx.get(f"{served[1]}/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, tokens(PROMPT)])
+def test_a_completion(openai: OpenAI, prompt: Any) -> None:
+    answer = openai.completions.create(model=NAME, prompt=prompt, max_tokens=50, temperature=0)
+    assert answer.choices[0].text == expected(tokens(PROMPT), 50)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(tokens(PROMPT))
+    assert answer.usage.completion_tokens == 50
+    assert answer.usage.total_tokens == len(tokens(PROMPT)) + 50
+
+
+def test_a_stream_is_the_same_text(openai: OpenAI) -> None:
+    stream = openai.completions.create(
+        model=NAME,
+        prompt=PROMPT,
+        max_tokens=50,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    pieces = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    assert len(pieces) > 5
+    assert "".join(piece.text for piece in pieces) == expected(tokens(PROMPT), 50)
+    assert [piece.finish_reason for piece in pieces][-2:] == [None, "length"]
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 50
+
+
+def test_a_chat(openai: OpenAI) -> None:
+    messages: list[Any] = [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "the "}, {"type": "text", "text": "sea"}],
+        },
+    ]
+    joined = [messages[0], {"role": "user", "content": "the sea"}]
+    prompt = tiny_tokenizer().apply_chat_template(
+        joined, tokenize=False, add_generation_prompt=True
+    )
+    wanted = expected(tokens(prompt), 30)
+    settings: Any = {"model": NAME, "messages": messages, "max_tokens": 30, "temperature": 0}
+    answer = openai.chat.completions.create(**settings)
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content == wanted
+    streamed = list(openai.chat.completions.create(**settings, stream=True))
+    assert streamed[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == wanted
+    assert streamed[-1].choices[0].finish_reason == "length"
+
+
+def test_stop_strings(openai: OpenAI) -> None:
+    whole = expected(tokens(PROMPT), 50)
+    stop = whole[20:23]
+    answer = openai.completions.create(
+        model=NAME, prompt=PROMPT, max_tokens=50, temperature=0, stop=[stop, "never said"]
+    )
+    assert answer.choices[0].text == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens < 50
+
+
+def test_several_texts_have_seeds_of_their_own(openai: OpenAI) -> None:
+    settings: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 20, "temperature": 1.0}
+    three = openai.completions.create(**settings, n=3, seed=7)
+    texts = [choice.text for choice in three.choices]
+    assert len(set(texts)) == 3
+    assert three.usage is not None
+    assert three.usage.completion_tokens == 60
+    again = openai.completions.create(**settings, seed=8)
+    assert again.choices[0].text == texts[1]
+
+
+def test_many_at_once_get_what_they_get_alone(openai: OpenAI) -> None:
+    prompts = [PROMPT[: 10 + 7 * i] for i in range(12)]
+
+    def ask(prompt: str) -> str:
+        settings: Any = {"model": NAME, "max_tokens": 15, "temperature": 0}
+        return openai.completions.create(prompt=prompt, **settings).choices[0].text
+
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(ask, prompts))
+    assert found == [expected(tokens(prompt), 15) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": [5, 10**6]}, "token ids from 5 to 1000000"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 0.001}, "temperature=0.001 must be 0"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n: "),
+        ({"stop": ["x" * 300]}, "300 characters"),
+        ({"stop": ""}, "stop"),
+        ({"seed": -1}, "seed"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"echo": True}, "echo"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"1": 5}}, "logit_bias"),
+    ],
+)
+def test_what_is_wrong_is_said(openai: OpenAI, field: dict[str, Any], message: str) -> None:
+    settings: Any = {"model": NAME, "prompt": "the sea", "max_tokens": 3} | field
+    with pytest.raises(BadRequestError, match=message):
+        openai.completions.create(**settings)
+    if field != {"n": 0} and "temperature" not in field:
+        assert openai.completions.create(model=NAME, prompt="a", max_tokens=1).choices[0]
+
+
+def test_other_models_and_paths(served: tuple[Service, str], openai: OpenAI) -> None:
+    with pytest.raises(NotFoundError, match="model 'gpt' is not here; try 'tiny'"):
+        openai.completions.create(model="gpt", prompt="a")
+    answer = httpx.get(f"{served[1]}/v1/nothing")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == "Not Found"
+    answer = httpx.post(
+        f"{served[1]}/v1/completions",
+        content=b"{no json",
+        headers={"content-type": "application/json"},
+    )
+    assert answer.status_code == 400
+    assert "JSON" in answer.json()["error"]["message"]
+
+
+def test_who_has_gone_gives_the_row_back(served: tuple[Service, str], openai: OpenAI) -> None:
+    one, address = served
+    for _ in range(3):
+        stream = openai.completions.create(
+            model=NAME, prompt=PROMPT, max_tokens=100_000, temperature=0, stream=True
+        )
+        next(iter(stream))
+        stream.close()
+    body = {"prompt": PROMPT, "max_tokens": 100_000, "temperature": 0}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{address}/v1/completions", json=body, timeout=0.3)
+    until = time.monotonic() + 20
+    while one._thread.num_open and time.monotonic() < until:
+        time.sleep(0.05)
+    assert one._thread.num_open == 0
+
+
+def test_too_many_are_told_to_come_again() -> None:
+    with (
+        service(rows=1, waiting=1) as one,
+        listening(one) as address,
+        client(address) as openai,
+    ):
+        settings: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 100_000, "stream": True}
+        streams = [openai.completions.create(**settings) for _ in range(2)]
+        next(iter(streams[0]))
+        with pytest.raises(RateLimitError) as caught:
+            openai.completions.create(model=NAME, prompt="a", max_tokens=1)
+        assert caught.value.response.headers["retry-after"] == "5"
+        for stream in streams:
+            stream.close()
+
+
+def test_limits() -> None:
+    with (
+        service(prompt_tokens=50, new_tokens=4, body_bytes=2_000) as one,
+        listening(one) as address,
+        client(address) as openai,
+    ):
+        with pytest.raises(BadRequestError, match="reads at most 50"):
+            openai.completions.create(model=NAME, prompt=[5] * 51)
+        answer = openai.completions.create(model=NAME, prompt="a", max_tokens=9, temperature=0)
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 4
+        with pytest.raises(APIStatusError, match="larger than 2000 bytes") as caught:
+            openai.completions.create(model=NAME, prompt="a" * 3_000)
+        assert caught.value.status_code == 413
+
+
+def test_time_is_limited() -> None:
+    with (
+        service(seconds=0.2) as one,
+        listening(one) as address,
+        client(address) as openai,
+        pytest.raises(APIStatusError, match="took longer than it may") as caught,
+    ):
+        openai.completions.create(model=NAME, prompt="a", max_tokens=100_000)
+    assert caught.value.status_code == 504
+
+
+def test_a_key_is_asked_for() -> None:
+    with service() as one, listening(one, api_key="secret") as address:
+        assert httpx.get(f"{address}/health").status_code == 200
+        with (
+            client(address, "wrong") as openai,
+            pytest.raises(AuthenticationError, match="API key is missing or wrong"),
+        ):
+            openai.models.list()
+        with client(address, "secret") as openai:
+            assert openai.models.list().data[0].id == NAME
+
+
+def test_what_is_written_when_the_server_ends_is_told() -> None:
+    with service() as one, listening(one) as address, client(address) as openai:
+        stream = openai.completions.create(
+            model=NAME, prompt=PROMPT, max_tokens=100_000, stream=True
+        )
+        pieces = iter(stream)
+        next(pieces)
+        one._thread.close()
+        with pytest.raises(APIError, match="the server is ending"):
+            list(pieces)
+        with pytest.raises(APIStatusError, match="the server is ending") as caught:
+            openai.completions.create(model=NAME, prompt="a", max_tokens=1)
+        assert caught.value.status_code == 503
