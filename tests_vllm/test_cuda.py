@@ -16,7 +16,7 @@ from lacache.core.kept import kept_after
 from lacache.integrations.vllm import rotary
 from lacache.integrations.vllm.arrays import ScheduleArrays
 from lacache.integrations.vllm.cuda import LadderCudaImpl
-from lacache.integrations.vllm.step import ready
+from lacache.integrations.vllm.step import ready, rows_of_layers
 
 HEADS, SIZE, PAGE = 2, 32, 16
 POLICY = LadderConfig(capacity=40, span=3, overlap=1, refill=5)
@@ -87,7 +87,8 @@ def test_rounds_attend_to_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         before = [len(own) for own in keys]
         seq_lens = torch.tensor(before) + torch.tensor(counts)
         step = SimpleNamespace(num_reqs=3, block_table_tensor=pages, query_start_loc_cpu=starts)
-        plan = ready(arrays, step, seq_lens, PAGE, lambda starts, lengths: None)
+        rows = rows_of_layers(arrays, [layer.layer_name])
+        plan = ready(arrays, rows, step, seq_lens, PAGE, lambda starts, lengths: None)
         output = torch.full_like(q, torch.nan)
         impl.forward(layer, q, k, v, kv_cache, plan, output)
         for row, count in enumerate(counts):

@@ -26,7 +26,7 @@ from lacache.integrations.vllm.pages import Pages, PageSlots
 from lacache.integrations.vllm.process import PROCESS
 from lacache.integrations.vllm.rotary import check_reach
 from lacache.integrations.vllm.spec import LadderSpec
-from lacache.integrations.vllm.step import ReadyRound, ReadyStep, ready, run
+from lacache.integrations.vllm.step import ReadyRound, ReadyStep, ready, rows_of_layers, run
 
 
 @final
@@ -78,6 +78,7 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
         self._schedule = ScheduleArrays(
             settings.schedule(vllm_config.model_config.get_total_num_hidden_layers())
         )
+        self._rows = rows_of_layers(self._schedule, layer_names)
 
     def build(
         self,
@@ -87,7 +88,7 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
     ) -> Any:
         """The rounds of a step."""
         step = common_attn_metadata
-        return ready(self._schedule, step, step.seq_lens, self.block_size, self._plan)
+        return ready(self._schedule, self._rows, step, step.seq_lens, self.block_size, self._plan)
 
     def _plan(self, starts: Tensor, lengths: Tensor) -> Tensor:
         plan: Tensor = ops.cpu_attn_get_scheduler_metadata(

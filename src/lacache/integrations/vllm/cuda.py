@@ -25,7 +25,7 @@ from lacache.integrations.vllm.pages import Pages, PageSlots
 from lacache.integrations.vllm.process import PROCESS
 from lacache.integrations.vllm.rotary import check_reach
 from lacache.integrations.vllm.spec import LadderSpec
-from lacache.integrations.vllm.step import ReadyRound, ReadyStep, ready, run
+from lacache.integrations.vllm.step import ReadyRound, ReadyStep, ready, rows_of_layers, run
 
 _LOGGER = logging.getLogger("vllm.lacache")
 
@@ -89,6 +89,7 @@ class LadderCudaBuilder(AttentionMetadataBuilder[Any]):
         self._schedule = ScheduleArrays(
             settings.schedule(vllm_config.model_config.get_total_num_hidden_layers())
         )
+        self._rows = rows_of_layers(self._schedule, layer_names)
 
     def build(
         self,
@@ -101,7 +102,18 @@ class LadderCudaBuilder(AttentionMetadataBuilder[Any]):
         # Exact but for speculative decoding, which is refused.
         seq_lens = step.seq_lens_cpu_upper_bound
         assert seq_lens is not None
-        return ready(self._schedule, step, seq_lens, self._page_size, lambda starts, lengths: None)
+        return ready(
+            self._schedule,
+            self._rows,
+            step,
+            seq_lens,
+            self._page_size,
+            lambda starts, lengths: None,
+        )
+
+
+def _no_plan(starts: Tensor, lengths: Tensor) -> None:
+    """FlashAttention needs nothing beforehand."""
 
 
 @final

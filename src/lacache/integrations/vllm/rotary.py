@@ -73,7 +73,7 @@ def turn(table: RotaryEmbedding, states: Tensor, positions: Tensor) -> None:
     """
     ops.rotary_embedding(
         positions,
-        states.view(len(states), -1),
+        states.view(states.shape[0], -1),
         None,
         table.head_size,
         table._match_cos_sin_cache_dtype(states),

@@ -1,6 +1,6 @@
 """A step, ready for every layer: its rounds as tensors, and the order of what they do."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -52,11 +52,18 @@ class ReadyStep:
     """A step, for every layer."""
 
     rounds: Sequence[ReadyRound]
-    row_of_layer: Sequence[int]
+    rows: Mapping[str, int]
+    """For each layer of vLLM's, by name, the row of `SlotMoves` that is its own."""
+
+
+def rows_of_layers(schedule: ScheduleArrays, layer_names: Iterable[str]) -> dict[str, int]:
+    """For each layer, by vLLM's name, which has its number, the row of moves that is its own."""
+    return {name: schedule.row_of_layer[extract_layer_index(name)] for name in layer_names}
 
 
 def ready(
     schedule: ScheduleArrays,
+    rows: Mapping[str, int],
     step: CommonAttentionMetadata,
     seq_lens: Tensor,
     page_size: int,
@@ -66,6 +73,7 @@ def ready(
 
     Args:
         schedule: of every sequence.
+        rows: of `rows_of_layers`.
         step: as vLLM tells it.
         seq_lens: [sequences] on CPU, tokens of each with this step's.
         page_size: slots in a page.
@@ -78,7 +86,7 @@ def ready(
     rounds = cut_into_rounds(schedule, num_seen, starts, pages, page_size)
     return ReadyStep(
         [_ready(one, table, int(starts[-1]), page_size, plan) for one in rounds],
-        schedule.row_of_layer,
+        rows,
     )
 
 
@@ -123,7 +131,7 @@ def run(
 
     Args:
         step: for every layer.
-        layer_name: vLLM's, which has the layer's number.
+        layer_name: vLLM's.
         pages: of the layer.
         attend: of turned queries to what their sequences hold, written to its last argument.
         query: [tokens, heads, head size], not turned.
@@ -131,15 +139,19 @@ def run(
         value: [tokens, KV heads, head size].
         output: as `query`, written to.
     """
-    row = step.row_of_layer[extract_layer_index(layer_name)]
+    row = step.rows[layer_name]
     for one in step.rounds:
         if one.moves is not None:
             pages.move(one.moves, row)
+        num_tokens = one.positions.shape[0]
         # Beyond the step's tokens vLLM pads at times.
-        chosen = slice(len(one.positions)) if one.tokens is None else one.tokens
+        chosen = slice(num_tokens) if one.tokens is None else one.tokens
         pages.write(one.slots, one.positions, key[chosen], value[chosen])
         turned = query[chosen].clone(memory_format=torch.contiguous_format)
         turn(table_of_model(), turned, one.positions)
-        found = torch.empty_like(output[: len(one.positions)])
-        attend(one, turned, found)
-        output[chosen] = found
+        if one.tokens is None:
+            attend(one, turned, output[:num_tokens])
+        else:
+            found = torch.empty_like(output[:num_tokens])
+            attend(one, turned, found)
+            output[one.tokens] = found
