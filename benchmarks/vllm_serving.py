@@ -7,7 +7,7 @@ ways in turns, medians of the runs.
 
 - ample: a pool in which all requests fit with either; 16 of 512 tokens write 128.
 - tight: a pool in which stock vLLM has room for one of 5 requests of 1,536 tokens that write 512.
-- fit: how many requests of 40,000 tokens vLLM says that fit in 2 GiB.
+- fit: how many requests of 40,000 tokens fit in 2 GiB, from the pages that vLLM makes of them.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def order(case: str, rounds: int) -> Iterator[str]:
 
 def fitting(found: Record, case: dict[str, int], way: str) -> int:
     """Requests of the longest length that the pool holds at once."""
-    slots = min(case["budget"], case["max_model_len"]) if way == "ladder" else case["max_model_len"]
+    slots = case["budget"] if way == "ladder" else case["max_model_len"]
     return int((found["pages"] - 1) // -(-slots // found["page_slots"]))
 
 

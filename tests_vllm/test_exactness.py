@@ -93,12 +93,12 @@ def test_two_processes(llama: tuple[Any, Path], way: str, monkeypatch: pytest.Mo
 
 
 def test_pool_so_small_that_requests_wait(llama: tuple[Any, Path]) -> None:
-    """Pages for two sequences (one page is vLLM's own), and fourteen requests."""
+    """Three pages for each sequence, seven in the pool (one is vLLM's own), fourteen requests."""
     model, folder = llama
     texts = prompts() + prompts(seed=2)
-    with serving(folder, LADDER, num_gpu_blocks_override=3) as llm:
+    with serving(folder, LADDER | {"budget": 300}, num_gpu_blocks_override=7) as llm:
         found = written(llm, texts)
-    policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
+    policy = LadderConfig(capacity=300, span=3, overlap=1, refill=8)
     assert found == written_by_engine(model, policy, texts)
 
 

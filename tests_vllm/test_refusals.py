@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Gemma3TextConfig, MistralConfig, OlmoConfig
+from transformers import Gemma3TextConfig, GraniteConfig, MistralConfig, OlmoConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.custom_op import op_registry_oot
 
 from lacache.core.errors import ConfigError, UnsupportedOperationError
 from lacache.integrations.vllm import process
+from lacache.integrations.vllm.plugin import register
 from lacache.integrations.vllm.process import Process
 from lacache.integrations.vllm.refusals import refuse
+from lacache.integrations.vllm.rotary import SUPPORTED
 from tests.cache.tiny_models import HYBRID
 from tests_vllm.models import WIDE, saved
 
@@ -32,7 +35,8 @@ def test_what_is_supported(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"kv_cache_dtype": "fp8"}, "quantised keys and values"),
+        ({"kv_cache_dtype": "fp8"}, "keys and values in another type"),
+        ({"kv_cache_dtype": "bfloat16"}, "keys and values in another type"),
         ({"enable_lora": True}, "LoRA"),
         (
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
@@ -63,6 +67,10 @@ def test_options_of_vllm(llama: Path, options: dict[str, Any], reason: str) -> N
                 llama_4_scaling={"original_max_position_embeddings": 64, "beta": 0.1},
             ),
             "queries that are scaled by position",
+        ),
+        (
+            GraniteConfig(**WIDE, layer_rope_theta=[1e4, 0, 1e4, 0, 1e4, 0]),
+            "positions that differ by layer",
         ),
         (OlmoConfig(**WIDE), "OlmoForCausalLM, for which it was never tested"),
         (Gemma3TextConfig(**WIDE | HYBRID, head_dim=32), "layers with a sliding window"),
@@ -95,6 +103,24 @@ def test_a_process_serves_one_way(llama: Path, monkeypatch: pytest.MonkeyPatch) 
     assert decide(monkeypatch, none, configured(llama)) is None
     with pytest.raises(ConfigError, match="use a process for each"):
         decide(monkeypatch, none, configured(llama, additional_config=said))
+
+
+def test_a_process_serves_one_model(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Process()
+    said = {"lacache": {"budget": 64, "span": 3, "overlap": 1}}
+    decide(monkeypatch, one, configured(llama, additional_config=said))
+    other = saved("qwen2", tmp_path)[1]
+    with pytest.raises(ConfigError, match="use a process for each"):
+        decide(monkeypatch, one, configured(other, additional_config=said))
+
+
+def test_layers_keep_the_names_that_switch_them() -> None:
+    register()
+    register()
+    for layer in SUPPORTED:
+        assert op_registry_oot[layer.__name__].name == layer.name == "rotary_embedding"
 
 
 def test_the_environment_counts(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-c", "from lacache.cli import main; main()", "serve"]
-    command += ["--budget", str(BUDGET), "--", "--port", str(port), "--dtype", "float32"]
+    command += ["--engine", "vllm", "--budget", str(BUDGET), "--port", str(port)]
+    command += ["--dtype", "float32", "--"]
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as stream:
         server = subprocess.Popen(

@@ -26,6 +26,8 @@ def became(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(serving.os, "execve", execve)
     monkeypatch.setattr(serving, "version", lambda name: "0.32.0")
+    monkeypatch.setattr(serving.torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("LACACHE_API_KEY", raising=False)
     return found
 
 
@@ -45,6 +47,7 @@ def test_it_becomes_the_server(run: Run, tiny: Path, became: list[Any]) -> None:
         "--max-model-len": "131072",
         "--host": "127.0.0.1",
         "--port": "8000",
+        "--dtype": "auto",
         "--seed": "1",
     }
     assert environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] == "1"
@@ -70,6 +73,9 @@ def test_what_is_given_to_the_server_counts(run: Run, tiny: Path, became: list[A
     ("arguments", "message"),
     [
         (("own",), "engine='own' must be 'lacache' or 'vllm'"),
+        (("vllm", "--host", "0.0.0.0"), "set LACACHE_API_KEY"),
+        (("vllm", "--rows", 2), "--rows cannot be given with --engine vllm"),
+        (("vllm", "--", "--host=0.0.0.0"), "--host cannot be given after --"),
         (("vllm", "--budget", 0), "budget=0 must be at least 1"),
         (("vllm", "--budget", 0.5), "budget=0.5 must be a number of tokens"),
         (("vllm", "--preset", "local"), "--preset cannot be given with --engine vllm"),
@@ -88,6 +94,16 @@ def test_what_is_wrong(
     assert result.exit_code == 2
     assert message in result.stderr
     assert not became
+
+
+def test_the_key_is_vllms_too(
+    run: Run, tiny: Path, became: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LACACHE_API_KEY", "secret")
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    run("serve", "--engine", "vllm", "--host", "0.0.0.0", "--model", tiny)
+    assert became[2]["VLLM_API_KEY"] == "secret"
+    assert became[2]["VLLM_PLUGINS"] == "other,lacache"
 
 
 def test_a_ladder_that_does_not_fit_the_model(run: Run, tiny: Path, became: list[Any]) -> None:

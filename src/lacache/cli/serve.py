@@ -1,7 +1,6 @@
 """`lacache serve`: an OpenAI server, whose requests may be of any length."""
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,13 +21,13 @@ from lacache.cli.options import (
     RefillOption,
     SinksOption,
     SpanOption,
-    ThreadsOption,
     UnitOption,
     WeightsOption,
     WindowLayersOption,
 )
 from lacache.core.budget import parse_budget
 from lacache.core.errors import ConfigError
+from lacache.server.address import check_address
 
 KEY_VARIABLE = "LACACHE_API_KEY"
 
@@ -52,11 +51,18 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
     rows: Annotated[
-        int, typer.Option("--rows", min=1, help="Texts side by side (engine lacache).")
-    ] = 4,
+        int | None,
+        typer.Option("--rows", min=1, help="Texts side by side. Default: 4.", show_default=False),
+    ] = None,
     waiting: Annotated[
-        int, typer.Option("--waiting", min=0, help="Texts that may wait for a row.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            "--waiting",
+            min=0,
+            help="Texts that may wait for a row. Default: 64.",
+            show_default=False,
+        ),
+    ] = None,
     model: ModelOption = None,
     budget: BudgetOption = None,
     preset: PresetOption = None,
@@ -75,7 +81,10 @@ def serve(
     compile: Annotated[
         bool, typer.Option("--compile", help="Compile the step first; worth it for few rows.")
     ] = False,
-    threads: ThreadsOption = DEFAULT_THREADS,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="Of torch. Default: half of the cores.", show_default=False),
+    ] = None,
     dtype: DtypeOption = "auto",
 ) -> None:
     """Serve OpenAI's API with a bounded cache: constant memory for each text, of any length.
@@ -85,8 +94,25 @@ def serve(
     """
     if engine not in ("lacache", "vllm"):
         raise ConfigError(f"engine={engine!r} must be 'lacache' or 'vllm'; try --engine lacache")
+    api_key = os.environ.get(KEY_VARIABLE)
+    check_address(host, api_key)
     if engine == "vllm":
-        _refuse_for_vllm(preset, plan, kv_dtype, weights, compile)
+        ours = {
+            "--preset": preset,
+            "--plan": plan,
+            "--kv-dtype": kv_dtype,
+            "--weights": weights,
+            "--compile": compile or None,
+            "--threads": threads,
+            "--rows": rows,
+            "--waiting": waiting,
+        }
+        named = [name for name, value in ours.items() if value is not None]
+        if named:
+            raise ConfigError(
+                f"{', '.join(named)} cannot be given with --engine vllm; leave it out, or see what "
+                "vLLM's server has for it"
+            )
         given = {
             "span": span,
             "overlap": overlap,
@@ -96,8 +122,8 @@ def serve(
             "geometry": geometry,
             "unit": unit,
         }
-        address = ["--host", host, "--port", str(port)]
-        _start_vllm(model, budget, policy, given, window_layers, [*address, *(options or [])])
+        own = ["--host", host, "--port", str(port), "--dtype", dtype]
+        _start_vllm(model, budget, policy, given, window_layers, own, options or [], api_key)
         return
     if options:
         raise ConfigError(f"{options[0]} stands after --, for vLLM; give --engine vllm too")
@@ -112,11 +138,10 @@ def serve(
     from lacache.cli.opening import EngineOptions, new_engine
     from lacache.models import load_model
     from lacache.server.limits import Limits
-    from lacache.server.start import check_address, serve_engine
+    from lacache.server.start import serve_engine
 
-    api_key = os.environ.get(KEY_VARIABLE)
-    check_address(host, api_key)
-    limits = Limits(waiting=waiting)
+    limits = Limits() if waiting is None else Limits(waiting=waiting)
+    rows = 4 if rows is None else rows
     cache_options = CacheOptions(
         budget=budget,
         preset=preset,
@@ -132,7 +157,7 @@ def serve(
         window_layers=window_layers,
     )
     how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
-    loaded = load_model(model, dtype=dtype, threads=threads)
+    loaded = load_model(model, dtype=dtype, threads=DEFAULT_THREADS if threads is None else threads)
     served = new_engine(loaded.model, cache_options, how, 1, rows)
     typer.echo(
         f"{loaded.name} at http://{host}:{port}/v1, {rows} texts side by side, "
@@ -151,28 +176,15 @@ def serve(
     )
 
 
-def _refuse_for_vllm(
-    preset: str | None, plan: Path | None, kv_dtype: str | None, weights: str | None, compile: bool
-) -> None:
-    given = {
-        "--preset": preset,
-        "--plan": plan,
-        "--kv-dtype": kv_dtype,
-        "--weights": weights,
-        "--compile": compile or None,
-    }
-    named = [name for name, value in given.items() if value is not None]
-    if named:
-        raise ConfigError(f"{', '.join(named)} cannot be given with --engine vllm; leave it out")
-
-
 def _start_vllm(
     model: str | None,
     budget: str | None,
     policy: str | None,
     given: dict[str, Any],
     window_layers: str,
+    own: list[str],
     options: list[str],
+    api_key: str | None,
 ) -> None:
     from lacache.cli.layers import parse_layers
     from lacache.integrations.vllm.serving import start
@@ -188,4 +200,8 @@ def _start_vllm(
     named = {name: value for name, value in given.items() if value is not None}
     if layers:
         named["window_layers"] = layers
-    start(Settings(tokens, policy or "ladder", named), model, options)
+    for option in options:
+        if option.split("=")[0] in own[::2]:
+            raise ConfigError(f"{option.split('=')[0]} cannot be given after --; give it before")
+    settings = Settings(tokens, policy or "ladder", named)
+    start(settings, model, [*own, *options], api_key=api_key)

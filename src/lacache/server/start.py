@@ -1,41 +1,16 @@
 """From a model to a server that listens."""
 
-import ipaddress
 from typing import Any
 
 import uvicorn
 
-from lacache.core.errors import ConfigError
 from lacache.engine.engine import Engine
 from lacache.engine.eos import eos_token_ids
+from lacache.server.address import check_address
 from lacache.server.app import make_app
 from lacache.server.engine_thread import EngineThread
 from lacache.server.limits import Limits
 from lacache.server.service import Model, Service
-
-
-def check_address(host: str, api_key: str | None) -> None:
-    """Check that a server that others can reach asks for a key.
-
-    Raises:
-        ConfigError: it would not.
-    """
-    if api_key == "":
-        raise ConfigError("the API key is empty; give one, or leave it out on loopback")
-    if api_key is None and not _is_loopback(host):
-        raise ConfigError(
-            f"host={host!r} can be reached from elsewhere, and there is no API key; set "
-            "LACACHE_API_KEY, or try --host 127.0.0.1"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def serve_engine(

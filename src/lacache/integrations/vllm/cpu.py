@@ -74,7 +74,7 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
             self.isa = "vec"
             self._set_isa_to_layers(layer_names)
         check_reach(settings.budget)
-        check_values(self.isa, self.block_size, self.head_dim, self.dtype)
+        check_values(self.isa, self.block_size, self.head_dim, kv_cache_spec.dtype)
         self._schedule = ScheduleArrays(
             settings.schedule(vllm_config.model_config.get_total_num_hidden_layers())
         )

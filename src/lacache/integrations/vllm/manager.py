@@ -1,7 +1,7 @@
 """Which pages a request has: all that it will ever need, from its admission to its end."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm.v1.kv_cache_interface import KVCacheSpec
@@ -12,8 +12,6 @@ from lacache.integrations.vllm.spec import LadderSpec
 @final
 class LadderManager(SingleTypeKVCacheManager):
     """Claims a request's pages once. No request can run out of them later."""
-
-    supports_fine_grained_hash_lookup: ClassVar[bool] = False
 
     def __init__(self, kv_cache_spec: KVCacheSpec, **others: Any) -> None:
         super().__init__(kv_cache_spec, **others)
@@ -41,7 +39,7 @@ class LadderManager(SingleTypeKVCacheManager):
         """Pages are not put in a prefix cache."""
 
     def get_num_common_prefix_blocks(self, running_request_id: str) -> int:
-        """None: no two requests share pages."""
+        """None, as no two requests share pages; vLLM 0.31 asks."""
         return 0
 
     @classmethod

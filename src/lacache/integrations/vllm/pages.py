@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from lacache.integrations.vllm.arrays import Integers
 from lacache.integrations.vllm.rotary import table_of_model, turn
 from lacache.integrations.vllm.rounds import Moves
+
+_PIECE = 16_384
+"""Slots that are moved at once."""
 
 
 @final
@@ -27,8 +30,8 @@ class PageSlots:
         flat = torch.from_numpy(slots).to(device, non_blocking=True)
         return cls(flat, flat // page_size, flat % page_size)
 
-    def __getitem__(self, row: int) -> "PageSlots":
-        return PageSlots(self.flat[row], self.page[row], self.offset[row])
+    def __getitem__(self, index: Any) -> "PageSlots":
+        return PageSlots(self.flat[index], self.page[index], self.offset[index])
 
 
 @final
@@ -74,10 +77,16 @@ class Pages(ABC):
 
     @final
     def move(self, moves: SlotMoves, row: int) -> None:
-        """Put what is in a pattern's sources into the targets."""
-        sources = moves.sources[row]
-        keys = self.keys[sources.page, :, sources.offset]
-        self.write(moves.targets, moves.positions, keys, self.values_at(sources))
+        """Put what is in a pattern's sources into the targets.
+
+        Piece by piece, since vLLM sets no memory aside for copies. Within a sequence both increase,
+        and no source is before its target, so a piece writes over none that is still to be read.
+        """
+        for start in range(0, moves.positions.shape[0], _PIECE):
+            piece = slice(start, start + _PIECE)
+            sources, targets = moves.sources[row, piece], moves.targets[piece]
+            keys = self.keys[sources.page, :, sources.offset]
+            self.write(targets, moves.positions[piece], keys, self.values_at(sources))
 
     @final
     def values_at(self, slots: PageSlots) -> Tensor:

@@ -10,6 +10,8 @@ from lacache.integrations.vllm.settings import VARIABLE
 from lacache.integrations.vllm.versions import unsupported
 
 _LOGGER = logging.getLogger("vllm.lacache")
+# vLLM may load its plugins again.
+_IS_REGISTERED = False
 
 
 def register() -> None:
@@ -18,6 +20,9 @@ def register() -> None:
     Raises:
         UnsupportedOperationError: settings are given to a version of vLLM that is not supported.
     """
+    global _IS_REGISTERED
+    if _IS_REGISTERED:
+        return
     reason = unsupported(vllm.__version__)
     if reason is not None:
         if os.environ.get(VARIABLE):
@@ -26,7 +31,11 @@ def register() -> None:
         return
     if os.environ.get(VARIABLE):
         # vLLM keeps compiled models by its configuration, where these settings are not.
-        os.environ.setdefault("VLLM_DISABLE_COMPILE_CACHE", "1")
+        os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"
+        # Ray gives workers no variables but those that are named.
+        named = os.environ.get("VLLM_RAY_EXTRA_ENV_VARS_TO_COPY", "").split(",")
+        others = [name for name in named if name not in ("", VARIABLE)]
+        os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join([*others, VARIABLE])
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
@@ -39,7 +48,9 @@ def register() -> None:
     register_backend(
         AttentionBackendEnum.CPU_ATTN, "lacache.integrations.vllm.cpu.LadderCpuBackend"
     )
-    register_backend(
-        AttentionBackendEnum.CUSTOM, "lacache.integrations.vllm.cuda.LadderCudaBackend"
-    )
+    if not AttentionBackendEnum.CUSTOM.is_overridden():
+        register_backend(
+            AttentionBackendEnum.CUSTOM, "lacache.integrations.vllm.cuda.LadderCudaBackend"
+        )
     rotary.register()
+    _IS_REGISTERED = True

@@ -24,7 +24,7 @@ class Process:
     """The settings that the first model of this process was built with."""
 
     def __init__(self) -> None:
-        self._is_decided = False
+        self._model: str | None = None
         self._settings: Settings | None = None
 
     def settings(self) -> Settings | None:
@@ -39,20 +39,25 @@ class Process:
                 another model with other settings.
         """
         config = get_current_vllm_config_or_none()
-        if config is None:
+        if config is None or config.model_config is None:
             return None
         settings = read(config)
-        if self._is_decided and settings != self._settings:
+        model = config.model_config.model
+        is_other = self._model is not None and self._model != model
+        # Models without a ladder may share a process, as they always could.
+        if self._model is not None and (
+            settings != self._settings or (is_other and settings is not None)
+        ):
             raise ConfigError(
-                f"this process serves a model with {self._settings or 'no ladder'} and cannot "
-                f"serve one with {settings or 'no ladder'}; use a process for each (do not set "
-                "VLLM_ENABLE_V1_MULTIPROCESSING=0)"
+                f"this process serves {self._model} with {self._settings or 'no ladder'} and "
+                f"cannot serve {model} with {settings or 'no ladder'}; use a process for each (do "
+                "not set VLLM_ENABLE_V1_MULTIPROCESSING=0)"
             )
-        if settings is not None and not self._is_decided:
+        if settings is not None and self._model is None:
             refuse(config)
             settings.schedule(config.model_config.get_total_num_hidden_layers())
             _LOGGER.info("%s for every sequence; prefix caching is off for them", settings)
-        self._is_decided, self._settings = True, settings
+        self._model, self._settings = model, settings
         return settings
 
 

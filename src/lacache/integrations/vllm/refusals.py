@@ -57,6 +57,8 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
     kinds = set(getattr(model.hf_text_config, "layer_types", None) or ())
     if model.get_sliding_window() is not None or kinds - {"full_attention"}:
         yield "layers with a sliding window"
+    if getattr(model.hf_text_config, "layer_rope_theta", None) is not None:
+        yield "positions that differ by layer"
     if getattr(model.hf_text_config, "llama_4_scaling", None) is not None:
         yield "queries that are scaled by position, which is not counted in tokens under a ladder"
     if config.kv_transfer_config is not None:
@@ -65,8 +67,11 @@ def _reasons(config: VllmConfig) -> Iterator[str]:
         yield "speculative decoding, which takes tokens back"
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         yield "context parallelism, which spreads a sequence over processes"
-    if cache.cache_dtype not in ("auto", "float16", "bfloat16", "float32"):
-        yield f"quantised keys and values; try --kv-cache-dtype auto, not {cache.cache_dtype}"
+    if cache.cache_dtype != "auto" and cache.cache_dtype != str(model.dtype).removeprefix("torch."):
+        yield (
+            f"keys and values in another type than the model's; try --kv-cache-dtype auto, not "
+            f"{cache.cache_dtype}"
+        )
     if cache.kv_sharing_fast_prefill:
         yield "--kv-sharing-fast-prefill, which skips tokens of a prompt"
     if config.lora_config is not None:

@@ -31,7 +31,10 @@ _TABLES: list[RotaryEmbedding] = []
 def register() -> None:
     """Let vLLM build models with layers of positions that a ladder can switch off."""
     for layer in SUPPORTED:
-        layer.register_oot(_by_slots(layer))
+        name = layer.name
+        by_slots = layer.register_oot(_by_slots(layer))
+        # By this name users and passes of vLLM switch the layer on and off.
+        by_slots.name = name
 
 
 def table_of_model() -> RotaryEmbedding:

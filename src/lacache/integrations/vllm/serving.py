@@ -19,13 +19,16 @@ MAX_MODEL_LEN = 131_072
 """Tokens of a request, where the user gives no number: vLLM sets aside 4 bytes for each."""
 
 
-def start(settings: Settings, model: str | None, options: Sequence[str]) -> NoReturn:
+def start(
+    settings: Settings, model: str | None, options: Sequence[str], *, api_key: str | None
+) -> NoReturn:
     """Become the server.
 
     Args:
         settings: of the cache.
         model: as for `load_model`.
         options: of the server.
+        api_key: what clients must send.
 
     Raises:
         ConfigError: the options hold what `settings` or `model` say.
@@ -36,6 +39,11 @@ def start(settings: Settings, model: str | None, options: Sequence[str]) -> NoRe
     check_installed()
     arguments = server_arguments(settings, model, options)
     environment = {**os.environ, "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    if api_key is not None:
+        environment["VLLM_API_KEY"] = api_key
+    if "VLLM_PLUGINS" in environment:
+        # A list of those that are loaded, where it is set.
+        environment["VLLM_PLUGINS"] += ",lacache"
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *arguments], environment)

@@ -79,7 +79,9 @@ def ready(
         page_size: slots in a page.
         plan: what the attention makes of a round's starts and lengths.
     """
-    table = step.block_table_tensor[: step.num_reqs]
+    # vLLM's rows have room for the longest request, of which a ladder uses the first pages.
+    width = -(-schedule.capacity // page_size)
+    table = step.block_table_tensor[: step.num_reqs, :width]
     starts = step.query_start_loc_cpu[: step.num_reqs + 1].numpy().astype(np.int64)
     num_seen = seq_lens[: step.num_reqs].numpy().astype(np.int64) - np.diff(starts)
     pages = table.cpu().numpy().astype(np.int64)
