@@ -36,7 +36,7 @@ def serve(
     options: Annotated[
         list[str] | None,
         typer.Argument(
-            help="After `--`: options of vLLM's own server, such as `-- --dtype bfloat16`."
+            help="After `--`: options of vLLM's own server, such as `-- --max-num-seqs 64`."
         ),
     ] = None,
     engine: Annotated[
