@@ -18,6 +18,7 @@ from tests_vllm.serving import (
     written_with_preemption,
 )
 
+POLICY = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
 LADDER = {"budget": 64, "span": 3, "overlap": 1, "refill": 8}
 
 
@@ -46,9 +47,8 @@ def test_families(family: str, tmp_path: Path) -> None:
     texts = prompts()
     with serving(folder, LADDER) as llm:
         found = written(llm, texts)
-    policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
-    assert found == written_by_engine(model, policy, texts)
-    assert [*texts[1], *found[1]] == written_slowly(model, policy, texts[1])
+    assert found == written_by_engine(model, POLICY, texts)
+    assert [*texts[1], *found[1]] == written_slowly(model, POLICY, texts[1])
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,7 @@ def test_compiled_model(llama: tuple[Any, Path]) -> None:
     texts = prompts()
     with serving(folder, LADDER, enforce_eager=False) as llm:
         found = written(llm, texts)
-    policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
-    assert found == written_by_engine(model, policy, texts)
+    assert found == written_by_engine(model, POLICY, texts)
 
 
 @pytest.mark.parametrize("way", ["tensor", "pipeline"])
@@ -88,8 +87,7 @@ def test_two_processes(llama: tuple[Any, Path], way: str, monkeypatch: pytest.Mo
     options = {f"{way}_parallel_size": 2, "enforce_eager": way == "tensor"}
     with serving(folder, LADDER, **options) as llm:
         found = written(llm, texts)
-    policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
-    assert found == written_by_engine(model, policy, texts)
+    assert found == written_by_engine(model, POLICY, texts)
 
 
 def test_pool_so_small_that_requests_wait(llama: tuple[Any, Path]) -> None:
@@ -107,8 +105,7 @@ def test_preempted_requests_start_again_and_write_the_same(llama: tuple[Any, Pat
     texts = prompts()
     with serving(folder, LADDER) as llm:
         found = written_with_preemption(llm, texts)
-    policy = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
-    assert found == written_by_engine(model, policy, texts)
+    assert found == written_by_engine(model, POLICY, texts)
 
 
 def test_capacity_beyond_the_longest_request(llama: tuple[Any, Path]) -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lacache import LaCache, LadderConfig, SinkWindow
-from lacache.cli.cache_options import CacheOptions, default_refill
+from lacache.cli.cache_options import CacheOptions
 from lacache.core.errors import ConfigError
 from lacache.core.plan_record import plan_record
+from lacache.core.resolve import default_refill
 from tests.engine.tiny import tiny_llama
 
 

@@ -26,11 +26,12 @@ def new_engine(rows: int = 2) -> Engine:
 
 
 @contextmanager
-def service(rows: int = 2, **limits: Any) -> Iterator[Service]:
+def service(rows: int = 2, *, is_endless: bool = False, **limits: Any) -> Iterator[Service]:
+    """With a tiny model; where it is endless, no token ends a text."""
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     allowed = Limits(**limits)
     thread = EngineThread(new_engine(rows), tokenizer, waiting=allowed.waiting)
-    ends = eos_token_ids(model, tokenizer)
+    ends = frozenset() if is_endless else eos_token_ids(model, tokenizer)
     try:
         yield Service(thread, Model(NAME, tokenizer, ends, model.config.vocab_size), allowed)
     finally:

@@ -195,7 +195,7 @@ def test_who_has_gone_gives_the_row_back(served: tuple[Service, str], openai: Op
 
 def test_too_many_are_told_to_come_again() -> None:
     with (
-        service(rows=1, waiting=1) as one,
+        service(rows=1, waiting=1, is_endless=True) as one,
         listening(one) as address,
         client(address) as openai,
     ):
@@ -227,7 +227,7 @@ def test_limits() -> None:
 
 def test_time_is_limited() -> None:
     with (
-        service(seconds=0.2) as one,
+        service(seconds=0.2, is_endless=True) as one,
         listening(one) as address,
         client(address) as openai,
         pytest.raises(APIStatusError, match="took longer than it may") as caught,
@@ -249,7 +249,11 @@ def test_a_key_is_asked_for() -> None:
 
 
 def test_what_is_written_when_the_server_ends_is_told() -> None:
-    with service() as one, listening(one) as address, client(address) as openai:
+    with (
+        service(is_endless=True) as one,
+        listening(one) as address,
+        client(address) as openai,
+    ):
         stream = openai.completions.create(
             model=NAME, prompt=PROMPT, max_tokens=100_000, stream=True
         )

@@ -12,6 +12,7 @@ from lacache.core.checks import check_prefill
 from lacache.core.errors import ConfigError
 from lacache.core.ladder import LadderConfig
 from lacache.core.plan_record import load_plan
+from lacache.core.resolve import default_refill
 from lacache.core.schedule import Plan
 from lacache.core.sink_window import SinkWindow
 
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from lacache.cache import LaCache
 
 DEFAULT_BUDGET = "512"
-
-
-def default_refill(capacity: int, sinks: int) -> int:
-    """Slots that one compaction frees, where the user gives no number.
-
-    An eighth of the capacity, since a prompt is read in segments of up to this length; at least
-    1, and no more than the sinks leave.
-    """
-    return max(1, min(capacity // 8, capacity - sinks))
 
 
 @final

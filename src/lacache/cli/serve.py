@@ -122,7 +122,7 @@ def serve(
             "geometry": geometry,
             "unit": unit,
         }
-        own = ["--host", host, "--port", str(port), "--dtype", dtype]
+        own = {"--host": host, "--port": str(port), "--dtype": dtype}
         _start_vllm(model, budget, policy, given, window_layers, own, options or [], api_key)
         return
     if options:
@@ -182,7 +182,7 @@ def _start_vllm(
     policy: str | None,
     given: dict[str, Any],
     window_layers: str,
-    own: list[str],
+    own: dict[str, str],
     options: list[str],
     api_key: str | None,
 ) -> None:
@@ -200,8 +200,5 @@ def _start_vllm(
     named = {name: value for name, value in given.items() if value is not None}
     if layers:
         named["window_layers"] = layers
-    for option in options:
-        if option.split("=")[0] in own[::2]:
-            raise ConfigError(f"{option.split('=')[0]} cannot be given after --; give it before")
     settings = Settings(tokens, policy or "ladder", named)
-    start(settings, model, [*own, *options], api_key=api_key)
+    start(settings, model, own, options, api_key=api_key)

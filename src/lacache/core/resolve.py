@@ -14,6 +14,15 @@ PolicySource = Callable[[int], Plan]
 """The policy or groups, given the number of tokens of the first prompt (a share needs it)."""
 
 
+def default_refill(capacity: int, sinks: int) -> int:
+    """Slots that one compaction frees, where the user gives no number.
+
+    An eighth of the capacity, since a prompt is read in segments of up to this length; at least
+    1, and no more than the sinks leave.
+    """
+    return max(1, min(capacity // 8, capacity - sinks))
+
+
 def policy_source(
     config: Plan | Budget | None,
     budget: Budget | None,

@@ -41,8 +41,7 @@ class _Writing:
             self._num_new += 1
             # The token that ends a text is no part of it, special or not.
             is_end = token in self.job.eos_token_ids
-            piece = "" if is_end else self._stops.push(self._text.push(token))
-            self.job.tell(Piece(piece, self._num_new))
+            self._tell("" if is_end else self._stops.push(self._text.push(token)))
             if self._stops.found is not None:
                 return self._finish("stop")
         if self.stream.stopped_by is None:
@@ -51,11 +50,13 @@ class _Writing:
 
     def _finish(self, reason: FinishReason) -> bool:
         self.stream.close()
-        rest = self._stops.push(self._text.flush()) + self._stops.flush()
-        if rest:
-            self.job.tell(Piece(rest, self._num_new))
+        self._tell(self._stops.push(self._text.flush()) + self._stops.flush())
         self.job.tell(Finished("stop" if self._stops.found else reason, self._num_new))
         return False
+
+    def _tell(self, text: str) -> None:
+        if text:
+            self.job.tell(Piece(text))
 
 
 @final

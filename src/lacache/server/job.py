@@ -15,10 +15,9 @@ FinishReason = Literal["stop", "length"]
 @final
 @dataclass(frozen=True)
 class Piece:
-    """Text that is certain; some tokens give none."""
+    """Text that is certain, never empty."""
 
     text: str
-    num_new: int
 
 
 @final

@@ -89,17 +89,12 @@ class Service:
         texts, reasons = [""] * request.n, [""] * request.n
         num_new = 0
         with self._jobs(request, tokens) as events:
-            for _ in range(request.n):
-                while True:
-                    index, event = await events.get()
-                    if isinstance(event, Piece):
-                        texts[index] += event.text
-                        continue
-                    break
-                if isinstance(event, Failed):
-                    raise event.error
-                reasons[index] = event.reason
-                num_new += event.num_new
+            async for index, event in _told(events, request.n):
+                if isinstance(event, Piece):
+                    texts[index] += event.text
+                else:
+                    reasons[index] = event.reason
+                    num_new += event.num_new
         frame = Answer(self.model.name, is_chat=isinstance(request, ChatRequest))
         return frame.whole(texts, reasons, usage(len(tokens), num_new))
 
@@ -111,22 +106,18 @@ class Service:
         frame = Answer(self.model.name, is_chat=isinstance(request, ChatRequest))
 
         async def pieces() -> AsyncIterator[Json]:
-            num_new, left = 0, request.n
+            num_new = 0
             try:
                 for index in range(request.n):
                     first = frame.first(index)
                     if first is not None:
                         yield first
-                while left:
-                    index, event = await events.get()
-                    if isinstance(event, Failed):
-                        raise event.error
-                    if isinstance(event, Finished):
-                        left -= 1
+                async for index, event in _told(events, request.n):
+                    if isinstance(event, Piece):
+                        yield frame.piece(index, event.text)
+                    else:
                         num_new += event.num_new
                         yield frame.last(index, event.reason)
-                    elif event.text:
-                        yield frame.piece(index, event.text)
                 if request.tells_usage:
                     yield frame.counts(usage(len(tokens), num_new))
             finally:
@@ -176,6 +167,18 @@ class Service:
         if isinstance(request, ChatRequest):
             asked = request.max_completion_tokens or asked
         return min(asked or self.limits.new_tokens, self.limits.new_tokens)
+
+
+async def _told(
+    events: "asyncio.Queue[tuple[int, Event]]", num_texts: int
+) -> AsyncIterator[tuple[int, Piece | Finished]]:
+    """What is told of some texts, until all have ended; raises why one has not."""
+    while num_texts:
+        index, event = await events.get()
+        if isinstance(event, Failed):
+            raise event.error
+        num_texts -= isinstance(event, Finished)
+        yield index, event
 
 
 def _sampling(request: TextRequest, index: int) -> Sampling:

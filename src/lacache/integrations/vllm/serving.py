@@ -3,8 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from typing import NoReturn
 
 import torch
@@ -20,13 +21,19 @@ MAX_MODEL_LEN = 131_072
 
 
 def start(
-    settings: Settings, model: str | None, options: Sequence[str], *, api_key: str | None
+    settings: Settings,
+    model: str | None,
+    own: Mapping[str, str],
+    options: Sequence[str],
+    *,
+    api_key: str | None,
 ) -> NoReturn:
     """Become the server.
 
     Args:
         settings: of the cache.
         model: as for `load_model`.
+        own: options of the server that our command has too, by name.
         options: of the server.
         api_key: what clients must send.
 
@@ -37,7 +44,7 @@ def start(
         UnsupportedOperationError: this version of vLLM is not supported.
     """
     check_installed()
-    arguments = server_arguments(settings, model, options)
+    arguments = server_arguments(settings, model, own, options)
     environment = {**os.environ, "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
     if api_key is not None:
         environment["VLLM_API_KEY"] = api_key
@@ -49,7 +56,9 @@ def start(
     os.execve(sys.executable, [sys.executable, *arguments], environment)
 
 
-def server_arguments(settings: Settings, model: str | None, options: Sequence[str]) -> list[str]:
+def server_arguments(
+    settings: Settings, model: str | None, own: Mapping[str, str], options: Sequence[str]
+) -> list[str]:
     """The arguments of Python for the server.
 
     Raises:
@@ -58,7 +67,8 @@ def server_arguments(settings: Settings, model: str | None, options: Sequence[st
         ModelError: there is no such model.
     """
     names = {option.split("=")[0].replace("_", "-") for option in options}
-    for name, instead in (("--model", "--model"), ("--additional-config", "--budget and others")):
+    taken = {name: name for name in ("--model", *own)}
+    for name, instead in (taken | {"--additional-config": "--budget and others"}).items():
         if name in names:
             raise ConfigError(f"{name} cannot be given after --; give {instead} before it")
     called, folder = model_name(model), model_folder(model)
@@ -67,15 +77,15 @@ def server_arguments(settings: Settings, model: str | None, options: Sequence[st
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         settings.schedule(config.get_text_config().num_hidden_layers)
     said = {"budget": settings.budget, "policy": settings.policy, **settings.options}
-    own = ["--model", str(folder or called), "--additional-config", json.dumps({KEY: said})]
-    if folder is not None and "--served-model-name" not in names:
-        own += ["--served-model-name", called]
-    if "--max-model-len" not in names:
-        own += ["--max-model-len", str(MAX_MODEL_LEN)]
-    if torch.cuda.is_available() and "--attention-backend" not in names:
-        own += ["--attention-backend", "CUSTOM"]
+    given = {"--model": str(folder or called), "--additional-config": json.dumps({KEY: said})}
+    defaults = {"--max-model-len": str(MAX_MODEL_LEN)}
+    if folder is not None:
+        defaults["--served-model-name"] = called
+    if torch.cuda.is_available():
+        defaults["--attention-backend"] = "CUSTOM"
+    given |= {**own, **{name: value for name, value in defaults.items() if name not in names}}
     # The `vllm` command looks for a distribution of that name, which builds for CPU are not.
-    return ["-m", "vllm.entrypoints.openai.api_server", *own, *options]
+    return ["-m", "vllm.entrypoints.openai.api_server", *chain(*given.items()), *options]
 
 
 def check_installed() -> None:

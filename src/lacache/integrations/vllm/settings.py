@@ -7,7 +7,7 @@ from typing import Any, final
 
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError
-from lacache.core.resolve import budget_source
+from lacache.core.resolve import budget_source, default_refill
 from lacache.core.schedule import Schedule
 
 KEY = "lacache"
@@ -90,10 +90,9 @@ class Settings:
         """
         if self.policy == "full":
             raise ConfigError("policy='full' must be bounded; try 'ladder', or leave lacache out")
-        # An eighth of the slots is free after a compaction: one in `budget / 8` tokens.
         sinks = self.options.get("sinks", 0)
-        room = self.budget - sinks if isinstance(sinks, int) else self.budget
-        options = {"refill": max(1, min(self.budget // 8, room))} | dict(self.options)
+        refill = default_refill(self.budget, sinks if isinstance(sinks, int) else 0)
+        options = {"refill": refill} | dict(self.options)
         policy = budget_source(
             self.budget, self.policy, options, num_layers=num_layers, bytes_per_token=1
         )(0)
