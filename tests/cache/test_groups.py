@@ -226,6 +226,7 @@ def test_heads_that_differ_need_naming() -> None:
             cache.kept_tokens(layer, 2)
 
 
+@pytest.mark.slow  # that attention takes ten seconds to load
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_attention_without_masks_by_head_is_refused() -> None:
     tiny = tiny_model("llama", seed=3)
