@@ -24,7 +24,7 @@ from lacache.engine.open_row import OpenRow
 from lacache.engine.runner import Runner
 from lacache.engine.sampling import Sampler, Sampling
 from lacache.engine.session import Session
-from lacache.engine.snapshot import load_snapshot, save_snapshot
+from lacache.engine.snapshot import Snapshot, check_snapshot, take_snapshot
 from lacache.engine.snapshot_file import read_header, read_snapshot, write_snapshot
 from tests.cache.static.plans import plans
 from tests.cache.tiny_models import random_ids, tiny_model
@@ -131,8 +131,9 @@ def test_any_row_goes_on_bit_for_bit(
     runners[1].store.clear(1)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "text"
-        save_snapshot(path, whole.runner, OpenRow(0, Sampler(Sampling())))
-        snapshot = load_snapshot(path, other.runner)
+        take_snapshot(whole.runner, OpenRow(0, Sampler(Sampling()))).save(path)
+        snapshot = Snapshot.load(path)
+    check_snapshot(snapshot, other.runner)
     assert same(snapshot.row, take_row(whole.runner.store, 0))
     put_row(other.runner.store, 1, snapshot.row)
     assert same(take_row(other.runner.store, 1), snapshot.row)

@@ -17,6 +17,7 @@ class KeptTokens:
         self.schedule = schedule
         self.state = schedule.start()
         self.by_pattern: dict[int, list[int]] = {p: [] for p in sorted(set(schedule.patterns))}
+        self.num_compactions = 0
 
     def compact(self) -> None:
         """Run the compaction of a full cache."""
@@ -24,6 +25,7 @@ class KeptTokens:
             for start, stop in reversed(self.schedule.dropped(self.state, pattern)):
                 del tokens[start:stop]
         self.state = self.schedule.compact(self.state)
+        self.num_compactions += 1
 
     def insert(self, num_tokens: int) -> None:
         """Add tokens that fit in without a compaction."""
@@ -78,6 +80,7 @@ def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
             for m in _repeat([token - arrived for token in after], length, periods)
         ]
     kept.state = start._replace(num_seen=start.num_seen + periods * length)
+    kept.num_compactions += periods * one.num_compactions
     kept.read(num_seen - kept.state.num_seen)
     return kept
 

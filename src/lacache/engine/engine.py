@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
@@ -23,7 +22,7 @@ from lacache.engine.runner import Backend, Runner
 from lacache.engine.sampling import Sampler, Sampling
 from lacache.engine.scheduler import Scheduler
 from lacache.engine.session import Session
-from lacache.engine.snapshot import load_snapshot
+from lacache.engine.snapshot import Snapshot, check_snapshot, new_sampler, snapshot_kind
 from lacache.engine.token_stream import TokenStream
 
 # Others wait for a segment; alone, only its masks grow with its length.
@@ -180,6 +179,11 @@ class Engine:
         return self._runner.shape.row_bytes
 
     @property
+    def kind(self) -> str:
+        """A digest of model, plan and types: engines of one kind resume each other's snapshots."""
+        return snapshot_kind(self._runner)
+
+    @property
     def num_free(self) -> int:
         """Rows that nobody has or waits for."""
         return self._scheduler.num_free
@@ -213,6 +217,7 @@ class Engine:
         sampling: Sampling | None = None,
         eos_token_ids: Collection[int] = (),
         on_progress: Callable[[int], None] | None = None,
+        top_logprobs: int | None = None,
     ) -> TokenStream:
         """Read a prompt and write on, as soon as a row is free; the row is given back at the end.
 
@@ -225,11 +230,15 @@ class Engine:
             sampling: how tokens are chosen; greedy by default.
             eos_token_ids: tokens that end the stream; the one that did is yielded too.
             on_progress: called with the number of tokens after each segment that was read.
+            top_logprobs: how many of the likeliest tokens the stream's `logprobs` tells beside the
+                one that was taken last; 0 tells of that one alone, None of none.
 
         Raises:
             InputError: an empty prompt, or no tokens of this model.
             ConfigError: a negative number of tokens.
         """
+        if top_logprobs is not None:
+            check_int("top_logprobs", top_logprobs, 0)
         request = Request(
             checked_tokens(tokens, self._runner.vocab_size),
             checked_length(max_new_tokens),
@@ -237,6 +246,7 @@ class Engine:
             ahead=_AHEAD,
             gives_row_back=True,
             on_progress=on_progress,
+            top_logprobs=top_logprobs,
         )
         if len(request.unread) == 0:
             raise InputError("the prompt is empty and at least 1 token is needed; give some text")
@@ -250,25 +260,42 @@ class Engine:
         """
         return self._scheduler.step()
 
-    def load(self, path: str | PathLike[str]) -> Session:
-        """A session that goes on, in a row of its own, from where it stood when it was saved.
+    def resume(self, snapshot: Snapshot, sampling: Sampling | None = None) -> Session:
+        """A session that goes on, in a row of its own, from where another stood.
 
         On the same machine and versions, in an engine with as many rows, it goes on bit for bit.
 
         Args:
-            path: of a file that `Session.save` has written.
+            snapshot: of a session of this engine, or of one with the same model and plan.
+            sampling: how tokens are chosen from now on; None goes on as the session did, random
+                numbers included.
 
         Raises:
-            InputError: the file cannot be read, is no snapshot, is damaged; or it is of another
-                version, model (by its shape and some 32 weights of each matrix), type or plan.
+            InputError: it is of another model (by its shape and some 32 weights of each matrix),
+                type or plan.
             UnsupportedOperationError: all rows are in use.
         """
-        snapshot = load_snapshot(Path(path), self._runner)
-        opened = self._scheduler.open(snapshot.sampler)
+        check_snapshot(snapshot, self._runner)
+        opened = self._scheduler.open(new_sampler(snapshot, sampling))
         try:
             put_row(self._runner.store, opened.index, snapshot.row)
         except BaseException:
             self._scheduler.close(opened)
             raise
-        opened.last, opened.logits = snapshot.last, snapshot.logits
+        opened.last, logits = snapshot.last, snapshot.logits
+        opened.logits = None if logits is None else logits.to(self._runner.store.device)
         return Session(self._scheduler, opened)
+
+    def load(self, path: str | PathLike[str], sampling: Sampling | None = None) -> Session:
+        """The same, from a file.
+
+        Args:
+            path: of a file that `Session.save` has written.
+            sampling: as for `resume`.
+
+        Raises:
+            InputError: the file cannot be read, is no snapshot, is damaged; or it is of another
+                version, model, type or plan.
+            UnsupportedOperationError: all rows are in use.
+        """
+        return self.resume(Snapshot.load(path), sampling)

@@ -7,6 +7,8 @@ from typing import final
 
 from torch import Tensor
 
+from lacache.engine.logprobs import TokenLogprobs
+
 
 @final
 @dataclass(eq=False)
@@ -22,8 +24,10 @@ class Request:
     gives_row_back: bool
     """Whether the sequence ends with this request."""
     on_progress: Callable[[int], None] | None = None
+    top_logprobs: int | None = None
+    """How many likeliest tokens are told with each; None tells nothing of how likely any was."""
     num_written: int = 0
-    ready: deque[int] = field(default_factory=deque)
+    ready: deque[tuple[int, TokenLogprobs | None]] = field(default_factory=deque)
     """Tokens that wait for their reader."""
     stopped_by: str | None = None
     """Why it ended: "eos", "length" or "closed"; None while it goes on."""
@@ -53,9 +57,9 @@ class Request:
         """Whether the model may read the newest token, so that the next can be chosen."""
         return self.is_writing and len(self.ready) <= self.ahead
 
-    def add(self, token: int) -> None:
+    def add(self, token: int, logprobs: TokenLogprobs | None) -> None:
         """Take a new token, and end if it is the last."""
-        self.ready.append(token)
+        self.ready.append((token, logprobs))
         self.num_written += 1
         if token in self.eos_token_ids:
             self.stopped_by = "eos"

@@ -6,6 +6,7 @@ from typing import final
 
 from lacache.cache.static.row import Row
 from lacache.core.errors import ModelError, UnsupportedOperationError
+from lacache.engine.logprobs import token_logprobs
 from lacache.engine.open_row import OpenRow
 from lacache.engine.request import Request
 from lacache.engine.runner import Runner
@@ -210,8 +211,10 @@ class Scheduler:
     def _choose(self, opened: OpenRow, request: Request) -> None:
         assert opened.logits is not None  # asked before
         token = opened.sampler.choose(opened.logits[None])
+        top = request.top_logprobs
+        logprobs = None if top is None else token_logprobs(opened.logits, token, top)
         opened.last, opened.logits = token, None
-        request.add(token)
+        request.add(token, logprobs)
         self._finish(opened, request)
 
     def _finish(self, opened: OpenRow, request: Request) -> None:

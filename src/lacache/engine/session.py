@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import final
 
 import torch
@@ -17,7 +16,7 @@ from lacache.engine.open_row import OpenRow
 from lacache.engine.request import Request
 from lacache.engine.scheduler import Scheduler
 from lacache.engine.scoring import score
-from lacache.engine.snapshot import save_snapshot
+from lacache.engine.snapshot import Snapshot, take_snapshot
 from lacache.engine.token_stream import TokenStream
 from lacache.engine.writer import Writer
 
@@ -61,6 +60,8 @@ class Session(Writer):
         max_new_tokens: int | None = None,
         eos_token_ids: Collection[int] = (),
         on_progress: Callable[[int], None] | None = None,
+        top_logprobs: int | None = None,
+        ahead: int = 0,
     ) -> TokenStream:
         """Add tokens to the text, and write on.
 
@@ -71,12 +72,20 @@ class Session(Writer):
             max_new_tokens: how many tokens to yield at most; None is without end, 0 only reads.
             eos_token_ids: tokens that end the stream; the one that did is yielded too.
             on_progress: called with the number of tokens after each segment that was read.
+            top_logprobs: how many of the likeliest tokens the stream's `logprobs` tells beside the
+                one that was taken last; 0 tells of that one alone, None of none.
+            ahead: tokens that may be chosen before they are asked for, while others are. What was
+                chosen and not taken when the stream is closed is no part of the text, but random
+                numbers have gone on.
 
         Raises:
             InputError: nothing to read, or no tokens of this model.
             ConfigError: a negative number of tokens.
             UnsupportedOperationError: an earlier stream has not ended.
         """
+        check_int("ahead", ahead, 0)
+        if top_logprobs is not None:
+            check_int("top_logprobs", top_logprobs, 0)
         opened = self._opened
         self._scheduler.check_idle(opened)
         last = [] if opened.last is None else [opened.last]
@@ -87,10 +96,10 @@ class Session(Writer):
             unread,
             checked_length(max_new_tokens),
             checked_ends(eos_token_ids),
-            # Its reader may stop anywhere, and a token not taken would have moved the sampler on.
-            ahead=0,
+            ahead=ahead,
             gives_row_back=False,
             on_progress=on_progress,
+            top_logprobs=top_logprobs,
         )
         return self._scheduler.write(opened, request)
 
@@ -176,11 +185,21 @@ class Session(Writer):
         copy.last, copy.logits = opened.last, opened.logits
         return Session(self._scheduler, copy)
 
+    def snapshot(self) -> Snapshot:
+        """Where the session stands, apart from it; `Engine.resume` goes on from there.
+
+        It holds what the model keeps of the text, so keep it as private as the text.
+
+        Raises:
+            UnsupportedOperationError: a stream has not ended.
+        """
+        self._scheduler.check_idle(self._opened)
+        return take_snapshot(self._runner, self._opened)
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write where the session stands to a file, whole or not at all; `Engine.load` goes on.
 
-        Its size does not depend on the length of the text. It holds what the model keeps of the
-        text, so keep it as private as the text.
+        Its size does not depend on the length of the text.
 
         Args:
             path: of the file, in a folder that is there; another file there is replaced.
@@ -189,8 +208,7 @@ class Session(Writer):
             InputError: it cannot be written; what was there is unchanged.
             UnsupportedOperationError: a stream has not ended.
         """
-        self._scheduler.check_idle(self._opened)
-        save_snapshot(Path(path), self._runner, self._opened)
+        self.snapshot().save(path)
 
     def close(self) -> None:
         """Give the row back; again and again does no harm."""

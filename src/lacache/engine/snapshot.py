@@ -1,7 +1,9 @@
-"""A session as a file: what is written, and whether it belongs to an engine (docs/adr/0011)."""
+"""A session apart from its engine, and as a file (docs/adr/0011)."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, final
 
@@ -33,69 +35,146 @@ _DIGITS = 40
 @final
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Where a session stood."""
+    """Where a session stood; `Engine.resume` goes on from it, in any engine of the same kind.
 
+    It is as large for a long text as for a short one. Made by `Session.snapshot`.
+    """
+
+    made_by: Header
+    """What an engine must have in common with the one that made it."""
+    num_seen: int
+    """Tokens that the model had read."""
     row: RowState
-    sampler: Sampler
+    """What it kept of them."""
+    sampling: Sampling
+    sampler: SamplerState
     last: int | None
     """The newest token of the text, where the model had not read it."""
     logits: Tensor | None
-    """Those of the next token [V], where it had."""
+    """Those of the next token [V], on the CPU, where it had."""
+    name: str = "the snapshot"
+    """For messages."""
+
+    @property
+    def kind(self) -> str:
+        """The same as `Engine.kind` of the engines that can go on from it."""
+        return _digest(self.made_by)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its tensors."""
+        generator, logits = self.sampler.generator, self.logits
+        rest = (self.sampler.seen, generator, logits)
+        return sum(t.nbytes for t in (*self.row.values(), *rest) if t is not None)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it to a file, whole or not at all.
+
+        Args:
+            path: of the file, in a folder that is there; another file there is replaced.
+
+        Raises:
+            InputError: it cannot be written; what was there is unchanged.
+        """
+        generator = self.sampler.generator
+        header = {
+            **self.made_by,
+            "sampling": asdict(self.sampling),
+            "num_seen": self.num_seen,
+            "last": self.last,
+            # A file is as long for a long text as for a short one.
+            "padding": " " * (_DIGITS - len(f"{self.num_seen}{self.last}")),
+        }
+        tensors = {**self.row, _SEEN: self.sampler.seen}
+        tensors |= {} if generator is None else {_GENERATOR: generator}
+        tensors |= {} if self.logits is None else {_LOGITS: self.logits}
+        write_snapshot(Path(path), header, tensors)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "Snapshot":
+        """Read a file that `save` has written.
+
+        Raises:
+            InputError: it cannot be read, is no snapshot, not whole, or of another version.
+        """
+        path = Path(path)
+        header, tensors = read_snapshot(path)
+        try:
+            generator, seen = tensors.pop(_GENERATOR, None), tensors.pop(_SEEN)
+            logits = tensors.pop(_LOGITS, None)
+            _check_logits(logits)
+            return cls(
+                made_by={name: header[name] for name in _REMEDIES if name in header},
+                num_seen=header["num_seen"],
+                row=tensors,
+                sampling=Sampling(**header["sampling"]),
+                sampler=SamplerState(generator=generator, seen=seen),
+                last=header["last"],
+                logits=logits,
+                name=str(path),
+            )
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise InputError(
+                f"{path} is whole, but says nothing useful of how to go on ({error}); save another"
+            ) from error
 
 
-def save_snapshot(path: Path, runner: Runner, opened: OpenRow) -> None:
-    """Write what a row of a runner holds, and how its text goes on.
+def take_snapshot(runner: Runner, opened: OpenRow) -> Snapshot:
+    """What a row of a runner holds, and how its text goes on.
 
     Raises:
-        InputError: the file cannot be written.
         ConfigError: the plan has no name that a file could hold.
         UnsupportedOperationError: the last change of the row was interrupted half-way.
     """
-    num_seen = runner.store.rows[opened.index].num_seen
-    state = opened.sampler.state()
-    generator = {} if state.generator is None else {_GENERATOR: state.generator}
-    header = {
-        **_asked_of(runner),
-        "sampling": asdict(opened.sampler.sampling),
-        "num_seen": num_seen,
-        "last": opened.last,
-        # A file is as long for a long text as for a short one.
-        "padding": " " * (_DIGITS - len(f"{num_seen}{opened.last}")),
-    }
-    logits = opened.logits
-    pending = {} if logits is None else {_LOGITS: logits.to("cpu", copy=True)}
-    tensors = {**take_row(runner.store, opened.index), _SEEN: state.seen, **generator, **pending}
-    write_snapshot(path, header, tensors)
+    return Snapshot(
+        made_by=_asked_of(runner),
+        num_seen=runner.store.rows[opened.index].num_seen,
+        row=take_row(runner.store, opened.index),
+        sampling=opened.sampler.sampling,
+        sampler=opened.sampler.state(),
+        last=opened.last,
+        logits=None if opened.logits is None else opened.logits.to("cpu", copy=True),
+    )
 
 
-def load_snapshot(path: Path, runner: Runner) -> Snapshot:
-    """Read a snapshot that belongs to a runner's model and plan.
+def snapshot_kind(runner: Runner) -> str:
+    """Of the snapshots that belong to a runner."""
+    return _digest(_asked_of(runner))
+
+
+def check_snapshot(snapshot: Snapshot, runner: Runner) -> None:
+    """Check that a snapshot belongs to a runner's model and plan.
 
     Raises:
-        InputError: the file cannot be read, is no snapshot or not whole; or it is of another
-            version, model, type or plan.
+        InputError: it is of another model, type or plan.
     """
-    header, tensors = read_snapshot(path)
-    _check(path, header, _asked_of(runner))
-    try:
-        sampler = Sampler(Sampling(**header["sampling"]))
-        generator, seen = tensors.pop(_GENERATOR, None), tensors.pop(_SEEN)
-        last = header["last"]
-        logits = tensors.pop(_LOGITS, None)
-        if logits is not None:
-            logits = _checked_logits(logits, runner)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise InputError(
-            f"{path} is whole, but says nothing useful of how to go on ({error}); save another"
-        ) from error
-    sampler.restore(SamplerState(generator=generator, seen=seen))
-    return Snapshot(tensors, sampler, last, logits)
+    asked, made_by = _asked_of(runner), snapshot.made_by
+    for name, remedy in _REMEDIES.items():
+        if name not in made_by or made_by[name] != asked[name]:
+            theirs, ours = json.dumps(made_by.get(name)), json.dumps(asked[name])
+            raise InputError(
+                f"{snapshot.name} was saved with {name}={theirs}, and this engine has "
+                f"{name}={ours}; {remedy}"
+            )
 
 
-def _checked_logits(logits: Tensor, runner: Runner) -> Tensor:
-    if logits.dtype != torch.float32 or logits.ndim != 1:
+def new_sampler(snapshot: Snapshot, sampling: Sampling | None) -> Sampler:
+    """One that goes on where the snapshot's stood, or that chooses in another way from there.
+
+    Raises:
+        InputError: the random numbers' state is not one of torch's.
+    """
+    state = snapshot.sampler
+    if sampling is not None:
+        state = SamplerState(generator=None, seen=state.seen)
+    sampler = Sampler(snapshot.sampling if sampling is None else sampling)
+    sampler.restore(state)
+    return sampler
+
+
+def _check_logits(logits: Tensor | None) -> None:
+    if logits is not None and (logits.dtype != torch.float32 or logits.ndim != 1):
         raise ValueError(f"{_LOGITS} are {logits.dtype} {tuple(logits.shape)}")
-    return logits.to(runner.store.device)
 
 
 def _asked_of(runner: Runner) -> Header:
@@ -115,14 +194,8 @@ def _asked_of(runner: Runner) -> Header:
     return same
 
 
-def _check(path: Path, header: Header, asked: Header) -> None:
-    for name, remedy in _REMEDIES.items():
-        if name not in header or header[name] != asked[name]:
-            theirs, ours = json.dumps(header.get(name)), json.dumps(asked[name])
-            raise InputError(
-                f"{path} was saved with {name}={theirs}, and this engine has {name}={ours}; "
-                f"{remedy}"
-            )
+def _digest(made_by: Header) -> str:
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import final
 
 from lacache.core.errors import UnsupportedOperationError
+from lacache.engine.logprobs import TokenLogprobs
 from lacache.engine.request import Request
 from lacache.engine.writer import Written
 
@@ -28,6 +29,12 @@ class TokenStream(Written):
         self._step = step
         self._close = close
         self._drop = drop
+        self._logprobs: TokenLogprobs | None = None
+
+    @property
+    def logprobs(self) -> TokenLogprobs | None:
+        """Of the token that was taken last; None where they were not asked for."""
+        return self._logprobs
 
     @property
     def stopped_by(self) -> str | None:
@@ -49,7 +56,8 @@ class TokenStream(Written):
                     "the text waits for a row, and all rows belong to open sessions or to texts "
                     "whose tokens nobody takes; close a session, or take those tokens"
                 )
-        return request.ready.popleft()
+        token, self._logprobs = request.ready.popleft()
+        return token
 
     def close(self) -> None:
         """End the request; again and again does no harm."""

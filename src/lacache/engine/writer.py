@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -67,7 +67,7 @@ class Writer(ABC):
         """Give back what the text holds; again and again does no harm."""
 
     @final
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> Self:
         return self
 
     @final
