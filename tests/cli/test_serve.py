@@ -85,6 +85,12 @@ def test_what_is_given_to_the_server_counts(run: Run, tiny: Path, became: list[A
         (("lacache", "--", "--seed", 1), "--seed stands after --, for vLLM"),
         (("lacache", "--budget", 0.5), "budget=0.5 is a share of a prompt"),
         (("lacache", "--host", "0.0.0.0"), "set LACACHE_API_KEY"),
+        (("lacache", "--also", 0.5), "budget=0.5 is a share of a prompt"),
+        (("lacache", "--also", 64, "--plan", "x.json"), "--also 64 needs a budget"),
+        (("lacache", "--memory", 5), "--memory=5 must be a number of bytes; try --memory 1GiB"),
+        (("lacache", "--disk", "much"), "is not a budget"),
+        (("vllm", "--folder", "x"), "--folder cannot be given with --engine vllm"),
+        (("vllm", "--also", 64), "--also cannot be given with --engine vllm"),
     ],
 )
 def test_what_is_wrong(

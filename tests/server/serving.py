@@ -2,40 +2,50 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
 from openai import OpenAI
 
 from lacache import Engine, LadderConfig
-from lacache.engine.eos import eos_token_ids
 from lacache.server.app import make_app
-from lacache.server.engine_thread import EngineThread
+from lacache.server.keeping import Keeping
 from lacache.server.limits import Limits
-from lacache.server.service import Model, Service
+from lacache.server.service import Service
+from lacache.server.start import make_service
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 
 POLICY = LadderConfig(capacity=40, span=2, overlap=1, refill=5)
 NAME = "tiny"
 
 
-def new_engine(rows: int = 2) -> Engine:
-    return Engine.from_model(tiny_llama(), POLICY, rows=rows, segment=16)
+def new_engine(rows: int = 2, capacity: int = 40) -> Engine:
+    policy = replace(POLICY, capacity=capacity)
+    return Engine.from_model(tiny_llama(), policy, rows=rows, segment=16)
 
 
 @contextmanager
-def service(rows: int = 2, *, is_endless: bool = False, **limits: Any) -> Iterator[Service]:
+def service(
+    rows: int = 2,
+    *,
+    is_endless: bool = False,
+    keeping: Keeping | None = None,
+    engines: Mapping[str, Engine] | None = None,
+    **limits: Any,
+) -> Iterator[Service]:
     """With a tiny model; where it is endless, no token ends a text."""
-    model, tokenizer = tiny_llama(), tiny_tokenizer()
-    allowed = Limits(**limits)
-    thread = EngineThread(new_engine(rows), tokenizer, waiting=allowed.waiting)
-    ends = frozenset() if is_endless else eos_token_ids(model, tokenizer)
-    try:
-        yield Service(thread, Model(NAME, tokenizer, ends, model.config.vocab_size), allowed)
-    finally:
-        thread.close()
+    with make_service(
+        engines or {NAME: new_engine(rows)},
+        tiny_llama(),
+        tiny_tokenizer(),
+        Limits(**limits),
+        keeping or Keeping(),
+        eos=frozenset() if is_endless else None,
+    ) as one:
+        yield one
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """`lacache serve`: an OpenAI server, whose requests may be of any length."""
 
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +65,40 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            help="A further budget that requests may choose, as the model NAME@BUDGET, with as "
+            "many rows of its own. May be given several times.",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            help="Bytes of texts that ended, kept so that what begins alike need not be read "
+            "again, for each budget; 0 keeps none. Default: 1GiB.",
+            show_default=False,
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            help="Where sessions are kept, and such texts too; as private as they are. Default: "
+            "nothing is written to disk.",
+            show_default=False,
+        ),
+    ] = None,
+    disk: Annotated[
+        str | None,
+        typer.Option(
+            "--disk",
+            help="Bytes of such texts in the folder, for each budget. Default: 4GiB.",
+            show_default=False,
+        ),
+    ] = None,
     model: ModelOption = None,
     budget: BudgetOption = None,
     preset: PresetOption = None,
@@ -89,7 +125,8 @@ def serve(
 ) -> None:
     """Serve OpenAI's API with a bounded cache: constant memory for each text, of any length.
 
-    `/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/health`. With `--engine vllm` vLLM's
+    `/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/v1/sessions`, `/health`, `/metrics`,
+    and at `/` a page to chat on that shows what the cache holds. With `--engine vllm` vLLM's
     own server is started, with a ladder in it (docs/vllm.md).
     """
     if engine not in ("lacache", "vllm"):
@@ -106,6 +143,10 @@ def serve(
             "--threads": threads,
             "--rows": rows,
             "--waiting": waiting,
+            "--also": also or None,
+            "--memory": memory,
+            "--folder": folder,
+            "--disk": disk,
         }
         named = [name for name, value in ours.items() if value is not None]
         if named:
@@ -127,20 +168,31 @@ def serve(
         return
     if options:
         raise ConfigError(f"{options[0]} stands after --, for vLLM; give --engine vllm too")
-    if budget is not None and parse_budget(budget).share:
-        raise ConfigError(
-            f"budget={budget} is a share of a prompt, and a server reads many prompts; try 512 "
-            "(tokens) or '64MiB' (bytes)"
-        )
+    if also and plan is not None:
+        raise ConfigError(f"--also {also[0]} needs a budget, and --plan {plan} is one of its own")
+    for given_budget in (budget, *(also or ())):
+        if given_budget is not None and parse_budget(given_budget).share:
+            raise ConfigError(
+                f"budget={given_budget} is a share of a prompt, and a server reads many prompts; "
+                "try 512 (tokens) or '64MiB' (bytes)"
+            )
     from lacache.core.packages import require_modules
 
-    require_modules("fastapi", "uvicorn", why="lacache serve", extra="server")
+    require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
     from lacache.cli.opening import EngineOptions, new_engine
     from lacache.models import load_model
+    from lacache.server.keeping import Keeping
     from lacache.server.limits import Limits
-    from lacache.server.start import serve_engine
+    from lacache.server.start import bind, make_service
+    from lacache.server.start import serve as answer
 
     limits = Limits() if waiting is None else Limits(waiting=waiting)
+    defaults = Keeping()
+    keeping = Keeping(
+        memory_bytes=_bytes("--memory", memory, defaults.memory_bytes),
+        folder=folder,
+        disk_bytes=_bytes("--disk", disk, defaults.disk_bytes),
+    )
     rows = 4 if rows is None else rows
     cache_options = CacheOptions(
         budget=budget,
@@ -157,23 +209,32 @@ def serve(
         window_layers=window_layers,
     )
     how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
+    further = {other: replace(cache_options, budget=other, plan=None) for other in also or ()}
+    listening = bind(host, port, api_key)
     loaded = load_model(model, dtype=dtype, threads=DEFAULT_THREADS if threads is None else threads)
-    served = new_engine(loaded.model, cache_options, how, 1, rows)
-    typer.echo(
-        f"{loaded.name} at http://{host}:{port}/v1, {rows} texts side by side, "
-        f"{served.row_bytes / 2**20:.1f} MiB each; Ctrl-C ends it",
-        err=True,
-    )
-    serve_engine(
-        served,
-        loaded.model,
-        loaded.tokenizer,
-        loaded.name,
-        host=host,
-        port=port,
-        api_key=api_key,
-        limits=limits,
-    )
+    engines = {loaded.name: new_engine(loaded.model, cache_options, how, 1, rows)}
+    for other, options_of_other in further.items():
+        engines[f"{loaded.name}@{other}"] = new_engine(loaded.model, options_of_other, how, 1, rows)
+    for name, served in engines.items():
+        typer.echo(
+            f"{name}: {rows} texts side by side, {served.row_bytes / 2**20:.1f} MiB each", err=True
+        )
+    with make_service(engines, loaded.model, loaded.tokenizer, limits, keeping) as service:
+        at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        typer.echo(f"listening at {at}/v1, with a page to look at {at}/; Ctrl-C ends it", err=True)
+        answer(service, listening, api_key=api_key)
+
+
+def _bytes(option: str, given: str | None, default: int) -> int:
+    """A size such as 1GiB; 0 is none."""
+    if given is None:
+        return default
+    if given.strip() == "0":
+        return 0
+    parsed = parse_budget(given)
+    if not parsed.num_bytes:
+        raise ConfigError(f"{option}={given} must be a number of bytes; try {option} 1GiB, or 0")
+    return parsed.num_bytes
 
 
 def _start_vllm(

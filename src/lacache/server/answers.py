@@ -1,10 +1,16 @@
-"""Answers and errors in OpenAI's format, as what JSON holds."""
+"""Answers and errors in OpenAI's format."""
 
 import time
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final
 from uuid import uuid4
 
-Json = dict[str, Any]
+from lacache.core.errors import LaCacheError
+from lacache.server import logprobs
+from lacache.server.errors import ServerError
+from lacache.server.job import Piece
+from lacache.server.json import Json
+from lacache.server.logprobs import TokenText
 
 
 def error_body(
@@ -14,41 +20,64 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": None}}
 
 
-def usage(num_prompt: int, num_new: int) -> Json:
-    """Tokens that were read and written."""
+INTERNAL = error_body("the server failed; its log says why", kind="server_error")
+
+
+def of_error(error: LaCacheError | ServerError) -> Json:
+    """What an error says, in one line."""
+    text = " ".join(str(error).split())
+    return error_body(text, kind=error.kind) if isinstance(error, ServerError) else error_body(text)
+
+
+def usage(num_prompt: int, num_reused: int, num_new: int) -> Json:
+    """Tokens of the prompt, those of them that were known already, and what was written."""
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_new,
         "total_tokens": num_prompt + num_new,
+        "prompt_tokens_details": {"cached_tokens": num_reused},
     }
 
 
-def models_list(name: str) -> Json:
-    """The one model there is."""
+def models_list(names: Sequence[str]) -> Json:
+    """The models there are."""
     return {
         "object": "list",
-        "data": [{"id": name, "object": "model", "created": 0, "owned_by": "lacache"}],
+        "data": [
+            {"id": name, "object": "model", "created": 0, "owned_by": "lacache"} for name in names
+        ],
     }
 
 
 @final
 class Answer:
-    """The frame of an answer, whole or in pieces."""
+    """The frame of an answer, whole or in pieces.
 
-    def __init__(self, model: str, *, is_chat: bool) -> None:
+    Args:
+        model: its name.
+        is_chat: whether it is a chat or a completion.
+        text_of: the text of a token, where log probabilities are told; else None.
+    """
+
+    def __init__(self, model: str, *, is_chat: bool, text_of: TokenText | None) -> None:
         self._is_chat = is_chat
+        self._text_of = text_of
         self._shared = {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid4().hex}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, texts: list[str], reasons: list[str], counts: Json) -> Json:
-        """All texts at once."""
-        choices = [
-            self._choice(index, {"role": "assistant", "content": text}, text, reason, "message")
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
+    def whole(self, texts: Sequence[Sequence[Piece]], reasons: Sequence[str], counts: Json) -> Json:
+        """All texts at once, each in its pieces."""
+        choices = []
+        for index, (pieces, reason) in enumerate(zip(texts, reasons, strict=True)):
+            joined = Piece(
+                "".join(piece.text for piece in pieces),
+                tuple(token for piece in pieces for token in piece.tokens),
+            )
+            message = {"role": "assistant", "content": joined.text}
+            choices.append(self._choice(index, message, joined, reason, "message"))
         kind = "chat.completion" if self._is_chat else "text_completion"
         return {**self._shared, "object": kind, "choices": choices, "usage": counts}
 
@@ -56,26 +85,39 @@ class Answer:
         """What opens a streamed text: in a chat, who speaks."""
         if not self._is_chat:
             return None
-        return self._chunk([self._choice(index, {"role": "assistant", "content": ""}, "", None)])
+        return self._chunk([self._choice(index, {"role": "assistant", "content": ""}, _NO, None)])
 
-    def piece(self, index: int, text: str) -> Json:
+    def piece(self, index: int, piece: Piece) -> Json:
         """A piece of a text."""
-        return self._chunk([self._choice(index, {"content": text}, text, None)])
+        return self._chunk([self._choice(index, {"content": piece.text}, piece, None)])
 
     def last(self, index: int, reason: str) -> Json:
         """The end of a text."""
-        return self._chunk([self._choice(index, {}, "", reason)])
+        return self._chunk([self._choice(index, {}, _NO, reason)])
 
     def counts(self, counts: Json) -> Json:
         """The end of a stream, where that was asked for."""
         return {**self._chunk([]), "usage": counts}
+
+    def inspected(self, told: Json) -> Json:
+        """What the inspector is told besides."""
+        return {**self._chunk([]), "lacache": told}
 
     def _chunk(self, choices: list[Json]) -> Json:
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         return {**self._shared, "object": kind, "choices": choices}
 
     def _choice(
-        self, index: int, message: Json, text: str, reason: str | None, name: str = "delta"
+        self, index: int, message: Json, piece: Piece, reason: str | None, name: str = "delta"
     ) -> Json:
-        said = {name: message} if self._is_chat else {"text": text}
-        return {"index": index, **said, "finish_reason": reason, "logprobs": None}
+        said = {name: message} if self._is_chat else {"text": piece.text}
+        return {"index": index, **said, "finish_reason": reason, "logprobs": self._logprobs(piece)}
+
+    def _logprobs(self, piece: Piece) -> Json | None:
+        if self._text_of is None or not piece.text:
+            return None
+        form = logprobs.of_chat if self._is_chat else logprobs.of_completion
+        return form(piece.tokens, self._text_of)
+
+
+_NO = Piece("", ())

@@ -1,62 +1,19 @@
 """The one thread that an engine belongs to."""
 
+import math
 import queue
 import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, final
 
-from lacache.core.errors import LaCacheError
 from lacache.engine.engine import Engine
-from lacache.engine.text import TextStream
-from lacache.engine.token_stream import TokenStream
-from lacache.server.job import Failed, Finished, FinishReason, Job, Piece
-
-
-class BusyError(Exception):
-    """As many texts wait as may."""
-
-
-class LateError(Exception):
-    """A text took longer than it may."""
-
-
-class ClosedError(Exception):
-    """The server ends."""
-
-
-@final
-class _Writing:
-    """A job whose text is read or written, or waits for a row."""
-
-    def __init__(self, job: Job, stream: TokenStream, tokenizer: Any) -> None:
-        self.job = job
-        self.stream = stream
-        self._text = TextStream(tokenizer)
-        self._stops = job.stops
-        self._num_new = 0
-
-    def pass_on(self) -> bool:
-        """Tell of the tokens that are there. Whether more may come."""
-        while self.stream.num_ready:
-            token = next(self.stream)
-            self._num_new += 1
-            # The token that ends a text is no part of it, special or not.
-            is_end = token in self.job.eos_token_ids
-            self._tell("" if is_end else self._stops.push(self._text.push(token)))
-            if self._stops.found is not None:
-                return self._finish("stop")
-        if self.stream.stopped_by is None:
-            return True
-        return self._finish("stop" if self.stream.stopped_by == "eos" else "length")
-
-    def _finish(self, reason: FinishReason) -> bool:
-        self.stream.close()
-        self._tell(self._stops.push(self._text.flush()) + self._stops.flush())
-        self.job.tell(Finished("stop" if self._stops.found else reason, self._num_new))
-        return False
-
-    def _tell(self, text: str) -> None:
-        if text:
-            self.job.tell(Piece(text))
+from lacache.server.errors import BusyError, ClosedError, LateError
+from lacache.server.job import Event, Failed, Job
+from lacache.server.writing import Writing
 
 
 @final
@@ -72,11 +29,17 @@ class EngineThread:
     def __init__(self, engine: Engine, tokenizer: Any, *, waiting: int) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
-        self._most = engine.num_free + waiting
+        self.num_rows = engine.num_free
+        """Texts that are written side by side."""
+        self._most = self.num_rows + waiting
         self._news: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting: deque[Job] = deque()
+        self._writing: list[Writing] = []
         self._open = 0
         self._lock = threading.Lock()
         self._is_closed = False
+        self._ends_at = math.inf
+        self._saver = ThreadPoolExecutor(1, "lacache saver")
         self._thread = threading.Thread(target=self._run, name="lacache engine", daemon=True)
         self._thread.start()
 
@@ -84,6 +47,11 @@ class EngineThread:
     def num_open(self) -> int:
         """Jobs that are written or wait."""
         return self._open
+
+    @property
+    def num_writing(self) -> int:
+        """Jobs that have a row."""
+        return len(self._writing)
 
     def submit(self, jobs: list[Job]) -> None:
         """Take jobs, all or none. From any thread.
@@ -101,69 +69,105 @@ class EngineThread:
         for job in jobs:
             self._news.put(job)
 
-    def close(self) -> None:
-        """End every job, and the thread."""
+    def close(self, seconds: float = 0) -> None:
+        """Take no more jobs, and end those there are; what sessions have written so far is kept.
+
+        Args:
+            seconds: for jobs to come to their end by themselves.
+        """
         with self._lock:
             self._is_closed = True
+            self._ends_at = min(self._ends_at, time.monotonic() + seconds)
         self._news.put(None)
         self._thread.join()
+        self._saver.shutdown()
 
     def _run(self) -> None:
-        writing: list[_Writing] = []
-        while True:
-            try:
-                job = self._news.get(block=not writing)
-            except queue.Empty:
-                self._step(writing)
-                continue
-            if job is None:
-                break
-            self._start(job, writing)
-        for one in writing:
-            self._end(one.job, ClosedError())
-            one.stream.close()
+        while self._goes_on():
+            self._take_news()
+            self._drop_unwanted()
+            self._start_waiting()
+            self._step()
+        for one in list(self._writing):
+            self._cut(one, ClosedError())
         while not self._news.empty():
             left = self._news.get()
             if left is not None:
-                self._end(left, ClosedError())
+                self._waiting.append(left)
+        for job in self._waiting:
+            self._end(job, Failed(ClosedError()))
 
-    def _start(self, job: Job, writing: list[_Writing]) -> None:
-        try:
-            stream = self._engine.submit(
-                job.tokens,
-                max_new_tokens=job.max_new_tokens,
-                sampling=job.sampling,
-                eos_token_ids=job.eos_token_ids,
-            )
-        except LaCacheError as error:
-            # Of a request that was not checked beforehand.
-            self._end(job, error)
-        else:
-            writing.append(_Writing(job, stream, self._tokenizer))
+    @property
+    def _is_idle(self) -> bool:
+        return not self._writing and not self._waiting and self._news.empty()
 
-    def _step(self, writing: list[_Writing]) -> None:
+    def _goes_on(self) -> bool:
+        return not (self._is_closed and (self._is_idle or time.monotonic() >= self._ends_at))
+
+    def _take_news(self) -> None:
+        """Waits where there is nothing to do."""
+        block = self._is_idle
+        with suppress(queue.Empty):
+            while True:
+                job = self._news.get(block=block)
+                block = False
+                # None only wakes the thread, which then sees that it is closed.
+                if job is not None:
+                    self._waiting.append(job)
+
+    def _drop_unwanted(self) -> None:
+        for job in list(self._waiting):
+            if job.is_given_up or job.is_late:
+                self._waiting.remove(job)
+                self._end(job, Failed(LateError()))
+        for one in list(self._writing):
+            if one.job.is_given_up or one.job.is_late:
+                self._cut(one, LateError())
+
+    def _start_waiting(self) -> None:
+        while self._waiting and self._engine.num_free:
+            job = self._waiting.popleft()
+            try:
+                self._writing.append(Writing(job, self._engine, self._tokenizer))
+            except Exception as error:
+                self._end(job, Failed(error))
+
+    def _step(self) -> None:
         try:
             self._engine.step()
+            for one in list(self._writing):
+                if not one.move_on():
+                    self._writing.remove(one)
+                    self._finish(one, one.end)
         except Exception as error:
             # Whatever it was, whose text it was is not known.
-            for one in writing:
-                self._end(one.job, error)
-                one.stream.close()
-            writing.clear()
+            for one in self._writing:
+                one.close()
+                self._end(one.job, Failed(error))
+            self._writing.clear()
+
+    def _cut(self, one: Writing, error: Exception) -> None:
+        self._writing.remove(one)
+        self._finish(one, Failed(error))
+
+    def _finish(self, one: Writing, event: Event) -> None:
+        try:
+            save = one.finish()
+        except Exception as error:
+            self._end(one.job, Failed(error))
             return
-        for one in list(writing):
-            if one.job.is_given_up or one.job.is_late:
-                one.stream.close()
-                self._end(one.job, LateError())
-                writing.remove(one)
-            elif not one.pass_on():
-                writing.remove(one)
-                self._count_down()
+        self._saver.submit(self._save, save, one.job, event)
 
-    def _end(self, job: Job, error: Exception) -> None:
-        job.tell(Failed(error))
-        self._count_down()
+    def _save(self, save: Callable[[], None], job: Job, event: Event) -> None:
+        try:
+            save()
+        except Exception as error:
+            event = Failed(error)
+        self._end(job, event)
 
-    def _count_down(self) -> None:
+    def _end(self, job: Job, event: Event) -> None:
+        job.origin.close()
+        # Who hears of the end may come again at once.
         with self._lock:
             self._open -= 1
+        job.tell(event)

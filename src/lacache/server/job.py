@@ -6,18 +6,58 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, final
 
-from lacache.engine.sampling import Sampling
+from lacache.engine.logprobs import TokenLogprobs
 from lacache.engine.stop import StopStrings
+from lacache.server.origin import Origin
 
 FinishReason = Literal["stop", "length"]
 
 
 @final
 @dataclass(frozen=True)
+class Began:
+    """A row was free.
+
+    Args:
+        num_seen: tokens of the text that were read before, of a session or of the prompt.
+        num_reused: those of them that are tokens of the prompt.
+    """
+
+    num_seen: int
+    num_reused: int
+
+
+@final
+@dataclass(frozen=True)
+class HasRead:
+    """Some tokens of the prompt were read."""
+
+    num_tokens: int
+
+
+@final
+@dataclass(frozen=True)
+class Token:
+    """A token that was written.
+
+    Args:
+        id: of it.
+        offset: characters of the text before its own.
+        logprobs: where they were asked for.
+    """
+
+    id: int
+    offset: int
+    logprobs: TokenLogprobs | None
+
+
+@final
+@dataclass(frozen=True)
 class Piece:
-    """Text that is certain, never empty."""
+    """Text that is certain, never empty, and the tokens since the last one."""
 
     text: str
+    tokens: tuple[Token, ...]
 
 
 @final
@@ -42,7 +82,7 @@ class Failed:
     error: Exception
 
 
-Event = Piece | Finished | Failed
+Event = Began | HasRead | Piece | Finished | Failed
 
 
 @final
@@ -51,22 +91,23 @@ class Job:
     """What is wanted, and who hears of it.
 
     Args:
-        tokens: of the prompt, at least one.
+        origin: where the text begins.
         max_new_tokens: at least one.
-        sampling: how tokens are chosen.
         eos_token_ids: tokens that end the text.
         stops: strings that end it; nobody else's.
-        tell: called in the engine's thread with every event; must return at once.
+        tell: called in another thread with every event, the last of which is Finished or Failed;
+            must return at once.
         seconds: how long it may take from now on.
+        top_logprobs: likeliest tokens to tell with each; None tells no log probabilities.
     """
 
-    tokens: list[int]
+    origin: Origin
     max_new_tokens: int
-    sampling: Sampling
     eos_token_ids: frozenset[int]
     stops: StopStrings
     tell: Callable[[Event], None]
     seconds: float
+    top_logprobs: int | None = None
     began: float = field(default_factory=time.monotonic)
     _given_up: threading.Event = field(default_factory=threading.Event)
 

@@ -8,8 +8,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lacache.server.answers import error_body
+from lacache.server.inspector import PAGE
 
-_OPEN = ("/health",)
+_OPEN = ("/health", "/")
 
 
 @final
@@ -22,7 +23,7 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http" or scope["path"] in _OPEN or self._is_right(scope):
+        if scope["type"] != "http" or _is_open(scope["path"]) or self._is_right(scope):
             await self._app(scope, receive, send)
             return
         text = "the API key is missing or wrong; send Authorization: Bearer <key>"
@@ -32,3 +33,8 @@ class KeyCheck:
     def _is_right(self, scope: Scope) -> bool:
         given = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
         return hmac.compare_digest(given.encode(), self._key)
+
+
+def _is_open(path: str) -> bool:
+    """The page asks for the key itself, and nothing of anybody's is in it."""
+    return path in _OPEN or path.startswith(PAGE)

@@ -1,8 +1,11 @@
 """Requests in OpenAI's format, as far as this server understands them."""
 
-from typing import Annotated, Any, Literal
+from abc import ABC, abstractmethod
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MOST_LOGPROBS = 20
 
 _NAMED = Annotated[str, Field(min_length=1)]
 
@@ -15,7 +18,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class TextRequest(BaseModel):
+class TextRequest(BaseModel, ABC):
     """What both kinds of requests share.
 
     Fields of OpenAI's that would change the answer, and that this server has not, may only be given
@@ -39,12 +42,33 @@ class TextRequest(BaseModel):
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    session: str | None = None
+    """Not OpenAI's: go on with a session; the request then has what is new."""
+    inspect: bool = False
+    """Not OpenAI's: a stream tells its tokens too, those of the prompt first."""
 
     @property
     def stops(self) -> tuple[str, ...]:
         """As a tuple."""
         given = self.stop or ()
         return (given,) if isinstance(given, str) else tuple(given)
+
+    @property
+    @abstractmethod
+    def num_top(self) -> int | None:
+        """Likeliest tokens to tell with each; None is no log probabilities."""
+
+    @property
+    @abstractmethod
+    def most_new(self) -> int | None:
+        """Tokens to write at most."""
+
+    @model_validator(mode="after")
+    def check_session(self) -> Self:
+        """A session is one text."""
+        if self.session is not None and self.n != 1:
+            raise ValueError(f"n={self.n} must be 1 with a session; fork it for others")
+        return self
 
     @property
     def tells_usage(self) -> bool:
@@ -60,7 +84,17 @@ class CompletionRequest(TextRequest):
     echo: Literal[False] = False
     suffix: Literal[""] | None = None
     best_of: Literal[1] | None = None
-    logprobs: None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @property
+    def num_top(self) -> int | None:
+        """As many as `logprobs` says."""
+        return self.logprobs
+
+    @property
+    def most_new(self) -> int | None:
+        """As `max_tokens` says."""
+        return self.max_tokens
 
 
 class Message(BaseModel):
@@ -88,5 +122,32 @@ class ChatRequest(TextRequest):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     tools: list[Any] | None = Field(None, max_length=0)
+
+    @property
+    def num_top(self) -> int | None:
+        """As many as `top_logprobs` says."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def most_new(self) -> int | None:
+        """As `max_completion_tokens` says, or the older `max_tokens`."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @model_validator(mode="after")
+    def check_logprobs(self) -> Self:
+        """One needs the other."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError(f"top_logprobs={self.top_logprobs} needs logprobs=true")
+        return self
+
+
+class SessionRequest(BaseModel):
+    """What makes a session, or forks one."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    model: str | None = None

@@ -1,0 +1,5 @@
+"""What JSON holds."""
+
+from typing import Any
+
+Json = dict[str, Any]

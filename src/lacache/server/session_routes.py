@@ -1,0 +1,68 @@
+"""Sessions that have a name: made, listed, forked, carried elsewhere, forgotten."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import StringConstraints
+
+from lacache.server.documented import ERRORS, may_be
+from lacache.server.json import Json
+from lacache.server.schemas import SessionRequest
+from lacache.server.service import Service
+from lacache.server.state.sessions import SessionFacts
+
+PREFIX = "/v1/sessions"
+_FILE = "application/octet-stream"
+_UPLOAD = {"requestBody": {"required": True, "content": {_FILE: {"schema": {}}}}}
+
+Name = Annotated[str, StringConstraints(max_length=1_000)]
+
+
+def router(service: Service) -> APIRouter:
+    """The routes of a service; those that are no coroutines run in threads of their own."""
+    routes = APIRouter(prefix=PREFIX, responses=ERRORS)
+
+    @routes.get("")
+    def listed(model: str | None = None) -> Json:
+        sessions = service.sessions(model).all()
+        return {"object": "list", "data": [_told(facts) for facts in sessions]}
+
+    @routes.post("", status_code=201)
+    def created(body: SessionRequest) -> Json:
+        return _told(service.sessions(body.model).create(body.name))
+
+    @routes.get("/{name}")
+    def one(name: Name, model: str | None = None) -> Json:
+        return _told(service.sessions(model).facts(name))
+
+    @routes.delete("/{name}")
+    def deleted(name: Name, model: str | None = None) -> Json:
+        service.sessions(model).delete(name)
+        return {"id": name, "object": "session", "deleted": True}
+
+    @routes.post("/{name}/fork", status_code=201)
+    def forked(name: Name, body: SessionRequest) -> Json:
+        return _told(service.sessions(body.model).fork(name, body.name))
+
+    @routes.get("/{name}/file", response_class=Response, responses=may_be(_FILE))
+    def exported(name: Name, model: str | None = None) -> Response:
+        return Response(service.sessions(model).exported(name), media_type=_FILE)
+
+    @routes.put("/{name}/file", status_code=201, openapi_extra=_UPLOAD)
+    async def imported(name: Name, request: Request, model: str | None = None) -> Json:
+        sessions = service.sessions(model)
+        data = await request.body()
+        return _told(await run_in_threadpool(sessions.imported, name, data))
+
+    return routes
+
+
+def _told(facts: SessionFacts) -> Json:
+    return {
+        "id": facts.name,
+        "object": "session",
+        "num_seen": facts.num_seen,
+        "bytes": facts.num_bytes,
+        "changed": int(facts.changed),
+    }

@@ -1,0 +1,110 @@
+"""A job that has a row."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+from lacache.engine.engine import Engine
+from lacache.engine.text import TextStream
+from lacache.server.job import Began, Finished, FinishReason, HasRead, Job, Piece, Token
+
+
+@final
+class Writing:
+    """Reads the prompt of a job, writes, and tells of it; moved on by the steps of the engine.
+
+    Args:
+        job: what is wanted.
+        engine: with a free row.
+        tokenizer: of its model.
+
+    Raises:
+        LaCacheError: the text cannot be begun.
+    """
+
+    def __init__(self, job: Job, engine: Engine, tokenizer: Any) -> None:
+        self.job = job
+        opened = job.origin.open(engine)
+        self._session = opened.session
+        self._text = TextStream(tokenizer)
+        self._stops = job.stops
+        self._new: list[int] = []
+        self._untold: list[Token] = []
+        self._num_characters = 0
+        self._reason: FinishReason = "length"
+        self._is_reading = True
+        job.tell(Began(self._session.num_seen, opened.num_reused))
+        try:
+            self._stream = self._session.write(
+                opened.unread, max_new_tokens=0, on_progress=lambda n: job.tell(HasRead(n))
+            )
+        except BaseException:
+            self._session.close()
+            raise
+
+    @property
+    def num_new(self) -> int:
+        """Tokens that were written."""
+        return len(self._new)
+
+    def move_on(self) -> bool:
+        """Tell of what the last step brought. Whether more may come."""
+        if self._is_reading:
+            if self._stream.stopped_by is not None:
+                self._begin_to_write()
+            return True
+        while self._stream.num_ready:
+            token = next(self._stream)
+            self._new.append(token)
+            # The token that ends a text is no part of it, special or not.
+            if token in self.job.eos_token_ids:
+                continue
+            self._untold.append(Token(token, self._num_characters, self._stream.logprobs))
+            text = self._text.push(token)
+            self._num_characters += len(text)
+            self._tell(self._stops.push(text))
+            if self._stops.found is not None:
+                break
+        if self._stops.found is not None or self._stream.stopped_by == "eos":
+            self._reason = "stop"
+        elif self._stream.stopped_by is None:
+            return True
+        self._tell(self._stops.push(self._text.flush()) + self._stops.flush())
+        return False
+
+    def finish(self) -> Callable[[], None]:
+        """Give the row back. What is left to do before `end` is told, in any thread."""
+        self._stream.close()
+        try:
+            # A turn that has not begun to be answered did not happen.
+            if self._is_reading:
+                return lambda: None
+            return self.job.origin.when_written(self._session, self._new)
+        finally:
+            self._session.close()
+
+    @property
+    def end(self) -> Finished:
+        """Of a text that was written to its end."""
+        return Finished("stop" if self._stops.found else self._reason, self.num_new)
+
+    def close(self) -> None:
+        """Give the row back, and keep nothing."""
+        self._stream.close()
+        self._session.close()
+
+    def _begin_to_write(self) -> None:
+        self.job.origin.when_read(self._session)
+        # Tokens are taken as they are chosen, and chosen while others are read or written.
+        self._stream = self._session.write(
+            [],
+            max_new_tokens=self.job.max_new_tokens,
+            eos_token_ids=self.job.eos_token_ids,
+            top_logprobs=self.job.top_logprobs,
+            ahead=1,
+        )
+        self._is_reading = False
+
+    def _tell(self, text: str) -> None:
+        if text:
+            self.job.tell(Piece(text, tuple(self._untold)))
+            self._untold.clear()

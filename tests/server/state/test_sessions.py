@@ -1,0 +1,186 @@
+"""Named sessions: whole at any moment, in their folder, one writer at a time."""
+
+from pathlib import Path
+
+import pytest
+
+from lacache import Engine
+from lacache.core.errors import InputError
+from lacache.server.errors import ConflictError, MissingError
+from lacache.server.state.sessions import Sessions
+from tests.server.serving import new_engine
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return new_engine()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sessions"
+
+
+def sessions_in(folder: Path, engine: Engine, most: int = 3) -> Sessions:
+    with engine.open() as session:
+        empty = session.snapshot()
+    return Sessions(folder, empty, most=most, file_bytes=10**6)
+
+
+def write(sessions: Sessions, engine: Engine, name: str, tokens: list[int]) -> None:
+    lease = sessions.lease(name)
+    with engine.resume(lease.load()) as session:
+        list(session.write(tokens, max_new_tokens=0))
+        lease.save(session.snapshot())
+    lease.close()
+
+
+def names(sessions: Sessions) -> list[tuple[str, int]]:
+    return [(facts.name, facts.num_seen) for facts in sessions.all()]
+
+
+def test_a_life(folder: Path, engine: Engine) -> None:
+    sessions = sessions_in(folder, engine)
+    assert sessions.all() == []
+    assert sessions.create("b").num_seen == 0
+    write(sessions, engine, "b", [5, 6])
+    assert sessions.fork("b", "a").num_seen == 2
+    write(sessions, engine, "b", [7])
+    assert names(sessions) == [("a", 2), ("b", 3)]
+    again = sessions_in(folder, engine)
+    assert names(again) == [("a", 2), ("b", 3)]
+    data = again.exported("b")
+    assert again.facts("b").num_bytes == len(data) < again.file_bytes
+    again.delete("b")
+    assert names(again) == [("a", 2)]
+    assert again.imported("c", data).num_seen == 3
+    write(again, engine, "c", [8])
+    assert names(again) == [("a", 2), ("c", 4)]
+
+
+def test_what_is_not_there(folder: Path, engine: Engine) -> None:
+    sessions = sessions_in(folder, engine)
+    for call in (sessions.facts, sessions.delete, sessions.exported, sessions.lease):
+        with pytest.raises(MissingError, match="no session 'a'"):
+            call("a")
+    with pytest.raises(MissingError, match="no session 'a'"):
+        sessions.fork("a", "b")
+
+
+def test_what_is_there_already(folder: Path, engine: Engine) -> None:
+    sessions = sessions_in(folder, engine)
+    sessions.create("a")
+    sessions.create("b")
+    with pytest.raises(ConflictError, match="is a session 'a' already"):
+        sessions.create("a")
+    with pytest.raises(ConflictError, match="already"):
+        sessions.fork("a", "b")
+    with pytest.raises(ConflictError, match="already"):
+        sessions.imported("b", sessions.exported("a"))
+    sessions.create("c")
+    with pytest.raises(ConflictError, match="are 3 sessions, the most"):
+        sessions.create("d")
+
+
+def test_one_writer_at_a_time(folder: Path, engine: Engine) -> None:
+    sessions = sessions_in(folder, engine)
+    sessions.create("a")
+    lease = sessions.lease("a")
+    for call in (sessions.lease, sessions.delete):
+        with pytest.raises(ConflictError, match="'a' is being written"):
+            call("a")
+    assert sessions.fork("a", "b").num_seen == 0
+    lease.close()
+    sessions.lease("a").close()
+    sessions.delete("a")
+
+
+BAD_NAMES = [
+    "",
+    ".",
+    "..",
+    "../a",
+    "a/b",
+    "/etc/passwd",
+    "a.b",
+    "A",
+    "ä",
+    "-a",
+    "a" * 65,
+    "a\0",
+    "a\n",
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_cannot_leave_the_folder(folder: Path, engine: Engine, name: str) -> None:
+    sessions = sessions_in(folder, engine)
+    sessions.create("a")
+    calls = (
+        sessions.create,
+        sessions.facts,
+        sessions.delete,
+        sessions.exported,
+        sessions.lease,
+        lambda name: sessions.fork("a", name),
+        lambda name: sessions.fork(name, "b"),
+        lambda name: sessions.imported(name, b""),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match="session's name"):
+            call(name)
+    assert [path.name for path in folder.iterdir()] == ["a.lacache"]
+    assert [path.name for path in folder.parent.iterdir()] == ["sessions"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: b"", "the file is no safetensors file"),
+        (lambda data: b"\x80\x04pickle" * 9, "the file is no safetensors file"),
+        (lambda data: data[:-1], "the file is cut off"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "the file is damaged"),
+    ],
+)
+def test_what_cannot_be_imported(
+    folder: Path, engine: Engine, damage: object, message: str
+) -> None:
+    sessions = sessions_in(folder, engine)
+    sessions.create("a")
+    write(sessions, engine, "a", [5])
+    assert callable(damage)
+    with pytest.raises(InputError, match=message):
+        sessions.imported("b", damage(sessions.exported("a")))
+    assert [path.name for path in folder.iterdir()] == ["a.lacache"]
+
+
+def test_a_session_of_another_cache_is_not_imported(folder: Path, engine: Engine) -> None:
+    sessions = sessions_in(folder, engine)
+    other = sessions_in(folder / "other", new_engine(capacity=48))
+    other.create("a")
+    with pytest.raises(InputError, match="another model, cache or type"):
+        sessions.imported("a", other.exported("a"))
+
+
+def test_what_a_killed_process_left_is_swept(folder: Path, engine: Engine) -> None:
+    sessions_in(folder, engine).create("a")
+    (folder / ".lacache-0123").write_bytes(b"half")
+    assert names(sessions_in(folder, engine)) == [("a", 0)]
+    assert [path.name for path in folder.iterdir()] == ["a.lacache"]
+
+
+def test_a_damaged_session_is_told_and_stays(folder: Path, engine: Engine) -> None:
+    sessions = sessions_in(folder, engine)
+    sessions.create("a")
+    path = folder / "a.lacache"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    lease = sessions.lease("a")
+    with pytest.raises(InputError, match="is damaged"):
+        lease.load()
+    lease.close()
+    sessions.create("b")
+    path.write_bytes(b"")
+    assert [(facts.name, facts.num_seen) for facts in sessions.all()] == [("a", None), ("b", 0)]
+    with pytest.raises(InputError, match="is no safetensors file"):
+        sessions.lease("a")
+    sessions.delete("a")
