@@ -26,7 +26,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test lint format types contracts unit slow test-oldest venv-vllm test-vllm
-.PHONY: bench clean
+.PHONY: bench browser clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -56,8 +56,14 @@ contracts: $(VENV)/.ready ## import-linter: which package may import which
 unit: $(VENV)/.ready ## the offline tests on tiny random models
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
-slow: $(VENV)/.ready ## the tests with the real model or several processes
+slow: $(VENV)/.ready browser ## the tests with the real model, several processes or a browser
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(PYTEST_ARGS)
+
+# Only where nobody minds: elsewhere the tests in a browser take the one there is, or are skipped.
+browser:
+	@if test -n "$$CI" && ! command -v chromium > /dev/null; then \
+	  apt-get update -q && apt-get install -qy chromium; \
+	fi
 
 test-oldest: $(OLDEST_VENV)/.ready ## the unit tests with the oldest supported transformers
 	$(TEST_ENV) $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
