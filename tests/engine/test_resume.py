@@ -115,3 +115,32 @@ def test_tokens_chosen_ahead_wait_for_their_reader(model: Any) -> None:
                 while stream.num_ready:
                     tokens.append(next(stream))
         assert taken == [continued(model, prompt(9, seed), 20) for seed in range(2)]
+
+
+def test_tokens_chosen_ahead_belong_to_the_text(model: Any) -> None:
+    """Whether the model has read the one that nobody took, or not."""
+    for num_steps in (2, 3, 5):
+        engine = new_engine(model)
+        with engine.open() as session:
+            stream = session.write(prompt(4), ahead=1)
+            for _ in range(num_steps):
+                engine.step()
+            assert stream.num_ready == 1
+            stream.close()
+            text = prompt(4) + continued(model, prompt(4), 1)
+            assert list(session.write(prompt(3), max_new_tokens=5)) == continued(
+                model, text + prompt(3), 5
+            )
+
+
+def test_a_token_taken_out_is_not_penalised(model: Any) -> None:
+    sampling = Sampling(repetition_penalty=5.0)
+    engine = new_engine(model)
+    with engine.open(sampling) as session:
+        (token,) = session.write(prompt(9), max_new_tokens=1)
+        assert token not in prompt(9)
+        session.drop_last()
+        assert token not in session.snapshot().sampler.seen
+        found = list(session.write(prompt(3), max_new_tokens=9))
+    with engine.open(sampling) as session:
+        assert found == list(session.write(prompt(9) + prompt(3), max_new_tokens=9))

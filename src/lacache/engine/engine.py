@@ -260,6 +260,14 @@ class Engine:
         """
         return self._scheduler.step()
 
+    def check(self, snapshot: Snapshot) -> None:
+        """Check whether `resume` can go on from a snapshot; from any thread.
+
+        Raises:
+            InputError: it is of another model, type or plan, or says what cannot be.
+        """
+        check_snapshot(snapshot, self._runner)
+
     def resume(self, snapshot: Snapshot, sampling: Sampling | None = None) -> Session:
         """A session that goes on, in a row of its own, from where another stood.
 
@@ -272,10 +280,10 @@ class Engine:
 
         Raises:
             InputError: it is of another model (by its shape and some 32 weights of each matrix),
-                type or plan.
+                type or plan, or says what cannot be.
             UnsupportedOperationError: all rows are in use.
         """
-        check_snapshot(snapshot, self._runner)
+        self.check(snapshot)
         opened = self._scheduler.open(new_sampler(snapshot, sampling))
         try:
             put_row(self._runner.store, opened.index, snapshot.row)

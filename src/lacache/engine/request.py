@@ -7,6 +7,7 @@ from typing import final
 
 from torch import Tensor
 
+from lacache.core.errors import ModelError
 from lacache.engine.logprobs import TokenLogprobs
 
 
@@ -29,6 +30,8 @@ class Request:
     num_written: int = 0
     ready: deque[tuple[int, TokenLogprobs | None]] = field(default_factory=deque)
     """Tokens that wait for their reader."""
+    error: ModelError | None = None
+    """Why the next token cannot be chosen, where that was tried before its reader asked."""
     stopped_by: str | None = None
     """Why it ended: "eos", "length" or "closed"; None while it goes on."""
 

@@ -127,6 +127,7 @@ class Sampler:
         self.sampling = sampling
         """How it chooses."""
         self._seen = torch.empty(0, dtype=torch.int64)
+        self._new: int | None = None
         self._generator: torch.Generator | None = None
         self._processors = LogitsProcessorList()
         if sampling.repetition_penalty != 1:
@@ -151,6 +152,7 @@ class Sampler:
         """Note the tokens of a prompt, int64 of any shape; `choose` notes its own."""
         tokens = torch.cat((self._seen, tokens.flatten().to(_CPU, torch.int64)))
         self._seen = torch.unique(tokens)
+        self._new = None
 
     def choose(self, logits: Tensor) -> int:
         """The next token from the last token's logits [1, V].
@@ -162,9 +164,16 @@ class Sampler:
             token = int(self._scores(logits).argmax())
         else:
             token = _draw(self.probabilities(logits)[0].to(_CPU), self._generator)
-        if not bool((self._seen == token).any()):
+        self._new = None if bool((self._seen == token).any()) else token
+        if self._new is not None:
             self._seen = torch.cat((self._seen, torch.tensor([token])))
         return token
+
+    def unsee_last(self) -> None:
+        """The token that was chosen last is no part of the text after all."""
+        if self._new is not None:
+            self._seen = self._seen[self._seen != self._new]
+            self._new = None
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """What tokens are drawn by [1, V] unless greedy, float32, from logits [1, V]."""

@@ -1,7 +1,6 @@
 """Which sequence reads or writes when (docs/adr/0012)."""
 
 from collections import deque
-from contextlib import suppress
 from typing import final
 
 from lacache.cache.static.row import Row
@@ -202,10 +201,12 @@ class Scheduler:
             request = opened.request
             if request is None or not request.wants_choice or opened.logits is None:
                 continue
-            # What cannot be chosen stays, and its own reader meets the error.
-            with suppress(ModelError):
+            try:
                 self._choose(opened, request)
                 has_chosen = True
+            except ModelError as error:
+                # What cannot be chosen stays, and its own reader meets the error.
+                request.error = error
         return has_chosen
 
     def _choose(self, opened: OpenRow, request: Request) -> None:

@@ -74,9 +74,8 @@ class Session(Writer):
             on_progress: called with the number of tokens after each segment that was read.
             top_logprobs: how many of the likeliest tokens the stream's `logprobs` tells beside the
                 one that was taken last; 0 tells of that one alone, None of none.
-            ahead: tokens that may be chosen before they are asked for, while others are. What was
-                chosen and not taken when the stream is closed is no part of the text, but random
-                numbers have gone on.
+            ahead: tokens that may be chosen before they are asked for, while others are. They
+                belong to the text, taken or not.
 
         Raises:
             InputError: nothing to read, or no tokens of this model.
@@ -168,7 +167,9 @@ class Session(Writer):
             UnsupportedOperationError: a stream has not ended.
         """
         self._scheduler.check_idle(self._opened)
-        self._opened.last = None
+        if self._opened.last is not None:
+            self._opened.last = None
+            self._opened.sampler.unsee_last()
 
     def fork(self) -> "Session":
         """Another session, in a free row, that goes on from here by itself.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 from lacache.cache.static.row_state import RowState, take_row
 from lacache.core.errors import ConfigError, InputError
 from lacache.core.plan_record import plan_record
+from lacache.core.schedule import State
+from lacache.core.timetable import Timetable
 from lacache.engine.open_row import OpenRow
 from lacache.engine.runner import Runner
 from lacache.engine.sampling import Sampler, SamplerState, Sampling
@@ -105,11 +108,11 @@ class Snapshot:
             _check_logits(logits)
             return cls(
                 made_by={name: header[name] for name in _REMEDIES if name in header},
-                num_seen=header["num_seen"],
+                num_seen=_checked_count("num_seen", header["num_seen"]),
                 row=tensors,
                 sampling=Sampling(**header["sampling"]),
                 sampler=SamplerState(generator=generator, seen=seen),
-                last=header["last"],
+                last=None if header["last"] is None else _checked_count("last", header["last"]),
                 logits=logits,
                 name=str(path),
             )
@@ -143,10 +146,12 @@ def snapshot_kind(runner: Runner) -> str:
 
 
 def check_snapshot(snapshot: Snapshot, runner: Runner) -> None:
-    """Check that a snapshot belongs to a runner's model and plan.
+    """Check that a snapshot belongs to a runner's model and plan, and can be gone on from.
+
+    What it keeps is a function of the number of tokens, so anything else is nobody's state.
 
     Raises:
-        InputError: it is of another model, type or plan.
+        InputError: it is of another model, type or plan, or says what cannot be.
     """
     asked, made_by = _asked_of(runner), snapshot.made_by
     for name, remedy in _REMEDIES.items():
@@ -156,6 +161,27 @@ def check_snapshot(snapshot: Snapshot, runner: Runner) -> None:
                 f"{snapshot.name} was saved with {name}={theirs}, and this engine has "
                 f"{name}={ours}; {remedy}"
             )
+    wrong = next(_wrong(snapshot, runner), None)
+    if wrong is not None:
+        raise InputError(f"{snapshot.name} cannot be gone on from: {wrong}; save another")
+
+
+def _wrong(snapshot: Snapshot, runner: Runner) -> Iterator[str]:
+    seen, last, logits = snapshot.sampler.seen, snapshot.last, snapshot.logits
+    if last is not None and last >= runner.vocab_size:
+        yield f"its newest token {last} is none of the model's"
+    if len(seen) and not 0 <= int(seen.min()) <= int(seen.max()) < runner.vocab_size:
+        yield "it has seen tokens that are none of the model's"
+    if logits is not None and len(logits) != runner.vocab_size:
+        yield f"it has logits of {len(logits)} tokens, and the model has {runner.vocab_size}"
+    for number, group in enumerate(runner.shape.groups):
+        counts = snapshot.row.get(f"group.{number}.counts")
+        if counts is None or counts.dtype != torch.int64 or counts.shape != (5,):
+            continue  # what puts it into a row says what is the matter
+        stands = State(*counts.tolist()[:3])
+        due = Timetable(group.schedule).state_at(snapshot.num_seen)
+        if stands not in (due, group.schedule.settle(due)):
+            yield f"after {snapshot.num_seen} tokens no cache stands at {tuple(stands)}"
 
 
 def new_sampler(snapshot: Snapshot, sampling: Sampling | None) -> Sampler:
@@ -170,6 +196,12 @@ def new_sampler(snapshot: Snapshot, sampling: Sampling | None) -> Sampler:
     sampler = Sampler(snapshot.sampling if sampling is None else sampling)
     sampler.restore(state)
     return sampler
+
+
+def _checked_count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} is {value!r}")
+    return value
 
 
 def _check_logits(logits: Tensor | None) -> None:

@@ -166,7 +166,7 @@ def _write(path: Path, data: bytes) -> None:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise OSError(errno.EINVAL, "it is a device or a pipe")
         try:
-            with temporary.open("xb") as file:
+            with open(temporary, "xb", opener=_private) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -180,6 +180,11 @@ def _write(path: Path, data: bytes) -> None:
         ) from error
     with suppress(OSError):  # not every system can do this to a folder
         _sync(path.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    """What the model keeps of a text is nobody else's."""
+    return os.open(path, flags, 0o600)
 
 
 def _sync(folder: Path) -> None:

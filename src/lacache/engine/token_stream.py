@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import final
 
-from lacache.core.errors import UnsupportedOperationError
+from lacache.core.errors import ModelError, UnsupportedOperationError
 from lacache.engine.logprobs import TokenLogprobs
 from lacache.engine.request import Request
 from lacache.engine.writer import Written
@@ -40,6 +40,11 @@ class TokenStream(Written):
     def stopped_by(self) -> str | None:
         """Why no more tokens come: "eos", "length" or "closed"; None while some may."""
         return None if self._request.ready else self._request.stopped_by
+
+    @property
+    def error(self) -> ModelError | None:
+        """What taking the next token will raise, where that is known already."""
+        return None if self._request.ready else self._request.error
 
     @property
     def num_ready(self) -> int:
