@@ -1,12 +1,13 @@
 """vLLM with a ladder against stock vLLM: tokens per second, and how many requests fit in a pool.
 
 Runs in the environment of `make venv-vllm`, with that one's Python.
-SmolLM2-135M-Instruct in bfloat16, compiled as vLLM does by default, one thread, prefix caching off,
-greedy, made-up prompts; the same bytes of pool for both; every run in a process of its own, the two
-ways in turns, medians of the runs.
+SmolLM2-135M-Instruct in bfloat16 (or --dtype), compiled as vLLM does by default, one thread, prefix
+caching off, greedy, made-up prompts; the same bytes of pool for both; every run in a process of its
+own, the two ways in turns, medians of the runs.
 
 - ample: a pool in which all requests fit with either; 16 of 512 tokens write 128.
 - tight: a pool in which stock vLLM has room for one of 5 requests of 1,536 tokens that write 512.
+- writing: the same pool and requests as long, but of 512 tokens that write 1,536.
 - fit: how many requests of 40,000 tokens fit in 2 GiB, from the pages that vLLM makes of them.
 """
 
@@ -32,21 +33,24 @@ TIGHT_BUDGET = 256
 PAGE = 128
 GIB = 2**30
 LONG = 40_000
+NAMES = ("ample", "fit", "tight", "writing")
+
+Case = dict[str, Any]
 
 
-def new_engine(folder: Path, way: str, budget: int, pool: int, max_model_len: int) -> Any:
+def new_engine(folder: Path, given: argparse.Namespace) -> Any:
     """vLLM's, as stock or with a ladder."""
     from vllm import LLM
 
-    settings = {"lacache": {"budget": budget}} if way == "ladder" else {}
+    settings = {"lacache": {"budget": given.budget}} if given.way == "ladder" else {}
     return LLM(
         str(folder),
-        dtype="bfloat16",
+        dtype=given.dtype,
         additional_config=settings,
         block_size=PAGE,
         enable_prefix_caching=False,
-        kv_cache_memory_bytes=pool,
-        max_model_len=max_model_len,
+        kv_cache_memory_bytes=given.pool,
+        max_model_len=given.max_model_len,
         max_num_seqs=64,
         max_num_batched_tokens=2048,
         seed=0,
@@ -74,7 +78,7 @@ def measure(given: argparse.Namespace) -> Record:
 
     folder = model_folder(progress=False)
     assert folder is not None
-    engine = new_engine(folder, given.way, given.budget, given.pool, given.max_model_len)
+    engine = new_engine(folder, given)
     found: Record = capacity_of(engine)
     if given.requests:
         generator = torch.Generator().manual_seed(0)
@@ -97,11 +101,17 @@ def measure(given: argparse.Namespace) -> Record:
     return found
 
 
-def cases(*, quick: bool) -> dict[str, dict[str, int]]:
+def cases(*, quick: bool, dtype: str) -> dict[str, Case]:
     """What is asked of both ways."""
-    token = 2 * 30 * 3 * 64 * 2
-    prompt, new = (256, 256) if quick else (1_536, 512)
-    tight = token * PAGE * (-(-(prompt + new) // PAGE) + 1)
+    token = 2 * 30 * 3 * 64 * (4 if dtype == "float32" else 2)
+    prompt, new = (256, 128) if quick else (1_536, 512)
+    tight: Case = {
+        "requests": 3 if quick else 5,
+        "pool": token * PAGE * (-(-(prompt + new) // PAGE) + 1),
+        "budget": TIGHT_BUDGET,
+        "max_model_len": prompt + new,
+        "dtype": dtype,
+    }
     return {
         "ample": {
             "requests": 4 if quick else 16,
@@ -110,16 +120,17 @@ def cases(*, quick: bool) -> dict[str, dict[str, int]]:
             "pool": 2 * GIB,
             "budget": BUDGET,
             "max_model_len": 8_192,
+            "dtype": dtype,
         },
-        "fit": {"requests": 0, "pool": 2 * GIB, "budget": BUDGET, "max_model_len": LONG},
-        "tight": {
-            "requests": 3 if quick else 5,
-            "prompt": prompt,
-            "new": new,
-            "pool": tight,
-            "budget": TIGHT_BUDGET,
-            "max_model_len": prompt + new,
+        "fit": {
+            "requests": 0,
+            "pool": 2 * GIB,
+            "budget": BUDGET,
+            "max_model_len": LONG,
+            "dtype": dtype,
         },
+        "tight": tight | {"prompt": prompt, "new": new},
+        "writing": tight | {"prompt": new, "new": prompt},
     }
 
 
@@ -129,7 +140,7 @@ def order(case: str, rounds: int) -> Iterator[str]:
         yield from ("stock", "ladder") if number % 2 == 0 else ("ladder", "stock")
 
 
-def fitting(found: Record, case: dict[str, int], way: str) -> int:
+def fitting(found: Record, case: Case, way: str) -> int:
     """Requests of the longest length that the pool holds at once."""
     slots = case["budget"] if way == "ladder" else case["max_model_len"]
     return int((found["pages"] - 1) // -(-slots // found["page_slots"]))
@@ -137,7 +148,11 @@ def fitting(found: Record, case: dict[str, int], way: str) -> int:
 
 def compare(given: argparse.Namespace) -> Iterator[Record]:
     """Every case, every way, every round: the record so far, after each case."""
-    asked = {name: case for name, case in cases(quick=given.quick).items() if name in given.cases}
+    asked = {
+        name: case
+        for name, case in cases(quick=given.quick, dtype=given.dtype).items()
+        if name in given.cases
+    }
     rounds = 1 if given.quick else given.rounds
     path = results(quick=given.quick) / "vllm_serving.json"
     record: Record = {"benchmark": "vllm_serving", "cases": {}}
@@ -161,7 +176,7 @@ def compare(given: argparse.Namespace) -> Iterator[Record]:
             yield record
 
 
-def summary(case: dict[str, int], runs: dict[str, list[Record]]) -> Record:
+def summary(case: Case, runs: dict[str, list[Record]]) -> Record:
     """Medians, and the ladder's over stock's."""
     fit = {way: fitting(found[0], case, way) for way, found in runs.items()}
     ratios: Record = {"requests_that_fit": round(fit["ladder"] / max(1, fit["stock"]), 2)}
@@ -185,9 +200,8 @@ def main() -> None:
     """Measure, write and print the record."""
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=2, help="runs of each way (default 2)")
-    options.add_argument(
-        "--cases", nargs="+", choices=("ample", "fit", "tight"), default=("ample", "fit", "tight")
-    )
+    options.add_argument("--cases", nargs="+", choices=NAMES, default=NAMES)
+    options.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     options.add_argument("--way", help="one run, and write nothing")
     for name in ("budget", "pool", "max-model-len", "requests", "prompt", "new"):
         options.add_argument(f"--{name}", type=int, default=0, help=argparse.SUPPRESS)

@@ -24,10 +24,12 @@ WIDE = SHAPE | {
     "num_hidden_layers": 6,
     "eos_token_id": 2,
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 CONFIGS = {
     "llama": lambda: LlamaConfig(**WIDE),
     "llama-llama3-rope": lambda: LlamaConfig(**WIDE, rope_parameters=LLAMA3),
+    "llama-linear": lambda: LlamaConfig(**WIDE, rope_parameters=LINEAR),
     "llama-yarn": lambda: LlamaConfig(**WIDE, rope_parameters=YARN),
     "mistral": lambda: MistralConfig(**WIDE, sliding_window=None),
     "qwen2": lambda: Qwen2Config(**WIDE),

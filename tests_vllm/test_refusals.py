@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Gemma3TextConfig, GraniteConfig, MistralConfig, OlmoConfig
+from transformers import (
+    DeepseekV2Config,
+    FalconH1Config,
+    Gemma3TextConfig,
+    GraniteConfig,
+    MistralConfig,
+    OlmoConfig,
+)
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.custom_op import op_registry_oot
 
@@ -51,6 +58,10 @@ def test_what_is_supported(llama: Path) -> None:
             },
             "a KV connector",
         ),
+        (
+            {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
+            "context parallelism",
+        ),
     ],
 )
 def test_options_of_vllm(llama: Path, options: dict[str, Any], reason: str) -> None:
@@ -74,6 +85,13 @@ def test_options_of_vllm(llama: Path, options: dict[str, Any], reason: str) -> N
         ),
         (OlmoConfig(**WIDE), "OlmoForCausalLM, for which it was never tested"),
         (Gemma3TextConfig(**WIDE | HYBRID, head_dim=32), "layers with a sliding window"),
+        (
+            DeepseekV2Config(
+                **WIDE, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32
+            ),
+            "latent attention",
+        ),
+        (FalconH1Config(**WIDE, mamba_d_ssm=64, mamba_n_heads=4), "a hybrid model"),
     ],
 )
 def test_models(tmp_path: Path, config: Any, reason: str) -> None:
