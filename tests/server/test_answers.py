@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from openai import (
     APIError,
     APIStatusError,
@@ -17,9 +18,10 @@ from openai import (
     RateLimitError,
 )
 
+from lacache import Engine
 from lacache.server.service import Service
-from tests.engine.tiny import tiny_tokenizer
-from tests.server.serving import NAME, client, expected, listening, service
+from tests.engine.tiny import tiny_llama, tiny_tokenizer
+from tests.server.serving import NAME, POLICY, client, expected, listening, service
 
 PROMPT = "the cat and the dog go to the sea. " * 8
 
@@ -265,3 +267,43 @@ def test_what_is_written_when_the_server_ends_is_told() -> None:
         with pytest.raises(APIStatusError, match="the server is ending") as caught:
             openai.completions.create(model=NAME, prompt="a", max_tokens=1)
         assert caught.value.status_code == 503
+
+
+def test_logits_that_are_no_numbers_end_their_text_alone() -> None:
+    """A sum of weights that overflows, for one."""
+    broken = tiny_llama()
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(float("nan"))
+    engine = Engine.from_model(broken, POLICY)
+    with (
+        service(engines={NAME: engine}) as one,
+        listening(one) as address,
+        client(address) as openai,
+    ):
+        for _ in range(2):
+            with pytest.raises(APIStatusError, match="logits are not all numbers") as caught:
+                openai.completions.create(model=NAME, prompt="a", temperature=1)
+            assert caught.value.status_code == 500
+        assert one.served(None).thread.num_open == 0
+
+
+def test_a_slow_reader_counts_until_it_goes() -> None:
+    with (
+        service(rows=1, waiting=0) as one,
+        listening(one) as address,
+        client(address) as openai,
+    ):
+        settings: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 3, "temperature": 0}
+        stream = openai.completions.create(**settings, stream=True)
+        list(stream)
+        openai.completions.create(**settings)
+        until = time.monotonic() + 20
+        while one.served(None).thread.num_open:
+            assert time.monotonic() < until
+
+
+def test_health_tells_when_nothing_is_written_any_more() -> None:
+    with service() as one, listening(one) as address:
+        assert httpx.get(f"{address}/health").status_code == 200
+        one.served(None).thread.close()
+        assert httpx.get(f"{address}/health").status_code == 503

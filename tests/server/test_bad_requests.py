@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from starlette.testclient import TestClient
 
+from lacache.server.app import make_app
 from lacache.server.keeping import Keeping
 from lacache.server.service import Service
 from tests.server.serving import listening, service
@@ -52,7 +54,10 @@ BAD = {
     "model": st.text(min_size=1, max_size=9).filter(lambda name: name != "tiny"),
 }
 BAD_COMPLETION = BAD | {
-    "prompt": st.just("") | st.integers() | st.none() | st.lists(st.integers(10**4), min_size=1),
+    "prompt": st.sampled_from(["", "half \ud83d"])
+    | st.integers()
+    | st.none()
+    | st.lists(st.integers(10**4), min_size=1),
     "logprobs": st.integers(max_value=-1) | st.integers(21),
     "echo": st.just(True),
     "suffix": st.text(min_size=1),
@@ -73,6 +78,7 @@ BAD_CHAT = BAD | {
     "max_completion_tokens": st.integers(max_value=0),
 }
 GOOD_COMPLETION = {"prompt": "the sea", "max_tokens": 1}
+CHAT = "/v1/chat/completions"
 GOOD_CHAT = {"messages": [{"role": "user", "content": "the sea"}], "max_tokens": 1}
 
 Request = tuple[str, str, bytes]
@@ -207,9 +213,68 @@ BROKEN = [
 def test_what_is_no_http(http: httpx.Client, sent: bytes) -> None:
     """A connection that says nothing sensible is refused or dropped, and no other notices."""
     with socket.create_connection((http.base_url.host, http.base_url.port)) as connection:
-        connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
         connection.settimeout(20)
-        answer = connection.recv(100)
+        try:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(100)
+        except ConnectionError:
+            answer = b""
     assert answer[:12] in (b"", b"HTTP/1.1 400")
     assert http.get("/health").status_code == 200
+
+
+LARGE = 300_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        GOOD_COMPLETION | {"prompt": [-1] * LARGE},
+        GOOD_COMPLETION | {"prompt": ["x"] * LARGE},
+        GOOD_COMPLETION | {"stop": [""] * LARGE},
+        GOOD_COMPLETION | {"logit_bias": dict.fromkeys(map(str, range(LARGE)), "x")},
+        GOOD_CHAT | {"messages": [{}] * LARGE},
+    ],
+)
+def test_large_ones_are_refused_as_shortly(http: httpx.Client, body: dict[str, Any]) -> None:
+    answer = http.post("/v1/completions" if "prompt" in body else CHAT, json=body)
+    assert answer.status_code == 400
+    assert len(answer.content) < 1_000
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
+def test_only_json_is_taken(http: httpx.Client, kind: str | None) -> None:
+    """A page of another site may send the others without asking."""
+    headers = {} if kind is None else {"content-type": kind}
+    for path, body in (("/v1/completions", GOOD_COMPLETION), ("/v1/sessions", {"name": "a"})):
+        answer = http.post(path, content=encoded(body), headers=headers)
+        assert answer.status_code == 400
+
+
+def test_other_names_of_the_server_are_refused() -> None:
+    with service() as one:
+        app = make_app(one, hosts=("localhost", "127.0.0.1", "::1"))
+        with TestClient(app) as http:
+            for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST"):
+                assert http.get("/health", headers={"host": host}).status_code == 200
+            for host in (
+                "evil.example",
+                "evil.example:8000",
+                "localhost.evil",
+                "",
+                "[",
+                "@",
+                "a b",
+            ):
+                answer = http.get("/health", headers={"host": host})
+                assert answer.status_code == 400
+                assert "the server is not called so" in answer.json()["error"]["message"]
+
+
+def test_more_texts_than_can_ever_be_taken() -> None:
+    with service(rows=2, waiting=3) as one, TestClient(make_app(one)) as http:
+        answer = http.post("/v1/completions", json=GOOD_COMPLETION | {"n": 6})
+        assert answer.status_code == 400
+        assert "n=6 texts are more than the 5" in answer.json()["error"]["message"]
+        assert http.post("/v1/completions", json=GOOD_COMPLETION | {"n": 5}).status_code == 200

@@ -1,6 +1,7 @@
 """Sessions over HTTP."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lacache.core.errors import InputError
+from lacache.core.errors import ConfigError, InputError
+from lacache.engine import snapshot_file
 from lacache.engine.chat_template import ChatTemplate
 from lacache.server.keeping import Keeping
 from lacache.server.service import Service
@@ -153,6 +155,7 @@ def test_what_is_wrong(http: httpx.Client) -> None:
     assert "name" in refused(http.post("/sessions", json={}), 400)
     assert "is not here" in refused(http.post("/sessions", json={"name": "a", "model": "x"}), 404)
     good(http.post("/sessions", json={"name": "a"}))
+    assert "temperature=0.005 must be 0" in refused(ask(session="a", temperature=0.005), 400)
     assert "already" in refused(http.post("/sessions", json={"name": "a"}), 409)
     assert "prompt is empty" in refused(ask(session="a", prompt=""), 400)
     assert "no safetensors" in refused(http.put("/sessions/b/file", content=b"\x80\x04."), 400)
@@ -200,8 +203,9 @@ def test_who_goes_leaves_what_was_written(tmp_path: Path) -> None:
             for _ in range(9):
                 next(lines)
         body = BEGUN | {"stream": False, "max_tokens": 1, "prompt": "x"}
+        until = time.monotonic() + 20
         while (answer := http.post("/completions", json=body)).status_code == 409:
-            pass
+            assert time.monotonic() < until
         good(answer)
         assert good(http.get("/sessions/a"))["num_seen"] > LEAST
 
@@ -258,7 +262,9 @@ def test_each_size_of_cache_has_its_own(tmp_path: Path) -> None:
         query = {"model": f"{NAME}@48"}
         assert good(http.get("/sessions/a", params=query))["num_seen"] > 50
         file = http.get("/sessions/a/file", params=query).content
-        assert "another model, cache" in refused(http.put("/sessions/b/file", content=file), 400)
+        assert "the file was saved with plan=" in refused(
+            http.put("/sessions/b/file", content=file), 400
+        )
         held = [
             good(httpx.get(f"{address}/inspect", params={"seen": "999"} | which))
             for which in ({}, query)
@@ -270,3 +276,31 @@ def test_each_size_of_cache_has_its_own(tmp_path: Path) -> None:
             stream = new_engine(capacity=capacity).submit(tokens, max_new_tokens=9)
             wanted = tiny_tokenizer().decode(list(stream), skip_special_tokens=True)
             assert text_of(http.post("/completions", json=body)) == wanted
+
+
+def test_two_of_a_kind_are_refused() -> None:
+    engines = {NAME: new_engine(), f"{NAME}@40": new_engine()}
+    with (
+        pytest.raises(ConfigError, match="tiny@40 keeps the same as tiny"),
+        service(engines=engines),
+    ):
+        pass
+
+
+def test_a_turn_that_cannot_be_saved_did_not_happen(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good(http.post("/sessions", json={"name": "a"}))
+    said = on(http, "a", "the sea")
+    before = good(http.get("/sessions/a"))["num_seen"]
+    with monkeypatch.context() as patched:
+
+        def full(*arguments: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(snapshot_file.os, "fsync", full)
+        body = {"session": "a", "prompt": "and the dog"} | GREEDY
+        message = refused(http.post("/completions", json=body), 507)
+        assert message.startswith("cannot write the session 'a': No space left on device")
+    assert good(http.get("/sessions/a"))["num_seen"] == before
+    assert [said, on(http, "a", "and the dog")] == alone(["the sea", "and the dog"])

@@ -176,6 +176,12 @@ def serve(
                 f"budget={given_budget} is a share of a prompt, and a server reads many prompts; "
                 "try 512 (tokens) or '64MiB' (bytes)"
             )
+    if len(set(also or ())) < len(also or ()):
+        raise ConfigError(f"--also {' --also '.join(also or ())} has a budget twice; leave one out")
+    memory_bytes = _bytes("--memory", memory)
+    disk_bytes = _bytes("--disk", disk)
+    if disk is not None and folder is None:
+        raise ConfigError(f"--disk {disk} needs a folder; give --folder too")
     from lacache.core.packages import require_modules
 
     require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
@@ -187,12 +193,9 @@ def serve(
     from lacache.server.start import serve as answer
 
     limits = Limits() if waiting is None else Limits(waiting=waiting)
-    defaults = Keeping()
-    keeping = Keeping(
-        memory_bytes=_bytes("--memory", memory, defaults.memory_bytes),
-        folder=folder,
-        disk_bytes=_bytes("--disk", disk, defaults.disk_bytes),
-    )
+    given_sizes = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes}
+    sizes = {name: size for name, size in given_sizes.items() if size is not None}
+    keeping = Keeping(folder=folder, **sizes)
     rows = 4 if rows is None else rows
     cache_options = CacheOptions(
         budget=budget,
@@ -225,16 +228,17 @@ def serve(
         answer(service, listening, api_key=api_key)
 
 
-def _bytes(option: str, given: str | None, default: int) -> int:
+def _bytes(option: str, given: str | None) -> int | None:
     """A size such as 1GiB; 0 is none."""
-    if given is None:
-        return default
-    if given.strip() == "0":
-        return 0
-    parsed = parse_budget(given)
-    if not parsed.num_bytes:
+    if given is None or given.strip() == "0":
+        return None if given is None else 0
+    try:
+        num_bytes = parse_budget(given).num_bytes
+    except ConfigError:
+        num_bytes = 0
+    if not num_bytes:
         raise ConfigError(f"{option}={given} must be a number of bytes; try {option} 1GiB, or 0")
-    return parsed.num_bytes
+    return num_bytes
 
 
 def _start_vllm(

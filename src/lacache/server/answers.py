@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import final
 from uuid import uuid4
 
-from lacache.core.errors import LaCacheError
+from lacache.core.errors import ConfigError, InputError, LaCacheError
 from lacache.server import logprobs
 from lacache.server.errors import ServerError
-from lacache.server.job import Piece
+from lacache.server.job import Finished, Piece
 from lacache.server.json import Json
 from lacache.server.logprobs import TokenText
 
@@ -26,7 +26,14 @@ INTERNAL = error_body("the server failed; its log says why", kind="server_error"
 def of_error(error: LaCacheError | ServerError) -> Json:
     """What an error says, in one line."""
     text = " ".join(str(error).split())
-    return error_body(text, kind=error.kind) if isinstance(error, ServerError) else error_body(text)
+    if isinstance(error, ServerError):
+        return error_body(text, kind=error.kind)
+    return error_body(text) if is_clients(error) else error_body(text, kind="server_error")
+
+
+def is_clients(error: LaCacheError) -> bool:
+    """Whether another request would do better."""
+    return isinstance(error, InputError | ConfigError)
 
 
 def usage(num_prompt: int, num_reused: int, num_new: int) -> Json:
@@ -41,12 +48,12 @@ def usage(num_prompt: int, num_reused: int, num_new: int) -> Json:
 
 def models_list(names: Sequence[str]) -> Json:
     """The models there are."""
-    return {
-        "object": "list",
-        "data": [
-            {"id": name, "object": "model", "created": 0, "owned_by": "lacache"} for name in names
-        ],
-    }
+    return {"object": "list", "data": [model_facts(name) for name in names]}
+
+
+def model_facts(name: str) -> Json:
+    """One of them."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "lacache"}
 
 
 @final
@@ -91,9 +98,9 @@ class Answer:
         """A piece of a text."""
         return self._chunk([self._choice(index, {"content": piece.text}, piece, None)])
 
-    def last(self, index: int, reason: str) -> Json:
+    def last(self, index: int, end: Finished) -> Json:
         """The end of a text."""
-        return self._chunk([self._choice(index, {}, _NO, reason)])
+        return self._chunk([self._choice(index, {}, Piece("", end.tokens), end.reason)])
 
     def counts(self, counts: Json) -> Json:
         """The end of a stream, where that was asked for."""
@@ -114,7 +121,7 @@ class Answer:
         return {"index": index, **said, "finish_reason": reason, "logprobs": self._logprobs(piece)}
 
     def _logprobs(self, piece: Piece) -> Json | None:
-        if self._text_of is None or not piece.text:
+        if self._text_of is None or not piece.tokens:
             return None
         form = logprobs.of_chat if self._is_chat else logprobs.of_completion
         return form(piece.tokens, self._text_of)

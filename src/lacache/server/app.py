@@ -1,5 +1,9 @@
 """The application: what stands before its routes, and how errors end."""
 
+import re
+from collections.abc import Collection
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -7,29 +11,35 @@ from starlette.exceptions import HTTPException
 
 from lacache.core.errors import LaCacheError
 from lacache.server import inspector, routes, session_routes
-from lacache.server.answers import INTERNAL, error_body, of_error
+from lacache.server.answers import INTERNAL, error_body, is_clients, of_error
 from lacache.server.body_limit import BodyLimit
 from lacache.server.counted import Counted
 from lacache.server.errors import ServerError
+from lacache.server.host_check import HostCheck
 from lacache.server.key_check import KeyCheck
 from lacache.server.service import Service
 from lacache.version import __version__
 
 
-def make_app(service: Service, *, api_key: str | None = None) -> FastAPI:
+def make_app(
+    service: Service, *, api_key: str | None = None, hosts: Collection[str] = ()
+) -> FastAPI:
     """The application, for any ASGI server.
 
     Args:
         service: what answers.
         api_key: what clients must send as `Authorization: Bearer ...`; None lets everybody in.
+        hosts: names by which it may be called; none are all.
     """
     app = FastAPI(title="LaCache", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(
         BodyLimit, most=service.limits.body_bytes, most_of_session=service.session_file_bytes
     )
-    app.add_middleware(Counted, metrics=service.metrics)
     if api_key is not None:
         app.add_middleware(KeyCheck, api_key=api_key)
+    if hosts:
+        app.add_middleware(HostCheck, hosts=hosts)
+    app.add_middleware(Counted, metrics=service.metrics)
     app.include_router(routes.router(service))
     app.include_router(session_routes.router(service))
     app.include_router(inspector.router(service))
@@ -40,7 +50,7 @@ def make_app(service: Service, *, api_key: str | None = None) -> FastAPI:
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(LaCacheError)
     async def wrong(request: Request, error: LaCacheError) -> JSONResponse:
-        return JSONResponse(of_error(error), 400)
+        return JSONResponse(of_error(error), 400 if is_clients(error) else 500)
 
     @app.exception_handler(ServerError)
     async def refused(request: Request, error: ServerError) -> JSONResponse:
@@ -50,9 +60,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = f"{where}: {first['msg']}" if where else str(first["msg"])
+        message, where = _said(error.errors()[0])
         return JSONResponse(error_body(message, param=where or None), 400)
 
     @app.exception_handler(HTTPException)
@@ -62,3 +70,18 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse(INTERNAL, 500)
+
+
+_TYPE = re.compile(r"(constrained-)?str|list\[.*")
+
+
+def _said(first: dict[str, Any]) -> tuple[str, str]:
+    """What is wrong, and with which field; without the names of our types."""
+    if first["type"] == "json_invalid":
+        return f"the body is no JSON: {first['ctx']['error']}", ""
+    parts = [str(part) for part in first["loc"] if part != "body"]
+    where = ".".join(
+        part for part in parts if not re.fullmatch(r"(constrained-)?str|list\[.*", part)
+    )
+    message = first["msg"].removeprefix("Value error, ")
+    return (f"{where}: {message}" if where else f"the body: {message}"), where

@@ -20,8 +20,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         came = 0
-        is_session = scope["type"] == "http" and scope["path"].startswith(f"{PREFIX}/")
-        most = self._most_of_session if is_session else self._most
+        most = self._most_of_session if _is_import(scope) else self._most
 
         async def counted() -> Message:
             nonlocal came
@@ -33,3 +32,10 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
+
+
+def _is_import(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] != "PUT":
+        return False
+    path: str = scope["path"]
+    return path.startswith(f"{PREFIX}/")

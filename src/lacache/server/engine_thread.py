@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, final
 
+from lacache.core.errors import InputError
 from lacache.engine.engine import Engine
 from lacache.server.errors import BusyError, ClosedError, LateError
 from lacache.server.job import Event, Failed, Job
@@ -45,7 +46,7 @@ class EngineThread:
 
     @property
     def num_open(self) -> int:
-        """Jobs that are written or wait."""
+        """Jobs that are written, wait, or are still told of."""
         return self._open
 
     @property
@@ -53,21 +54,42 @@ class EngineThread:
         """Jobs that have a row."""
         return len(self._writing)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether jobs are written."""
+        return self._thread.is_alive() and not self._is_closed
+
     def submit(self, jobs: list[Job]) -> None:
         """Take jobs, all or none. From any thread.
 
         Raises:
+            InputError: they are more than could ever be taken.
             BusyError: too many wait.
             ClosedError: the server ends.
         """
+        if len(jobs) > self._most:
+            raise InputError(
+                f"n={len(jobs)} texts are more than the {self._most} that this server takes at "
+                "once; ask for fewer"
+            )
         with self._lock:
             if self._is_closed:
                 raise ClosedError
             if self._open + len(jobs) > self._most:
                 raise BusyError
             self._open += len(jobs)
+            for job in jobs:
+                self._news.put(job)
+
+    def forget(self, jobs: list[Job]) -> None:
+        """Nobody is told of them any more; once for all that were taken. From any thread.
+
+        Until then they count, so that readers who are slow bound what waits for them.
+        """
         for job in jobs:
-            self._news.put(job)
+            job.give_up()
+        with self._lock:
+            self._open -= len(jobs)
 
     def close(self, seconds: float = 0) -> None:
         """Take no more jobs, and end those there are; what sessions have written so far is kept.
@@ -135,39 +157,51 @@ class EngineThread:
     def _step(self) -> None:
         try:
             self._engine.step()
-            for one in list(self._writing):
-                if not one.move_on():
-                    self._writing.remove(one)
-                    self._finish(one, one.end)
         except Exception as error:
-            # Whatever it was, whose text it was is not known.
-            for one in self._writing:
-                one.close()
-                self._end(one.job, Failed(error))
-            self._writing.clear()
+            # Whose text it was is not known.
+            for one in list(self._writing):
+                self._give_up(one, error)
+            return
+        for one in list(self._writing):
+            try:
+                goes_on = one.move_on()
+            except Exception as error:
+                self._give_up(one, error)
+                continue
+            if not goes_on:
+                self._writing.remove(one)
+                self._finish(one, one.end)
+
+    def _give_up(self, one: Writing, error: Exception) -> None:
+        self._writing.remove(one)
+        # What failed may fail again; the other texts go on.
+        with suppress(Exception):
+            one.close()
+        self._end(one.job, Failed(error, one.num_new))
 
     def _cut(self, one: Writing, error: Exception) -> None:
         self._writing.remove(one)
-        self._finish(one, Failed(error))
+        self._finish(one, Failed(error, one.num_new))
 
     def _finish(self, one: Writing, event: Event) -> None:
         try:
             save = one.finish()
         except Exception as error:
-            self._end(one.job, Failed(error))
+            self._end(one.job, Failed(error, one.num_new))
             return
-        self._saver.submit(self._save, save, one.job, event)
+        if save is None:
+            self._end(one.job, event)
+        else:
+            self._saver.submit(self._save, save, one, event)
 
-    def _save(self, save: Callable[[], None], job: Job, event: Event) -> None:
+    def _save(self, save: Callable[[], None], one: Writing, event: Event) -> None:
         try:
             save()
         except Exception as error:
-            event = Failed(error)
-        self._end(job, event)
+            event = Failed(error, one.num_new)
+        self._end(one.job, event)
 
     def _end(self, job: Job, event: Event) -> None:
-        job.origin.close()
         # Who hears of the end may come again at once.
-        with self._lock:
-            self._open -= 1
+        job.origin.close()
         job.tell(event)

@@ -50,3 +50,9 @@ class ConflictError(ServerError):
     """A session is there already, or somebody writes to it."""
 
     status, kind = 409, "invalid_request_error"
+
+
+class StorageError(ServerError):
+    """A session cannot be read or written."""
+
+    status, kind = 507, "server_error"

@@ -31,7 +31,7 @@ class Holding:
         Returns:
             `held`: lists of token numbers, ascending; `layers`: for each KV head of each layer
             which of those it has; `changes_at`: with how many tokens something is dropped next;
-            `compactions`: how often something was.
+            `compactions`: how often something was; `bytes` of the cache, and of a full one.
         """
         held: list[list[int]] = []
         heads: list[dict[int, int]] = [{} for _ in range(self.num_layers)]
@@ -56,4 +56,5 @@ class Holding:
             "compactions": num_compactions,
             "bytes": self.row_bytes,
             "full_bytes": self.full_bytes_per_token * num_seen,
+            "full_bytes_per_token": self.full_bytes_per_token,
         }

@@ -35,6 +35,7 @@ def router(service: Service) -> APIRouter:
     """The routes of a service."""
     routes = APIRouter(responses=ERRORS)
 
+    @routes.head("/", include_in_schema=False)
     @routes.get("/", include_in_schema=False)
     def page() -> Response:
         return _file("index.html")

@@ -43,11 +43,13 @@ class Token:
     Args:
         id: of it.
         offset: characters of the text before its own.
+        text: that it completes; the first tokens of a character have none.
         logprobs: where they were asked for.
     """
 
     id: int
     offset: int
+    text: str
     logprobs: TokenLogprobs | None
 
 
@@ -68,18 +70,26 @@ class Finished:
     Args:
         reason: "stop" at an end token or a stop string, else "length".
         num_new: tokens that were written, the one that ended the text included.
+        tokens: those that gave no text of their own, since the last piece.
     """
 
     reason: FinishReason
     num_new: int
+    tokens: tuple[Token, ...]
 
 
 @final
 @dataclass(frozen=True)
 class Failed:
-    """No more comes, and why."""
+    """No more comes.
+
+    Args:
+        error: why.
+        num_new: tokens that were written.
+    """
 
     error: Exception
+    num_new: int = 0
 
 
 Event = Began | HasRead | Piece | Finished | Failed

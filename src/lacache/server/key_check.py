@@ -3,7 +3,6 @@
 import hmac
 from typing import final
 
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -31,8 +30,9 @@ class KeyCheck:
         await JSONResponse(body, 401)(scope, receive, send)
 
     def _is_right(self, scope: Scope) -> bool:
-        given = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
-        return hmac.compare_digest(given.encode(), self._key)
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, key = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
 
 
 def _is_open(path: str) -> bool:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from lacache.server.job import Began, Event, Finished, HasRead, Piece
+from lacache.server.job import Began, Event, Failed, Finished, HasRead, Piece
 from lacache.server.served import Served
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -33,7 +33,7 @@ class Metrics:
         self.new = self._counter("lacache_new_tokens", "Tokens that were written.")
         self.texts = Counter(
             "lacache_texts",
-            "Texts that were written to their end.",
+            "Texts that ended: by a stop, by their length, or cut.",
             ["model", "reason"],
             registry=self._registry,
         )
@@ -63,7 +63,7 @@ class Metrics:
 
 @final
 class Clock:
-    """Counts what is told of one request."""
+    """Counts what is told of one request, whether its client listens or not."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics = metrics
@@ -81,9 +81,10 @@ class Clock:
         elif isinstance(event, Piece) and self._is_first:
             self._is_first = False
             metrics.first.labels(model).observe(self._seconds())
-        elif isinstance(event, Finished):
+        elif isinstance(event, Finished | Failed):
+            reason = event.reason if isinstance(event, Finished) else "cut"
             metrics.new.labels(model).inc(event.num_new)
-            metrics.texts.labels(model, event.reason).inc()
+            metrics.texts.labels(model, reason).inc()
             metrics.whole.labels(model).observe(self._seconds())
 
     def _seconds(self) -> float:

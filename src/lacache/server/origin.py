@@ -44,8 +44,11 @@ class Origin(ABC):
         """The prompt is read."""
 
     @abstractmethod
-    def when_written(self, session: Session, new: list[int]) -> Callable[[], None]:
-        """No more is written; what is left to do before that is told, in any thread."""
+    def when_written(self, session: Session, new: list[int]) -> Callable[[], None] | None:
+        """No more is written; what takes long and is to be done before that is told, if anything.
+
+        It is called in another thread.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -80,13 +83,12 @@ class PromptOrigin(Origin):
         if self._prefixes.is_on:
             self._prefixes.put(self._tokens, session.snapshot())
 
-    def when_written(self, session: Session, new: list[int]) -> Callable[[], None]:
+    def when_written(self, session: Session, new: list[int]) -> None:
         """Keep where the answer ended: most often the next prompt goes on from there."""
         if self._prefixes.is_on:
             # A token that the model has not read is no part of what it knows.
             session.drop_last()
             self._prefixes.put((self._tokens + new)[: session.num_seen], session.snapshot())
-        return _nothing
 
     def close(self) -> None:
         """Nothing is held."""
@@ -129,7 +131,3 @@ class SessionOrigin(Origin):
     def close(self) -> None:
         """Others may go on with it."""
         self._lease.close()
-
-
-def _nothing() -> None:
-    """Nothing is left to do."""

@@ -1,5 +1,6 @@
 """From a request to the tokens of its prompt."""
 
+from functools import cached_property
 from typing import Any, final
 
 from jinja2 import TemplateError
@@ -7,6 +8,7 @@ from jinja2 import TemplateError
 from lacache.core.errors import InputError
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.checked import checked_tokens
+from lacache.engine.text import TextStream
 from lacache.server.limits import Limits
 from lacache.server.schemas import ChatRequest, CompletionRequest
 
@@ -56,9 +58,19 @@ class Prompts:
         text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
         return text
 
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self._tokenizer)
+
+    def texts_of(self, tokens: list[int]) -> list[str]:
+        """The text that each token completes; special ones have theirs too."""
+        text = TextStream(self._tokenizer, skip_special_tokens=False)
+        return [text.push(token) for token in tokens]
+
     def _of_completion(self, request: CompletionRequest, num_seen: int) -> list[int]:
         if isinstance(request.prompt, list):
             return request.prompt
+        _check_whole(request.prompt)
         # Marks of a text's beginning have no place in its midst.
         marks = {"add_special_tokens": False} if num_seen else {}
         ids: list[int] = self._tokenizer(request.prompt, verbose=False, **marks).input_ids
@@ -67,13 +79,15 @@ class Prompts:
     def _of_chat(self, request: ChatRequest, num_seen: int) -> list[int]:
         if not self._tokenizer.chat_template:
             raise InputError("the model has no chat template; use /v1/completions")
+        for message in request.messages:
+            _check_whole(message.content)
         if num_seen:
             if [message.role for message in request.messages] != ["user"]:
                 raise InputError(
                     f"{len(request.messages)} messages came for a session that has begun; send the "
                     "user's new message alone, as the session knows the others"
                 )
-            return ChatTemplate(self._tokenizer).following(request.messages[0].content)
+            return self._template.following(request.messages[0].content)
         messages = [message.model_dump() for message in request.messages]
         try:
             text = self._tokenizer.apply_chat_template(
@@ -83,3 +97,13 @@ class Prompts:
             raise InputError(f"the chat template refuses the messages: {error}") from error
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
+
+
+def _check_whole(text: str) -> None:
+    """JSON may have half a character, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text has half a character at {error.start}: {text[error.start]!a}; leave it out"
+        ) from error

@@ -10,9 +10,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lacache.core.errors import LaCacheError
-from lacache.server.answers import INTERNAL, models_list, of_error
+from lacache.server.answers import INTERNAL, model_facts, models_list, of_error
 from lacache.server.documented import ERRORS, may_be
-from lacache.server.errors import ServerError
+from lacache.server.errors import ClosedError, ServerError
 from lacache.server.json import Json
 from lacache.server.schemas import ChatRequest, CompletionRequest
 from lacache.server.service import Service
@@ -26,8 +26,11 @@ def router(service: Service) -> APIRouter:
     """The routes of a service."""
     routes = APIRouter(responses=ERRORS)
 
+    @routes.head("/health", include_in_schema=False)
     @routes.get("/health")
     async def health() -> Json:
+        if not service.is_alive:
+            raise ClosedError
         return {"status": "ok"}
 
     @routes.get("/metrics", response_class=PlainTextResponse)
@@ -37,6 +40,10 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models")
     async def models() -> Json:
         return models_list(list(service.all))
+
+    @routes.get("/v1/models/{name:path}")
+    async def model(name: str) -> Json:
+        return model_facts(service.served(name).name)
 
     @routes.post("/v1/completions", responses=_STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -52,17 +59,17 @@ def router(service: Service) -> APIRouter:
 async def _answered(
     service: Service, body: CompletionRequest | ChatRequest, request: Request
 ) -> Response:
-    texts = service.begin(body)
+    texts = await service.begin(body)
     if body.stream:
         return _Streamed(texts)
+    answer = asyncio.create_task(texts.whole())
     try:
-        answer = asyncio.create_task(texts.whole())
         while not (await asyncio.wait([answer], timeout=_WATCH_SECONDS))[0]:
             if await request.is_disconnected():
-                answer.cancel()
                 return Response(status_code=499)
         return JSONResponse(answer.result())
     finally:
+        answer.cancel()
         texts.close()
 
 

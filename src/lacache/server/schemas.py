@@ -38,10 +38,10 @@ class TextRequest(BaseModel, ABC):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] = 1
-    stop: _NAMED | list[_NAMED] | None = None
+    stop: _NAMED | Annotated[list[_NAMED], Field(fail_fast=True, max_length=64)] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    logit_bias: dict[str, Any] | None = Field(None, max_length=0)
     session: str | None = None
     """Not OpenAI's: go on with a session; the request then has what is new."""
     inspect: bool = False
@@ -79,7 +79,7 @@ class TextRequest(BaseModel, ABC):
 class CompletionRequest(TextRequest):
     """`/v1/completions`."""
 
-    prompt: str | list[Annotated[int, Field(ge=0)]]
+    prompt: str | Annotated[list[int], Field(fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     echo: Literal[False] = False
     suffix: Literal[""] | None = None
@@ -119,7 +119,7 @@ class Message(BaseModel):
 class ChatRequest(TextRequest):
     """`/v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import final
 
+from starlette.concurrency import run_in_threadpool
+
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
 from lacache.server.answers import Answer
@@ -77,34 +79,29 @@ class Service:
         kept = [served.sessions for served in self.all.values()]
         return max((sessions.file_bytes for sessions in kept if sessions), default=0)
 
-    def begin(self, request: CompletionRequest | ChatRequest) -> Texts:
+    @property
+    def is_alive(self) -> bool:
+        """Whether texts are written."""
+        return all(served.thread.is_alive for served in self.all.values())
+
+    async def begin(self, request: CompletionRequest | ChatRequest) -> Texts:
         """Begin to write; the caller must close what this gives.
 
         Raises:
             InputError: the prompt is refused.
+            ConfigError: a number is out of range.
             ServerError: the model or session is not here or in use, or too many texts wait.
         """
         served = self.served(request.model)
-        if request.session is None:
-            tokens = self._prompts.tokens(request)
-            origins: list[Origin] = [
-                PromptOrigin(tokens, _sampling(request, index), served.prefixes)
-                for index in range(request.n)
-            ]
-        else:
-            lease = self.sessions(request.model).lease(request.session)
-            try:
-                tokens = self._prompts.tokens(request, lease.num_seen)
-            except BaseException:
-                lease.close()
-                raise
-            origins = [SessionOrigin(tokens, _sampling(request, 0), lease, self._ends)]
+        samplings = [_sampling(request, index) for index in range(request.n)]
+        # Long texts take long to cut into tokens, and disks may be slow.
+        tokens, origins = await run_in_threadpool(self._origins, request, served, samplings)
         is_chat = isinstance(request, ChatRequest)
-        text_of = self._prompts.text_of
-        answer = Answer(
-            served.name, is_chat=is_chat, text_of=None if request.num_top is None else text_of
-        )
-        texts = Texts(request, tokens, answer, text_of, self.metrics.request(served.name))
+        prompts = self._prompts
+        text_of = None if request.num_top is None else prompts.text_of
+        answer = Answer(served.name, is_chat=is_chat, text_of=text_of)
+        clock = self.metrics.request(served.name)
+        texts = Texts(request, tokens, answer, prompts.texts_of, clock)
         most = min(request.most_new or self.limits.new_tokens, self.limits.new_tokens)
         try:
             jobs = [
@@ -125,6 +122,20 @@ class Service:
                 origin.close()
             raise
         return texts
+
+    def _origins(
+        self, request: CompletionRequest | ChatRequest, served: Served, samplings: list[Sampling]
+    ) -> tuple[list[int], list[Origin]]:
+        if request.session is None:
+            tokens = self._prompts.tokens(request)
+            return tokens, [PromptOrigin(tokens, each, served.prefixes) for each in samplings]
+        lease = self.sessions(request.model).lease(request.session)
+        try:
+            tokens = self._prompts.tokens(request, lease.num_seen)
+        except BaseException:
+            lease.close()
+            raise
+        return tokens, [SessionOrigin(tokens, samplings[0], lease, self._ends)]
 
 
 def _sampling(request: TextRequest, index: int) -> Sampling:

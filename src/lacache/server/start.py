@@ -1,5 +1,6 @@
 """From engines to a service, and to a server that listens."""
 
+import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ import uvicorn
 from filelock import FileLock, Timeout
 
 from lacache.cache.facts import model_facts
-from lacache.core.errors import InputError
+from lacache.core.errors import ConfigError, InputError
 from lacache.engine.engine import Engine
 from lacache.engine.eos import eos_token_ids
 from lacache.server.address import check_address
@@ -31,6 +32,8 @@ from lacache.server.state.sessions import Sessions
 
 _LAST_SECONDS = 3
 """For texts to come to their end when the server is asked to."""
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 _SLACK = 16 * 2**20
 """Bytes of a session's file that are no keys or values, at most."""
@@ -67,8 +70,9 @@ def serve(service: Service, listening: socket.socket, *, api_key: str | None) ->
         listening: from `bind`.
         api_key: what clients must send.
     """
+    hosts = () if api_key else (*_LOOPBACK, listening.getsockname()[0])
     config = uvicorn.Config(
-        make_app(service, api_key=api_key),
+        make_app(service, api_key=api_key, hosts=hosts),
         log_level="warning",
         timeout_graceful_shutdown=3 * _LAST_SECONDS,
     )
@@ -82,6 +86,19 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Not to be raised again at the end: there is something to keep after that."""
+        former = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """In the midst of whatever the thread does, so nothing here may wait for a lock."""
@@ -111,8 +128,14 @@ def make_service(
         eos: tokens that end a text; None asks model and tokenizer.
 
     Raises:
+        ConfigError: two engines are the same.
         InputError: the folder cannot be used.
     """
+    kinds: dict[str, str] = {}
+    for name, engine in engines.items():
+        other = kinds.setdefault(engine.kind, name)
+        if other != name:
+            raise ConfigError(f"{name} keeps the same as {other}; leave one of the budgets out")
     size = model.get_input_embeddings().num_embeddings
     ends = eos_token_ids(model, tokenizer) if eos is None else eos
     with _own(keeping.folder):
@@ -139,6 +162,7 @@ def _served(
         sessions = Sessions(
             folder / "sessions",
             empty,
+            engine.check,
             most=keeping.sessions,
             file_bytes=engine.row_bytes + _SLACK,
         )
@@ -161,6 +185,8 @@ def _own(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot use the folder {folder}: it is a file; give another")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = FileLock(folder / ".lock")

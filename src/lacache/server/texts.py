@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import final
 
+from starlette.concurrency import run_in_threadpool
+
 from lacache.server.answers import Answer, usage
 from lacache.server.engine_thread import EngineThread
 from lacache.server.job import Began, Event, Failed, Finished, HasRead, Job, Piece
@@ -21,7 +23,7 @@ class Texts:
         request: what came.
         tokens: of its prompt.
         answer: the frame.
-        text_of: the text of one token.
+        texts_of: the text that each of some tokens completes.
         clock: hears of everything.
     """
 
@@ -30,14 +32,15 @@ class Texts:
         request: TextRequest,
         tokens: list[int],
         answer: Answer,
-        text_of: Callable[[int], str],
+        texts_of: Callable[[list[int]], list[str]],
         clock: Clock,
     ) -> None:
         self._request = request
         self._tokens = tokens
         self._answer = answer
-        self._text_of = text_of
+        self._texts_of = texts_of
         self._clock = clock
+        self._thread: EngineThread | None = None
         self._jobs: list[Job] = []
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -46,6 +49,7 @@ class Texts:
 
     def tell(self, index: int, event: Event) -> None:
         """Something of the text with that number, from any thread."""
+        self._clock.tell(event)
         # A loop that has ended has nobody to tell.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
@@ -57,12 +61,13 @@ class Texts:
             ServerError: too many texts wait, or the server ends.
         """
         thread.submit(jobs)
-        self._jobs = jobs
+        self._thread, self._jobs = thread, jobs
 
     def close(self) -> None:
-        """Nobody wants them any more."""
-        for job in self._jobs:
-            job.give_up()
+        """Nobody wants them any more; again and again does no harm."""
+        if self._thread is not None:
+            self._thread.forget(self._jobs)
+            self._thread = None
 
     async def whole(self) -> Json:
         """All at once."""
@@ -73,6 +78,7 @@ class Texts:
                 pieces[index].append(event)
             elif isinstance(event, Finished):
                 reasons[index] = event.reason
+                pieces[index].append(Piece("", event.tokens))
         return self._answer.whole(pieces, reasons, self._usage())
 
     async def chunks(self) -> AsyncIterator[Json]:
@@ -83,14 +89,15 @@ class Texts:
             if first is not None:
                 yield first
         if inspects:
-            yield self._answer.inspected({"prompt": [*map(self._text_of, self._tokens)]})
+            prompt = await run_in_threadpool(self._texts_of, self._tokens)
+            yield self._answer.inspected({"prompt": prompt})
         async for index, event in self._told():
             if isinstance(event, Piece):
                 yield self._answer.piece(index, event)
             elif isinstance(event, Finished):
-                yield self._answer.last(index, event.reason)
+                yield self._answer.last(index, event)
             if inspects:
-                told = _inspected(event, self._text_of)
+                told = _inspected(event)
                 if told:
                     yield self._answer.inspected(told)
         if self._request.tells_usage:
@@ -101,11 +108,10 @@ class Texts:
         left = len(self._jobs)
         while left:
             index, event = await self._events.get()
-            self._clock.tell(event)
             if isinstance(event, Failed):
                 raise event.error
-            if isinstance(event, Began):
-                self._num_reused += event.num_reused
+            if isinstance(event, Began) and index == 0:
+                self._num_reused = event.num_reused
             if isinstance(event, Finished):
                 self._num_new += event.num_new
                 left -= 1
@@ -113,16 +119,15 @@ class Texts:
 
     def _usage(self) -> Json:
         # OpenAI counts the prompt once, however many texts it has.
-        reused = self._num_reused // len(self._jobs)
-        return usage(len(self._tokens), reused, self._num_new)
+        return usage(len(self._tokens), self._num_reused, self._num_new)
 
 
-def _inspected(event: Event, text_of: Callable[[int], str]) -> Json:
+def _inspected(event: Event) -> Json:
     match event:
         case Began(num_seen, num_reused):
             return {"seen": num_seen, "reused": num_reused}
         case HasRead(num_tokens):
             return {"read": num_tokens}
-        case Piece(_, tokens):
-            return {"new": [text_of(token.id) for token in tokens]}
+        case Piece(_, tokens) | Finished(_, _, tokens) if tokens:
+            return {"new": [token.text for token in tokens]}
     return {}

@@ -47,19 +47,25 @@ class Writing:
         return len(self._new)
 
     def move_on(self) -> bool:
-        """Tell of what the last step brought. Whether more may come."""
+        """Tell of what the last step brought. Whether more may come.
+
+        Raises:
+            ModelError: the next token cannot be chosen.
+        """
         if self._is_reading:
             if self._stream.stopped_by is not None:
                 self._begin_to_write()
             return True
+        if self._stream.error is not None:
+            raise self._stream.error
         while self._stream.num_ready:
             token = next(self._stream)
             self._new.append(token)
             # The token that ends a text is no part of it, special or not.
             if token in self.job.eos_token_ids:
                 continue
-            self._untold.append(Token(token, self._num_characters, self._stream.logprobs))
             text = self._text.push(token)
+            self._untold.append(Token(token, self._num_characters, text, self._stream.logprobs))
             self._num_characters += len(text)
             self._tell(self._stops.push(text))
             if self._stops.found is not None:
@@ -71,13 +77,13 @@ class Writing:
         self._tell(self._stops.push(self._text.flush()) + self._stops.flush())
         return False
 
-    def finish(self) -> Callable[[], None]:
-        """Give the row back. What is left to do before `end` is told, in any thread."""
+    def finish(self) -> Callable[[], None] | None:
+        """Give the row back. What is left to do before the end is told, in another thread."""
         self._stream.close()
         try:
             # A turn that has not begun to be answered did not happen.
             if self._is_reading:
-                return lambda: None
+                return None
             return self.job.origin.when_written(self._session, self._new)
         finally:
             self._session.close()
@@ -85,7 +91,8 @@ class Writing:
     @property
     def end(self) -> Finished:
         """Of a text that was written to its end."""
-        return Finished("stop" if self._stops.found else self._reason, self.num_new)
+        reason = "stop" if self._stops.found else self._reason
+        return Finished(reason, self.num_new, tuple(self._untold))
 
     def close(self) -> None:
         """Give the row back, and keep nothing."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lacache import Engine
 from lacache.engine.snapshot import Snapshot
+from lacache.server.state import prefix_files
 from lacache.server.state.prefix_files import PrefixFiles
 from lacache.server.state.prefixes import Prefixes, prefix_keys
 from tests.server.serving import new_engine
@@ -158,3 +159,33 @@ def test_a_folder_that_cannot_be_written_costs_time_only(engine: Engine, tmp_pat
     prefixes.close()
     assert length(prefixes.longest([5, 6, 7])) == 2
     assert files.keys() == ()
+
+
+def test_what_cannot_be_written_is_still_read(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(engine, tmp_path, [5, 6])
+    prefixes = Prefixes(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
+
+    def read_only(*arguments: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(prefix_files.os, "utime", read_only)
+    assert length(prefixes.longest([5, 6, 7])) == 2
+    prefixes.close()
+
+
+def test_what_a_killed_process_left_is_swept(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / ".lacache-0123").write_bytes(b"half")
+    PrefixFiles(tmp_path, engine.kind, MIB).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_knows_more_stays(engine: Engine, tmp_path: Path) -> None:
+    prefixes = Prefixes(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
+    prefixes.put([5, 6], state(engine, [5, 6]))
+    prefixes.put([5, 6], state(engine, [5, 6], with_logits=False))
+    prefixes.close()
+    again = Prefixes(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
+    assert length(again.longest([5, 6])) == 2
+    again.close()

@@ -1,12 +1,15 @@
 """Named sessions: whole at any moment, in their folder, one writer at a time."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from lacache import Engine
 from lacache.core.errors import InputError
-from lacache.server.errors import ConflictError, MissingError
+from lacache.engine import snapshot_file
+from lacache.engine.snapshot_file import read_snapshot, write_snapshot
+from lacache.server.errors import ConflictError, MissingError, StorageError
 from lacache.server.state.sessions import Sessions
 from tests.server.serving import new_engine
 
@@ -24,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 def sessions_in(folder: Path, engine: Engine, most: int = 3) -> Sessions:
     with engine.open() as session:
         empty = session.snapshot()
-    return Sessions(folder, empty, most=most, file_bytes=10**6)
+    return Sessions(folder, empty, engine.check, most=most, file_bytes=10**6)
 
 
 def write(sessions: Sessions, engine: Engine, name: str, tokens: list[int]) -> None:
@@ -158,7 +161,7 @@ def test_a_session_of_another_cache_is_not_imported(folder: Path, engine: Engine
     sessions = sessions_in(folder, engine)
     other = sessions_in(folder / "other", new_engine(capacity=48))
     other.create("a")
-    with pytest.raises(InputError, match="another model, cache or type"):
+    with pytest.raises(InputError, match="the file was saved with plan="):
         sessions.imported("a", other.exported("a"))
 
 
@@ -175,12 +178,81 @@ def test_a_damaged_session_is_told_and_stays(folder: Path, engine: Engine) -> No
     path = folder / "a.lacache"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     lease = sessions.lease("a")
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(StorageError, match="the session 'a' is damaged") as caught:
         lease.load()
+    assert str(folder) not in str(caught.value)
     lease.close()
     sessions.create("b")
     path.write_bytes(b"")
     assert [(facts.name, facts.num_seen) for facts in sessions.all()] == [("a", None), ("b", 0)]
-    with pytest.raises(InputError, match="is no safetensors file"):
+    with pytest.raises(StorageError, match="'a' is damaged"):
         sessions.lease("a")
     sessions.delete("a")
+
+
+def test_what_says_what_cannot_be_is_not_imported(folder: Path, engine: Engine) -> None:
+    """Whoever makes a file can make its checksum too."""
+    sessions = sessions_in(folder, engine)
+    sessions.create("a")
+    write(sessions, engine, "a", [5, 6])
+    header, tensors = read_snapshot(folder / "a.lacache")
+    for wrong in ({"last": 10**6}, {"num_seen": 7}, {"num_seen": "x"}):
+        write_snapshot(folder / "made", header | wrong, tensors)
+        with pytest.raises(InputError, match="the file"):
+            sessions.imported("b", (folder / "made").read_bytes())
+    assert [facts.name for facts in sessions.all()] == ["a"]
+
+
+def test_a_full_disk_is_not_the_clients_fault(
+    folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = sessions_in(folder, engine)
+    sessions.create("a")
+    lease = sessions.lease("a")
+    snapshot = lease.load()
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(snapshot_file.os, "fsync", full)
+    for save in (
+        lambda: lease.save(snapshot),
+        lambda: sessions.create("b"),
+        lambda: sessions.fork("a", "c"),
+        lambda: sessions.imported("d", sessions.exported("a")),
+    ):
+        with pytest.raises(StorageError, match="No space left on device") as caught:
+            save()
+        assert str(folder) not in str(caught.value)
+    assert names(sessions) == [("a", 0)]
+    assert [path.name for path in folder.iterdir()] == ["a.lacache"]
+
+
+def test_nobody_else_may_read_them(folder: Path, engine: Engine) -> None:
+    sessions = sessions_in(folder, engine)
+    sessions.create("a")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "a.lacache").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_slow_disk_holds_up_no_other_session(
+    folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = sessions_in(folder, engine)
+    sessions.create("a")
+    sessions.create("b")
+    lease = sessions.lease("a")
+    snapshot = lease.load()
+    is_saving, may_go_on = threading.Event(), threading.Event()
+
+    def slow(handle: int) -> None:
+        is_saving.set()
+        assert may_go_on.wait(20)
+
+    monkeypatch.setattr(snapshot_file.os, "fsync", slow)
+    saver = threading.Thread(target=lease.save, args=(snapshot,))
+    saver.start()
+    assert is_saving.wait(20)
+    sessions.lease("b").close()
+    may_go_on.set()
+    saver.join()

@@ -46,9 +46,9 @@ export class Counters {
     const { answer } = state;
     if (!answer) return;
     const { mean, any } = state.numbers;
-    const full = answer.num_seen ? (answer.full_bytes / answer.num_seen) * state.seen : 0;
+    const full = answer.full_bytes_per_token * state.seen;
     put("held", number(mean));
-    put("held-more", `per layer (mean); ${number(any)} in any layer`);
+    put("held-more", `per layer (mean); ${number(any)} in at least one`);
     put("bytes", bytes(answer.bytes));
     put("bytes-more", `fixed; a full cache: ${bytes(full)}`);
     put("compactions", number(answer.compactions));

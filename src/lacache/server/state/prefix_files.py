@@ -5,6 +5,7 @@ import queue
 import re
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import final
 
@@ -41,7 +42,9 @@ class PrefixFiles:
         self._unwritten: queue.Queue[tuple[PrefixKey, Snapshot] | None] = queue.Queue(
             _MOST_UNWRITTEN
         )
-        self._writer = threading.Thread(target=self._write_all, name="lacache prefixes")
+        self._writer = threading.Thread(
+            target=self._write_all, name="lacache prefixes", daemon=True
+        )
         self._writer.start()
 
     def keys(self) -> tuple[PrefixKey, ...]:
@@ -64,13 +67,14 @@ class PrefixFiles:
         path = self._path(key)
         try:
             found = Snapshot.load(path)
+        except InputError:
+            found = None
+        if found is None or found.kind != self._kind:
+            self._drop(key)
+            return None
+        # It may be read where nothing can be written.
+        with suppress(OSError):
             os.utime(path)
-        except (InputError, OSError):
-            self._drop(key)
-            return None
-        if found.kind != self._kind:
-            self._drop(key)
-            return None
         return found
 
     def put(self, key: PrefixKey, snapshot: Snapshot) -> None:
@@ -86,7 +90,9 @@ class PrefixFiles:
         self._writer.join()
 
     def _find(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for unfinished in self._folder.glob(".lacache-*"):
+            unfinished.unlink(missing_ok=True)
         found = [(path.stat(), path) for path in self._folder.iterdir() if path.is_file()]
         for stat, path in sorted(found, key=lambda pair: pair[0].st_mtime):
             match = _NAME.fullmatch(path.name)
@@ -96,28 +102,35 @@ class PrefixFiles:
 
     def _write_all(self) -> None:
         while (item := self._unwritten.get()) is not None:
-            key, snapshot = item
-            path = self._path(key)
-            try:
-                snapshot.save(path)
-                size = path.stat().st_size
-            except (InputError, OSError):
-                continue
-            with self._lock:
-                self._sizes.pop(key, None)
-                self._sizes[key] = size
-            self._shrink()
+            # Whatever it is, the next may go well.
+            with suppress(InputError, OSError, RuntimeError):
+                self._write(*item)
+
+    def _write(self, key: PrefixKey, snapshot: Snapshot) -> None:
+        path = self._path(key)
+        snapshot.save(path)
+        size = path.stat().st_size
+        with self._lock:
+            self._sizes.pop(key, None)
+            self._sizes[key] = size
+        self._shrink()
 
     def _shrink(self) -> None:
-        while self.num_bytes > self._most_bytes:
-            with self._lock:
-                oldest = next(iter(self._sizes))
-            self._drop(oldest)
+        dropped = []
+        with self._lock:
+            num_bytes = sum(self._sizes.values())
+            while num_bytes > self._most_bytes:
+                key, size = self._sizes.popitem(last=False)
+                num_bytes -= size
+                dropped.append(key)
+        for key in dropped:
+            self._drop(key)
 
     def _drop(self, key: PrefixKey) -> None:
         with self._lock:
             self._sizes.pop(key, None)
-        self._path(key).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: PrefixKey) -> Path:
         return self._folder / f"{key[0]}-{key[1]}.lacache"

@@ -59,6 +59,11 @@ class Prefixes:
         # A penalty heeds the tokens of this text, and no others that were chosen on the way.
         seen = torch.unique(torch.tensor(tokens, dtype=torch.int64))
         snapshot = replace(snapshot, sampler=SamplerState(generator=None, seen=seen))
+        old = self._held.get(key)
+        if old is not None and (old.logits is not None or snapshot.logits is None):
+            # The same state, of which as much is known.
+            self._held.move_to_end(key)
+            return
         self._hold(key, snapshot)
         if self._files is not None:
             self._files.put(key, snapshot)
@@ -81,8 +86,6 @@ class Prefixes:
         old = self._held.pop(key, None)
         if old is not None:
             self._num_bytes -= old.num_bytes
-            if snapshot.logits is None and old.logits is not None:
-                snapshot = old  # the same state, of which more is known
         self._held[key] = snapshot
         self._num_bytes += snapshot.num_bytes
         while self._num_bytes > self._most_bytes:

@@ -2,7 +2,8 @@
 
 import re
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -10,7 +11,7 @@ from typing import final
 from lacache.core.errors import InputError
 from lacache.engine.snapshot import Snapshot
 from lacache.engine.snapshot_file import read_header
-from lacache.server.errors import ConflictError, MissingError
+from lacache.server.errors import ConflictError, MissingError, StorageError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SUFFIX = ".lacache"
@@ -43,18 +44,28 @@ class Sessions:
     Args:
         folder: made where it is missing; nobody else's.
         empty: where a new session stands.
+        check: raises InputError where a snapshot cannot be gone on from.
         most: how many there may be.
         file_bytes: more than any session's file has.
     """
 
-    def __init__(self, folder: Path, empty: Snapshot, *, most: int, file_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        empty: Snapshot,
+        check: Callable[[Snapshot], None],
+        *,
+        most: int,
+        file_bytes: int,
+    ) -> None:
         self._folder = folder
         self._empty = empty
+        self._check = check
         self._most = most
         self.file_bytes = file_bytes
         self._lock = threading.Lock()
-        self._leased: set[str] = set()
-        folder.mkdir(parents=True, exist_ok=True)
+        self._busy: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in folder.glob(f"{_UNFINISHED}*"):
             path.unlink(missing_ok=True)
 
@@ -90,20 +101,24 @@ class Sessions:
 
         Raises:
             ConflictError: there is one of that name, or as many as may be.
+            StorageError: it cannot be written.
         """
-        with self._lock:
-            self._empty.save(self._free(name))
+        with self._taken(name):
+            self._save(self._empty, self._free(name))
         return self.facts(name)
 
     def fork(self, name: str, new_name: str) -> SessionFacts:
-        """Another session that stands where this one stands.
+        """Another session that stands where this one stood when it was saved last.
 
         Raises:
             MissingError: there is none of that name.
             ConflictError: there is one of the new name, or as many as may be.
+            StorageError: it cannot be read or written.
         """
-        with self._lock:
-            Snapshot.load(self._there(name)).save(self._free(new_name))
+        path = self._there(name)
+        with self._taken(new_name):
+            new_path = self._free(new_name)
+            self._save(self._load(path), new_path)
         return self.facts(new_name)
 
     def delete(self, name: str) -> None:
@@ -113,10 +128,9 @@ class Sessions:
             MissingError: there is none of that name.
             ConflictError: it is being written.
         """
-        with self._lock:
-            path = self._there(name)
-            self._check_idle(name)
-            path.unlink()
+        path = self._there(name)
+        with self._taken(name):
+            path.unlink(missing_ok=True)
 
     def exported(self, name: str) -> bytes:
         """Its file.
@@ -124,7 +138,10 @@ class Sessions:
         Raises:
             MissingError: there is none of that name.
         """
-        return self._there(name).read_bytes()
+        try:
+            return self._there(name).read_bytes()
+        except FileNotFoundError as error:
+            raise _missing(name) from error
 
     def imported(self, name: str, data: bytes) -> SessionFacts:
         """A session from such a file.
@@ -132,23 +149,22 @@ class Sessions:
         Raises:
             ConflictError: there is one of that name, or as many as may be.
             InputError: it is no session, is damaged, or belongs to another model or cache.
+            StorageError: it cannot be written.
         """
-        with self._lock:
+        with self._taken(name):
             path = self._free(name)
-            temporary = self._folder / f"{_UNFINISHED}import"
+            temporary = self._folder / f"{_UNFINISHED}import-{name}"
             try:
                 temporary.write_bytes(data)
                 found = Snapshot.load(temporary)
+                self._check(found)
             except InputError as error:
                 raise InputError(str(error).replace(str(temporary), "the file")) from error
+            except OSError as error:
+                raise StorageError(f"the session cannot be written: {error.strerror}") from error
             finally:
                 temporary.unlink(missing_ok=True)
-            if found.kind != self._empty.kind:
-                raise InputError(
-                    "the file is of another model, cache or type of numbers; import it where the "
-                    "same model is served with the same budget"
-                )
-            found.save(path)
+            self._save(found, path)
         return self.facts(name)
 
     def lease(self, name: str) -> "Lease":
@@ -157,18 +173,59 @@ class Sessions:
         Raises:
             MissingError: there is none of that name.
             ConflictError: another text has it.
+            StorageError: it cannot be read.
         """
-        with self._lock:
-            path = self._there(name)
-            self._check_idle(name)
-            lease = Lease(self, name, path, read_header(path)["num_seen"])
-            self._leased.add(name)
-        return lease
+        self._there(name)
+        self._take(name)
+        try:
+            num_seen = self.facts(name).num_seen
+            if num_seen is None:
+                raise StorageError(f"the session {name!r} is damaged; delete it, or import a copy")
+        except BaseException:
+            self.release(name)
+            raise
+        return Lease(self, name, num_seen)
 
     def release(self, name: str) -> None:
         """Give the right back; for `Lease`."""
         with self._lock:
-            self._leased.discard(name)
+            self._busy.discard(name)
+
+    def load(self, name: str) -> Snapshot:
+        """Where a session stands; for `Lease`."""
+        return self._load(self._path(name))
+
+    def save(self, name: str, snapshot: Snapshot) -> None:
+        """Where it stands now; for `Lease`."""
+        self._save(snapshot, self._path(name))
+
+    def _take(self, name: str) -> None:
+        # Held for no longer than this: others wait for it who must not wait for a disk.
+        with self._lock:
+            if name in self._busy:
+                raise ConflictError(f"the session {name!r} is being written; wait for its answer")
+            self._busy.add(name)
+
+    @contextmanager
+    def _taken(self, name: str) -> Iterator[None]:
+        self._path(name)
+        self._take(name)
+        try:
+            yield
+        finally:
+            self.release(name)
+
+    def _load(self, path: Path) -> Snapshot:
+        try:
+            return Snapshot.load(path)
+        except InputError as error:
+            raise StorageError(_without_folder(error, path)) from error
+
+    def _save(self, snapshot: Snapshot, path: Path) -> None:
+        try:
+            snapshot.save(path)
+        except InputError as error:
+            raise StorageError(_without_folder(error, path)) from error
 
     def _there(self, name: str) -> Path:
         path = self._path(name)
@@ -192,23 +249,25 @@ class Sessions:
             )
         return self._folder / f"{name}{_SUFFIX}"
 
-    def _check_idle(self, name: str) -> None:
-        if name in self._leased:
-            raise ConflictError(f"the session {name!r} is being written; wait for its answer")
+
+def _without_folder(error: InputError, path: Path) -> str:
+    """Where the server keeps its files is not for its clients."""
+    return str(error).replace(str(path), f"the session {path.name.removesuffix(_SUFFIX)!r}")
 
 
 def _missing(name: str) -> MissingError:
-    return MissingError(f"there is no session {name!r}; POST /v1/sessions makes one")
+    return MissingError(
+        f"there is no session {name!r} of this model and budget; POST /v1/sessions makes one"
+    )
 
 
 @final
 class Lease:
     """The right to go on with a session."""
 
-    def __init__(self, sessions: Sessions, name: str, path: Path, num_seen: int) -> None:
+    def __init__(self, sessions: Sessions, name: str, num_seen: int) -> None:
         self._sessions = sessions
         self._name = name
-        self._path = path
         self.num_seen = num_seen
         """Tokens that it has read."""
 
@@ -216,18 +275,18 @@ class Lease:
         """Where it stands.
 
         Raises:
-            InputError: its file is damaged.
+            StorageError: it cannot be read.
         """
-        return Snapshot.load(self._path)
+        return self._sessions.load(self._name)
 
     def save(self, snapshot: Snapshot) -> None:
         """Where it stands now.
 
         Raises:
-            InputError: it cannot be written; what was there is unchanged.
+            StorageError: it cannot be written; what was there is unchanged.
         """
-        snapshot.save(self._path)
+        self._sessions.save(self._name, snapshot)
 
     def close(self) -> None:
-        """Give it back; again and again does no harm, unless another has it by then."""
+        """Give it back, once."""
         self._sessions.release(self._name)
