@@ -33,13 +33,13 @@ def reused(answer: Any) -> int:
     return number
 
 
-def talk(asks: list[Ask], num_turns: int, **settings: Any) -> list[list[Any]]:
+def talk(asks: list[Ask], num_turns: int, most_words: int = 9, **settings: Any) -> list[list[Any]]:
     """Answers of each server to the same conversation, which goes on with the first one's."""
     chosen = random.Random(3)
     messages: list[Any] = [{"role": "system", "content": "Be brief."}]
     answers = []
     for turn in range(num_turns):
-        words = " ".join(chosen.choices(WORDS, k=chosen.randint(1, 9)))
+        words = " ".join(chosen.choices(WORDS, k=chosen.randint(1, most_words)))
         messages.append({"role": "user", "content": words})
         given = {"model": NAME, "messages": messages, "max_tokens": 9} | settings
         if "seed" in settings:
@@ -73,10 +73,10 @@ def test_the_text_is_that_of_a_prompt_read_anew(settings: dict[str, Any]) -> Non
 @pytest.mark.slow
 def test_the_two_hundredth_turn_costs_what_the_second_does() -> None:
     with asked(Keeping(memory_bytes=2**22)) as (one, ask):
-        answers = [answer for (answer,) in talk([ask], 200, temperature=0)]
+        answers = [answer for (answer,) in talk([ask], 200, 2, temperature=0)]
         read = [answer.usage.prompt_tokens - reused(answer) for answer in answers]
         assert max(read[1:]) < 150
-        assert answers[-1].usage.prompt_tokens > 10_000
+        assert answers[-1].usage.prompt_tokens > 5_000
         assert one.served(None).prefixes.num_bytes <= 2**22
 
 
