@@ -55,6 +55,11 @@ class EngineThread:
         return len(self._writing)
 
     @property
+    def num_waiting(self) -> int:
+        """Jobs that have no row yet."""
+        return len(self._waiting) + self._news.qsize()
+
+    @property
     def is_alive(self) -> bool:
         """Whether jobs are written."""
         return self._thread.is_alive() and not self._is_closed

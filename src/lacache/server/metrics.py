@@ -103,10 +103,7 @@ class _Levels(Collector):
         numbers: dict[str, tuple[str, Callable[[Served], int]]] = {
             "rows": ("Texts that may be written side by side.", lambda s: s.thread.num_rows),
             "rows_in_use": ("Texts that have a row.", lambda s: s.thread.num_writing),
-            "waiting": (
-                "Texts that wait for a row.",
-                lambda s: max(0, s.thread.num_open - s.thread.num_writing),
-            ),
+            "waiting": ("Texts that wait for a row.", lambda s: s.thread.num_waiting),
             "row_bytes": ("Of one text, at any length.", lambda s: s.holding.row_bytes),
             "known_bytes": ("Of known beginnings in memory.", lambda s: s.prefixes.num_bytes),
         }
