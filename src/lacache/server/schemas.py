@@ -111,7 +111,7 @@ class Message(BaseModel):
         """Text that comes in parts, as some clients send it, is joined."""
         if isinstance(value, dict) and isinstance(value.get("content"), list):
             parts = value["content"]
-            if all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
+            if parts and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in parts):
                 return value | {"content": "".join(part["text"] for part in parts)}
         return value
 
