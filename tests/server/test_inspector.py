@@ -432,6 +432,7 @@ def test_a_long_text_stays_quick(browser: Browser, address: str) -> None:
             "compactions": seen // 10,
             "bytes": 1,
             "full_bytes": seen,
+            "full_bytes_per_token": 1,
         }
         route.fulfill(json=told)
 
