@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,16 @@ LEAST = len("the sea") - 2 + 4
 """Tokens: `the` is one, and some were written."""
 
 
+@contextmanager
+def begun(http: httpx.Client) -> Iterator[Iterator[str]]:
+    """What is left of a stream of which some pieces were read."""
+    with http.stream("POST", "/completions", json=BEGUN) as stream:
+        lines = stream.iter_lines()
+        for _ in range(9):
+            next(lines)
+        yield lines
+
+
 def test_who_goes_leaves_what_was_written(tmp_path: Path) -> None:
     with (
         service(keeping=Keeping(folder=tmp_path), is_endless=True) as one,
@@ -198,10 +209,8 @@ def test_who_goes_leaves_what_was_written(tmp_path: Path) -> None:
         httpx.Client(base_url=f"{address}/v1") as http,
     ):
         good(http.post("/sessions", json={"name": "a"}))
-        with http.stream("POST", "/completions", json=BEGUN) as stream:
-            lines = stream.iter_lines()
-            for _ in range(9):
-                next(lines)
+        with begun(http):
+            pass
         body = BEGUN | {"stream": False, "max_tokens": 1, "prompt": "x"}
         until = time.monotonic() + 20
         while (answer := http.post("/completions", json=body)).status_code == 409:
@@ -218,10 +227,7 @@ def test_the_end_of_the_server_keeps_what_was_written(tmp_path: Path) -> None:
         httpx.Client(base_url=f"{address}/v1") as http,
     ):
         good(http.post("/sessions", json={"name": "a"}))
-        with http.stream("POST", "/completions", json=BEGUN) as stream:
-            lines = stream.iter_lines()
-            for _ in range(9):
-                next(lines)
+        with begun(http) as lines:
             one.served(None).thread.close()
             assert "the server is ending" in list(lines)[-4]
     with service(keeping=keeping) as one:

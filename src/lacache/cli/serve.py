@@ -178,8 +178,13 @@ def serve(
             )
     if len(set(also or ())) < len(also or ()):
         raise ConfigError(f"--also {' --also '.join(also or ())} has a budget twice; leave one out")
-    memory_bytes = _bytes("--memory", memory)
-    disk_bytes = _bytes("--disk", disk)
+    from lacache.server.keeping import Keeping
+
+    keeping = Keeping(
+        memory_bytes=_bytes("--memory", memory, Keeping.memory_bytes),
+        folder=folder,
+        disk_bytes=_bytes("--disk", disk, Keeping.disk_bytes),
+    )
     if disk is not None and folder is None:
         raise ConfigError(f"--disk {disk} needs a folder; give --folder too")
     from lacache.core.packages import require_modules
@@ -187,15 +192,11 @@ def serve(
     require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
     from lacache.cli.opening import EngineOptions, new_engine
     from lacache.models import load_model
-    from lacache.server.keeping import Keeping
     from lacache.server.limits import Limits
     from lacache.server.start import bind, make_service
     from lacache.server.start import serve as answer
 
     limits = Limits() if waiting is None else Limits(waiting=waiting)
-    given_sizes = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes}
-    sizes = {name: size for name, size in given_sizes.items() if size is not None}
-    keeping = Keeping(folder=folder, **sizes)
     rows = 4 if rows is None else rows
     cache_options = CacheOptions(
         budget=budget,
@@ -228,10 +229,12 @@ def serve(
         answer(service, listening, api_key=api_key)
 
 
-def _bytes(option: str, given: str | None) -> int | None:
+def _bytes(option: str, given: str | None, default: int) -> int:
     """A size such as 1GiB; 0 is none."""
-    if given is None or given.strip() == "0":
-        return None if given is None else 0
+    if given is None:
+        return default
+    if given.strip() == "0":
+        return 0
     try:
         num_bytes = parse_budget(given).num_bytes
     except ConfigError:

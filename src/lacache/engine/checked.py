@@ -54,6 +54,17 @@ def checked_ends(eos_token_ids: Collection[int]) -> frozenset[int]:
         ) from error
 
 
+def checked_top_logprobs(top_logprobs: int | None) -> int | None:
+    """How many of the likeliest tokens to tell with each; None tells nothing of how likely.
+
+    Raises:
+        ConfigError: it is negative.
+    """
+    if top_logprobs is not None:
+        check_int("top_logprobs", top_logprobs, 0)
+    return top_logprobs
+
+
 def checked_length(max_new_tokens: int | None) -> int | None:
     """How many tokens to write at most; None is without end.
 

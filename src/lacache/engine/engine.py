@@ -15,7 +15,12 @@ from lacache.core.budget import Budget, parse_budget
 from lacache.core.checks import check_int
 from lacache.core.errors import CompilerError, ConfigError, InputError
 from lacache.core.schedule import Plan
-from lacache.engine.checked import checked_ends, checked_length, checked_tokens
+from lacache.engine.checked import (
+    checked_ends,
+    checked_length,
+    checked_tokens,
+    checked_top_logprobs,
+)
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.request import Request
 from lacache.engine.runner import Backend, Runner
@@ -237,8 +242,6 @@ class Engine:
             InputError: an empty prompt, or no tokens of this model.
             ConfigError: a negative number of tokens.
         """
-        if top_logprobs is not None:
-            check_int("top_logprobs", top_logprobs, 0)
         request = Request(
             checked_tokens(tokens, self._runner.vocab_size),
             checked_length(max_new_tokens),
@@ -246,7 +249,7 @@ class Engine:
             ahead=_AHEAD,
             gives_row_back=True,
             on_progress=on_progress,
-            top_logprobs=top_logprobs,
+            top_logprobs=checked_top_logprobs(top_logprobs),
         )
         if len(request.unread) == 0:
             raise InputError("the prompt is empty and at least 1 token is needed; give some text")

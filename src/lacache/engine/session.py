@@ -11,7 +11,12 @@ from lacache.cache.report import CacheReport, make_report
 from lacache.core.checks import check_int
 from lacache.core.errors import InputError, UnsupportedOperationError
 from lacache.core.kept import kept_after
-from lacache.engine.checked import checked_ends, checked_length, checked_tokens
+from lacache.engine.checked import (
+    checked_ends,
+    checked_length,
+    checked_tokens,
+    checked_top_logprobs,
+)
 from lacache.engine.open_row import OpenRow
 from lacache.engine.request import Request
 from lacache.engine.scheduler import Scheduler
@@ -83,8 +88,6 @@ class Session(Writer):
             UnsupportedOperationError: an earlier stream has not ended.
         """
         check_int("ahead", ahead, 0)
-        if top_logprobs is not None:
-            check_int("top_logprobs", top_logprobs, 0)
         opened = self._opened
         self._scheduler.check_idle(opened)
         last = [] if opened.last is None else [opened.last]
@@ -98,7 +101,7 @@ class Session(Writer):
             ahead=ahead,
             gives_row_back=False,
             on_progress=on_progress,
-            top_logprobs=top_logprobs,
+            top_logprobs=checked_top_logprobs(top_logprobs),
         )
         return self._scheduler.write(opened, request)
 

@@ -27,6 +27,8 @@ Header = dict[str, Any]
 
 FORMAT = "lacache-session"
 VERSION = 1
+UNFINISHED = ".lacache-"
+"""How the name of a file begins while it is written."""
 _ENTRY = "lacache"
 _NO_CHECKSUM = "0" * 64
 _LONGEST = 100_000_000
@@ -90,6 +92,12 @@ def read_snapshot(path: Path) -> tuple[Header, dict[str, Tensor]]:
         return header, load(data)
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder that nobody writes to now."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        path.unlink(missing_ok=True)
 
 
 def _read_head(path: Path, file: BinaryIO) -> tuple[Header, bytes]:
@@ -161,7 +169,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 def _write(path: Path, data: bytes) -> None:
     path = Path(os.path.realpath(path))  # a link goes on leading to what is written
-    temporary = path.parent / f".lacache-{secrets.token_hex(8)}"
+    temporary = path.parent / f"{UNFINISHED}{secrets.token_hex(8)}"
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise OSError(errno.EINVAL, "it is a device or a pipe")

@@ -80,8 +80,6 @@ def _said(first: dict[str, Any]) -> tuple[str, str]:
     if first["type"] == "json_invalid":
         return f"the body is no JSON: {first['ctx']['error']}", ""
     parts = [str(part) for part in first["loc"] if part != "body"]
-    where = ".".join(
-        part for part in parts if not re.fullmatch(r"(constrained-)?str|list\[.*", part)
-    )
+    where = ".".join(part for part in parts if not _TYPE.fullmatch(part))
     message = first["msg"].removeprefix("Value error, ")
     return (f"{where}: {message}" if where else f"the body: {message}"), where

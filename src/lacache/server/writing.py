@@ -30,7 +30,6 @@ class Writing:
         self._new: list[int] = []
         self._untold: list[Token] = []
         self._num_characters = 0
-        self._reason: FinishReason = "length"
         self._is_reading = True
         job.tell(Began(self._session.num_seen, opened.num_reused))
         try:
@@ -70,9 +69,7 @@ class Writing:
             self._tell(self._stops.push(text))
             if self._stops.found is not None:
                 break
-        if self._stops.found is not None or self._stream.stopped_by == "eos":
-            self._reason = "stop"
-        elif self._stream.stopped_by is None:
+        if self._stops.found is None and self._stream.stopped_by is None:
             return True
         self._tell(self._stops.push(self._text.flush()) + self._stops.flush())
         return False
@@ -91,7 +88,8 @@ class Writing:
     @property
     def end(self) -> Finished:
         """Of a text that was written to its end."""
-        reason = "stop" if self._stops.found else self._reason
+        is_stop = self._stops.found is not None or self._stream.stopped_by == "eos"
+        reason: FinishReason = "stop" if is_stop else "length"
         return Finished(reason, self.num_new, tuple(self._untold))
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from typing import final
 
 from lacache.core.errors import InputError
 from lacache.engine.snapshot import Snapshot
+from lacache.engine.snapshot_file import sweep
 
 PrefixKey = tuple[int, str]
 """Number of tokens, and the digest of them."""
@@ -52,12 +53,6 @@ class PrefixFiles:
         with self._lock:
             return tuple(self._sizes)
 
-    @property
-    def num_bytes(self) -> int:
-        """Of all files."""
-        with self._lock:
-            return sum(self._sizes.values())
-
     def load(self, key: PrefixKey) -> Snapshot | None:
         """What was kept, if it is still there and whole."""
         with self._lock:
@@ -91,8 +86,7 @@ class PrefixFiles:
 
     def _find(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for unfinished in self._folder.glob(".lacache-*"):
-            unfinished.unlink(missing_ok=True)
+        sweep(self._folder)
         found = [(path.stat(), path) for path in self._folder.iterdir() if path.is_file()]
         for stat, path in sorted(found, key=lambda pair: pair[0].st_mtime):
             match = _NAME.fullmatch(path.name)

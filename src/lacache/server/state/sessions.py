@@ -10,13 +10,11 @@ from typing import final
 
 from lacache.core.errors import InputError
 from lacache.engine.snapshot import Snapshot
-from lacache.engine.snapshot_file import read_header
+from lacache.engine.snapshot_file import UNFINISHED, read_header, sweep
 from lacache.server.errors import ConflictError, MissingError, StorageError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SUFFIX = ".lacache"
-_UNFINISHED = ".lacache-"
-"""How names begin that a killed process leaves behind while it writes."""
 
 
 @final
@@ -66,8 +64,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._busy: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for path in folder.glob(f"{_UNFINISHED}*"):
-            path.unlink(missing_ok=True)
+        sweep(folder)
 
     def all(self) -> list[SessionFacts]:
         """In the order of their names."""
@@ -153,7 +150,7 @@ class Sessions:
         """
         with self._taken(name):
             path = self._free(name)
-            temporary = self._folder / f"{_UNFINISHED}import-{name}"
+            temporary = self._folder / f"{UNFINISHED}import-{name}"
             try:
                 temporary.write_bytes(data)
                 found = Snapshot.load(temporary)
