@@ -447,6 +447,8 @@ def test_a_long_text_stays_quick(browser: Browser, address: str) -> None:
     with opened(browser, address) as page:
         page.route("**/inspect?*", answer)
         page.route("**/v1/chat/completions", chat)
+        # What the real server has told before is of another model.
+        page.reload()
         say(page, "go")
         wait(page)
         until(
