@@ -206,7 +206,7 @@ def test_ten_thousand_are_refused(http: httpx.Client, request: Request) -> None:
 
 BROKEN = [
     b"\x00\xff\x80" * 50,
-    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET / HTTP/x.9\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{",
     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
