@@ -25,7 +25,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types contracts unit slow test-oldest venv-vllm test-vllm
+.PHONY: help venv demo test lint format types contracts docs unit slow test-oldest venv-vllm test-vllm
 .PHONY: bench browser clean
 
 help: ## list the targets
@@ -36,7 +36,7 @@ venv: $(VENV)/.ready ## make the virtual environment only
 demo: $(VENV)/.ready ## read a long text with three caches, print a table, write the plots
 	HF_HUB_OFFLINE=1 $(BIN)/lacache demo
 
-test: lint types contracts unit test-oldest slow ## every check and every test
+test: lint types contracts docs unit test-oldest slow ## every check and every test
 
 lint: $(VENV)/.ready ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -51,6 +51,9 @@ types: $(VENV)/.ready ## mypy --strict on src
 
 contracts: $(VENV)/.ready ## import-linter: which package may import which
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.ready ## build the documentation, with strict links, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # pytest ends with status 5 where it finds no test, so an empty selection fails.
 unit: $(VENV)/.ready ## the offline tests on tiny random models

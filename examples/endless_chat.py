@@ -1,0 +1,27 @@
+"""A conversation in constant memory: each turn is read once, by the model's chat template."""
+
+import sys
+
+from lacache import Engine, LadderConfig, Sampling
+from lacache.engine.chat_template import ChatTemplate
+from lacache.engine.conversation import Conversation
+from lacache.models import load_model
+
+loaded = load_model("default")
+model, tokenizer = loaded.model, loaded.tokenizer
+template = ChatTemplate(tokenizer, system="You answer in one short sentence.")
+
+# As many sinks as the system prompt has tokens, so it is never forgotten.
+ladder = LadderConfig(
+    capacity=256, span=15, overlap=12, sinks=template.num_pinned, recent=128, refill=32
+)
+engine = Engine.from_model(model, ladder)
+chat = Conversation(lambda: engine.open(Sampling(temperature=0.7, seed=1)), template)
+
+questions = sys.argv[1:] or ["What is a ladder?", "And what is a cache?", "Which one is taller?"]
+for question in questions:
+    print(f"> {question}")
+    for token in chat.reply(question, max_new_tokens=60):
+        print(tokenizer.decode(token), end="", flush=True)
+    print()
+print(chat.report())

@@ -1,0 +1,14 @@
+"""Write 300 tokens while each layer holds 128 at most."""
+
+from lacache import LaCache
+from lacache.models import load_model
+
+loaded = load_model("default")
+model, tokenizer = loaded.model, loaded.tokenizer
+
+cache = LaCache.from_model(model, budget=128)
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+# Before transformers 5.24 the argument is called past_key_values.
+tokens = model.generate(**inputs, cache=cache, max_new_tokens=300, min_new_tokens=300)
+print(tokenizer.decode(tokens[0]))
+print(cache.report())

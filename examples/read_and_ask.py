@@ -1,0 +1,26 @@
+"""Read a text far longer than the cache, then ask for what was said early on."""
+
+import torch
+
+from lacache import LaCache, stream
+from lacache.models import load_model
+
+loaded = load_model("default")
+model, tokenizer = loaded.model, loaded.tokenizer
+
+filler = "The harbour was quiet that day, and the boats lay in the mist. "
+book = filler * 8 + "The captain's favourite number is 4172. " + filler * 40
+question = "The captain's favourite number is"
+
+
+def tokens(text: str) -> torch.Tensor:
+    return tokenizer(text, return_tensors="pt").input_ids
+
+
+cache = LaCache.from_model(model, budget=0.4, preset="global")
+with torch.inference_mode():
+    cache.prefill(model, tokens(book))
+print(cache.report())
+
+answer = list(stream(model, tokens(question), cache=cache, max_new_tokens=6))
+print(question + tokenizer.decode(answer))

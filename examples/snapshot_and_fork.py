@@ -1,0 +1,29 @@
+"""Save a session, go on with it in another engine, and let one text go on in two ways."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lacache import Engine
+from lacache.models import load_model
+
+loaded = load_model("default")
+model, tokenizer = loaded.model, loaded.tokenizer
+
+
+def tokens(text: str) -> list[int]:
+    return tokenizer(text).input_ids
+
+
+with TemporaryDirectory() as folder:
+    path = Path(folder) / "story.safetensors"
+    with Engine.from_model(model, budget=128).open() as session:
+        story = list(session.write(tokens("The old lighthouse"), max_new_tokens=40))
+        session.save(path)
+    print(f"{path.stat().st_size / 2**20:.1f} MiB, however long the text was")
+
+    engine = Engine.from_model(model, budget=128, rows=2)
+    with engine.load(path) as by_day, by_day.fork() as by_night:
+        print("The old lighthouse" + tokenizer.decode(story))
+        for session, turn in ((by_day, " In the morning,"), (by_night, " At night,")):
+            more = session.write(tokens(turn), max_new_tokens=25)
+            print("..." + turn + tokenizer.decode(list(more)))

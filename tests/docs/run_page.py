@@ -1,0 +1,55 @@
+"""Run the code blocks of one page in order, in the folder where this is started.
+
+A block that cannot run where tests run has a comment before it that says why:
+`<!-- skip: next "takes half an hour" -->`.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest import SkipTest
+
+from sybil import Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+KINDS = ("console", "json", "python", "text")
+FENCE = re.compile(r"^```(\S*)$.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def run_console(example: Example) -> None:
+    subprocess.run(["bash", "-euo", "pipefail", "-c", str(example.parsed)], check=True)
+
+
+def read_json(example: Example) -> None:
+    json.loads(example.parsed)
+
+
+PARSERS = (
+    PythonCodeBlockParser(),
+    CodeBlockParser(language="console", evaluator=run_console),
+    CodeBlockParser(language="json", evaluator=read_json),
+    SkipParser(),
+)
+
+
+def run_page(path: Path) -> None:
+    told = {"run": 0, "skipped": 0}
+    for example in Sybil(PARSERS).parse(path).examples():
+        where = f"{path.name}:{example.line}"
+        print("==", where, flush=True)
+        try:
+            example.evaluate()
+        except SkipTest as reason:
+            print("skipped:", reason)
+            told["skipped"] += 1
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"{where} ended with {error.returncode}") from error
+        else:
+            told["run"] += not isinstance(example.parsed, tuple)
+    print("==", told)
+
+
+if __name__ == "__main__":
+    run_page(Path(sys.argv[1]))

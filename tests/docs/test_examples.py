@@ -1,0 +1,37 @@
+"""The examples are short, are all on the page of examples, and run."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NOT_HERE = {"vllm_offline.py"}  # tests_vllm/test_example.py
+MOST_LINES = 39
+
+
+def test_they_are_short_and_all_shown() -> None:
+    assert EXAMPLES
+    assert all(len(one.read_text().splitlines()) <= MOST_LINES for one in EXAMPLES)
+    page = (ROOT / "docs" / "examples.md").read_text()
+    assert set(re.findall(r'"examples/(\w+\.py)"', page)) == {one.name for one in EXAMPLES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [one.name for one in EXAMPLES if one.name not in NOT_HERE])
+def test_it_runs(name: str, tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / name],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.strip()
