@@ -18,6 +18,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 OLDEST_VENV := .venv-oldest
 VLLM_VENV = .venv-vllm-$(VLLM)
+PACKAGE := build/package
 OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 # Two torch threads on a busy two-core machine can be far slower than one.
@@ -26,7 +27,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test lint format types contracts docs unit slow test-oldest venv-vllm test-vllm
-.PHONY: bench browser clean
+.PHONY: bench browser clean package
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -36,7 +37,7 @@ venv: $(VENV)/.ready ## make the virtual environment only
 demo: $(VENV)/.ready ## read a long text with three caches, print a table, write the plots
 	HF_HUB_OFFLINE=1 $(BIN)/lacache demo
 
-test: lint types contracts docs unit test-oldest slow ## every check and every test
+test: lint types contracts docs unit test-oldest slow package ## every check and every test
 
 lint: $(VENV)/.ready ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -70,6 +71,23 @@ browser:
 
 test-oldest: $(OLDEST_VENV)/.ready ## the unit tests with the oldest supported transformers
 	$(TEST_ENV) $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
+
+# The extras are looked up, not installed.
+package: $(VENV)/.ready ## build wheel and sdist, and try them in a clean environment
+	rm -rf dist $(PACKAGE)
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv $(PACKAGE)/venv
+	$(PACKAGE)/venv/bin/pip install "$(TORCH)"
+	$(PACKAGE)/venv/bin/python -P -c "$$TORCH_VERSION" > $(PACKAGE)/constraints.txt
+	$(PACKAGE)/venv/bin/pip install -c $(PACKAGE)/constraints.txt dist/*.whl
+	cd $(PACKAGE) && $(TEST_ENV) venv/bin/python -P $(CURDIR)/tests_package/smoke.py
+	cd $(PACKAGE) && $(CURDIR)/$(BIN)/mypy --strict --python-executable venv/bin/python $(CURDIR)/tests_package/consumer.py
+	$(PACKAGE)/venv/bin/pip install --no-deps --no-compile --target $(PACKAGE)/from-sdist dist/*.tar.gz
+	diff -r -x __pycache__ $(PACKAGE)/from-sdist/lacache $(PACKAGE)/venv/lib/python3.*/site-packages/lacache
+	@set -e; cd $(PACKAGE); for extra in $$(venv/bin/python -P -c "$$EXTRAS"); do \
+	  echo "== extra $$extra"; \
+	  venv/bin/pip install --quiet --dry-run -c constraints.txt "$$(echo $(CURDIR)/dist/*.whl)[$$extra]"; \
+	done
 
 venv-vllm: $(VLLM_VENV)/.ready ## make the environment of test-vllm
 
@@ -112,6 +130,12 @@ import importlib.metadata
 print("torch==" + importlib.metadata.version("torch"))
 endef
 export TORCH_VERSION
+
+define EXTRAS
+import importlib.metadata
+print(*importlib.metadata.metadata("lacache").get_all("Provides-Extra"))
+endef
+export EXTRAS
 
 # $(call make_venv,python,requirements): fill the folder of the target's stamp.
 # A torch that $(PYTHON) has already is the user's choice of version and accelerator. A path file

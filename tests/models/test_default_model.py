@@ -5,12 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from lacache.core.notices import tell_once
 from lacache.models import DEFAULT_MODEL, load_model
 
 
 @pytest.mark.slow
-def test_default_model_converts_once_and_knows_paris(home: Path) -> None:
-    first = load_model(threads=1, progress=False)
+def test_default_model_converts_once_and_knows_paris(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_once.cache_clear()
+    first = load_model(threads=1)
+    assert f"Model: {DEFAULT_MODEL.notice}" in capsys.readouterr().err
     assert first.path is not None
     weights = first.path / "model.safetensors"
     written = weights.stat().st_mtime_ns

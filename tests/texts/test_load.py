@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lacache.core.errors import InputError, MissingExtraError
+from lacache.core.notices import tell_once
 from lacache.texts import DEFAULT_TEXT, list_documents, list_texts, load_text
 
 
@@ -25,6 +26,13 @@ def test_wikipedia_articles_only(fake_wikipedia: Path) -> None:
     assert text.content == "Zebra\n\nA horse with stripes.\n\n\nAnt\n\nTom & ants."
     assert "BY-SA" in text.licence
     assert "gensim" not in sys.modules
+
+
+def test_the_licence_is_said_once(fake_wikipedia: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tell_once.cache_clear()
+    load_text("wikipedia:Ant")
+    load_text("wikipedia:Ant")
+    assert capsys.readouterr().err.count("licence: CC BY-SA 3.0") == 1
 
 
 def test_unknown_document_names_near_ones(fake_shakespeare: Path) -> None:

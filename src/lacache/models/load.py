@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lacache.core.errors import ConfigError, ModelError
+from lacache.core.notices import tell_once
 from lacache.models.convert import ensure_converted
 from lacache.models.converted import converted_folder
 from lacache.models.directory import check_causal, check_directory, check_files
@@ -110,6 +111,8 @@ def model_folder(name: str | Path | None = None, *, progress: bool = True) -> Pa
         folder = converted_folder(DEFAULT_MODEL.name, DEFAULT_MODEL.sha256)
         notice = DEFAULT_MODEL.notice
         ensure_converted(folder, DEFAULT_MODEL.locate, notice=notice, progress=progress)
+        if progress:
+            tell_once(f"Model: {notice}")
         return folder
     path = Path(name).expanduser()
     if _is_gguf(path):

