@@ -145,7 +145,7 @@ class Runner:
             reason = " ".join(str(error).split("\n\n")[0].split())
             warnings.warn(
                 f"compiling failed ({type(error).__name__}: {reason}), so steps run uncompiled and "
-                "slower; try another C++ compiler in CXX, or compile=False",
+                "slower; try a newer torch, another C++ compiler in CXX, or compile=False",
                 stacklevel=2,
             )
             self._backend, self._step = None, _forward
