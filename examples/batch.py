@@ -18,7 +18,8 @@ beginnings = [
 ]
 sampling = Sampling(temperature=0.8, top_p=0.95, seed=7)
 streams = [
-    engine.submit(tokenizer(text).input_ids, sampling, max_new_tokens=40) for text in beginnings
+    engine.submit(tokenizer(text).input_ids, sampling=sampling, max_new_tokens=40)
+    for text in beginnings
 ]
 for text, written in zip(beginnings, streams, strict=True):
     print("-", text + tokenizer.decode(list(written)))
