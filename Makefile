@@ -41,7 +41,7 @@ venv: $(VENV)/.ready ## make the virtual environment only
 demo: $(VENV)/.ready ## read a long text with three caches, print a table, write the plots
 	HF_HUB_OFFLINE=1 $(BIN)/lacache demo
 
-test: lint types contracts docs unit test-oldest slow package ## every check and every test
+test: lint types contracts docs unit test-oldest slow package test-kvpress ## every check and every test
 
 lint: $(VENV)/.ready ## ruff: rules and format
 	$(BIN)/ruff check .
