@@ -114,7 +114,7 @@ def test_groups_that_hold_everything_are_the_default_cache(family: str) -> None:
     ids = random_ids(60)
     with torch.no_grad():
         expected = tiny(ids).logits
-    torch.testing.assert_close(fast_logits(tiny, ids, plan, [60]), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fast_logits(tiny, ids, plan, [60]), expected, atol=5e-5, rtol=0)
 
 
 def test_a_long_prompt_through_plain_generate() -> None:
