@@ -1,22 +1,25 @@
 """The command `lacache`."""
 
-import io
-import logging
 import sys
 
 
 def main() -> None:
     """Run the command line."""
-    # A terminal that cannot show a character shows a question mark instead of ending the stream.
-    for output in (sys.stdout, sys.stderr):
-        if isinstance(output, io.TextIOWrapper):
-            output.reconfigure(errors="replace")
+    # Within, since Ctrl-C may come while modules are loaded.
+    try:
+        from lacache.cli.ending import ending_cleanly
 
-    # Where torchao is installed, transformers imports it, and it tells of kernels for GPUs that it
-    # cannot load.
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        with ending_cleanly():
+            import logging
 
-    from lacache.cli.app import app
+            # Where torchao is installed, transformers imports it, and it tells of kernels for GPUs
+            # that it cannot load.
+            for name in ("torchao", "torch.utils._pytree"):
+                logging.getLogger(name).setLevel(logging.ERROR)
 
-    app()
+            from lacache.cli.app import app
+
+            app()
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        sys.exit(130)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Annotated, Any, final
+from typing import Annotated, Any, NoReturn, final
 
 import typer
 from typer.core import TyperGroup
@@ -13,6 +13,9 @@ from lacache.version import __version__
 # Subcommand and function of the same name, in a module of the same name. Such a module imports
 # what is heavy inside of the function, so that help is quick.
 COMMANDS = ("demo", "generate", "chat", "serve", "inspect", "eval", "calibrate", "tune", "report")
+
+# Newer versions of typer have a click of their own, in a place that they do not tell.
+_UsageError: Any = typer.BadParameter.__base__
 
 
 @final
@@ -34,12 +37,19 @@ class LazyGroup(TyperGroup):
         """Run a subcommand."""
         try:
             return super().invoke(ctx)
+        except _UsageError as error:
+            path = error.ctx.command_path if error.ctx else ctx.command_path
+            _fail(f"{error.format_message().rstrip('.')}; see {path} --help", error)
         except LaCacheError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(2) from error
+            _fail(str(error), error)
         except KeyboardInterrupt as error:
             typer.echo("stopped", err=True)
             raise typer.Exit(130) from error
+
+
+def _fail(told: str, error: Exception) -> NoReturn:
+    typer.echo(f"error: {' '.join(told.split())}", err=True)
+    raise typer.Exit(2) from error
 
 
 def _command(name: str, function: Callable[..., None]) -> Any:

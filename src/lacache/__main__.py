@@ -1,0 +1,5 @@
+"""`python -m lacache` is the command `lacache`."""
+
+from lacache.cli import main
+
+main()
