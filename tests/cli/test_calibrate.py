@@ -64,6 +64,8 @@ def test_the_tables_name_the_neediest_first(
 def test_bad_options_are_refused_before_a_model_is_loaded(
     run: Run, home: Path, options: tuple[object, ...], said: str
 ) -> None:
+    (home / "no model").mkdir()
+    (home / "no model" / "config.json").write_text("{}")
     done = run("calibrate", "--model", home / "no model", *options)
     assert done.exit_code == 2
     assert said in done.stderr

@@ -108,8 +108,10 @@ def test_a_changed_text_is_not_mixed_with_the_old_one(
     ],
 )
 def test_bad_options_are_refused_before_a_model_is_loaded(
-    run: Run, options: tuple[object, ...], told: str
+    run: Run, place: Path, options: tuple[object, ...], told: str
 ) -> None:
+    (place / "no model").mkdir()
+    (place / "no model" / "config.json").write_text("{}")
     done = run("tune", "--model", "no model", "--text", "text.txt", "--budget", 200, *options)
     assert done.exit_code == 2
     assert told in done.stderr

@@ -17,7 +17,7 @@ from lacache.core.errors import (
     UnsupportedModelError,
     UnsupportedOperationError,
 )
-from lacache.engine.sampling import Sampler
+from lacache.engine.sampler import Sampler
 from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
 from tests.engine.alone import PLAN, continued
 

@@ -10,7 +10,8 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from lacache import Full, LaCache, stream
 from lacache.core.errors import ConfigError, InputError, ModelError
-from lacache.engine.sampling import Sampler, SamplerState, Sampling
+from lacache.engine.sampler import Sampler, SamplerState
+from lacache.engine.sampling import Sampling
 from tests.cache.tiny_models import random_ids, tiny_model
 
 # Apart from each other, so that no two tokens tie.

@@ -22,7 +22,8 @@ from lacache.core.plan_record import read_plan
 from lacache.engine.engine import Engine
 from lacache.engine.open_row import OpenRow
 from lacache.engine.runner import Runner
-from lacache.engine.sampling import Sampler, Sampling
+from lacache.engine.sampler import Sampler
+from lacache.engine.sampling import Sampling
 from lacache.engine.session import Session
 from lacache.engine.snapshot import Snapshot, check_snapshot, take_snapshot
 from lacache.engine.snapshot_file import read_header, read_snapshot, write_snapshot

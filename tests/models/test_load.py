@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import logging
 
 from lacache.core.errors import ConfigError, MissingExtraError, ModelError
-from lacache.models import EmbeddedModel, load, load_model
+from lacache.models import EmbeddedModel, load, load_model, name
 from lacache.models.manifest import file_sha256
 from tests.models.tiny import save_directory, save_tokenizer, write_gguf
 
@@ -281,7 +281,8 @@ def embedded(
         install="pip install --no-deps fake==1.0",
         notice="Tiny, Apache-2.0",
     )
-    monkeypatch.setattr(load, "DEFAULT_MODEL", model)
+    for module in (load, name):
+        monkeypatch.setattr(module, "DEFAULT_MODEL", model)
     return model
 
 

@@ -6,8 +6,7 @@ from typing import Any
 from lacache.cache.facts import model_facts
 from lacache.cache.profiles import model_profile
 from lacache.core.budget import Budget
-from lacache.core.errors import ConfigError
-from lacache.core.presets import DEFAULT_PRESET, SINKS, preset_source
+from lacache.core.presets import DEFAULT_PRESET, SINKS, preset_source, refuse_beside_preset
 from lacache.core.resolve import PolicySource, one_budget, policy_source
 from lacache.core.schedule import Plan
 
@@ -46,13 +45,13 @@ def choose_plan(
         return policy_source(
             config,
             budget,
-            policy or "ladder",
+            "ladder" if policy is None else policy,
             given,
             num_layers=len(facts.growing),
             bytes_per_token=bytes_per_token,
         )
     sinks = given.pop("sinks", SINKS)
-    _refuse_beside_preset(preset, config, policy, given)
+    refuse_beside_preset(preset, policy, given, config)
     return preset_source(
         preset,
         one_budget(None if isinstance(config, Plan) else config, budget),
@@ -61,15 +60,3 @@ def choose_plan(
         profile=model_profile(model),
         sinks=sinks,
     )
-
-
-def _refuse_beside_preset(
-    preset: str, config: object, policy: str | None, options: Mapping[str, Any]
-) -> None:
-    given = [*options, *(["policy"] if policy is not None else [])]
-    if isinstance(config, Plan):
-        given.append(type(config).__name__)
-    if given:
-        raise ConfigError(
-            f"{', '.join(given)} cannot be given beside preset={preset!r}; leave one of them out"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -12,7 +13,8 @@ from lacache.core.checks import check_prefill
 from lacache.core.errors import ConfigError
 from lacache.core.ladder import LadderConfig
 from lacache.core.plan_record import load_plan
-from lacache.core.resolve import default_refill
+from lacache.core.presets import refuse_beside_preset
+from lacache.core.resolve import check_options, default_refill
 from lacache.core.schedule import Plan
 from lacache.core.sink_window import SinkWindow
 
@@ -28,7 +30,8 @@ class CacheOptions:
     """What the user gave; None is the default of the policy.
 
     Raises:
-        ConfigError: a budget or layers that cannot be read.
+        ConfigError: what no model could work with.
+        InputError: the plan cannot be read.
     """
 
     budget: str | None
@@ -52,9 +55,22 @@ class CacheOptions:
         if self.budget is not None:
             parse_budget(self.budget)
         if self.plan is not None:
-            self._check_plan()
+            self._check_beside_plan()
+            assert self._read_plan is not None
+            return
+        given = {name: v for name, v in self._ladder_options().items() if v is not None}
+        if self.preset is not None:
+            refuse_beside_preset(self.preset, self.policy, given)
+        if self.sinks is not None:
+            given["sinks"] = self.sinks
+        check_options(self._budget(), "ladder" if self.policy is None else self.policy, given)
 
-    def _check_plan(self) -> None:
+    @cached_property
+    def _read_plan(self) -> Plan | None:
+        # Once, as it may come from a pipe.
+        return None if self.plan is None else load_plan(self.plan)
+
+    def _check_beside_plan(self) -> None:
         given = {"budget": self.budget, "preset": self.preset, "policy": self.policy}
         given |= {"sinks": self.sinks} | self._ladder_options()
         named = [name for name, value in given.items() if value is not None]
@@ -92,8 +108,8 @@ class CacheOptions:
         """
         from lacache.cache.choice import choose_plan
 
-        if self.plan is not None:
-            return load_plan(self.plan)
+        if self._read_plan is not None:
+            return self._read_plan
         options = self._ladder_options()
 
         def choose(refill: int | None) -> Plan:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lacache.cli.computing import computing_dtype
+from lacache.cli.loading import check_loading
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.core.checks import check_int
 from lacache.core.profile import Profile, profile_json, read_profile
@@ -55,8 +56,8 @@ def calibrate(
     time, then more and more of them. What was measured is kept after an interruption, and the
     same command goes on from there.
     """
-    check_int("threads", threads, 1)
-    check_int("probes", probes, 1)
+    check_loading(model, dtype=dtype, threads=threads)
+    check_int("probes", probes, 1, 1000)
 
     from rich.console import Console
 
@@ -67,7 +68,7 @@ def calibrate(
     from lacache.evals.calibration.calibrate import calibrate as measure
     from lacache.evals.plots.drawing import check_png, require_matplotlib
     from lacache.evals.plots.profile import plot_profile
-    from lacache.evals.records import check_writable
+    from lacache.evals.records import check_replaceable
     from lacache.models import load_model
     from lacache.texts import DEFAULT_TEXT, load_text
 
@@ -75,12 +76,12 @@ def calibrate(
     if plot is not None:
         check_png(plot)
         require_matplotlib()
-        check_writable(plot.parent)
-    source = load_text(text or DEFAULT_TEXT)
+        check_replaceable(plot)
+    source = load_text(DEFAULT_TEXT if text is None else text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     of_model = fingerprint(loaded.model)
     path = out or store.profile_path(of_model)
-    check_writable(path.parent)
+    check_replaceable(path)
     steps = settings.num_steps(model_facts(loaded.model).num_heads)
     console = Console(stderr=True)
     console.print(f"Calibrating {loaded.name} ({of_model}) with {source.name}", highlight=False)

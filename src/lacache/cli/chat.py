@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from dataclasses import replace
 from importlib import import_module
 from typing import Annotated, Any, final
 
@@ -9,6 +10,8 @@ import typer
 
 from lacache.cli.cache_options import CacheOptions
 from lacache.cli.interrupt import interruptible
+from lacache.cli.loading import check_loading, check_memory
+from lacache.cli.opening import EngineOptions, opener
 from lacache.cli.options import (
     DEFAULT_THREADS,
     BudgetOption,
@@ -39,6 +42,8 @@ from lacache.cli.options import (
 from lacache.cli.prompt import check_text
 from lacache.core.budget import parse_budget
 from lacache.core.errors import ConfigError, InputError
+from lacache.engine.sampling import Sampling
+from lacache.engine.stop import StopStrings
 
 _HELP = """\
 /state  what the cache holds
@@ -106,14 +111,8 @@ def chat(
             "known; try 512 (tokens) or '64MiB' (bytes)"
         )
 
-    from lacache.cli.opening import EngineOptions, opener
-    from lacache.engine.chat_template import ChatTemplate
-    from lacache.engine.conversation import Conversation
-    from lacache.engine.eos import eos_token_ids
-    from lacache.engine.sampling import Sampling
-    from lacache.engine.stop import StopStrings
-    from lacache.models import load_model
-
+    check_loading(model, dtype=dtype, threads=threads)
+    check_memory(budget)
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -123,12 +122,10 @@ def chat(
         seed=seed,
     )
     stops = tuple(stop or ())
-    StopStrings(stops)  # refused now rather than after the model is loaded
+    StopStrings(stops)
     how = EngineOptions(compile=compile or False, kv_dtype=kv_dtype, weights=weights)
     if system is not None:
         check_text(system, "the system prompt")
-    loaded = load_model(model, dtype=dtype, threads=threads)
-    template = ChatTemplate(loaded.tokenizer, system)
     options = CacheOptions(
         preset=preset,
         policy=policy,
@@ -136,13 +133,22 @@ def chat(
         budget=budget,
         span=span,
         overlap=overlap,
-        sinks=None if policy == "full" or plan is not None else max(template.num_pinned, 1),
         recent=recent,
         refill=refill,
         geometry=geometry,
         unit=unit,
         window_layers=window_layers,
     )
+
+    from lacache.engine.chat_template import ChatTemplate
+    from lacache.engine.conversation import Conversation
+    from lacache.engine.eos import eos_token_ids
+    from lacache.models import load_model
+
+    loaded = load_model(model, dtype=dtype, threads=threads)
+    template = ChatTemplate(loaded.tokenizer, system)
+    if policy != "full" and plan is None:
+        options = replace(options, sinks=max(template.num_pinned, 1))
     open_text = opener(loaded.model, options, how, template.num_pinned, sampling)
     conversation = Conversation(
         open_text, template, eos_token_ids=eos_token_ids(loaded.model, loaded.tokenizer)
@@ -212,7 +218,6 @@ class _Chat:
             typer.echo(_HELP)
 
     def _answer(self, message: str) -> None:
-        from lacache.engine.stop import StopStrings
         from lacache.engine.text import TextStream
 
         text, stops = TextStream(self._tokenizer), StopStrings(self._stops)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lacache.cli.computing import computing_dtype
+from lacache.cli.loading import check_loading, check_memory
 from lacache.cli.options import (
     DEFAULT_THREADS,
     DtypeOption,
@@ -93,8 +94,9 @@ def demo(
     # Everything that can be wrong is checked before the minutes of reading.
     check_int("tokens", tokens, 2)
     check_int("new_tokens", new_tokens, 0)
-    check_int("threads", threads, 1)
+    check_loading(model, dtype=dtype, threads=threads)
     parsed = parse_budget(budget)
+    check_memory(budget)
 
     from rich.console import Console
 
@@ -114,7 +116,7 @@ def demo(
     from lacache.texts import DEFAULT_TEXT, load_text
 
     require_matplotlib()
-    source = load_text(text or DEFAULT_TEXT)
+    source = load_text(DEFAULT_TEXT if text is None else text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     token_ids = _first_tokens(loaded, source.content, source.name, tokens + 1)
 
@@ -140,6 +142,7 @@ def demo(
             if name != "full"
         ),
     )
+    check_memory(f"{capacity * bytes_per_token(facts)}B")
     chosen = policies(capacity)
     for policy in chosen.values():
         policy.bind(num_layers)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from lacache.cli.computing import computing_dtype
+from lacache.cli.loading import check_loading
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
-from lacache.core.checks import check_int
+from lacache.core.checks import check_dtype, check_threads
 from lacache.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def eval(
     file as they are made; the same command again goes on where it stopped. A run that fails does
     not stop the others, and makes the exit code 1.
     """
-    check_int("threads", threads, 1)
+    check_dtype(dtype)
+    check_threads(threads)
 
     from dataclasses import replace
 
@@ -168,6 +170,7 @@ def eval(
 
         show_plan(plan_eval(specs, model, out, dtype=dtype), chosen, as_json=as_json)
         return
+    check_loading(model, dtype=dtype, threads=threads)
 
     from lacache.cli.evaluating import evaluate
     from lacache.evals.campaign import check_appendable

@@ -8,6 +8,8 @@ import typer
 
 from lacache.cli.cache_options import CacheOptions
 from lacache.cli.cache_report import in_bytes, report_record
+from lacache.cli.loading import check_loading, check_memory
+from lacache.cli.opening import EngineOptions, opener
 from lacache.cli.options import (
     DEFAULT_THREADS,
     WORTH_COMPILING,
@@ -40,6 +42,8 @@ from lacache.cli.options import (
 )
 from lacache.cli.prompt import read_prompt
 from lacache.core.errors import InputError
+from lacache.engine.sampling import Sampling
+from lacache.engine.stop import StopStrings
 
 
 def generate(
@@ -109,7 +113,7 @@ def generate(
         raise InputError(
             f"max_new_tokens={max_new_tokens} must be -1 (without end) or at least 0; try 256"
         )
-    text = read_prompt(prompt, file)
+    check_loading(model, dtype=dtype, threads=threads)
     options = CacheOptions(
         preset=preset,
         policy=policy,
@@ -125,13 +129,8 @@ def generate(
         window_layers=window_layers,
         prefill=prefill,
     )
-
-    from lacache.cli.opening import EngineOptions, opener
-    from lacache.cli.writing import write
-    from lacache.engine.sampling import Sampling
-    from lacache.engine.stop import StopStrings
-    from lacache.models import load_model
-
+    if prefill == "segmented":  # dense takes what the prompt needs
+        check_memory(budget)
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -145,6 +144,11 @@ def generate(
     if compile is None:
         compile = num_new is None or num_new >= WORTH_COMPILING
     how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
+    text = read_prompt(prompt, file)
+
+    from lacache.cli.writing import write
+    from lacache.models import load_model
+
     loaded = load_model(model, dtype=dtype, threads=threads)
     ids = _tokens(loaded.tokenizer, text, chat=chat)
     writer = opener(loaded.model, options, how, len(ids), sampling)()

@@ -29,7 +29,9 @@ from lacache.core.groups import Groups, Member
 from lacache.core.history import HistoryConfig
 from lacache.core.kept import kept_after
 from lacache.core.plan_record import load_plan
-from lacache.core.schedule import Plan, Policy
+from lacache.core.schedule import Plan, Policy, Schedule
+
+_MOST_HELD = 10_000_000
 
 
 def inspect(
@@ -99,10 +101,11 @@ def inspect(
     These are the tokens that the next token finds: if the cache is full, the compaction that
     comes before it has run. Tokens are numbered from 0. Needs no model.
     """
-    check_int("layers", layers, 1)
+    # Far beyond any model; a typing slip must not fill the memory.
+    check_int("layers", layers, 1, 1000)
     check_int("seen", seen, 0)
     if heads is not None:
-        check_int("heads", heads, 1)
+        check_int("heads", heads, 1, 1000)
     options: dict[str, Any] = {
         "capacity": capacity,
         "span": span,
@@ -126,10 +129,12 @@ def inspect(
         chosen = make_preset(preset, [heads or 1] * layers, capacity=capacity, sinks=sinks)
         note = preset_note(preset)
     else:
-        chosen = make_policy(policy or "ladder", layers, **options)
+        chosen = make_policy("ladder" if policy is None else policy, layers, **options)
     show: Callable[[], None]
     if plan is None and isinstance(chosen, Policy):
-        kept = kept_after(chosen.bind(layers), seen)
+        schedule = chosen.bind(layers)
+        _check_size([schedule], seen)
+        kept = kept_after(schedule, seen)
         is_due = kept.schedule.is_full(kept.state)
         if not before_compaction:
             kept.settle()
@@ -137,6 +142,7 @@ def inspect(
         show = partial(_show, chosen, record, before_compaction=before_compaction)
     else:
         num_heads = [heads or 1] * layers
+        _check_size([group.schedule for group in chosen.bind_groups(num_heads)], seen)
         record = groups_record(chosen, num_heads, seen, settled=not before_compaction)
         show = partial(_show_groups, record, num_heads, before_compaction=before_compaction)
     if plot is not None:
@@ -151,6 +157,16 @@ def inspect(
         show()
     if plot is not None:
         typer.echo(f"wrote {plot}", err=True)
+
+
+def _check_size(schedules: Sequence[Schedule], seen: int) -> None:
+    """Refuse more token numbers than anybody would read."""
+    held = sum(min(seen, s.capacity) * len(set(s.patterns)) for s in schedules)
+    if held > _MOST_HELD:
+        raise ConfigError(
+            f"seen={seen} makes {held:,} tokens that layers hold, and at most {_MOST_HELD:,} are "
+            "shown; try a smaller --capacity or --seen"
+        )
 
 
 def _refuse_beside(what: str, **options: Any) -> None:

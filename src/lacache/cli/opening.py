@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from lacache.cli.cache_options import CacheOptions
+from lacache.core.checks import check_kv_dtype, check_weights
 from lacache.core.errors import ConfigError
 from lacache.core.home import cache_home
 
@@ -33,15 +34,9 @@ class EngineOptions:
     weights: str | None = None
 
     def __post_init__(self) -> None:
-        # Before a model is loaded for nothing; and their modules take long to load too.
-        if self.kv_dtype is not None:
-            from lacache.cache.static.shape import check_kv_dtype
-
-            check_kv_dtype(self.kv_dtype)
-        if self.weights is not None:
-            from lacache.engine.int8 import check_weights
-
-            check_weights(self.weights)
+        # Before a model is loaded for nothing.
+        check_kv_dtype(self.kv_dtype)
+        check_weights(self.weights)
 
     def check_needless(self, why: str) -> None:
         """Refuse what only an engine can do.

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from lacache.cli.cache_options import CacheOptions
+from lacache.cli.loading import check_loading, check_memory
+from lacache.cli.opening import EngineOptions, new_engine
 from lacache.cli.options import (
     DEFAULT_THREADS,
     BudgetOption,
@@ -17,7 +19,6 @@ from lacache.cli.options import (
     ModelOption,
     OverlapOption,
     PlanOption,
-    PolicyOption,
     PresetOption,
     RecentOption,
     RefillOption,
@@ -29,6 +30,7 @@ from lacache.cli.options import (
 )
 from lacache.core.budget import parse_budget
 from lacache.core.errors import ConfigError
+from lacache.core.packages import require_modules
 from lacache.server.address import check_address
 
 KEY_VARIABLE = "LACACHE_API_KEY"
@@ -102,7 +104,15 @@ def serve(
     model: ModelOption = None,
     budget: BudgetOption = None,
     preset: PresetOption = None,
-    policy: PolicyOption = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            help="ladder or streaming, instead of a preset.",
+            show_default=False,
+            rich_help_panel="Cache",
+        ),
+    ] = None,
     plan: PlanOption = None,
     span: SpanOption = None,
     overlap: OverlapOption = None,
@@ -187,17 +197,12 @@ def serve(
     )
     if disk is not None and folder is None:
         raise ConfigError(f"--disk {disk} needs a folder; give --folder too")
-    from lacache.core.packages import require_modules
-
-    require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
-    from lacache.cli.opening import EngineOptions, new_engine
-    from lacache.models import load_model
-    from lacache.server.limits import Limits
-    from lacache.server.start import bind, make_service
-    from lacache.server.start import serve as answer
-
-    limits = Limits() if waiting is None else Limits(waiting=waiting)
-    rows = 4 if rows is None else rows
+    threads = DEFAULT_THREADS if threads is None else threads
+    check_loading(model, dtype=dtype, threads=threads)
+    if policy == "full":
+        raise ConfigError(
+            "policy='full' keeps every token, and a server's memory is fixed; try --policy ladder"
+        )
     cache_options = CacheOptions(
         budget=budget,
         preset=preset,
@@ -212,10 +217,21 @@ def serve(
         unit=unit,
         window_layers=window_layers,
     )
-    how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
     further = {other: replace(cache_options, budget=other, plan=None) for other in also or ()}
+    how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
+    rows = 4 if rows is None else rows
+    for given_budget in (budget, *further):
+        check_memory(given_budget, rows)
+    require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
+    from lacache.models import load_model
+    from lacache.server.limits import Limits
+    from lacache.server.start import bind, check_folder, make_service
+    from lacache.server.start import serve as answer
+
+    limits = Limits() if waiting is None else Limits(waiting=waiting)
+    check_folder(folder)
     listening = bind(host, port, api_key)
-    loaded = load_model(model, dtype=dtype, threads=DEFAULT_THREADS if threads is None else threads)
+    loaded = load_model(model, dtype=dtype, threads=threads)
     engines = {loaded.name: new_engine(loaded.model, cache_options, how, 1, rows)}
     for other, options_of_other in further.items():
         engines[f"{loaded.name}@{other}"] = new_engine(loaded.model, options_of_other, how, 1, rows)

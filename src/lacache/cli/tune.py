@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lacache.cli.computing import computing_dtype
+from lacache.cli.loading import check_loading
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.core.budget import ParsedBudget, parse_budget
 from lacache.core.checks import check_int
@@ -93,7 +94,7 @@ def tune(
     again; then measures the winners and StreamingLLM on the other half. Without text and time for
     two stretches of each half it advises nothing. The same command again goes on where it stopped.
     """
-    check_int("threads", threads, 1)
+    check_loading(model, dtype=dtype, threads=threads)
     check_int("seed", seed, 0)
     if prefer not in _WISHES:
         raise ConfigError(f"prefer={prefer!r} must be one of {', '.join(_WISHES)}; try both")
@@ -107,7 +108,7 @@ def tune(
     from lacache.evals.hub_texts import load_named_text
     from lacache.evals.plots.drawing import check_png, require_matplotlib
     from lacache.evals.plots.tuning import plot_tuning
-    from lacache.evals.records import check_writable, write_record
+    from lacache.evals.records import check_replaceable, write_record
     from lacache.evals.runs import Bench
     from lacache.evals.specs import split_specs
     from lacache.evals.tuning.candidates import plan_of
@@ -118,12 +119,15 @@ def tune(
     from lacache.models import load_model
 
     check_minutes(minutes)
+    specs = None if methods is None else split_specs(methods)
+    if specs == []:
+        raise ConfigError("no methods were given; give at least one, or leave --methods out")
     if plot is not None:
         check_png(plot)
         require_matplotlib()
-        check_writable(plot.parent)
+        check_replaceable(plot)
     if save_plan is not None:
-        check_writable(save_plan.parent)
+        check_replaceable(save_plan)
     check_appendable(out)
     load_named_text(text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
@@ -133,9 +137,7 @@ def tune(
     settings = Settings(capacity, length, minutes)
     parts = split_text(loaded.tokenizer, text, length=length, seed=seed)
     console = Console(stderr=True, highlight=False)
-    candidates = _candidates(
-        loaded.model, capacity, None if methods is None else split_specs(methods), console
-    )
+    candidates = _candidates(loaded.model, capacity, specs, console)
     with tuning_bars(console, minutes) as bars:
         measure = measuring(Bench(loaded), out, on_start=bars.on_start, on_tokens=bars.on_tokens)
         found = Search(settings, parts, candidates, measure, bars.on_step).run()

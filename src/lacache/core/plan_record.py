@@ -1,12 +1,12 @@
 """Plans as plain JSON, and back: for records, files and command lines."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 from lacache.core.errors import ConfigError, InputError
+from lacache.core.files import parse_json, refuse_device
 from lacache.core.groups import Group, Groups
 from lacache.core.history import HistoryConfig
 from lacache.core.registry import POLICIES
@@ -71,9 +71,10 @@ def load_plan(path: Path) -> Plan:
         InputError: the file cannot be read or is not JSON.
         ConfigError: it holds no plan that works.
     """
+    refuse_device(path, "plan ")
     try:
         text = path.read_text(encoding="utf-8")
-        record = json.loads(text)
+        record = parse_json(text)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a JSON file with a plan") from error
     except ValueError as error:

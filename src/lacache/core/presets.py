@@ -1,6 +1,6 @@
 """Presets: plans by name, chosen by measurement (docs/quality.md)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -73,7 +73,7 @@ def preset_plan(
     Raises:
         ConfigError: no such preset, or the capacity is too small for it.
     """
-    preset = _find(name)
+    preset = find_preset(name)
     num_layers = len(num_heads)
     if name == "paper":
         span = max(1, num_layers // 2)
@@ -117,7 +117,7 @@ def preset_source(
     Raises:
         ConfigError: no such preset, no budget, or one that the preset cannot work with.
     """
-    _find(name)
+    find_preset(name)
     if budget is None:
         raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
     parsed = parse_budget(budget)
@@ -141,7 +141,36 @@ def preset_source(
     return for_prompt
 
 
-def _find(name: str) -> Preset:
+def refuse_beside_preset(
+    preset: str, policy: str | None, options: Iterable[str], config: object = None
+) -> None:
+    """Refuse what a preset decides by itself.
+
+    Args:
+        preset: by name.
+        policy: by name.
+        options: names of a policy's options that were given, the sinks left out.
+        config: a plan; anything else is no matter.
+
+    Raises:
+        ConfigError: no such preset, or something was given beside it.
+    """
+    find_preset(preset)
+    given = [*options, *(["policy"] if policy is not None else [])]
+    if isinstance(config, Plan):
+        given.append(type(config).__name__)
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} cannot be given beside preset={preset!r}; leave one of them out"
+        )
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if name not in PRESETS:
         raise ConfigError(f"preset={name!r} must be one of {', '.join(PRESETS)}; try 'balanced'")
     return PRESETS[name]

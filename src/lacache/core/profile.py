@@ -5,7 +5,6 @@ arXiv 2404.15574). A profile says which, so that a capacity can go where it is n
 ahead, so what is kept still depends on counts alone.
 """
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, final
 
 from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError, InputError
+from lacache.core.files import parse_json
 
 SHIPPED = Path(__file__).parent / "profiles"
 """Profiles that come with the package."""
@@ -178,7 +178,7 @@ def read_profile(path: Path) -> Profile:
         InputError: it cannot be read or is not a profile.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}; give the path of a profile"

@@ -1,5 +1,6 @@
 """From what a user says to a policy: a ready one, or a budget with a policy's name and options."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -82,19 +83,10 @@ def budget_source(
     bytes_per_token: int,
 ) -> Callable[[int], Policy]:
     """As `policy_source`, for a budget."""
-    if name not in POLICIES:
-        raise ConfigError(f"policy={name!r} must be one of {', '.join(POLICIES)}; try 'ladder'")
+    known = check_options(budget, name, options)
     make: Callable[..., Policy] = POLICIES[name]
-    known = {field.name for field in fields(POLICIES[name])}  # type: ignore[arg-type]
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"policy {name!r} has no {option}; leave it out")
-    if "capacity" not in known:
-        if budget is not None:
-            raise ConfigError(f"policy {name!r} has no budget; leave budget={budget!r} out")
+    if "capacity" not in known or budget is None:
         return lambda num_tokens: make()
-    if budget is None:
-        raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
     parsed = parse_budget(budget)
     if "span" in known and "span" not in options:
         span, overlap = default_span_overlap(num_layers)
@@ -108,3 +100,31 @@ def budget_source(
         return make(capacity=capacity, **options)
 
     return for_prompt
+
+
+def check_options(budget: Budget | None, name: str, options: Mapping[str, Any]) -> set[str]:
+    """Refuse what is wrong for a model of any depth.
+
+    Returns:
+        The names of the policy's fields.
+
+    Raises:
+        ConfigError: no such policy, a field that it does not have, or a value out of range.
+    """
+    if name not in POLICIES:
+        raise ConfigError(f"policy={name!r} must be one of {', '.join(POLICIES)}; try 'ladder'")
+    known = {field.name for field in fields(POLICIES[name])}  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"policy {name!r} has no {option}; leave it out")
+    if "capacity" not in known:
+        if budget is not None:
+            raise ConfigError(f"policy {name!r} has no budget; leave budget={budget!r} out")
+        return known
+    if budget is None:
+        raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
+    make: Callable[..., Policy] = POLICIES[name]
+    # Where the depth of the model decides the span, no overlap is too large yet.
+    span = {"span": sys.maxsize} if "span" in known - options.keys() else {}
+    make(capacity=parse_budget(budget).tokens or sys.maxsize, **span, **options)
+    return known

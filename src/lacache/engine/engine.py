@@ -24,7 +24,8 @@ from lacache.engine.checked import (
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.request import Request
 from lacache.engine.runner import Backend, Runner
-from lacache.engine.sampling import Sampler, Sampling
+from lacache.engine.sampler import Sampler
+from lacache.engine.sampling import Sampling
 from lacache.engine.scheduler import Scheduler
 from lacache.engine.session import Session
 from lacache.engine.snapshot import Snapshot, check_snapshot, new_sampler, snapshot_kind

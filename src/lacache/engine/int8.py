@@ -11,33 +11,15 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lacache.core.errors import ConfigError
-from lacache.core.packages import require_modules
+from lacache.core.checks import check_weights
 from lacache.engine.cpu.arithmetic import linear_for
 from lacache.engine.cpu.linear import kernel_product
-
-WEIGHTS = ("int8",)
 
 _FEW = 16
 """Up to so many tokens torch's product with int8 is faster than one that converts first."""
 
 _WHOLE = 64
 """That product reads so many bfloat16 numbers at a time, or fewer, and beyond the last ones too."""
-
-
-def check_weights(weights: str) -> None:
-    """Refuse what weights cannot be.
-
-    Raises:
-        ConfigError: another name.
-        MissingExtraError: torchao is not installed.
-    """
-    if weights not in WEIGHTS:
-        raise ConfigError(
-            f"weights={weights!r} must be None, for the model's own, or one of "
-            f"{', '.join(WEIGHTS)}; try 'int8'"
-        )
-    require_modules("torchao", why=f"weights={weights!r}", extra="int8")
 
 
 def quantize_weights(model: nn.Module, weights: str, *, kernels: bool = False) -> None:

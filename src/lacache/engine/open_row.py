@@ -6,7 +6,7 @@ from typing import final
 from torch import Tensor
 
 from lacache.engine.request import Request
-from lacache.engine.sampling import Sampler
+from lacache.engine.sampler import Sampler
 
 
 @final

@@ -9,7 +9,7 @@ from lacache.engine.logprobs import token_logprobs
 from lacache.engine.open_row import OpenRow
 from lacache.engine.request import Request
 from lacache.engine.runner import Runner
-from lacache.engine.sampling import Sampler
+from lacache.engine.sampler import Sampler
 from lacache.engine.token_stream import TokenStream
 
 

@@ -18,7 +18,8 @@ from lacache.core.schedule import State
 from lacache.core.timetable import Timetable
 from lacache.engine.open_row import OpenRow
 from lacache.engine.runner import Runner
-from lacache.engine.sampling import Sampler, SamplerState, Sampling
+from lacache.engine.sampler import Sampler, SamplerState
+from lacache.engine.sampling import Sampling
 from lacache.engine.snapshot_file import Header, read_snapshot, write_snapshot
 
 _REMEDIES = {

@@ -9,7 +9,8 @@ from torch import Tensor
 from lacache.cache import LaCache
 from lacache.core.errors import InputError
 from lacache.engine.checked import checked_ends, checked_length
-from lacache.engine.sampling import Sampler, Sampling
+from lacache.engine.sampler import Sampler
+from lacache.engine.sampling import Sampling
 
 
 def stream(

@@ -14,6 +14,7 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from lacache.core.errors import InputError
+from lacache.core.files import parse_json, refuse_device
 from lacache.version import __version__
 
 Record = dict[str, Any]
@@ -80,6 +81,17 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"cannot write in {folder}: {reason}; try another folder") from error
 
 
+def check_replaceable(path: Path) -> None:
+    """Try whether a file can be written at `path`, before any long work.
+
+    Raises:
+        InputError: its folder cannot be written, or it is a folder itself.
+    """
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give a file in it")
+    check_writable(path.parent)
+
+
 def write_record(path: Path, record: Record) -> None:
     """Write `record` as JSON, one line for each of its keys, whole or not at all.
 
@@ -99,7 +111,7 @@ def read_record(path: Path) -> Record:
         InputError: the file cannot be read or is not a record.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}; give the path of a record"
@@ -149,6 +161,7 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         InputError: the file cannot be read, or a line is not a record.
     """
+    refuse_device(path)
     try:
         *lines, last = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -160,7 +173,7 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise InputError(
                 f"line {number} of {path} is not JSON ({error}); give another file, or mend that "
@@ -188,7 +201,7 @@ def _last_line(file: BinaryIO) -> bytes:
 
 def _is_record(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(parse_json(line), dict)
     except ValueError:
         return False
 

@@ -37,6 +37,11 @@ _CHUNK = 256
 _FIRST_BUCKET = 256
 
 
+# Far beyond what anybody would wait for; a typing slip must not fill the memory.
+MOST_TOKENS = 10_000_000
+MOST_SAMPLES = 100_000
+
+
 @final
 @dataclass(frozen=True)
 class RunSpec:
@@ -67,8 +72,8 @@ class RunSpec:
     first_token: FirstToken = "cache"
 
     def __post_init__(self) -> None:
-        check_int("length", self.length, 2)
-        check_int("count", self.count, 1)
+        check_int("length", self.length, 2, MOST_TOKENS)
+        check_int("count", self.count, 1, MOST_SAMPLES)
         check_int("seed", self.seed, 0)
         object.__setattr__(self, "budget", str(self.budget))
         parse_budget(self.budget)

@@ -9,7 +9,7 @@ from lacache.core.errors import ConfigError
 from lacache.evals.answering import Asking, FirstToken, Protocol
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.registry import parse_method
-from lacache.evals.runs import RunSpec
+from lacache.evals.runs import MOST_SAMPLES, RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.registry import parse_task
 
@@ -51,7 +51,7 @@ class Suite:
         Raises:
             ConfigError: no such task or method, or a value that cannot be.
         """
-        check_int("samples", self.samples, 1)
+        check_int("samples", self.samples, 1, MOST_SAMPLES)
         for name in ("tasks", "methods", "budgets", "lengths", "protocols"):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} were given; give at least one")

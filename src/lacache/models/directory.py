@@ -1,6 +1,5 @@
 """Look at a model before it is loaded: what is wrong is told from a few small reads."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lacache.core.errors import ModelError
 from lacache.models.errors import first_line
+from lacache.models.name import read_object
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -16,23 +16,6 @@ _SINGLE = "model.safetensors"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "tekken.json")
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-
-
-def check_directory(path: Path) -> None:
-    """Refuse a local path that is not a directory with a readable config.json.
-
-    Raises:
-        ModelError: It is a file, or has no such file.
-    """
-    if not path.is_dir():
-        raise ModelError(f"model {path} is a file; give the directory it is in, or a .gguf file")
-    config = path / "config.json"
-    if not config.is_file():
-        raise ModelError(
-            f"model directory {path} has no config.json; "
-            "give the directory that save_pretrained wrote"
-        )
-    _read_json(config)
 
 
 def check_files(path: Path) -> None:
@@ -79,21 +62,9 @@ def check_causal(config: Any, source: str) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path} cannot be read as JSON ({first_line(error)}); get the model again"
-        ) from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} must hold a JSON object; get the model again")
-    return content
-
-
 def _weight_files(path: Path) -> list[Path]:
     if (path / _INDEX).is_file():
-        index = _read_json(path / _INDEX).get("weight_map")
+        index = read_object(path / _INDEX).get("weight_map")
         if not isinstance(index, dict):
             raise ModelError(f"{path / _INDEX} has no weight_map; get the model again")
         return [path / name for name in sorted(set(index.values()))]

@@ -1,7 +1,5 @@
 """Load a causal language model and its tokenizer, or say in one line why not."""
 
-import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,26 +11,17 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lacache.core.errors import ConfigError, ModelError
+from lacache.core.checks import check_dtype, check_threads
+from lacache.core.errors import ModelError
 from lacache.core.notices import tell_once
 from lacache.models.convert import ensure_converted
 from lacache.models.converted import converted_folder
-from lacache.models.directory import check_causal, check_directory, check_files
+from lacache.models.directory import check_causal, check_files
 from lacache.models.embedded import DEFAULT_MODEL
 from lacache.models.errors import model_errors
 from lacache.models.manifest import file_sha256
+from lacache.models.name import REMEDY, is_gguf, model_name
 from lacache.models.quiet import quiet
-
-DTYPES: dict[str, str | torch.dtype] = {
-    "auto": "auto",
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
-
-# The hub's own rule: one or two parts, no leading or trailing punctuation.
-_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
-_REMEDY = "give a directory that holds a model, a hub name, or 'default' for the embedded model"
 
 
 @final
@@ -79,13 +68,7 @@ def load_model(
     """
     torch_dtype = _parse_dtype(dtype)
     if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"threads={threads} must be at least 1; try threads=1")
-        cores = os.cpu_count() or threads
-        if threads > cores:
-            raise ConfigError(
-                f"threads={threads} must be at most the number of cores {cores}; try threads=1"
-            )
+        check_threads(threads)
         torch.set_num_threads(threads)
 
     called = model_name(name)
@@ -115,7 +98,7 @@ def model_folder(name: str | Path | None = None, *, progress: bool = True) -> Pa
             tell_once(f"Model: {notice}")
         return folder
     path = Path(name).expanduser()
-    if _is_gguf(path):
+    if is_gguf(path):
         gguf = path.resolve()
         with model_errors(f"{path} cannot be read", "make the file readable"):
             folder = converted_folder(path.stem, file_sha256(gguf))
@@ -124,35 +107,10 @@ def model_folder(name: str | Path | None = None, *, progress: bool = True) -> Pa
     return path if path.exists() else None
 
 
-def model_name(name: str | Path | None) -> str:
-    """What a model that `load_model` loads is called in records, without loading it.
-
-    Raises:
-        ModelError: There is no such file or directory, and it is no name on the hub either.
-    """
-    if name is None or name == "default":
-        return DEFAULT_MODEL.name
-    path = Path(name).expanduser()
-    if _is_gguf(path):
-        return path.stem
-    if path.exists():
-        check_directory(path)
-        return path.resolve().name
-    is_file_name = path.suffix.lower() == ".gguf"
-    if isinstance(name, Path) or is_file_name or not _HUB_NAME.fullmatch(name):
-        raise ModelError(f"model {str(name)!r} does not exist; {_REMEDY}")
-    return name
-
-
-def _is_gguf(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() == ".gguf"
-
-
 def _parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ConfigError(f"dtype={name} must be one of {', '.join(DTYPES)}; try dtype=auto")
-    return DTYPES[name]
+    check_dtype(name)
+    return name if name == "auto" else getattr(torch, name)
 
 
 def _load(
@@ -165,9 +123,9 @@ def _load(
     options: dict[str, Any] = {"local_files_only": path is not None, "trust_remote_code": False}
     if path is None:
         what = f"model {name!r} is not a directory and could not be had from the hub"
-        remedy = f"check the name and the network, or {_REMEDY}"
+        remedy = f"check the name and the network, or {REMEDY}"
     else:
-        what, remedy = f"model directory {path} cannot be loaded", _REMEDY
+        what, remedy = f"model directory {path} cannot be loaded", REMEDY
     console = Console(file=sys.stderr, quiet=not progress, markup=False, highlight=False)
     spinner = console.status(Text(f"Loading {name}"), refresh_per_second=8)
     if path is None:

@@ -4,6 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from lacache.core.files import parse_json
+
 MANIFEST = "lacache-manifest.json"
 # Up to this size the content is checked at every start (0.2 s for 270 MB), above it the size alone.
 HASHED_BYTES = 2 << 30
@@ -31,7 +33,7 @@ def find_damage(folder: Path) -> str | None:
     Compares each file with the manifest: its size, and its SHA-256 up to `HASHED_BYTES`.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         expected = {
             name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
         }

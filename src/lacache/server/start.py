@@ -179,6 +179,16 @@ def _served(
     return Served(name, thread, Prefixes(keeping.memory_bytes, files), sessions, holding)
 
 
+def check_folder(folder: Path | None) -> None:
+    """Make the folder where it is missing, and try whether this process may have it.
+
+    Raises:
+        InputError: it cannot be used, or another server has it.
+    """
+    with _own(folder):
+        pass
+
+
 @contextmanager
 def _own(folder: Path | None) -> Iterator[None]:
     """The folder, made where it is missing, for this process alone."""

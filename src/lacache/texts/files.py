@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lacache.core.errors import InputError
+from lacache.core.files import refuse_device
 from lacache.texts.text import Text
 
 
@@ -14,8 +15,7 @@ def read_text_file(path: Path) -> Text:
     """
     if path.is_dir():
         raise InputError(f"text {path} is a directory; give one file in it")
-    if path.is_char_device() or path.is_block_device():
-        raise InputError(f"text {path} is a device and may never end; give a file")
+    refuse_device(path, "text ")
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:

@@ -6,7 +6,8 @@ from typing import final
 import torch
 
 from lacache.cache.facts import GrowingLayer, ModelFacts
-from lacache.cache.static.quantized import KV_DTYPES, bytes_per_state
+from lacache.cache.static.quantized import bytes_per_state
+from lacache.core.checks import check_kv_dtype
 from lacache.core.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.core.schedule import UNBOUNDED, BoundGroup, Plan
 
@@ -98,16 +99,3 @@ def _bytes_per_slot(layer: GrowingLayer, kv_dtype: str | None, dtype: torch.dtyp
     copies = 1 if layer.rotation is None else 2
     keys = copies * bytes_per_state(layer.key_size, kv_dtype, dtype)
     return keys + bytes_per_state(layer.value_size, kv_dtype, dtype)
-
-
-def check_kv_dtype(kv_dtype: str | None) -> None:
-    """Refuse what keys and values cannot be stored in.
-
-    Raises:
-        ConfigError: that.
-    """
-    if kv_dtype is not None and kv_dtype not in KV_DTYPES:
-        raise ConfigError(
-            f"kv_dtype={kv_dtype!r} must be None, for the model's own type, or one of "
-            f"{', '.join(KV_DTYPES)}; try 'int8'"
-        )

@@ -30,6 +30,7 @@ from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.sliding import Ring
 from lacache.cache.static.turns import Turns
 from lacache.core.errors import ConfigError
+from lacache.core.memory import physical_bytes
 
 
 @final
@@ -65,8 +66,10 @@ class StaticStore:
         self._compactions = [Compactions(bound.schedule) for bound in shape.groups]
         self._reading: list[ReadRing] = []
         try:
-            if rows * shape.row_bytes > sys.maxsize:
-                raise OverflowError("more than an address can tell")
+            # Some systems promise more than they have, and kill who takes it.
+            most = physical_bytes() if device.type == "cpu" else sys.maxsize
+            if rows * shape.row_bytes > most:
+                raise MemoryError(f"{most:,} bytes are there")
             self.parts: dict[int, tuple[Part, ...]] = self._make_parts(rows)
             self.rings = {
                 layer.index: Ring(layer, rows, shape.facts.dtype, device)

@@ -26,6 +26,11 @@ LEAST_GAP = 0.1
 _DIGITS = 5
 
 
+# A probe is read at once, with attention from all to all.
+_MOST_TOKENS = 100_000
+_MOST_PROBES = 1000
+
+
 @final
 @dataclass(frozen=True)
 class Settings:
@@ -53,9 +58,9 @@ class Settings:
     def __post_init__(self) -> None:
         check_int("window", self.window, 1)
         check_int("sinks", self.sinks, 0)
-        check_int("per_kind", self.per_kind, 1)
+        check_int("per_kind", self.per_kind, 1, _MOST_PROBES)
         check_int("seed", self.seed, 0)
-        check_int("length", self.length, 1)
+        check_int("length", self.length, 1, _MOST_TOKENS)
         # A probe must be longer than what a windowed head sees by a good deal.
         least = 2 * (self.window + self.sinks)
         if self.length < least:

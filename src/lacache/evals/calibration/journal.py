@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import final
 
 from lacache.core.errors import InputError
+from lacache.core.files import parse_json
 from lacache.evals.records import Record, replacing
 
 
@@ -60,7 +61,7 @@ class Journal:
 
 def _parse(line: str) -> tuple[str, list[float]] | None:
     try:
-        key, numbers = json.loads(line)
+        key, numbers = parse_json(line)
     except (ValueError, TypeError):
         return None
     if not isinstance(key, str) or not isinstance(numbers, list):

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from lacache.core.budget import parse_budget
 from lacache.core.errors import ConfigError, InputError
+from lacache.core.files import parse_json, refuse_device
 from lacache.evals.records import Record
 from lacache.evals.report.run import Run
 
@@ -49,6 +50,7 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     """
     runs = []
     for path in paths:
+        refuse_device(path)
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -69,7 +71,7 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
 
 def _record(line: str, place: str) -> Record:
     try:
-        record = json.loads(line, parse_constant=_refuse_constant)
+        record = parse_json(line, parse_constant=_refuse_constant)
     except ValueError as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         raise InputError(

@@ -9,7 +9,7 @@ from typing import final
 
 import torch
 
-from lacache.engine.sampling import SamplerState
+from lacache.engine.sampler import SamplerState
 from lacache.engine.snapshot import Snapshot
 from lacache.server.state.prefix_files import PrefixFiles, PrefixKey
 

@@ -1,0 +1,35 @@
+"""What can be told of a model before the libraries that load it are, which takes seconds."""
+
+from lacache.core.budget import parse_budget
+from lacache.core.checks import check_dtype, check_threads
+from lacache.core.errors import ConfigError
+from lacache.core.memory import physical_bytes
+from lacache.models import model_name
+
+
+def check_loading(model: str | None, *, dtype: str, threads: int) -> None:
+    """Refuse what `load_model` would.
+
+    Raises:
+        ConfigError: no such type, or too many threads.
+        ModelError: there is no such file or directory, or it holds no model.
+    """
+    check_dtype(dtype)
+    check_threads(threads)
+    model_name(model)
+
+
+def check_memory(budget: str | None, rows: int = 1) -> None:
+    """Refuse a budget in bytes that the machine does not have for each of so many texts.
+
+    Raises:
+        ConfigError: that.
+    """
+    needed = 0 if budget is None else rows * parse_budget(budget).num_bytes
+    most = physical_bytes()
+    if needed > most:
+        texts = f" for each of {rows} texts" if rows > 1 else ""
+        raise ConfigError(
+            f"budget={budget}{texts} is {needed:,} bytes, and this machine has {most:,}; try "
+            f"{most // 4 // rows // 2**20}MiB"
+        )
