@@ -45,6 +45,9 @@ def main() -> None:
     except LaCacheError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from error
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ export function ranges(numbers) {
   return parts.map(([from, to]) => (from === to ? from : `${from}–${to}`)).join(", ");
 }
 
-// JSON's quotes show spaces and line ends, which a token may consist of.
+// JSON's quotes show spaces and line ends, which a token may consist of. The first tokens of a
+// character have no text: all of it comes with the last.
 const quoted = (text) =>
-  text.includes("\uFFFD") ? "a part of a character" : `“${JSON.stringify(text).slice(1, -1)}”`;
+  !text || text.includes("\uFFFD") ? "a part of a character" : `“${JSON.stringify(text).slice(1, -1)}”`;
 
 /** A token and where it lives. `shares`: of KV heads, per layer; null where it was not read. */
 export function token(index, text, shares) {
