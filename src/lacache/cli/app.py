@@ -1,6 +1,7 @@
 """The subcommands, each loaded when it is used, and how errors end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any, NoReturn, final
 
@@ -33,18 +34,32 @@ class LazyGroup(TyperGroup):
         function = getattr(import_module(f"lacache.cli.{cmd_name}"), cmd_name)
         return _command(cmd_name, function)
 
+    def make_context(self, info_name: Any, args: Any, *others: Any, **options: Any) -> Any:
+        """Read what stands before the subcommand."""
+        with _in_one_line(info_name):
+            return super().make_context(info_name, args, *others, **options)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a subcommand."""
-        try:
+        with _in_one_line(ctx.command_path):
             return super().invoke(ctx)
-        except _UsageError as error:
-            path = error.ctx.command_path if error.ctx else ctx.command_path
-            _fail(f"{error.format_message().rstrip('.')}; see {path} --help", error)
-        except LaCacheError as error:
-            _fail(str(error), error)
-        except KeyboardInterrupt as error:
-            typer.echo("stopped", err=True)
-            raise typer.Exit(130) from error
+
+
+@contextmanager
+def _in_one_line(path: str) -> Iterator[None]:
+    """End errors of the user and interruptions."""
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # no error, but how help is asked for
+            raise
+        path = error.ctx.command_path if error.ctx else path
+        _fail(f"{error.format_message().rstrip('.')}; see {path} --help", error)
+    except LaCacheError as error:
+        _fail(str(error), error)
+    except KeyboardInterrupt as error:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(130) from error
 
 
 def _fail(told: str, error: Exception) -> NoReturn:

@@ -105,7 +105,7 @@ def inspect(
     check_int("layers", layers, 1, 1000)
     check_int("seen", seen, 0)
     if heads is not None:
-        check_int("heads", heads, 1, 1000)
+        check_int("heads", heads, 1, 256)
     options: dict[str, Any] = {
         "capacity": capacity,
         "span": span,

@@ -12,7 +12,6 @@ from lacache.cli.loading import check_loading, check_memory
 from lacache.cli.opening import EngineOptions, new_engine
 from lacache.cli.options import (
     DEFAULT_THREADS,
-    BudgetOption,
     DtypeOption,
     GeometryOption,
     KvDtypeOption,
@@ -102,7 +101,16 @@ def serve(
         ),
     ] = None,
     model: ModelOption = None,
-    budget: BudgetOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="Tokens per layer (512) or bytes (64MiB), of each text. Default: 512.",
+            show_default=False,
+            rich_help_panel="Cache",
+        ),
+    ] = None,
     preset: PresetOption = None,
     policy: Annotated[
         str | None,
@@ -230,19 +238,24 @@ def serve(
 
     limits = Limits() if waiting is None else Limits(waiting=waiting)
     check_folder(folder)
-    listening = bind(host, port, api_key)
-    loaded = load_model(model, dtype=dtype, threads=threads)
-    engines = {loaded.name: new_engine(loaded.model, cache_options, how, 1, rows)}
-    for other, options_of_other in further.items():
-        engines[f"{loaded.name}@{other}"] = new_engine(loaded.model, options_of_other, how, 1, rows)
-    for name, served in engines.items():
-        typer.echo(
-            f"{name}: {rows} texts side by side, {served.row_bytes / 2**20:.1f} MiB each", err=True
-        )
-    with make_service(engines, loaded.model, loaded.tokenizer, limits, keeping) as service:
-        at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        typer.echo(f"listening at {at}/v1, with a page to look at {at}/; Ctrl-C ends it", err=True)
-        answer(service, listening, api_key=api_key)
+    with bind(host, port, api_key) as listening:
+        loaded = load_model(model, dtype=dtype, threads=threads)
+        engines = {loaded.name: new_engine(loaded.model, cache_options, how, 1, rows)}
+        for other, options_of_other in further.items():
+            engines[f"{loaded.name}@{other}"] = new_engine(
+                loaded.model, options_of_other, how, 1, rows
+            )
+        for name, served in engines.items():
+            typer.echo(
+                f"{name}: {rows} texts side by side, {served.row_bytes / 2**20:.1f} MiB each",
+                err=True,
+            )
+        with make_service(engines, loaded.model, loaded.tokenizer, limits, keeping) as service:
+            at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+            typer.echo(
+                f"listening at {at}/v1, with a page to look at {at}/; Ctrl-C ends it", err=True
+            )
+            answer(service, listening, api_key=api_key)
 
 
 def _bytes(option: str, given: str | None, default: int) -> int:

@@ -51,7 +51,9 @@ def read_plan(record: object) -> Plan:
     """
     name, settings = _parts(record, "name")
     if not isinstance(name, str) or name not in _PLANS:
-        raise ConfigError(f"name={name!r} of a plan must be one of {', '.join(_PLANS)}")
+        raise ConfigError(
+            f"name={name!r} of a plan must be one of {', '.join(_PLANS)}; try 'ladder'"
+        )
     if name == "groups":
         _check("groups", {"groups"}, {"groups"}, settings)
         if not isinstance(settings["groups"], list):

@@ -17,6 +17,11 @@ from lacache.core.errors import InputError
 from lacache.core.files import parse_json, refuse_device
 from lacache.version import __version__
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where processes must not share a file of records
+    fcntl = None  # type: ignore[assignment]
+
 Record = dict[str, Any]
 """Only what JSON can hold: dicts with text keys, lists, texts, numbers, booleans, None."""
 
@@ -126,7 +131,8 @@ def read_record(path: Path) -> Record:
 def append_record(path: Path, record: Record) -> None:
     """Add `record` to a file of JSON lines as one whole line; the file and folders are created.
 
-    A last line that was cut off in the middle (by a full disk, a crash) is replaced.
+    A last line that was cut off in the middle (by a full disk, a crash) is replaced. Processes that
+    add to one file wait for each other.
 
     Raises:
         InputError: the file cannot be written, or is not a file of JSON lines.
@@ -136,6 +142,9 @@ def append_record(path: Path, record: Record) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
+            # Else a line that another process is about to write looks as if it was cut off.
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
             tail = _last_line(file)
             if _is_record(tail):
                 line = f"\n{line}"

@@ -1,0 +1,3 @@
+from tests.cli.conftest import Run, run, tiny
+
+__all__ = ["Run", "run", "tiny"]

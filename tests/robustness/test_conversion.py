@@ -1,0 +1,65 @@
+"""A conversion that is stopped or killed: what is left of it is never taken for a model."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lacache.models.manifest import find_damage
+from tests.models.tiny import write_gguf
+
+# Stops the process while weights are written.
+STOPPED = """
+import os, sys
+from pathlib import Path
+from transformers import PreTrainedModel
+number = int(sys.argv.pop(1))
+save = PreTrainedModel.save_pretrained
+
+def half(self, folder, **options):
+    (Path(folder) / "model.safetensors").write_bytes(b"half")
+    os.kill(os.getpid(), number)
+    save(self, folder, **options)
+
+if number:
+    PreTrainedModel.save_pretrained = half
+from lacache.cli import main
+main()
+"""
+
+
+def convert(gguf: Path, home: Path, number: int) -> subprocess.CompletedProcess[str]:
+    line = ["generate", "the cat", "-n", "1", "--model", str(gguf)]
+    return subprocess.run(
+        [sys.executable, "-c", STOPPED, str(number), *line],
+        env=os.environ | {"LACACHE_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_stopped_or_killed_in_the_midst_of_it(tmp_path: Path) -> None:
+    gguf, home = tmp_path / "tiny.gguf", tmp_path / "home"
+    write_gguf(gguf)
+    models = home / "models"
+
+    done = convert(gguf, home, signal.SIGTERM)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.splitlines()[-1] == "stopped"
+    assert {path.suffix for path in models.iterdir()} <= {".lock"}
+
+    done = convert(gguf, home, signal.SIGKILL)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = (path for path in models.iterdir() if path.suffix != ".lock")
+    assert left.suffix == ".partial"
+
+    done = convert(gguf, home, 0)
+    assert done.returncode == 0, done.stderr
+    (made,) = (path for path in models.iterdir() if path.suffix != ".lock")
+    assert made.name.startswith("tiny-")
+    assert find_damage(made) is None

@@ -1,0 +1,188 @@
+"""Wrong and huge values: each is refused in one line, at once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lacache.cli import loading
+from lacache.cli.app import COMMANDS
+from lacache.core import checks
+from tests.cli.conftest import Run
+from tests.engine.tiny import save_tiny
+from tests.robustness.told import assert_refused
+
+HUGE = 10**18
+
+# MODEL is a directory of a model, NONE is none.
+AT_ONCE = [
+    ("generate hi -m ./NONE", "'./NONE' does not exist"),
+    ("generate hi -m MODEL --policy nope", "policy='nope' must be one of"),
+    ("generate hi -m MODEL --policy=", "policy='' must be one of"),
+    ("generate hi -m MODEL --preset nope", "preset='nope' must be one of"),
+    ("generate hi -m MODEL --preset paper --span 3", "span cannot be given beside preset='paper'"),
+    ("generate hi -m MODEL --policy streaming --span 3", "policy 'streaming' has no span"),
+    ("generate hi -m MODEL --policy full --budget 3", "policy 'full' has no budget"),
+    ("generate hi -m MODEL --span -1", "span=-1 must be at least 1"),
+    ("generate hi -m MODEL --span 3 --overlap 3", "overlap=3 must be below span=3"),
+    ("generate hi -m MODEL --sinks -1", "sinks=-1 must be at least 0"),
+    ("generate hi -m MODEL --unit 0", "unit=0 must be at least 1"),
+    ("generate hi -m MODEL --geometry nope", "geometry='nope' must be one of"),
+    ("generate hi -m MODEL --plan NONE", "NONE: No such file"),
+    ("generate hi -m MODEL --prefill nope", "prefill='nope' must be"),
+    ("generate hi -m MODEL --temperature nan", "temperature=nan must be"),
+    ("generate hi -m MODEL --seed 99999999999999999999", "seed=99999999999999999999 must be at"),
+    ("generate hi -m MODEL --stop=", "stop='' must be"),
+    ("generate hi -m MODEL --dtype nope", "dtype=nope must be one of"),
+    ("generate hi -m MODEL --threads 0", "threads=0 must be at least 1"),
+    ("generate hi -m MODEL --threads 9999999999", "must be at most the number of cores"),
+    ("generate hi -m MODEL --kv-dtype nope", "kv_dtype='nope' must be"),
+    ("generate hi -m MODEL --weights nope", "weights='nope' must be"),
+    ("generate hi -m MODEL --budget 999TiB", "budget=999TiB is 1,098,412,116,148,224 bytes, and"),
+    ("generate hi -m MODEL -n -2", "max_new_tokens=-2 must be"),
+    ("chat -m ./NONE", "'./NONE' does not exist"),
+    ("chat -m MODEL --policy nope", "policy='nope' must be one of"),
+    ("chat -m MODEL --preset paper --span 3", "span cannot be given beside preset='paper'"),
+    ("chat -m MODEL --plan NONE", "NONE: No such file"),
+    ("chat -m MODEL --budget 999TiB", "budget=999TiB is 1,098,412,116,148,224 bytes"),
+    ("chat -m MODEL --weights nope", "weights='nope' must be"),
+    ("chat -m MODEL --system=", "the system prompt is empty"),
+    ("serve -m ./NONE", "'./NONE' does not exist"),
+    ("serve -m MODEL --policy full", "policy='full' keeps every token, and a server's memory"),
+    ("serve -m MODEL --policy nope", "policy='nope' must be one of"),
+    ("serve -m MODEL --preset nope", "preset='nope' must be one of"),
+    ("serve -m MODEL --plan NONE", "NONE: No such file"),
+    ("serve -m MODEL --also 64 --span -3", "span=-3 must be at least 1"),
+    ("serve -m MODEL --budget 999TiB", "budget=999TiB for each of 4 texts is 4,393,648,464,592"),
+    ("serve -m MODEL --budget 1TiB --rows 999", "budget=1TiB for each of 999 texts"),
+    ("serve -m MODEL --also 999TiB", "budget=999TiB for each of 4 texts"),
+    ("serve -m MODEL --weights nope", "weights='nope' must be"),
+    ("serve -m MODEL --dtype nope", "dtype=nope must be one of"),
+    ("serve -m MODEL --threads 0", "threads=0 must be at least 1"),
+    ("serve -m MODEL --rows 0", "Invalid value for '--rows'"),
+    ("serve -m MODEL --port 70000", "Invalid value for '--port'"),
+    ("demo -m ./NONE", "'./NONE' does not exist"),
+    ("demo -m MODEL --budget 999TiB", "budget=999TiB is 1,098,412,116,148,224 bytes"),
+    ("demo -m MODEL --tokens 1", "tokens=1 must be at least 2"),
+    ("calibrate -m ./NONE", "'./NONE' does not exist"),
+    ("calibrate -m MODEL --probes 99999999999", "probes=99999999999 must be at most 1,000"),
+    ("calibrate -m MODEL --dtype nope", "dtype=nope must be one of"),
+    ("tune -m ./NONE --text x --budget 3", "'./NONE' does not exist"),
+    ("tune -m MODEL --text x --budget 3 --threads 0", "threads=0 must be at least 1"),
+    ("tune -m MODEL --text x", "Missing option '--budget'"),
+    ("eval --threads 0", "threads=0 must be at least 1"),
+    ("eval --dtype nope --dry-run", "dtype=nope must be one of"),
+    (f"inspect --layers {HUGE} --seen 9 -b 32", f"layers={HUGE} must be at most 1,000"),
+    ("inspect --layers 0 --seen 9 -b 32", "layers=0 must be at least 1"),
+    (f"inspect --layers 8 --seen {HUGE} --policy full", f"seen={HUGE} makes {HUGE:,} tokens"),
+    (f"inspect --layers 8 --seen {HUGE} -b {HUGE}", f"seen={HUGE} makes {2 * HUGE:,} tokens"),
+    (f"inspect --layers 8 --seen 9 -b 32 --heads {HUGE}", f"heads={HUGE} must be at most 256"),
+    ("inspect --layers 1000 --seen 9 -b 9999 --span 1000", "span=1000 must be below the number"),
+    ("inspect --layers 8 --seen 9 -b 32 --policy=", "policy='' must be one of"),
+    ("inspect --layers 8 --seen 9 -b 999TiB", "Invalid value for '--capacity'"),
+    ("inspect --layers 8 --seen 9 -b 32 --window-layers 9999999999", "no model has that many"),
+    ("nope", "No such command 'nope'"),
+    ("--nope", "No such option: --nope"),
+    ("report", "Missing argument"),
+]
+
+
+@pytest.fixture(scope="module")
+def at_once(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All of them in one new interpreter."""
+    folder = tmp_path_factory.mktemp("here")
+    save_tiny(folder / "MODEL")
+    code = (
+        "import json, sys\n"
+        "from typer.testing import CliRunner\n"
+        "from lacache.cli.app import app\n"
+        "done = {}\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    result = CliRunner().invoke(app, line.split())\n"
+        "    told = result.stdout, result.stderr, repr(result.exception)\n"
+        "    done[line] = [result.exit_code, *told, 'torch' in sys.modules]\n"
+        "print(json.dumps(done))"
+    )
+    lines = json.dumps([line for line, _ in AT_ONCE])
+    command = [sys.executable, "-c", code, lines]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(("line", "told"), AT_ONCE, ids=[line for line, _ in AT_ONCE])
+def test_it_is_told_before_what_is_heavy_is_loaded(
+    at_once: dict[str, Any], line: str, told: str
+) -> None:
+    exit_code, stdout, stderr, error, is_heavy = at_once[line]
+    assert exit_code == 2, (stderr, error)
+    assert stdout == ""
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert told in stderr
+    assert "; " in stderr
+    assert not is_heavy or "eval" in line
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (f"generate hi -m MODEL --budget {HUGE}", "which could not be had on cpu"),
+        (f"chat -m MODEL --budget {HUGE}", "which could not be had on cpu"),
+        (f"serve -m MODEL --port 0 --budget {HUGE}", "which could not be had on cpu"),
+        (f"serve -m MODEL --port 0 --rows {HUGE}", "which could not be had on cpu"),
+        (f"demo -m MODEL --tokens 300 --budget {HUGE}", "bytes, and this machine has"),
+        (f"demo -m MODEL --tokens {HUGE}", f"{HUGE + 1:,} are needed"),
+        (f"calibrate -m MODEL --length {HUGE}", f"length={HUGE} must be at most 100,000"),
+        (f"calibrate -m MODEL --window {HUGE}", "length=600 must be at least"),
+        (f"eval -m MODEL --lengths {HUGE}", f"length={HUGE} must be at most 10,000,000"),
+        (f"eval -m MODEL --samples {HUGE}", f"samples={HUGE} must be at most 100,000"),
+        (f"tune -m MODEL --text shakespeare:hamlet --budget {HUGE}", "must be above the capacity"),
+        ("tune -m MODEL --text shakespeare:hamlet --budget 9 --methods=", "no methods were given"),
+        ("tune -m MODEL --text shakespeare:hamlet --budget 9 --minutes inf", "minutes=inf must be"),
+    ],
+)
+def test_huge_ones_take_no_memory(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, told: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    assert_refused(run(*line.replace("MODEL", str(tiny)).split()), told)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_buffers_beyond_the_memory_are_refused_before_they_are_promised(
+    run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lacache.cache.static.store.physical_bytes", lambda: 1 << 20)
+    assert_refused(run("generate", "hi", "-m", tiny, "--budget", 4096), "could not be had on cpu")
+    monkeypatch.setattr(loading, "physical_bytes", lambda: 1 << 20)
+    assert_refused(
+        run("generate", "hi", "-m", tiny, "--budget", "2MiB"), "budget=2MiB is 2,097,152"
+    )
+    assert run("generate", "hi", "-m", tiny, "-n", 1, "--budget", "200KiB").exit_code == 0
+    # A dense prefill takes what the prompt needs.
+    dense = ("--prefill", "dense", "--budget", "2MiB")
+    assert run("generate", "hi", "-m", tiny, "-n", 1, *dense).exit_code == 0
+
+
+def test_names_of_types_are_those_that_torch_has() -> None:
+    import torch
+
+    from lacache.cache.static.quantized import KV_DTYPES
+
+    assert tuple(KV_DTYPES) == checks.KV_DTYPES
+    assert all(isinstance(getattr(torch, name), torch.dtype) for name in checks.DTYPES[1:])
+
+
+def test_what_serve_offers_it_takes(run: Run) -> None:
+    shown = " ".join(run("serve", "--help").stdout.replace("│", " ").split())
+    assert "ladder or streaming, instead of a preset" in shown
+    assert " full" not in shown
+
+
+def test_every_command_is_tried() -> None:
+    assert {line.split()[0] for line, _ in AT_ONCE} >= set(COMMANDS)
