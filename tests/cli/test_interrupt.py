@@ -27,6 +27,17 @@ def test_the_second_ctrl_c_is_raised() -> None:
             ctrl_c()
 
 
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible() as stopped:
+            ctrl_c()
+            assert not stopped()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_works_again_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), interruptible():
         raise ZeroDivisionError

@@ -294,6 +294,9 @@ def test_pointing_tells_where_a_token_lives(browser: Browser, address: str) -> N
         expect(page.locator("#shown span.picked")).to_have_count(1)
         page.hover("#shown span:nth-child(1)")
         expect(words).to_contain_text("Token 0, “<|im_start|>”: held in all 5 layers")
+        # Of several tokens that are one character, only the last has a text.
+        told = page.evaluate("import('/page/words.js').then(w => w.token(3, '', [1, 1]))")
+        assert told == "Token 3, a part of a character: held in all 2 layers."
 
 
 @pytest.mark.slow

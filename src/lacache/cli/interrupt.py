@@ -15,6 +15,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     """
     stopped = False
     before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:  # a job in the background of a shell
+        yield lambda: False
+        return
 
     def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal stopped
