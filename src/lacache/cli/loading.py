@@ -31,5 +31,5 @@ def check_memory(budget: str | None, rows: int = 1) -> None:
         texts = f" for each of {rows} texts" if rows > 1 else ""
         raise ConfigError(
             f"budget={budget}{texts} is {needed:,} bytes, and this machine has {most:,}; try "
-            f"{most // 4 // rows // 2**20}MiB"
+            f"{max(1, most // 4 // rows // 2**20)}MiB"
         )
