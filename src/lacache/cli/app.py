@@ -57,6 +57,9 @@ def _in_one_line(path: str) -> Iterator[None]:
         _fail(f"{error.format_message().rstrip('.')}; see {path} --help", error)
     except LaCacheError as error:
         _fail(str(error), error)
+    except PermissionError as error:
+        # Even asking what a path is fails below a folder that may not be entered.
+        _fail(f"{error.filename}: {error.strerror}; make it readable, or give another", error)
     except KeyboardInterrupt as error:
         typer.echo("stopped", err=True)
         raise typer.Exit(130) from error

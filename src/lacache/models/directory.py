@@ -82,6 +82,10 @@ def _check_safetensors(path: Path) -> None:
     if not path.is_file():
         raise ModelError(f"{path} is missing; copy every file of the model")
     try:
+        path.open("rb").close()  # as the library takes what may not be read for what is not there
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+    try:
         # Opening reads the header and compares the file's length with it.
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
