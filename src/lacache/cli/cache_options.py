@@ -56,7 +56,7 @@ class CacheOptions:
             parse_budget(self.budget)
         if self.plan is not None:
             self._check_beside_plan()
-            assert self._read_plan is not None
+            _ = self._read_plan  # what is wrong with it is told now
             return
         given = {name: v for name, v in self._ladder_options().items() if v is not None}
         if self.preset is not None:

@@ -114,7 +114,8 @@ def tune(
     from lacache.evals.tuning.candidates import plan_of
     from lacache.evals.tuning.measure import measuring
     from lacache.evals.tuning.result import RULES, tuning_record
-    from lacache.evals.tuning.search import Search, Settings, check_minutes
+    from lacache.evals.tuning.search import Search
+    from lacache.evals.tuning.settings import Settings, check_minutes
     from lacache.evals.tuning.split import split_text
     from lacache.models import load_model
 

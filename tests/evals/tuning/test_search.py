@@ -10,17 +10,10 @@ from lacache.core.errors import ConfigError, InputError, ModelError
 from lacache.evals.methods.method import Method
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.stretch_needles import StretchNeedles
+from lacache.evals.tuning.found import TOLERANCE, Found, recommend
 from lacache.evals.tuning.result import tuning_record, verdict
-from lacache.evals.tuning.search import (
-    FULL,
-    GUESS,
-    STREAMING,
-    TOLERANCE,
-    Found,
-    Search,
-    Settings,
-    recommend,
-)
+from lacache.evals.tuning.search import FULL, GUESS, STREAMING, Search
+from lacache.evals.tuning.settings import Settings
 from lacache.evals.tuning.split import FEWEST_STRETCHES
 from tests.evals.tuning.made_up import LENGTH, PARTS, STRETCHES, World, ladders
 

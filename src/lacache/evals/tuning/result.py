@@ -9,9 +9,11 @@ from lacache.core.schedule import Plan
 from lacache.evals.methods.method import Method
 from lacache.evals.records import Record, environment
 from lacache.evals.specs import format_spec
+from lacache.evals.tuning.found import TOLERANCE, Found
 from lacache.evals.tuning.objectives import Stretch, against, figures
 from lacache.evals.tuning.pareto import front
-from lacache.evals.tuning.search import FULL, STREAMING, TOLERANCE, Found, Settings
+from lacache.evals.tuning.search import FULL, STREAMING
+from lacache.evals.tuning.settings import Settings
 from lacache.evals.tuning.split import Part
 
 RULES = {

@@ -1,11 +1,9 @@
 """Successive halving in bounded time: many candidates over little text, few over more."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import final
 
-from lacache.core.checks import check_int
 from lacache.core.errors import ConfigError, InputError, ModelError
 from lacache.evals.campaign import Outcome
 from lacache.evals.methods.full import FullCache
@@ -15,12 +13,11 @@ from lacache.evals.records import Record
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.stretch_needles import StretchNeedles
+from lacache.evals.tuning.found import Found, Recommended, recommend
 from lacache.evals.tuning.objectives import Figures, Stretch, against, figures
 from lacache.evals.tuning.pareto import front, ranked
+from lacache.evals.tuning.settings import Settings
 from lacache.evals.tuning.split import FEWEST_STRETCHES, Part
-
-TOLERANCE = 1.003
-"""How much higher than StreamingLLM's a perplexity may be and still count as no worse."""
 
 GUESS = math.log(9e6)
 """Nats that a number of seven digits costs on average who does not know it: no guess is better."""
@@ -40,76 +37,6 @@ _COMPARED, _HELD_OUT = 0, 1
 
 _Read = dict[Method, list[Stretch]]
 Measure = Callable[[RunSpec], Outcome]
-
-
-def check_minutes(minutes: float) -> None:
-    """Raise ConfigError unless that is a time to measure in."""
-    if not 0 < minutes < math.inf:
-        raise ConfigError(f"minutes={minutes} must be above 0 and finite; try --minutes 10")
-
-
-@final
-@dataclass(frozen=True)
-class Settings:
-    """What a search is given, besides the model and the text.
-
-    Args:
-        capacity: tokens per layer, the same for all candidates.
-        length: tokens of a stretch, above the capacity.
-        minutes: of measuring, all starts of the same search together.
-
-    Raises:
-        ConfigError: a value out of range, or a cache that a stretch does not fill.
-    """
-
-    capacity: int
-    length: int
-    minutes: float
-
-    def __post_init__(self) -> None:
-        check_int("capacity", self.capacity, 1)
-        check_int("length", self.length, 2)
-        check_minutes(self.minutes)
-        if self.length <= self.capacity:
-            raise ConfigError(
-                f"length={self.length} must be above the capacity {self.capacity}, else nothing "
-                f"is ever dropped; try --length {4 * self.capacity}"
-            )
-
-
-@final
-@dataclass(frozen=True)
-class Recommended:
-    """One method for each wish, chosen on the part of the text for comparing."""
-
-    text: Method
-    """Least perplexity."""
-    recall: Method
-    """Least loss of the answers."""
-    both: Method
-    """Least loss of the answers of those whose perplexity is not clearly above TOLERANCE times
-    StreamingLLM's: the whole interval of the ratio is not."""
-
-
-@final
-@dataclass(frozen=True)
-class Found:
-    """What a search has found."""
-
-    compared: Mapping[Method, Sequence[Stretch]]
-    """What was read for comparing; StreamingLLM is among the methods, the full cache is not."""
-    finalists: tuple[Method, ...]
-    """Those that were compared on all of it, the best first."""
-    front: tuple[Method, ...]
-    """Those of them that no other beats, by perplexity."""
-    recommended: Recommended
-    held_out: Mapping[Method, Sequence[Stretch]]
-    """What winners, StreamingLLM and the full cache made of the held-out part."""
-    failed: Mapping[Method, str]
-    untried: tuple[Method, ...]
-    """Those for which the time did not suffice."""
-    seconds: float
-    """Time of all runs."""
 
 
 @final
@@ -392,20 +319,3 @@ class _OutOfTime(Exception):
 @final
 class _RunFailed(Exception):
     """A run without a record; says why."""
-
-
-def recommend(
-    points: Mapping[Method, tuple[float, float]], ratios: Mapping[Method, float]
-) -> Recommended:
-    """For each wish the method of least figure, and of equal ones that which is better otherwise.
-
-    Args:
-        points: perplexity and loss of each method of the front.
-        ratios: by method, the low end of the interval of its perplexity over StreamingLLM's.
-    """
-    good = [method for method in points if ratios[method] <= TOLERANCE]
-    return Recommended(
-        text=min(points, key=lambda m: points[m]),
-        recall=min(points, key=lambda m: points[m][::-1]),
-        both=min(good, key=lambda m: points[m][::-1]),
-    )
