@@ -108,7 +108,7 @@ class LadderCudaBuilder(AttentionMetadataBuilder[Any]):
             step,
             seq_lens,
             self._page_size,
-            lambda starts, lengths: None,
+            _no_plan,
         )
 
 
