@@ -44,7 +44,8 @@ def lacache(*arguments: str, code: int = 0) -> str:
 
 def check_installed() -> None:
     """Nothing but the core's needs, and the package's own files."""
-    installed = {one.metadata["Name"].lower() for one in importlib.metadata.distributions()}
+    names = [one.metadata["Name"] for one in importlib.metadata.distributions()]
+    installed = {name.lower().replace("_", "-") for name in names}
     assert not installed & NOT_NEEDED, installed & NOT_NEEDED
     import lacache
 

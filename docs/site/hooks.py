@@ -23,7 +23,6 @@ LINKED = (
     "benchmarks/results/**/*.md",
     "benchmarks/results/**/*.png",
     "examples/*.py",
-    "tests/**/*.py",
 )
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
 

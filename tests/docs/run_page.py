@@ -5,7 +5,6 @@ A block that cannot run where tests run has a comment before it that says why:
 """
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,6 @@ from unittest import SkipTest
 
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
-
-KINDS = ("console", "json", "python", "text")
-FENCE = re.compile(r"^```(\S*)$.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def run_console(example: Example) -> None:
@@ -35,7 +31,7 @@ PARSERS = (
 
 
 def run_page(path: Path) -> None:
-    told = {"run": 0, "skipped": 0}
+    num_run, num_skipped = 0, 0
     for example in Sybil(PARSERS).parse(path).examples():
         where = f"{path.name}:{example.line}"
         print("==", where, flush=True)
@@ -43,12 +39,13 @@ def run_page(path: Path) -> None:
             example.evaluate()
         except SkipTest as reason:
             print("skipped:", reason)
-            told["skipped"] += 1
+            num_skipped += 1
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"{where} ended with {error.returncode}") from error
         else:
-            told["run"] += not isinstance(example.parsed, tuple)
-    print("==", told)
+            # A comment that skips the next block is an example too.
+            num_run += not isinstance(example.parsed, tuple)
+    print(f"== {num_run} run, {num_skipped} skipped")
 
 
 if __name__ == "__main__":

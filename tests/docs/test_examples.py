@@ -18,7 +18,9 @@ def test_they_are_short_and_all_shown() -> None:
     assert EXAMPLES
     assert all(len(one.read_text().splitlines()) <= MOST_LINES for one in EXAMPLES)
     page = (ROOT / "docs" / "examples.md").read_text()
-    assert set(re.findall(r'"examples/(\w+\.py)"', page)) == {one.name for one in EXAMPLES}
+    assert set(re.findall(r'^--8<-- "examples/(\w+\.py)"$', page, re.MULTILINE)) == {
+        one.name for one in EXAMPLES
+    }
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from lacache.models import model_folder
-from tests.docs.run_page import FENCE, KINDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -17,11 +16,16 @@ OF_OTHER_TESTS = {
     "serving.md": "tests/server/test_docs.py, which has a server",
     "examples.md": "tests/docs/test_examples.py",
 }
-WITH_BLOCKS = [
-    page
-    for page in PAGES
-    if page.name not in OF_OTHER_TESTS and re.search("^```(?!text)", page.read_text(), re.MULTILINE)
-]
+KINDS = {"console", "json", "python"}
+FENCE = re.compile(r"^```(\S*)$.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def kinds_of_blocks(page: Path) -> list[str]:
+    kinds = [found[1] for found in FENCE.finditer(page.read_text())]
+    return [kind for kind in kinds if kind != "text"]
+
+
+WITH_BLOCKS = [page for page in PAGES if page.name not in OF_OTHER_TESTS and kinds_of_blocks(page)]
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -37,9 +41,9 @@ def hub_with(folder: Path, home: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_say_what_they_are(page: Path) -> None:
-    text = page.read_text()
-    assert {found[1] for found in FENCE.finditer(text)} <= set(KINDS)
-    assert all(re.search(r'next "\w', line) for line in re.findall("<!-- skip.*", text))
+    assert set(kinds_of_blocks(page)) <= KINDS
+    skipping = re.findall("<!-- skip.*", page.read_text())
+    assert all(re.search(r'next "\w', line) for line in skipping)
 
 
 @pytest.mark.slow
@@ -67,4 +71,6 @@ def test_blocks_run(page: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]
-    assert re.search(r"== \{'run': \d+", done.stdout)
+    told = re.search(r"== (\d+) run, (\d+) skipped", done.stdout)
+    assert told is not None
+    assert int(told[1]) + int(told[2]) == len(kinds_of_blocks(page))

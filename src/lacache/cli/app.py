@@ -59,7 +59,10 @@ def _in_one_line(path: str) -> Iterator[None]:
         _fail(str(error), error)
     except PermissionError as error:
         # Even asking what a path is fails below a folder that may not be entered.
-        _fail(f"{error.filename}: {error.strerror}; make it readable, or give another", error)
+        if error.filename is None:
+            raise
+        told = f"{error.filename}: {error.strerror}"
+        _fail(f"{told}; give this process access to it, or take another path", error)
     except KeyboardInterrupt as error:
         typer.echo("stopped", err=True)
         raise typer.Exit(130) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lacache.cli.computing import computing_dtype
-from lacache.cli.loading import check_loading, check_memory
+from lacache.cli.loading import check_bytes, check_loading, check_memory
 from lacache.cli.options import (
     DEFAULT_THREADS,
     DtypeOption,
@@ -142,7 +142,7 @@ def demo(
             if name != "full"
         ),
     )
-    check_memory(f"{capacity * bytes_per_token(facts)}B")
+    check_bytes(budget, capacity * bytes_per_token(facts))
     chosen = policies(capacity)
     for policy in chosen.values():
         policy.bind(num_layers)

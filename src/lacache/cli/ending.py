@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -66,9 +66,10 @@ def _open_streams() -> None:
 def _check_folder() -> None:
     try:
         os.getcwd()
-    except FileNotFoundError as error:
+    except OSError as error:
         # Libraries would end the process, each in words of its own.
-        _end("error: the working directory is gone; change to one that is there", 2, error)
+        told = f"error: the working directory cannot be used ({error.strerror})"
+        _end(f"{told}; change to another", 2, error)
 
 
 def _end(told: str, code: int, error: BaseException) -> None:

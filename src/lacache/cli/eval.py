@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from lacache.cli.computing import computing_dtype
-from lacache.cli.loading import check_loading
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.core.checks import check_dtype, check_threads
 from lacache.core.errors import ConfigError
+from lacache.models import model_name
 
 if TYPE_CHECKING:
     from lacache.evals.recipes import Recipe
@@ -170,7 +170,7 @@ def eval(
 
         show_plan(plan_eval(specs, model, out, dtype=dtype), chosen, as_json=as_json)
         return
-    check_loading(model, dtype=dtype, threads=threads)
+    model_name(model)
 
     from lacache.cli.evaluating import evaluate
     from lacache.evals.campaign import check_appendable

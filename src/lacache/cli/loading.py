@@ -25,8 +25,17 @@ def check_memory(budget: str | None, rows: int = 1) -> None:
     Raises:
         ConfigError: that.
     """
-    needed = 0 if budget is None else rows * parse_budget(budget).num_bytes
-    most = physical_bytes()
+    if budget is not None:
+        check_bytes(budget, parse_budget(budget).num_bytes, rows)
+
+
+def check_bytes(budget: str, num_bytes: int, rows: int = 1) -> None:
+    """Refuse a budget that is so many bytes for each of so many texts, if they are not there.
+
+    Raises:
+        ConfigError: that.
+    """
+    needed, most = rows * num_bytes, physical_bytes()
     if needed > most:
         texts = f" for each of {rows} texts" if rows > 1 else ""
         raise ConfigError(

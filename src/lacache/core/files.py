@@ -1,6 +1,7 @@
 """Files that a user names: what is read of them, and what is not."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def parse_json(text: str | bytes, parse_constant: Callable[[str], Any] | None = 
 
 
 def refuse_device(path: Path, what: str = "") -> None:
-    """Refuse what is read without end, such as /dev/zero; pipes do end.
+    """Refuse what may be read without end, such as /dev/zero; pipes and os.devnull do end.
 
     Args:
         path: to read.
@@ -30,5 +31,6 @@ def refuse_device(path: Path, what: str = "") -> None:
     Raises:
         InputError: it is a device.
     """
-    if path.is_char_device() or path.is_block_device():
+    is_device = path.is_char_device() or path.is_block_device()
+    if is_device and str(path) != os.devnull:
         raise InputError(f"{what}{path} is a device and may never end; give a file")

@@ -83,12 +83,12 @@ def budget_source(
     bytes_per_token: int,
 ) -> Callable[[int], Policy]:
     """As `policy_source`, for a budget."""
-    known = check_options(budget, name, options)
+    check_options(budget, name, options)
     make: Callable[..., Policy] = POLICIES[name]
-    if "capacity" not in known or budget is None:
+    if budget is None:
         return lambda num_tokens: make()
     parsed = parse_budget(budget)
-    if "span" in known and "span" not in options:
+    if "span" in _fields(name) - options.keys():
         span, overlap = default_span_overlap(num_layers)
         options = {"span": span, "overlap": overlap} | dict(options)
     smallest = make(capacity=parsed.tokens or 1 << 40, **options).smallest_capacity(num_layers)
@@ -102,29 +102,29 @@ def budget_source(
     return for_prompt
 
 
-def check_options(budget: Budget | None, name: str, options: Mapping[str, Any]) -> set[str]:
+def check_options(budget: Budget | None, name: str, options: Mapping[str, Any]) -> None:
     """Refuse what is wrong for a model of any depth.
-
-    Returns:
-        The names of the policy's fields.
 
     Raises:
         ConfigError: no such policy, a field that it does not have, or a value out of range.
     """
     if name not in POLICIES:
         raise ConfigError(f"policy={name!r} must be one of {', '.join(POLICIES)}; try 'ladder'")
-    known = {field.name for field in fields(POLICIES[name])}  # type: ignore[arg-type]
+    known = _fields(name)
     for option in options:
         if option not in known:
             raise ConfigError(f"policy {name!r} has no {option}; leave it out")
     if "capacity" not in known:
         if budget is not None:
             raise ConfigError(f"policy {name!r} has no budget; leave budget={budget!r} out")
-        return known
+        return
     if budget is None:
         raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
     make: Callable[..., Policy] = POLICIES[name]
     # Where the depth of the model decides the span, no overlap is too large yet.
     span = {"span": sys.maxsize} if "span" in known - options.keys() else {}
     make(capacity=parse_budget(budget).tokens or sys.maxsize, **span, **options)
-    return known
+
+
+def _fields(policy: str) -> set[str]:
+    return {field.name for field in fields(POLICIES[policy])}  # type: ignore[arg-type]

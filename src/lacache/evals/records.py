@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -143,8 +143,7 @@ def append_record(path: Path, record: Record) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             # Else a line that another process is about to write looks as if it was cut off.
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file)
             tail = _last_line(file)
             if _is_record(tail):
                 line = f"\n{line}"
@@ -195,6 +194,13 @@ def read_records(path: Path) -> list[Record]:
             )
         records.append(record)
     return records
+
+
+def _lock(file: BinaryIO) -> None:
+    """Wait for others that add to it; some systems and file systems have no such locks."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _last_line(file: BinaryIO) -> bytes:

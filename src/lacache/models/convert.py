@@ -53,7 +53,7 @@ def ensure_converted(
     Args:
         folder: Where the converted model belongs.
         locate: Gives the GGUF file; called only when it is needed.
-        notice: What the model is and its licence, said once at the conversion.
+        notice: What the model is, said once at the conversion.
         progress: Show on stderr what is being done.
         free: Bytes that may still be written below a folder.
 

@@ -92,10 +92,10 @@ def model_folder(name: str | Path | None = None, *, progress: bool = True) -> Pa
     """
     if name is None or name == "default":
         folder = converted_folder(DEFAULT_MODEL.name, DEFAULT_MODEL.sha256)
-        notice = DEFAULT_MODEL.notice
-        ensure_converted(folder, DEFAULT_MODEL.locate, notice=notice, progress=progress)
         if progress:
-            tell_once(f"Model: {notice}")
+            tell_once(f"Model: {DEFAULT_MODEL.notice}")
+        name = DEFAULT_MODEL.name
+        ensure_converted(folder, DEFAULT_MODEL.locate, notice=name, progress=progress)
         return folder
     path = Path(name).expanduser()
     if is_gguf(path):
