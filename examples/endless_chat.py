@@ -13,7 +13,7 @@ template = ChatTemplate(tokenizer, system="You answer in one short sentence.")
 
 # As many sinks as the system prompt has tokens, so it is never forgotten.
 ladder = LadderConfig(
-    capacity=256, span=15, overlap=12, sinks=template.num_pinned, recent=128, refill=32
+    capacity=96, span=15, overlap=12, sinks=template.num_pinned, recent=32, refill=8
 )
 engine = Engine.from_model(model, ladder)
 chat = Conversation(lambda: engine.open(Sampling(temperature=0.7, seed=1)), template)

@@ -21,4 +21,4 @@ bench = Bench(load_model("default"))
 for outcome in run_all(bench, suite.runs(), Path("eval.jsonl")):
     assert outcome.record is not None, outcome.error
     found = outcome.record
-    print(outcome.spec.method, found["score"], found["peak_bytes"])
+    print(f"{found['method']}: score {found['score']}, {found['peak_bytes'] / 2**20:.1f} MiB")

@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import sys
 import time
 
 from openai import APIConnectionError, OpenAI
@@ -9,7 +10,8 @@ from openai import APIConnectionError, OpenAI
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-server = subprocess.Popen(["lacache", "serve", "--port", str(port), "--budget", "256"])
+command = [sys.executable, "-m", "lacache", "serve", "--port", str(port), "--budget", "256"]
+server = subprocess.Popen(command)
 try:
     client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     while True:

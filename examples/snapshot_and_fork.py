@@ -19,7 +19,7 @@ with TemporaryDirectory() as folder:
     with Engine.from_model(model, budget=128).open() as session:
         story = list(session.write(tokens("The old lighthouse"), max_new_tokens=40))
         session.save(path)
-    print(f"{path.stat().st_size / 2**20:.1f} MiB, however long the text was")
+    print(f"{path.stat().st_size / 2**20:.1f} MiB, and never much more, however long the text")
 
     engine = Engine.from_model(model, budget=128, rows=2)
     with engine.load(path) as by_day, by_day.fork() as by_night:

@@ -1,6 +1,7 @@
 """Find the best plan for a model, a text and a budget, and use it."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 from lacache import LaCache
@@ -11,8 +12,8 @@ from lacache.texts import load_text
 # A scene, to be quick; give it all that you have. Ten minutes are the most that it takes.
 Path("scene.txt").write_text(load_text("shakespeare:hamlet").content[:3500])
 methods = "ladder:refill=0.25;preset"
-command = f"lacache tune --text scene.txt --budget 64 --length 256 --methods {methods}"
-subprocess.run([*command.split(), "--save-plan", "plan.json"], check=True)
+options = f"--text scene.txt --budget 64 --length 256 --methods {methods} --save-plan plan.json"
+subprocess.run([sys.executable, "-m", "lacache", "tune", *options.split()], check=True)
 
 plan = load_plan(Path("plan.json"))
 cache = LaCache.from_model(load_model("default").model, plan)

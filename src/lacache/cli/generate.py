@@ -170,8 +170,8 @@ def generate(
         who = "each layer holds" if alike else "a KV head holds on average"
         typer.echo(
             f"read {run.num_read:,} tokens ({run.read_rate:,.0f}/s), wrote {run.num_written:,} "
-            f"({run.write_rate:,.1f}/s), {who} {report.num_cached:,}, together "
-            f"{in_bytes(report.bytes)}",
+            f"({run.write_rate:,.1f}/s), {who} {report.num_cached:,}, in "
+            f"{in_bytes(report.bytes)} of memory",
             err=True,
         )
     if run.stopped_by == "interrupt":

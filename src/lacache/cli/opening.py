@@ -144,7 +144,10 @@ def _compiled(make: Callable[[], Engine]) -> Engine:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "compiled"))
     console = Console(stderr=True)
     begun = time.perf_counter()
-    with console.status("compiling (minutes the first time, seconds from then on)"):
+    told = "compiling (minutes the first time, seconds from then on)"
+    if not console.is_terminal:  # where no status is shown
+        console.print(told, style="dim")
+    with console.status(told):
         engine = make()
         engine.warm_up()
     if engine.compile_seconds is not None:

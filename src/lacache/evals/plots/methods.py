@@ -18,6 +18,10 @@ _OWN = {
     "h2o": ("#882255", "<"),
     "snapkv": ("#117733", ">"),
     "pyramidkv": ("#AA4499", "h"),
+    "preset balanced": ("#AA3377", "p"),
+    "preset global": ("#228833", "d"),
+    "preset local": ("#CCBB44", "8"),
+    "preset paper": ("#661100", "H"),
 }
 _OTHERS = (
     ("#117733", "p"),
@@ -40,17 +44,18 @@ def method_styles(methods: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any
         methods: name and label; names are those of the harness, labels are all different.
 
     Returns:
-        By label, what matplotlib's `plot` takes: colour and marker. A known method has its own in
-        every picture, the first time that it appears; further settings of it, and unknown methods,
-        take others.
+        By label, what matplotlib's `plot` takes: colour and marker. A known label or method has its
+        own in every picture, a method the first time that it appears; further settings of it, and
+        unknown methods, take others.
     """
     styles: dict[str, dict[str, Any]] = {}
     taken: set[str] = set()
     named = {label: name for name, label in methods}
     for label, name in named.items():
-        if name in _OWN and name not in taken:
-            taken.add(name)
-            styles[label] = _style(*_OWN[name])
+        own = label if label in _OWN else name
+        if own in _OWN and own not in taken:
+            taken.add(own)
+            styles[label] = _style(*_OWN[own])
     used = {style["color"] for style in styles.values()}
     free = tuple(pair for pair in _OTHERS if pair[0] not in used) or _OTHERS
     for i, label in enumerate(label for label in named if label not in styles):

@@ -61,7 +61,7 @@ def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
             axes.set_title(fill(panels[i].title, _TITLE), fontsize=9.5)
             axes.grid(visible=False)
             axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=45)
-            axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
+            axes.set_yticks(range(len(depths)), [f"{100 * depth:.3g}" for depth in depths])
             axes.tick_params(labelsize=9, labelbottom=i + columns >= len(panels))
             for row, line in enumerate(values):
                 for column, value in enumerate(line):
@@ -76,8 +76,9 @@ def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
                             color="black" if 0.2 < value < 0.8 else "white",
                         )
         figure.supxlabel("tokens of the prompt", fontsize=11)
-        figure.supylabel("depth of the needle", fontsize=11)
+        figure.supylabel("depth of the needle, %", fontsize=11)
         assert image is not None
         bar = figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.8, aspect=30)
-        bar.set_label("score")
+        bar.set_label("score, %")
+        bar.set_ticks([0, 0.5, 1], labels=["0", "50", "100"])
         bar.outline.set_visible(False)
