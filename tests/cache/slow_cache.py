@@ -30,12 +30,24 @@ def rotate(keys: Tensor, shifts: Tensor, inv_freq: Tensor) -> Tensor:
     return torch.cat([moved, keys[..., 2 * half :]], dim=-1)
 
 
+def rotate_neighbours(keys: Tensor, shifts: Tensor, inv_freq: Tensor) -> Tensor:
+    """The same where pairs (2i, 2i + 1) of the first d turn."""
+    half = len(inv_freq)
+    apart = [keys[..., : 2 * half : 2], keys[..., 1 : 2 * half : 2], keys[..., 2 * half :]]
+    moved = rotate(torch.cat(apart, dim=-1), shifts, inv_freq)
+    pairs = torch.stack([moved[..., :half], moved[..., half : 2 * half]], dim=-1)
+    return torch.cat([pairs.flatten(-2), moved[..., 2 * half :]], dim=-1)
+
+
 class SlowLayer(CacheLayerMixin):
     """Every token ever seen, unrotated, and which of them this layer may look at."""
 
-    def __init__(self, inv_freq: Tensor | None, window: int | None) -> None:
+    def __init__(
+        self, inv_freq: Tensor | None, window: int | None, turn: Callable[..., Tensor] = rotate
+    ) -> None:
         super().__init__()
         self.inv_freq = inv_freq
+        self.turn = turn
         self.window = window
         self.visible: list[list[int]] = []
         """Per KV head, or one list for all."""
@@ -68,7 +80,7 @@ class SlowLayer(CacheLayerMixin):
         if self.inv_freq is not None:
             slots = list(range(len(visible)))
             places = torch.tensor(slots if self.window is None else visible)
-            keys = rotate(keys, places - places[-1], self.inv_freq)
+            keys = self.turn(keys, places - places[-1], self.inv_freq)
         filling = (0, 0, 0, self.length - len(visible))
         return pad(keys, filling), pad(values, filling)
 
@@ -94,12 +106,13 @@ class SlowCache(Cache):
         types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
         rope = getattr(text, "no_rope_layers", [1] * len(types))
         rotary = model.get_decoder().rotary_emb
+        turn = rotate_neighbours if text.model_type in ("cohere", "glm") else rotate
         layers = []
         for layer_type, has_rope in zip(types, rope, strict=True):
             buffers = dict(rotary.named_buffers())
             inv_freq = buffers.get("inv_freq", buffers.get(f"{layer_type}_inv_freq"))
             window = text.sliding_window if layer_type == "sliding_attention" else None
-            layers.append(SlowLayer(inv_freq if has_rope else None, window))
+            layers.append(SlowLayer(inv_freq if has_rope else None, window, turn))
         super().__init__(layers=layers)
         self.plan, self.recent = plan, recent
         self.num_heads = text.num_key_value_heads

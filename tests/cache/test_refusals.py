@@ -53,6 +53,12 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tf.Phi3Config(**SHAPE, rope_parameters=LONGROPE),
         "rope_type='longrope' changes its frequencies",
     ),
+    "no rope parameters": (
+        lambda: tf.GPTJConfig(
+            vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=64
+        ),
+        "GPTJ",
+    ),
     "all sliding": (
         lambda: tf.MistralConfig(**SHAPE, sliding_window=8),
         "no attention layer whose cache grows",

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma3TextConfig,
+    GlmConfig,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
@@ -82,6 +84,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gpt-oss": lambda: GptOssConfig(
         **SHAPE | HYBRID, head_dim=8, num_local_experts=2, num_experts_per_tok=1
     ),
+    "cohere": lambda: CohereConfig(**SHAPE),
+    "glm": lambda: GlmConfig(**SHAPE, head_dim=8),
     "olmo2": lambda: Olmo2Config(**SHAPE),
     "granite": lambda: GraniteConfig(**SHAPE, attention_multiplier=8**-0.5),
     "smollm3": lambda: SmolLM3Config(**SHAPE, no_rope_layers=[1, 1, 0, 1, 1]),

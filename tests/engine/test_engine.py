@@ -342,6 +342,14 @@ def test_a_budget_in_bytes_heeds_what_states_are_stored_in(
     assert 64_000 - 5 * 2 * per_slot < engine.row_bytes <= 64_000
 
 
+def test_a_model_that_looks_at_its_keys_is_refused() -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    model = tf.FalconForCausalLM(tf.FalconConfig(**shape, alibi=False)).eval()
+    engine = Engine.from_model(model, budget=16)
+    with pytest.raises(UnsupportedModelError, match=r"shape of its keys.*use lacache\.LaCache"):
+        list(engine.submit([1, 2, 3], max_new_tokens=2))
+
+
 @pytest.mark.parametrize("options", [{"config": 0.5}, {"budget": 0.25}, {"budget": "0.5"}])
 def test_a_share_is_refused(model: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"budget=0\.\d+ is a share.*512 \(tokens\) or '64MiB'"):

@@ -69,7 +69,7 @@ def find_rotations(decoder: nn.Module, layer_types: list[str]) -> dict[str, tupl
             "only rotary models are supported"
         )
     config: Any = decoder.config
-    for rope_type in _rope_types(config.rope_parameters):
+    for rope_type in _rope_types(getattr(config, "rope_parameters", None)):
         if rope_type in LENGTH_DEPENDENT:
             raise UnsupportedModelError(
                 f"rope_type={rope_type!r} changes its frequencies with the length of the text, so "

@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from types import FunctionType
 from typing import Any, final
@@ -14,8 +15,10 @@ from lacache.cache.argument import cache_name
 from lacache.cache.facts import model_facts
 from lacache.cache.fingerprint import fingerprint
 from lacache.cache.static.attention import Attend, fused
+from lacache.cache.static.layers import PartedLayer
 from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.store import StaticStore
+from lacache.core.errors import UnsupportedModelError
 from lacache.core.schedule import Plan
 from lacache.engine.cpu.attention import for_one_token
 from lacache.engine.cpu.linear import use_cpu_linear
@@ -27,6 +30,20 @@ Backend = str | Callable[..., Any]
 
 # With CUDA graphs the first run compiles, the second records, and the third plays.
 _WARM_UPS_ON_GPU = 3
+
+
+@contextmanager
+def _keys_unseen() -> Iterator[None]:
+    """Tell of a model that looks at its keys between cache and attention, where none are."""
+    try:
+        yield
+    except AttributeError as error:
+        if isinstance(error.obj, PartedLayer):
+            raise UnsupportedModelError(
+                f"the model looks at the {error.name} of its keys before it attends, and the "
+                "engine attends from its buffers; use lacache.LaCache"
+            ) from error
+        raise
 
 
 @final
@@ -89,7 +106,7 @@ class Runner:
         cache, positions = self.store.begin_read(row, len(tokens))
         ids = tokens.to(self.store.device)[None]
         options = {self._cache_name: cache} | options
-        with self._as_it_is():
+        with self._as_it_is(), _keys_unseen():
             logits = _logits(self._model, ids, positions, options)
         self.store.commit(row, len(tokens))
         return logits[0]
