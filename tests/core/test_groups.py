@@ -82,7 +82,7 @@ def test_what_bind_refuses(plan: Any, message: str) -> None:
         (lambda: Group(WINDOW, "01"), "must be a sequence"),  # type: ignore[arg-type]
         (lambda: Group(WINDOW, (-1,)), "members=-1 must be at least 0"),
         (lambda: Group(WINDOW, ((1, 2, 3),)), "must be a layer (3) or a pair"),  # type: ignore
-        (lambda: Group(512, (1,)), "must be a LadderConfig"),  # type: ignore[arg-type]
+        (lambda: Group(512, (1,)), "must be a policy"),  # type: ignore[arg-type]
     ],
 )
 def test_what_the_constructors_refuse(make: Any, message: str) -> None:

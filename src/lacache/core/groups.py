@@ -37,7 +37,7 @@ class Group:
     def __post_init__(self) -> None:
         if not isinstance(self.policy, Policy):
             raise ConfigError(
-                f"policy={self.policy!r} of a group must be a LadderConfig, SinkWindow or Full"
+                f"policy={self.policy!r} of a group must be a policy; try SinkWindow(512)"
             )
         if isinstance(self.members, str) or not isinstance(self.members, Iterable):
             raise ConfigError(
