@@ -64,7 +64,7 @@ docs: $(VENV)/.ready ## build the documentation, with strict links, into build/s
 unit: $(VENV)/.ready ## the offline tests on tiny random models
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
-slow: $(VENV)/.ready browser ## the tests with the real model, several processes or a browser
+slow: $(VENV)/.ready browser ## the tests that take long: the real model, several processes, a browser
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(PYTEST_ARGS)
 
 # Only where nobody minds: elsewhere the tests in a browser take the one there is, or are skipped.

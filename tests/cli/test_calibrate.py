@@ -18,6 +18,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_profile_is_stored_where_it_is_found_again(run: Run, tiny: Path, home: Path) -> None:
     png = home / "need.png"
     done = run(

@@ -82,6 +82,7 @@ def test_json_is_the_record_without_its_long_lists(demo: Run, tmp_path: Path) ->
     assert printed["continuation"]["text"]
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_scores_and_text(demo: Run, tmp_path: Path) -> None:
     options = ("--json", None, "--tokens", 100)
     first = json.loads(demo(*options, "--out", tmp_path / "a").stdout)

@@ -50,6 +50,7 @@ def talk(asks: list[Ask], num_turns: int, most_words: int = 9, **settings: Any) 
     return answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

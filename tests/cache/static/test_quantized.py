@@ -318,6 +318,7 @@ def test_compactions_do_not_wear_out_what_is_stored(name: str) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_steps_are_compiled_once() -> None:
     name = "float8_e4m3fn"
     graphs: list[Any] = []
@@ -334,6 +335,7 @@ def test_steps_are_compiled_once() -> None:
     torch.testing.assert_close(logits, run(Runner(model, LADDER, 2, None, name), 100))
 
 
+@pytest.mark.slow
 def test_steps_compile_with_a_named_backend() -> None:
     name = "int8"
     model = tiny_model("qwen3")
