@@ -73,7 +73,7 @@ def preset_plan(
     Raises:
         ConfigError: no such preset, or the capacity is too small for it.
     """
-    preset = find_preset(name)
+    preset = _find(name)
     num_layers = len(num_heads)
     if name == "paper":
         span = max(1, num_layers // 2)
@@ -117,7 +117,7 @@ def preset_source(
     Raises:
         ConfigError: no such preset, no budget, or one that the preset cannot work with.
     """
-    find_preset(name)
+    _find(name)
     if budget is None:
         raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
     parsed = parse_budget(budget)
@@ -155,7 +155,7 @@ def refuse_beside_preset(
     Raises:
         ConfigError: no such preset, or something was given beside it.
     """
-    find_preset(preset)
+    _find(preset)
     given = [*options, *(["policy"] if policy is not None else [])]
     if isinstance(config, Plan):
         given.append(type(config).__name__)
@@ -165,12 +165,7 @@ def refuse_beside_preset(
         )
 
 
-def find_preset(name: str) -> Preset:
-    """The preset of a name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+def _find(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(f"preset={name!r} must be one of {', '.join(PRESETS)}; try 'balanced'")
     return PRESETS[name]

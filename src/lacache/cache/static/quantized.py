@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lacache.cache.static.buffer import Buffer, put_one
+from lacache.core import checks
 
-KV_DTYPES = {"int8": torch.int8, "float8_e4m3fn": torch.float8_e4m3fn}
+KV_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in checks.KV_DTYPES}
 """By name, what states can be stored in besides the model's own type."""
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from lacache.core.checks import check_number
 from lacache.core.errors import ConfigError, MissingExtraError
 from lacache.core.kept import kept_after
-from lacache.core.ladder import LadderConfig
-from lacache.core.resolve import budget_source
+from lacache.core.resolve import budget_source, check_options
 from lacache.core.schedule import Policy
 from lacache.integrations.kvpress.models import (
     check_layers,
@@ -28,9 +27,6 @@ except ImportError as error:
         "try, in an environment of its own: pip install kvpress, then "
         "pip install --no-deps lacache"
     ) from error
-
-_AMPLE = 1 << 40
-"""A capacity, or a span, with which nothing fails that could work with some model."""
 
 
 @final
@@ -74,7 +70,7 @@ class LadderPress(BasePress):
 
     def __post_init__(self) -> None:
         self._check_ratio()
-        LadderConfig(**{"capacity": _AMPLE, "span": _AMPLE} | self._options())
+        check_options(self._share(), "ladder", self._options())
 
     def post_init_from_model(self, model: Any) -> None:
         """Refuse what cannot work with this model; kvpress calls it before the model runs.
@@ -154,11 +150,13 @@ class LadderPress(BasePress):
         }
         return {name: value for name, value in options.items() if value is not None}
 
-    def _policy(self, num_layers: int, num_tokens: int) -> Policy:
+    def _share(self) -> float:
         # A ratio of 0.7 is a budget of 0.3, and not of 0.30000000000000004.
-        share = round(1.0 - self.compression_ratio, 12)
+        return round(1.0 - self.compression_ratio, 12)
+
+    def _policy(self, num_layers: int, num_tokens: int) -> Policy:
         source = budget_source(
-            share, "ladder", self._options(), num_layers=num_layers, bytes_per_token=1
+            self._share(), "ladder", self._options(), num_layers=num_layers, bytes_per_token=1
         )
         return source(num_tokens)
 
