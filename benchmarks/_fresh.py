@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lacache.evals.records import Record
+from lacache.common.records import Record
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -6,9 +6,9 @@
 from pathlib import Path
 from typing import Any
 
+from lacache.common.records import Record, read_record
 from lacache.evals.plots import drawing
 from lacache.evals.plots.drawing import FAINT, INK
-from lacache.evals.records import Record, read_record
 
 RESULTS = Path(__file__).parent / "results"
 OURS, THEIRS, LIMIT = "#D55E00", "#0072B2", "#009E73"

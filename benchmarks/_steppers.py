@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from lacache.cache import LaCache
-from lacache.cache.argument import cache_argument
 from lacache.cache.static.row_state import RowState, put_row, take_row
-from lacache.core.schedule import Plan
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Runner
+from lacache.models.cache_argument import cache_argument
+from lacache.policies.schedule import Plan
 
 
 class Stepper(ABC):

@@ -3,7 +3,7 @@
 Metric: seconds inside the store's compactions over seconds of all steps, in per cent, while the
 engine writes with full caches and compactions fall due as often as they do for ever; and seconds of
 turning keys to their new slots, tables included, likewise. Decoding is compiled, and compactions go
-by the kernels. At most 2 is the target. The paper's ladder with refill 1 compacts before every
+by the kernels. At most 2 is the target. The paper's ladder with evict_batch 1 compacts before every
 token: the worst case.
 """
 
@@ -18,18 +18,18 @@ from _plots import plot_compaction
 from _steppers import EngineStepper, large_model, random_tokens
 from rich.console import Console
 
-from lacache.cache.facts import model_facts
-from lacache.cache.profiles import model_profile
-from lacache.core.presets import preset_plan
-from lacache.core.schedule import Plan
+from lacache.common.records import Record, environment, write_record
 from lacache.evals.reading import model_record
-from lacache.evals.records import Record, environment, write_record
 from lacache.models import load_model
+from lacache.models.head_profiles import model_profile
+from lacache.models.model_info import model_info
+from lacache.policies.presets import preset_plan
+from lacache.policies.schedule import Plan
 
 BUDGET = 512
 TARGET_PERCENT = 2.0
 STEPS = 204
-"""Whole cycles of what decides: about four of the ladder's 50 tokens, four of a refill of 51."""
+"""Whole cycles of what decides: about four of the ladder's 50 tokens, four of a batch of 51."""
 
 
 @final
@@ -56,15 +56,15 @@ class Clock:
 
 def plans(model: Any) -> dict[str, Plan]:
     """What is measured of a model, by label."""
-    num_heads = model_facts(model).num_heads
+    num_heads = model_info(model).num_heads
     profile = model_profile(model)
     ladder = preset_plan("local", BUDGET, num_heads, None)
-    found = {f"one ladder, refill {BUDGET // 10}": ladder}
+    found = {f"one ladder, evict_batch {BUDGET // 10}": ladder}
     if profile is not None:
         # Without a profile both are the ladder above.
         for name in ("balanced", "local"):
             found[f"preset {name}"] = preset_plan(name, BUDGET, num_heads, profile)
-    found["preset paper: S 15, O 0, refill 1" if len(num_heads) == 30 else "preset paper"] = (
+    found["preset paper: S 15, O 0, evict_batch 1" if len(num_heads) == 30 else "preset paper"] = (
         preset_plan("paper", BUDGET, num_heads, None)
     )
     return found
@@ -72,7 +72,7 @@ def plans(model: Any) -> dict[str, Plan]:
 
 def measure(model: Any, plan: Plan, steps: int, backend: str) -> Record:
     """Decode some tokens with full caches."""
-    groups = plan.bind_groups(model_facts(model).num_heads)
+    groups = plan.bind_groups(model_info(model).num_heads)
     fill = max(group.schedule.capacity for group in groups) + 100
     stepper = EngineStepper(model, plan, fill, backend)
     store = stepper.runner.store

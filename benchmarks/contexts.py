@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from lacache.cache.facts import model_facts
 from lacache.cache.static.row_state import RowState
-from lacache.core.presets import preset_plan
-from lacache.core.timetable import Timetable
+from lacache.common.records import Record, environment, write_record
 from lacache.evals.reading import model_record
-from lacache.evals.records import Record, environment, write_record
 from lacache.models import load_model
+from lacache.models.model_info import model_info
+from lacache.policies.presets import preset_plan
+from lacache.policies.timetable import Timetable
 
 BUDGET = 512
 CONTEXTS = (1_024, 4_096, 16_384, 32_768)
@@ -71,7 +71,7 @@ def main() -> None:
     begun = time.perf_counter()
     loaded = load_model(dtype="bfloat16")
     model = loaded.model
-    plan = preset_plan("local", BUDGET, model_facts(model).num_heads, None)
+    plan = preset_plan("local", BUDGET, model_info(model).num_heads, None)
     ours = {
         "engine": EngineStepper(model, plan, 0, given.backend),
         "engine, not compiled": EngineStepper(model, plan, 0, None),

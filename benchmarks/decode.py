@@ -31,14 +31,14 @@ from _steppers import (
 )
 from rich.console import Console
 
-from lacache.cache.facts import model_facts
-from lacache.cache.profiles import model_profile
-from lacache.core import SinkWindow
-from lacache.core.presets import preset_plan
-from lacache.core.schedule import Plan
+from lacache.common.records import Record, environment, write_record
 from lacache.evals.reading import model_record
-from lacache.evals.records import Record, environment, write_record
 from lacache.models import load_model
+from lacache.models.head_profiles import model_profile
+from lacache.models.model_info import model_info
+from lacache.policies import Streaming
+from lacache.policies.presets import preset_plan
+from lacache.policies.schedule import Plan
 
 SLOTS = 512
 ROUNDS = 6
@@ -61,9 +61,9 @@ def ways(model: Any, backend: str, *, is_whole: bool) -> Making:
         is_whole: with all that runs uncompiled, with the default preset, and with int8 states,
             whose step takes minutes to compile.
     """
-    num_heads = model_facts(model).num_heads
+    num_heads = model_info(model).num_heads
     ladder = preset_plan("local", SLOTS, num_heads, None)
-    plain = SinkWindow(SLOTS)
+    plain = Streaming(SLOTS)
     full = SLOTS + 100
 
     def engine(
@@ -74,7 +74,7 @@ def ways(model: Any, backend: str, *, is_whole: bool) -> Making:
     # The plain caches are never full. Transformers' computes all slots, whatever is in them; the
     # engine's those in use, and so it begins where a cycle of the ladder ends at as many.
     never_full = SLOTS - 100
-    plain_fill = SLOTS - WARM_STEPS - ladder.refill
+    plain_fill = SLOTS - WARM_STEPS - ladder.evict_batch
     making: Making = {
         LADDER: engine(ladder),
         PLAIN: engine(plain, plain_fill, rewinds=True),

@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lacache import LaCache, LadderConfig
-from lacache.core import kept_after
+from lacache import LaCache, Ladder
+from lacache.common.records import Record, environment, write_record
 from lacache.evals.plots import drawing
 from lacache.evals.reading import model_record, policy_record
-from lacache.evals.records import Record, environment, write_record
+from lacache.policies import kept_after
 
 RESULTS = Path(__file__).parent / "results"
 # Token by token once full: each compaction moves all tokens behind the cursor by one slot.
-POLICY = LadderConfig(capacity=1280, span=2, overlap=1)
+POLICY = Ladder(capacity=1280, span=2, overlap=1)
 COMPACTIONS = 1_000
 POINTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 HEAD = 64

@@ -24,16 +24,16 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lacache.core import LadderConfig
-from lacache.core.timetable import Timetable
+from lacache.common.records import Record, environment, write_record
 from lacache.engine.engine import Engine
 from lacache.engine.session import Session
 from lacache.evals.plots import drawing
 from lacache.evals.reading import model_record, policy_record
-from lacache.evals.records import Record, environment, write_record
+from lacache.policies import Ladder
+from lacache.policies.timetable import Timetable
 
 # Full and steady before the thousandth token, with as long segments as that allows.
-POLICY = LadderConfig(capacity=576, span=1, overlap=0, recent=16, refill=512)
+POLICY = Ladder(capacity=576, span=1, overlap=0, recent=16, evict_batch=512)
 SEGMENT = 512
 YOUNG = 1_000
 OLD = 1_000_000

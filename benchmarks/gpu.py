@@ -34,15 +34,15 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
 
-from lacache.cache.argument import cache_argument
-from lacache.cache.facts import model_facts
-from lacache.core import LadderConfig
-from lacache.core.errors import MissingExtraError
+from lacache.common.records import Record, append_record, environment, read_records, write_record
 from lacache.engine.engine import Engine
 from lacache.engine.runner import Runner
+from lacache.errors import MissingExtraError
 from lacache.evals.plots import drawing
 from lacache.evals.reading import model_record, policy_record
-from lacache.evals.records import Record, append_record, environment, read_records, write_record
+from lacache.models.cache_argument import cache_argument
+from lacache.models.model_info import model_info
+from lacache.policies import Ladder
 
 TARGET = 0.85
 SECONDS = 570
@@ -80,9 +80,9 @@ class Sizes:
         self.chosen_steps = 3 if quick else 24
         self.copy_bytes = 2**24 if quick else 2**32
         self.plan = (
-            LadderConfig(capacity=64, span=1, recent=4, refill=32)
+            Ladder(capacity=64, span=1, recent=4, evict_batch=32)
             if quick
-            else LadderConfig(capacity=1024, span=16, recent=32, refill=512)
+            else Ladder(capacity=1024, span=16, recent=32, evict_batch=512)
         )
         small = {
             "vocab_size": 512,
@@ -152,11 +152,11 @@ def device_record(sizes: Sizes) -> Record:
     """What ran it."""
     if sizes.device.type != "cuda":
         return {"name": "CPU", "is_gpu": False}
-    facts = torch.cuda.get_device_properties(sizes.device)
+    info = torch.cuda.get_device_properties(sizes.device)
     return {
-        "name": facts.name,
+        "name": info.name,
         "is_gpu": True,
-        "memory_bytes": facts.total_memory,
+        "memory_bytes": info.total_memory,
         "cuda": torch.version.cuda,
     }
 
@@ -206,7 +206,7 @@ def engine_case(model: Any, sizes: Sizes, rows: int, attention: str) -> Record:
     idle = timed(lambda: runner.step(tokens, []), sizes.steps, sizes.device)
     before = compactions()
     seconds = timed(lambda: runner.step(tokens, active), sizes.steps, sizes.device)
-    layer = model_facts(model).bytes_per_token
+    layer = model_info(model).bytes_per_token
     return {
         "step_ms": 1e3 * statistics.median(idle),
         "step_with_compactions_ms": 1e3 * statistics.fmean(seconds),
@@ -234,7 +234,7 @@ def full_case(model: Any, sizes: Sizes, rows: int, *, compiled: bool = True) -> 
     """Transformers' StaticCache, as long as the context, with made-up keys and values."""
     room = sizes.steps + 8
     cache: Any = StaticCache(config=model.config, max_cache_len=sizes.context + room)
-    layer = model_facts(model).growing[0]
+    layer = model_info(model).growing[0]
     like = torch.empty(
         rows, layer.num_heads, 1, layer.key_size, dtype=model.dtype, device=sizes.device
     )
@@ -283,7 +283,7 @@ def full_case(model: Any, sizes: Sizes, rows: int, *, compiled: bool = True) -> 
 
 def fit_case(model: Any, sizes: Sizes) -> Record:
     """How many sequences of the context fit: by arithmetic, and with a step that really runs."""
-    full = sizes.context * model_facts(model).bytes_per_token
+    full = sizes.context * model_info(model).bytes_per_token
     row = Runner(model, sizes.plan, 1, None).shape.row_bytes
     free = (
         torch.cuda.mem_get_info(sizes.device)[0]
@@ -349,7 +349,7 @@ def run_group(cases: list[str], sizes: Sizes, path: Path) -> Record:
     append_record(
         path,
         {
-            "case": "facts",
+            "case": "info",
             "model": model_record(model, "random, shape of Llama-3-8B"),
             "device": device_record(sizes),
             "weight_bytes": weight_bytes(model),
@@ -390,14 +390,14 @@ def measure(given: argparse.Namespace, console: Console) -> Record:
             measured = {one.pop("case"): one for one in read_records(path)}
             for case in cases:
                 measured.setdefault(case, {"error": said.get("error", "was not reached")})
-            # Of several groups, the first facts.
+            # Of several groups, the first info.
             found = found | {case: one for case, one in measured.items() if case not in found}
     return make_record(found, Sizes(quick=given.quick, device="cpu"))
 
 
 def make_record(found: dict[str, Record], sizes: Sizes) -> Record:
     """The record, with what only several cases together say."""
-    facts = found.pop("facts", {})
+    info = found.pop("info", {})
     speed = found.pop("bandwidth", {})
     fit = found.pop("fit", {})
     rate = speed.get("bytes_per_second")
@@ -419,18 +419,18 @@ def make_record(found: dict[str, Record], sizes: Sizes) -> Record:
     ]
     return {
         "benchmark": "gpu",
-        "device": facts.get("device"),
-        "model": facts.get("model"),
+        "device": info.get("device"),
+        "model": info.get("model"),
         "policy": policy_record(sizes.plan),
         "context": sizes.context,
-        "weight_bytes": facts.get("weight_bytes"),
+        "weight_bytes": info.get("weight_bytes"),
         "bandwidth_bytes_per_second": rate,
         "target_share_of_limit": TARGET,
         "best_share_of_limit": max(at_one, default=None),
         "is_target_met": max(at_one, default=0.0) >= TARGET,
         "fit": fit,
         "cases": cases,
-        "environment": facts.get("environment", environment()),
+        "environment": info.get("environment", environment()),
     }
 
 

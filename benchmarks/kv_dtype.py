@@ -19,13 +19,13 @@ from torch.nn.functional import cross_entropy
 
 from lacache.cache import LaCache
 from lacache.cache.static.quantized import KV_DTYPES
-from lacache.core.presets import DEFAULT_PRESET
+from lacache.common.records import environment, write_record
+from lacache.corpora import load_text
 from lacache.engine.runner import Runner
 from lacache.evals.perplexity import difference, perplexity
 from lacache.evals.reading import PROTOCOL, model_record, tokens_sha256
-from lacache.evals.records import environment, write_record
 from lacache.models import load_model
-from lacache.texts import load_text
+from lacache.policies.presets import DEFAULT_PRESET
 
 RESULT = Path(__file__).parent / "results" / "kv_dtype.json"
 TEXTS = ("shakespeare:macbeth", "wikipedia:Algae")

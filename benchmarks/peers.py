@@ -17,7 +17,7 @@ from _fresh import RESULTS
 from _plots import plot_peers
 from rich.console import Console
 
-from lacache.evals.records import Record, environment, write_record
+from lacache.common.records import Record, environment, write_record
 
 OURS, OURS_INT8 = "engine: ladder", "engine: ladder, int8 weights"
 TARGETS = {"released LaCache": 5.0, "kvpress": 3.0, "llama.cpp": 1.0}

@@ -15,12 +15,12 @@ from statistics import fmean
 from rich.console import Console
 from rich.progress import Progress
 
-from lacache.core import Full, LadderConfig, Policy, SinkWindow, default_span_overlap
+from lacache.common.records import environment, write_record
+from lacache.corpora import load_text
 from lacache.evals.perplexity import difference, perplexity
 from lacache.evals.reading import PROTOCOL, model_record, policy_record, read, tokens_sha256
-from lacache.evals.records import environment, write_record
 from lacache.models import load_model
-from lacache.texts import load_text
+from lacache.policies import Full, Ladder, Policy, Streaming, default_span_overlap
 
 RESULT = Path(__file__).parent / "results" / "perplexity.json"
 TEXTS = (
@@ -30,7 +30,7 @@ TEXTS = (
     "wikipedia:Algae",
 )
 CAPACITY = 512
-REFILL = 64
+EVICT_BATCH = 64
 
 
 def policies(num_layers: int) -> dict[str, Policy]:
@@ -38,16 +38,16 @@ def policies(num_layers: int) -> dict[str, Policy]:
     span, overlap = default_span_overlap(num_layers)
     half = num_layers // 2
 
-    def ladder(span: int, overlap: int, refill: int = REFILL, **settings: int) -> LadderConfig:
-        return LadderConfig(
-            capacity=CAPACITY, span=span, overlap=overlap, refill=refill, **settings
+    def ladder(span: int, overlap: int, evict_batch: int = EVICT_BATCH, **settings: int) -> Ladder:
+        return Ladder(
+            capacity=CAPACITY, span=span, overlap=overlap, evict_batch=evict_batch, **settings
         )
 
     return {
         "full cache": Full(),
-        "StreamingLLM": SinkWindow(CAPACITY, refill=REFILL),
+        "StreamingLLM": Streaming(CAPACITY, evict_batch=EVICT_BATCH),
         "ladder, default rule": ladder(span, overlap),
-        "ladder, default rule, refill 16": ladder(span, overlap, refill=16),
+        "ladder, default rule, evict_batch 16": ladder(span, overlap, evict_batch=16),
         "ladder, default rule, recent 3/4": ladder(span, overlap, recent=3 * CAPACITY // 4),
         "ladder, default rule, recent 1/4": ladder(span, overlap, recent=CAPACITY // 4),
         "ladder, gentlest overlap": ladder(half, half - 1),
@@ -78,11 +78,11 @@ def main() -> None:
                     loaded.model,
                     token_ids,
                     policy,
-                    chunk=REFILL,
+                    chunk=EVICT_BATCH,
                     on_progress=lambda n: progress.advance(task, n),
                 )
                 scored = reading.nll[CAPACITY - 1 :]
-                if isinstance(policy, SinkWindow):
+                if isinstance(policy, Streaming):
                     base = scored
                 row = {
                     "text": name,
@@ -111,7 +111,7 @@ def main() -> None:
         "protocol": PROTOCOL,
         "model": about,
         "capacity": CAPACITY,
-        "chunk": REFILL,
+        "chunk": EVICT_BATCH,
         "scored_from_token": CAPACITY,
         "mean_against_streaming_percent": means,
         "rows": rows,

@@ -1,8 +1,8 @@
 """Planning: the schedule of a million tokens, from its table and by playing it.
 
 Metric: seconds of plain Python, median over several runs, to know the state (tokens held, cursor)
-after 1,000,000 tokens at 32 layers, capacity 4096, refill 1. "table" builds the periodic table and
-looks the state up; "kept" works out which tokens each layer holds; "loop" counts through every
+after 1,000,000 tokens at 32 layers, capacity 4096, evict_batch 1. "table" builds the periodic table
+and looks the state up; "kept" works out which tokens each layer holds; "loop" counts through every
 compaction. All three must agree.
 """
 
@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lacache.core import LadderConfig, Schedule, State, Timetable, default_span_overlap, kept_after
-from lacache.evals.records import environment, write_record
+from lacache.common.records import environment, write_record
+from lacache.policies import Ladder, Schedule, State, Timetable, default_span_overlap, kept_after
 
 RESULT = Path(__file__).parent / "results" / "plan.json"
 NUM_LAYERS = 32
@@ -52,7 +52,7 @@ def main() -> None:
     """Measure both ladders, check that the ways agree, write and print the record."""
     rows = []
     for span, overlap in [default_span_overlap(NUM_LAYERS), (16, 0)]:
-        config = LadderConfig(capacity=CAPACITY, span=span, overlap=overlap)
+        config = Ladder(capacity=CAPACITY, span=span, overlap=overlap)
         schedule = config.bind(NUM_LAYERS)
         row: dict[str, object] = {"span": span, "overlap": overlap}
         states = []
@@ -70,7 +70,7 @@ def main() -> None:
         "benchmark": "plan",
         "num_layers": NUM_LAYERS,
         "capacity": CAPACITY,
-        "refill": 1,
+        "evict_batch": 1,
         "tokens": TOKENS,
         "runs": RUNS,
         "rows": rows,

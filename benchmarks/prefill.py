@@ -2,9 +2,9 @@
 
 Metric: seconds to read a prompt of 8,192 tokens with the default model in float32, and one of
 65,536 with a random model whose work is nearly all attention (two layers of 256, narrow MLPs), as
-the ratio of dense over segmented; above 1 the segments are faster (targets: 0.9 and 5). "dense" is
+the ratio of dense over chunked; above 1 the segments are faster (targets: 0.9 and 5). "dense" is
 transformers' DynamicCache and the whole prompt in one forward, which computes only the last
-token's logits; "segmented" is the engine. Beside them the bytes of the cache and the most resident
+token's logits; "chunked" is the engine. Beside them the bytes of the cache and the most resident
 memory above what the loaded model takes, buffers included. Every run is a process of its own, the
 ways in turns; medians.
 """
@@ -26,19 +26,19 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from lacache.cache.argument import cache_argument
-from lacache.core import LadderConfig
+from lacache.common.records import Record, environment, write_record
+from lacache.corpora import load_text
 from lacache.engine.engine import Engine
 from lacache.evals.plots import drawing
 from lacache.evals.reading import model_record
-from lacache.evals.records import Record, environment, write_record
 from lacache.models import load_model
-from lacache.texts import load_text
+from lacache.models.cache_argument import cache_argument
+from lacache.policies import Ladder
 
 WARM_UP = 64
 # A ladder that frees as much as it can at once reads in the longest segments.
-LARGE_REFILL = LadderConfig(capacity=2048, span=15, overlap=0, recent=32, refill=1024)
-TWO_LAYERS = LadderConfig(capacity=1024, span=1, overlap=0, recent=32, refill=512)
+LARGE_REFILL = Ladder(capacity=2048, span=15, overlap=0, recent=32, evict_batch=1024)
+TWO_LAYERS = Ladder(capacity=1024, span=1, overlap=0, recent=32, evict_batch=512)
 
 
 def attention_bound() -> LlamaForCausalLM:
@@ -75,14 +75,14 @@ CASES: dict[str, dict[str, Any]] = {
     "8K": {
         "model": default_model,
         "tokens": 8_192,
-        "plans": {"segmented": LARGE_REFILL, "default preset": 512},
+        "plans": {"chunked": LARGE_REFILL, "default preset": 512},
         "target": 0.9,
         "runs": 3,
     },
     "64K": {
         "model": random_model,
         "tokens": 65_536,
-        "plans": {"segmented": TWO_LAYERS},
+        "plans": {"chunked": TWO_LAYERS},
         "target": 5.0,
         "runs": 2,
     },
@@ -101,7 +101,7 @@ def dense(model: Any) -> Callable[[torch.Tensor], int]:
     return read
 
 
-def segmented(model: Any, plan: Any, segments: list[int]) -> Callable[[torch.Tensor], int]:
+def chunked(model: Any, plan: Any, segments: list[int]) -> Callable[[torch.Tensor], int]:
     """Reads with the engine, notes the segments, and gives the cache's bytes."""
     engine = Engine.from_model(model, plan)
 
@@ -121,7 +121,7 @@ def run(case: str, way: str, num_tokens: int) -> Record:
         model(ids[None, :WARM_UP], use_cache=False, logits_to_keep=1)
     before = resident_bytes()
     segments: list[int] = []
-    read = dense(model) if way == "dense" else segmented(model, CASES[case]["plans"][way], segments)
+    read = dense(model) if way == "dense" else chunked(model, CASES[case]["plans"][way], segments)
     read(ids[:WARM_UP])
     is_own_peak = forget_peak()
     begun = time.perf_counter()
@@ -190,7 +190,7 @@ def compare(case: str, given: argparse.Namespace, note: Callable[[str], None]) -
             runs[way].append(done)
     rows = [summary(way, plan, runs[way]) for way, plan in plans.items()]
     by_way = {row["way"]: row for row in rows}
-    ratio = by_way["dense"]["seconds"] / by_way["segmented"]["seconds"]
+    ratio = by_way["dense"]["seconds"] / by_way["chunked"]["seconds"]
     return {
         "case": case,
         "model": runs["dense"][0]["model"],
@@ -204,10 +204,10 @@ def compare(case: str, given: argparse.Namespace, note: Callable[[str], None]) -
 
 def plot(record: Record, path: Path) -> None:
     """Draw the record: time and memory of each case, side by side."""
-    colours = {"dense": "#444444", "segmented": "#D55E00", "default preset": "#0072B2"}
+    colours = {"dense": "#444444", "chunked": "#D55E00", "default preset": "#0072B2"}
     labels = {
         "dense": "dense, full cache",
-        "segmented": "in segments, long ones",
+        "chunked": "in segments, long ones",
         "default preset": "in segments, budget 512",
     }
     with drawing(path, 11, 2.6 * len(record["cases"]) + 0.6) as figure:

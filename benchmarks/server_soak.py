@@ -26,7 +26,7 @@ from _fresh import parser, results
 from rich.console import Console
 from rich.progress import Progress
 
-from lacache.evals.records import environment, write_record
+from lacache.common.records import environment, write_record
 
 CLIENTS = 32
 SECONDS = 600.0

@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lacache import LaCache, LadderConfig
+from lacache import LaCache, Ladder
+from lacache.common.records import environment, write_record
 from lacache.engine.sampling import Sampling
 from lacache.engine.stream import stream
 from lacache.evals.reading import model_record, policy_record
-from lacache.evals.records import environment, write_record
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
-POLICY = LadderConfig(capacity=64, span=2, overlap=1)
+POLICY = Ladder(capacity=64, span=2, overlap=1)
 TOKENS = 200_000
 WARM_UP = 20_000
 EVERY = 1_000

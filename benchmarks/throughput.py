@@ -35,16 +35,16 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import DynamicCache
 
-from lacache.cache.argument import cache_argument
-from lacache.cache.facts import model_facts
+from lacache.common.records import Record, environment, write_record
+from lacache.corpora import load_text
 from lacache.engine.cpu.arithmetic import has_arithmetic
 from lacache.engine.engine import Engine
 from lacache.engine.session import Session
 from lacache.evals.plots import drawing
 from lacache.evals.reading import model_record
-from lacache.evals.records import Record, environment, write_record
 from lacache.models import load_model
-from lacache.texts import load_text
+from lacache.models.cache_argument import cache_argument
+from lacache.models.model_info import model_info
 
 BUDGET = 512
 FILL = 600
@@ -117,12 +117,12 @@ class WithFullCache(Way):
     def __init__(self, model: Any, rows: int, context: int) -> None:
         self._model = model
         self._cache = DynamicCache(config=model.config)
-        for layer in model_facts(model).growing:
+        for layer in model_info(model).growing:
             shape = (rows, layer.num_heads, context)
             keys = torch.randn(*shape, layer.key_size, dtype=model.dtype)
             values = torch.randn(*shape, layer.value_size, dtype=model.dtype)
             self._cache.update(keys, values, layer.index)
-        self.cache_bytes = rows * context * model_facts(model).bytes_per_token
+        self.cache_bytes = rows * context * model_info(model).bytes_per_token
         self._tokens = [1] * rows
 
     @torch.no_grad()
@@ -174,7 +174,7 @@ def measure_sessions(memory: int) -> Record:
     model, _, ids = default_model()
     row_bytes = Engine.from_model(model, budget=BUDGET).row_bytes
     ladder_bytes = Engine.from_model(model, budget=BUDGET, policy="ladder").row_bytes
-    full_bytes = LONG * model_facts(model).bytes_per_token
+    full_bytes = LONG * model_info(model).bytes_per_token
     fit = memory // row_bytes
     # Other programs need memory too.
     possible = min(memory, int(0.6 * psutil.virtual_memory().available))

@@ -26,7 +26,7 @@ from _fresh import parser, results, run_fresh
 from rich.console import Console
 from rich.progress import Progress
 
-from lacache.evals.records import Record, environment, read_record, write_record
+from lacache.common.records import Record, environment, read_record, write_record
 
 BUDGET = 512
 TIGHT_BUDGET = 256

@@ -2,7 +2,7 @@
 
 import sys
 
-from lacache import Engine, LadderConfig, Sampling
+from lacache import Engine, Ladder, Sampling
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.models import load_model
@@ -12,8 +12,8 @@ model, tokenizer = loaded.model, loaded.tokenizer
 template = ChatTemplate(tokenizer, system="You answer in one short sentence.")
 
 # As many sinks as the system prompt has tokens, so it is never forgotten.
-ladder = LadderConfig(
-    capacity=96, span=15, overlap=12, sinks=template.num_pinned, recent=32, refill=8
+ladder = Ladder(
+    capacity=96, span=15, overlap=12, sinks=template.num_pinned, recent=32, evict_batch=8
 )
 engine = Engine.from_model(model, ladder)
 chat = Conversation(lambda: engine.open(Sampling(temperature=0.7, seed=1)), template)

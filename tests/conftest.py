@@ -12,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from hypothesis import HealthCheck, settings
 
-from lacache.core.home import profiles_folder
+from lacache.common.home import profiles_folder
 
 # The machine may be busy: how long an example takes says nothing about the code.
 settings.register_profile("lacache", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,5 +31,5 @@ def _no_profiles_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         return profiles_folder() if "LACACHE_HOME" in os.environ else empty
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lacache.cache.profiles.profiles_folder", folder)
+        patch.setattr("lacache.models.head_profiles.profiles_folder", folder)
         yield

@@ -17,7 +17,7 @@ def modules_loaded_by(statement: str) -> set[str]:
     return set(run.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["lacache", "lacache.core"])
+@pytest.mark.parametrize("module", ["lacache", "lacache.policies"])
 def test_import_is_light(module: str) -> None:
     loaded = modules_loaded_by(f"import {module}")
     assert "lacache" in loaded

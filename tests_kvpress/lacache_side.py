@@ -30,7 +30,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         model, case["budget"], policy="ladder", prefill="dense", **case["options"]
     )
     held.prefill(model, torch.tensor([case["context"]]))
-    room = held.next_segment(case["most"])
+    room = held.next_chunk(case["most"])
     question = case["question"][:room]
     logits = [held.prefill(model, torch.tensor([question]))[0]]
     kept = [held.kept_tokens(layer)[: -len(question)] for layer in held.growing_layers]

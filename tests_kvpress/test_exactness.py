@@ -26,19 +26,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "little dropped": {"ratio": 0.1, "options": {"span": 4, "overlap": 2}},
     "nearly all dropped": {"ratio": 0.99, "options": {"span": 2, "overlap": 1}},
     "paper": {"options": {"span": 4, "overlap": 0}},
-    "gentle": {"options": {"span": 4, "overlap": 3, "refill": 30}},
+    "gentle": {"options": {"span": 4, "overlap": 3, "evict_batch": 30}},
     "consecutive": {"options": {"span": 3, "overlap": 1, "geometry": "consecutive"}},
-    "units": {"options": {"span": 3, "overlap": 0, "unit": 3, "refill": 12}},
-    "windows": {"options": {"span": 4, "overlap": 0, "window_layers": [0, 4], "refill": 9}},
-    "no sinks": {"ratio": 0.6, "options": {"sinks": 0, "recent": 5, "refill": 1000}},
+    "units": {"options": {"span": 3, "overlap": 0, "unit": 3, "evict_batch": 12}},
+    "windows": {"options": {"span": 4, "overlap": 0, "window_layers": [0, 4], "evict_batch": 9}},
+    "no sinks": {"ratio": 0.6, "options": {"sinks": 0, "recent": 5, "evict_batch": 1000}},
     "a long question": {
-        "options": {"span": 2, "overlap": 0, "recent": 8, "refill": 40},
+        "options": {"span": 2, "overlap": 0, "recent": 8, "evict_batch": 40},
         "context": 163,
         "question": 11,
         "most": 40,
     },
     "one token": {"question": 1},
-    "several passes": {"context": 901, "ratio": 0.9, "options": {"refill": 8}},
+    "several passes": {"context": 901, "ratio": 0.9, "options": {"evict_batch": 8}},
     "less than the ladder works with": {"context": 9, "options": {"recent": 8}},
     "shorter than the sinks": {"context": 2},
 }
@@ -53,7 +53,7 @@ def compared(
     for family in FAMILIES:
         tiny_model(family).save_pretrained(folder / family)
     tiny_model("llama", **DEEP).save_pretrained(folder / "deep")
-    cases = {family: case(folder / family, {"refill": 12}) for family in FAMILIES}
+    cases = {family: case(folder / family, {"evict_batch": 12}) for family in FAMILIES}
     for name, way in WAYS.items():
         cases[name] = case(folder / "deep", **way)
     found = lacache_side(main_python, list(cases.values()), folder)

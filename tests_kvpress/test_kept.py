@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.core import LadderConfig, default_span_overlap, kept_after
-from lacache.core.reference import reference_kept
 from lacache.integrations.kvpress import LadderPress
-from tests.core.strategies import ladders
+from lacache.policies import Ladder, default_span_overlap, kept_after
+from lacache.policies.reference import reference_kept
+from tests.policies.strategies import ladders
 
 
 def kept_by(press: LadderPress, num_layers: int, num_tokens: int) -> list[list[int]]:
@@ -31,13 +31,13 @@ def kept_by(press: LadderPress, num_layers: int, num_tokens: int) -> list[list[i
 
 
 @given(ladders(), st.integers(1, 200), st.integers(1, 99))
-def test_as_the_slow_twin(ladder: tuple[LadderConfig, int], num_tokens: int, dropped: int) -> None:
+def test_as_the_slow_twin(ladder: tuple[Ladder, int], num_tokens: int, dropped: int) -> None:
     config, num_layers = ladder
     options = asdict(config)
     del options["capacity"]
     share = Fraction(100 - dropped, 100)
     capacity = max(ceil(share * num_tokens), config.smallest_capacity(num_layers))
-    config = LadderConfig(capacity=capacity, **options)
+    config = Ladder(capacity=capacity, **options)
     schedule = config.bind(num_layers)
     _, expected = reference_kept(config, num_layers, schedule.recent, num_tokens, settled=True)
     press = LadderPress(dropped / 100, **options, rerotate=False)
@@ -46,7 +46,7 @@ def test_as_the_slow_twin(ladder: tuple[LadderConfig, int], num_tokens: int, dro
 
 def test_by_default_the_ladder_of_the_cache() -> None:
     span, overlap = default_span_overlap(12)
-    config = LadderConfig(capacity=50, span=span, overlap=overlap)
+    config = Ladder(capacity=50, span=span, overlap=overlap)
     kept = kept_after(config.bind(12), 200)
     kept.settle()
     expected = [kept.by_pattern[pattern] for pattern in config.bind(12).patterns]

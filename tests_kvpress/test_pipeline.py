@@ -32,7 +32,7 @@ def test_answers_are_those_of_lacache(
     pipe: Any, folder: Path, main_python: Path, tmp_path: Path
 ) -> None:
     # Frees enough for LaCache not to compact again before the end.
-    options = {"span": 1, "overlap": 0, "recent": 20, "refill": 120}
+    options = {"span": 1, "overlap": 0, "recent": 20, "evict_batch": 120}
     answers = pipe(
         CONTEXT,
         questions=QUESTIONS,

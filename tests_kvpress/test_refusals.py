@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from lacache.core.errors import ConfigError, InputError, UnsupportedModelError
+from lacache.errors import ConfigError, InputError, UnsupportedModelError
 from lacache.integrations.kvpress import LadderPress
 from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
 
@@ -20,7 +20,7 @@ from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
         ({"compression_ratio": True}, "compression_ratio=True must be a number"),
         ({"span": 3, "overlap": 3}, "overlap=3 must be below span=3; try overlap=1"),
         ({"geometry": "steep"}, "geometry='steep' must be one of"),
-        ({"refill": 0}, "refill=0 must be at least 1"),
+        ({"evict_batch": 0}, "evict_batch=0 must be at least 1"),
         ({"sinks": -1}, "sinks=-1 must be at least 0"),
         ({"window_layers": "01"}, "window_layers='01' must be a sequence"),
     ],

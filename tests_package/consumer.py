@@ -10,27 +10,27 @@ from lacache import (
     Group,
     Groups,
     LaCache,
-    LadderConfig,
+    Ladder,
     Sampling,
     Session,
-    SinkWindow,
+    Streaming,
     stream,
 )
-from lacache.core import KeptTokens, kept_after
-from lacache.core.errors import LaCacheError
+from lacache.errors import LaCacheError
 from lacache.models import LoadedModel, load_model
+from lacache.policies import KeptTokens, kept_after
 
 
 def use(path: Path) -> Iterator[int]:
     loaded = load_model(path)
     assert_type(loaded, LoadedModel)
-    plan = LadderConfig(capacity=512, span=15, overlap=0)
+    plan = Ladder(capacity=512, span=15, overlap=0)
     cache = LaCache.from_model(loaded.model, plan)
     assert_type(cache, LaCache)
     assert_type(cache.report(), CacheReport)
     assert_type(cache.report().bytes, int)
     assert_type(cache.kept_tokens(0), list[int])
-    groups = Groups((Group(SinkWindow(64), (0, (1, 2))),))
+    groups = Groups((Group(Streaming(64), (0, (1, 2))),))
     engine = Engine.from_model(loaded.model, groups, rows=2)
     try:
         with engine.open(Sampling(temperature=0.5)) as session:
@@ -45,6 +45,6 @@ def use(path: Path) -> Iterator[int]:
 
 
 # Wrong uses: mypy must refuse each, or its `unused-ignore` ends the check.
-LadderConfig(capacity="512", span=15, overlap=0)  # type: ignore[arg-type]
+Ladder(capacity="512", span=15, overlap=0)  # type: ignore[arg-type]
 LaCache.from_model(object(), budget=[512])  # type: ignore[arg-type]
 Sampling(temprature=0.5)  # type: ignore[call-arg]

@@ -42,7 +42,7 @@ def lacache(*arguments: str, code: int = 0) -> str:
     return told
 
 
-def check_installed() -> None:
+def validate_installed() -> None:
     """Nothing but the core's needs, and the package's own files."""
     names = [one.metadata["Name"] for one in importlib.metadata.distributions()]
     installed = {name.lower().replace("_", "-") for name in names}
@@ -100,7 +100,7 @@ def check_cache() -> None:
 
 
 if __name__ == "__main__":
-    check_installed()
+    validate_installed()
     check_commands()
     check_cache()
     print("the installed package works")

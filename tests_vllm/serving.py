@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from vllm import LLM, SamplingParams
 
-from lacache.core.schedule import Policy
 from lacache.engine.engine import Engine
+from lacache.policies.schedule import Policy
 from tests.cache.slow_cache import slow_generate
 
 LENGTHS = (5, 63, 64, 130, 517, 1_100, 2_000)

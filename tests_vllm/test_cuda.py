@@ -11,15 +11,15 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.v1.attention.backends import fa_utils
 
-from lacache.core import LadderConfig
-from lacache.core.kept import kept_after
 from lacache.integrations.vllm import rotary
 from lacache.integrations.vllm.arrays import ScheduleArrays
 from lacache.integrations.vllm.cuda import LadderCudaImpl
 from lacache.integrations.vllm.step import ready, rows_of_layers
+from lacache.policies import Ladder
+from lacache.policies.kept import kept_after
 
 HEADS, SIZE, PAGE = 2, 32, 16
-POLICY = LadderConfig(capacity=40, span=3, overlap=1, refill=5)
+POLICY = Ladder(capacity=40, span=3, overlap=1, evict_batch=5)
 CHUNKS = [(7, 60, 0), (1, 1, 90), (30, 0, 1), (1, 25, 1)]
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from lacache.core import LadderConfig, SinkWindow
-from lacache.core.schedule import Policy
+from lacache.policies import Ladder, Streaming
+from lacache.policies.schedule import Policy
 from tests_vllm.models import CONFIGS, saved
 from tests_vllm.serving import (
     prompts,
@@ -18,8 +18,8 @@ from tests_vllm.serving import (
     written_with_preemption,
 )
 
-POLICY = LadderConfig(capacity=64, span=3, overlap=1, refill=8)
-LADDER = {"budget": 64, "span": 3, "overlap": 1, "refill": 8}
+POLICY = Ladder(capacity=64, span=3, overlap=1, evict_batch=8)
+LADDER = {"budget": 64, "span": 3, "overlap": 1, "evict_batch": 8}
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,24 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 def settings_of(policy: Policy) -> dict[str, Any]:
     """As a user writes them."""
-    if isinstance(policy, SinkWindow):
+    if isinstance(policy, Streaming):
         return {
             "budget": policy.capacity,
             "policy": "streaming",
             "sinks": policy.sinks,
-            "refill": policy.refill,
+            "evict_batch": policy.evict_batch,
         }
-    assert isinstance(policy, LadderConfig)
-    names = ("span", "overlap", "sinks", "recent", "refill", "geometry", "unit", "window_layers")
+    assert isinstance(policy, Ladder)
+    names = (
+        "span",
+        "overlap",
+        "sinks",
+        "recent",
+        "evict_batch",
+        "geometry",
+        "unit",
+        "window_layers",
+    )
     return {"budget": policy.capacity} | {name: getattr(policy, name) for name in names}
 
 
@@ -54,12 +63,12 @@ def test_families(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("policy", "chunk"),
     [
-        (LadderConfig(capacity=64, span=3, overlap=1), 2048),
-        (LadderConfig(capacity=100, span=2, geometry="consecutive", refill=1000), 37),
-        (LadderConfig(capacity=333, span=3, overlap=2, refill=40, unit=2, recent=30), 512),
-        (LadderConfig(capacity=512, span=4, sinks=0, refill=64, window_layers=(0,)), 8192),
-        (SinkWindow(capacity=64, sinks=4, refill=1), 512),
-        (SinkWindow(capacity=200, sinks=4, refill=33), 100),
+        (Ladder(capacity=64, span=3, overlap=1), 2048),
+        (Ladder(capacity=100, span=2, geometry="consecutive", evict_batch=1000), 37),
+        (Ladder(capacity=333, span=3, overlap=2, evict_batch=40, unit=2, recent=30), 512),
+        (Ladder(capacity=512, span=4, sinks=0, evict_batch=64, window_layers=(0,)), 8192),
+        (Streaming(capacity=64, sinks=4, evict_batch=1), 512),
+        (Streaming(capacity=200, sinks=4, evict_batch=33), 100),
     ],
 )
 def test_policies_and_chunks(llama: tuple[Any, Path], policy: Policy, chunk: int) -> None:
@@ -96,7 +105,7 @@ def test_pool_so_small_that_requests_wait(llama: tuple[Any, Path]) -> None:
     texts = prompts() + prompts(seed=2)
     with serving(folder, LADDER | {"budget": 300}, num_gpu_blocks_override=7) as llm:
         found = written(llm, texts)
-    policy = LadderConfig(capacity=300, span=3, overlap=1, refill=8)
+    policy = Ladder(capacity=300, span=3, overlap=1, evict_batch=8)
     assert found == written_by_engine(model, policy, texts)
 
 
@@ -113,7 +122,7 @@ def test_capacity_beyond_the_longest_request(llama: tuple[Any, Path]) -> None:
     texts = prompts((5, 90))
     with serving(folder, LADDER | {"budget": 700}, max_model_len=200) as llm:
         found = written(llm, texts)
-    policy = LadderConfig(capacity=700, span=3, overlap=1, refill=8)
+    policy = Ladder(capacity=700, span=3, overlap=1, evict_batch=8)
     assert found == written_by_engine(model, policy, texts)
 
 

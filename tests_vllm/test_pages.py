@@ -8,17 +8,17 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-from lacache.core import LadderConfig
-from lacache.core.kept import kept_after
 from lacache.integrations.vllm import rotary
 from lacache.integrations.vllm.arrays import ScheduleArrays
-from lacache.integrations.vllm.cpu import CpuPages, check_values
+from lacache.integrations.vllm.cpu import CpuPages, validate_values
 from lacache.integrations.vllm.pages import PageSlots, SlotMoves
 from lacache.integrations.vllm.rounds import cut_into_rounds
+from lacache.policies import Ladder
+from lacache.policies.kept import kept_after
 
 CPU = torch.device("cpu")
 HEADS, SIZE, PAGE, CAPACITY, TOKENS = 2, 32, 32, 70, 2_500
-POLICY = LadderConfig(capacity=CAPACITY, span=3, overlap=1, refill=1)
+POLICY = Ladder(capacity=CAPACITY, span=3, overlap=1, evict_batch=1)
 
 
 @pytest.fixture(autouse=True)
@@ -110,4 +110,4 @@ def test_values_are_where_they_are_read(dtype: torch.dtype, size: int) -> None:
     with set_current_vllm_config(VllmConfig()):
         rotary._TABLES[0] = RotaryEmbedding(size, size, 4096, 1e4, True, dtype)
     isa = _get_attn_isa(dtype, 128, size, "auto").replace("amx", "vec")
-    check_values(isa, 128, size, dtype)
+    validate_values(isa, 128, size, dtype)

@@ -15,7 +15,7 @@ from transformers import (
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.custom_op import op_registry_oot
 
-from lacache.core.errors import ConfigError, UnsupportedOperationError
+from lacache.errors import ConfigError, UnsupportedOperationError
 from lacache.integrations.vllm import process
 from lacache.integrations.vllm.plugin import register
 from lacache.integrations.vllm.process import Process

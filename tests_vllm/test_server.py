@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from openai import APIConnectionError, OpenAI
 
-from lacache import Engine, LadderConfig
+from lacache import Engine, Ladder
+from lacache.corpora import load_text
 from lacache.models import load_model
-from lacache.texts import load_text
 
 BUDGET = 256
 NAME = "SmolLM2-135M-Instruct"
@@ -74,7 +74,7 @@ def test_a_prompt_far_beyond_the_trained_context(client: OpenAI, text: str) -> N
     answer = complete(client, prompt)
     assert answer.usage.prompt_tokens > 10_000
     loaded = load_model(dtype="float32", progress=False)
-    policy = LadderConfig(capacity=BUDGET, span=15, overlap=12, refill=BUDGET // 8)
+    policy = Ladder(capacity=BUDGET, span=15, overlap=12, evict_batch=BUDGET // 8)
     engine = Engine.from_model(loaded.model, policy, rows=1)
     ids = loaded.tokenizer(prompt, verbose=False).input_ids
     with engine.open() as session:

@@ -8,29 +8,29 @@ from lacache.version import __version__
 if TYPE_CHECKING:
     from lacache.cache.lacache import LaCache
     from lacache.cache.report import CacheReport
-    from lacache.core.full import Full
-    from lacache.core.groups import Group, Groups
-    from lacache.core.history import HistoryConfig
-    from lacache.core.ladder import LadderConfig
-    from lacache.core.sink_window import SinkWindow
     from lacache.engine.engine import Engine
     from lacache.engine.sampling import Sampling
     from lacache.engine.session import Session
     from lacache.engine.stream import stream
+    from lacache.policies.full import Full
+    from lacache.policies.groups import Group, Groups
+    from lacache.policies.ladder import Ladder
+    from lacache.policies.retrieval_heads import RetrievalHeads
+    from lacache.policies.streaming import Streaming
 
-# Loaded on first use, so that `lacache.core` and the command line's help need no torch.
+# Loaded on first use, so that `lacache.policies` and the command line's help need no torch.
 _HOMES = {
     "CacheReport": "lacache.cache.report",
     "Engine": "lacache.engine.engine",
     "LaCache": "lacache.cache.lacache",
-    "Full": "lacache.core.full",
-    "Group": "lacache.core.groups",
-    "Groups": "lacache.core.groups",
-    "HistoryConfig": "lacache.core.history",
-    "LadderConfig": "lacache.core.ladder",
+    "Full": "lacache.policies.full",
+    "Group": "lacache.policies.groups",
+    "Groups": "lacache.policies.groups",
+    "RetrievalHeads": "lacache.policies.retrieval_heads",
+    "Ladder": "lacache.policies.ladder",
     "Sampling": "lacache.engine.sampling",
     "Session": "lacache.engine.session",
-    "SinkWindow": "lacache.core.sink_window",
+    "Streaming": "lacache.policies.streaming",
     "stream": "lacache.engine.stream",
 }
 
@@ -40,12 +40,12 @@ __all__ = [
     "Full",
     "Group",
     "Groups",
-    "HistoryConfig",
     "LaCache",
-    "LadderConfig",
+    "Ladder",
+    "RetrievalHeads",
     "Sampling",
     "Session",
-    "SinkWindow",
+    "Streaming",
     "__version__",
     "stream",
 ]

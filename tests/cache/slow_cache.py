@@ -14,10 +14,10 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache.argument import cache_argument
-from lacache.core import Groups, LadderConfig, Plan, Policy, ShrinkingWindow, SinkWindow
-from lacache.core.reference import reference_kept
-from tests.core.slow_window import shrunk
+from lacache.models.cache_argument import cache_argument
+from lacache.policies import Groups, Ladder, Plan, Policy, ShrinkingWindow, Streaming
+from lacache.policies.reference import reference_kept
+from tests.policies.slow_window import shrunk
 
 
 def rotate(keys: Tensor, shifts: Tensor, inv_freq: Tensor) -> Tensor:
@@ -152,13 +152,13 @@ def slow_kept(
 
 
 def _of_policy(policy: Policy, num_layers: int, recent: int, num_seen: int) -> list[list[int]]:
-    if isinstance(policy, LadderConfig):
+    if isinstance(policy, Ladder):
         own = recent if policy.recent is None else policy.recent
         return reference_kept(policy, num_layers, own, num_seen, settled=False)[1]
     tokens: list[int] = []
     for token in range(num_seen):
-        if isinstance(policy, SinkWindow) and len(tokens) == policy.capacity:
-            del tokens[policy.sinks : policy.sinks + policy.refill]
+        if isinstance(policy, Streaming) and len(tokens) == policy.capacity:
+            del tokens[policy.sinks : policy.sinks + policy.evict_batch]
         if isinstance(policy, ShrinkingWindow):
             tokens = shrunk(policy, tokens, token)
         tokens.append(token)

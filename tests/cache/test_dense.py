@@ -3,13 +3,13 @@
 import torch
 from transformers import DynamicCache
 
-from lacache import LaCache, LadderConfig
-from lacache.cache.argument import cache_argument
-from lacache.core.kept import kept_after
+from lacache import LaCache, Ladder
+from lacache.models.cache_argument import cache_argument
+from lacache.policies.kept import kept_after
 from tests.cache.slow_cache import rotate
 from tests.cache.tiny_models import random_ids, tiny_model
 
-CONFIG = LadderConfig(capacity=20, span=2, sinks=2, recent=6, refill=3)
+CONFIG = Ladder(capacity=20, span=2, sinks=2, recent=6, evict_batch=3)
 
 
 def test_the_first_logits_are_those_of_a_full_cache() -> None:
@@ -19,8 +19,8 @@ def test_the_first_logits_are_those_of_a_full_cache() -> None:
     with torch.no_grad():
         dense = cache.prefill(model, ids)
         torch.testing.assert_close(dense, model(ids).logits[:, -1], atol=1e-5, rtol=0)
-        segmented = LaCache.from_model(model, CONFIG).prefill(model, ids)
-    assert not torch.allclose(dense, segmented, atol=1e-2)
+        chunked = LaCache.from_model(model, CONFIG).prefill(model, ids)
+    assert not torch.allclose(dense, chunked, atol=1e-2)
 
 
 def test_keeps_what_the_schedule_keeps_of_the_dense_states() -> None:
@@ -96,7 +96,7 @@ def test_a_later_prompt_is_read_segment_by_segment() -> None:
 def test_through_generate() -> None:
     model = tiny_model("gemma3")
     ids = random_ids(70)
-    config = LadderConfig(capacity=20, span=2, sinks=2, recent=6, refill=3)
+    config = Ladder(capacity=20, span=2, sinks=2, recent=6, evict_batch=3)
     cache = LaCache.from_model(model, config, prefill="dense")
     text = model.generate(ids, **cache_argument(model, cache), max_new_tokens=20, do_sample=False)
     assert text[0, 70] == model(ids).logits[0, -1].argmax()

@@ -7,9 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lacache import Full, LaCache, LadderConfig, SinkWindow
-from lacache.cache.argument import cache_argument
-from lacache.core.errors import ConfigError
+from lacache import Full, LaCache, Ladder, Streaming
+from lacache.errors import ConfigError
+from lacache.models.cache_argument import cache_argument
 from tests.cache.slow_cache import slow_logits
 from tests.cache.tiny_models import random_ids, tiny_model
 
@@ -22,17 +22,17 @@ def model() -> Any:
 
 
 @st.composite
-def ladders(draw: st.DrawFn) -> LadderConfig:
+def ladders(draw: st.DrawFn) -> Ladder:
     while True:
         span = draw(st.integers(1, MODEL_LAYERS - 1))
         try:
-            config = LadderConfig(
+            config = Ladder(
                 capacity=draw(st.integers(6, 30)),
                 span=span,
                 overlap=draw(st.integers(0, span - 1)),
                 sinks=draw(st.integers(0, 4)),
                 recent=draw(st.integers(0, 8)),
-                refill=draw(st.sampled_from([1, 3, 100])),
+                evict_batch=draw(st.sampled_from([1, 3, 100])),
                 geometry=draw(st.sampled_from(["interleaved", "consecutive"])),
                 unit=draw(st.sampled_from([1, 2])),
                 window_layers=draw(st.sampled_from([(), (0,), (1, 4)])),
@@ -45,7 +45,7 @@ def ladders(draw: st.DrawFn) -> LadderConfig:
 
 @given(ladders(), st.lists(st.integers(1, 20), min_size=1, max_size=8), st.data())
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_ladder_in_any_chunks(config: LadderConfig, chunks: list[int], data: Any) -> None:
+def test_any_ladder_in_any_chunks(config: Ladder, chunks: list[int], data: Any) -> None:
     ids = random_ids(sum(chunks), seed=data.draw(st.integers(0, 5)))
     expected = slow_logits(model(), ids, config, config.recent)
     cache = LaCache.from_model(model(), config)
@@ -62,9 +62,7 @@ def test_any_ladder_in_any_chunks(config: LadderConfig, chunks: list[int], data:
     st.lists(st.tuples(st.booleans(), st.integers(1, 15)), min_size=2, max_size=6),
 )
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_counted_and_slot_positions_mix(
-    config: LadderConfig, chunks: list[tuple[bool, int]]
-) -> None:
+def test_counted_and_slot_positions_mix(config: Ladder, chunks: list[tuple[bool, int]]) -> None:
     ids = random_ids(sum(length for _, length in chunks), seed=1)
     expected = slow_logits(model(), ids, config, config.recent)
     cache = LaCache.from_model(model(), config)
@@ -82,12 +80,12 @@ def test_counted_and_slot_positions_mix(
 
 def test_streaming_is_a_ladder_of_window_layers() -> None:
     ids = random_ids(60)
-    window = LadderConfig(
-        capacity=16, span=2, sinks=3, recent=0, refill=2, window_layers=range(MODEL_LAYERS)
+    window = Ladder(
+        capacity=16, span=2, sinks=3, recent=0, evict_batch=2, window_layers=range(MODEL_LAYERS)
     )
-    # R is 1 for this ladder, so a refill of 2 thins two bands: the same two slots.
+    # R is 1 for this ladder, so a evict_batch of 2 thins two bands: the same two slots.
     expected = slow_logits(model(), ids, window, 0)
-    cache = LaCache.from_model(model(), SinkWindow(capacity=16, sinks=3, refill=2))
+    cache = LaCache.from_model(model(), Streaming(capacity=16, sinks=3, evict_batch=2))
     with torch.no_grad():
         found = model()(ids, **cache_argument(model(), cache)).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

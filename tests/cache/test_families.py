@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lacache import LaCache, LadderConfig
-from lacache.cache.argument import cache_argument
+from lacache import LaCache, Ladder
+from lacache.models.cache_argument import cache_argument
 from tests.cache.slow_cache import slow_generate, slow_logits
 from tests.cache.tiny_models import FAMILIES, HYBRID_FAMILIES, random_ids, tiny_model
 
-CONFIG = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+CONFIG = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 RECENT = 5
 TOLERANCE = 1e-4
 TOKENS = 44

@@ -2,11 +2,11 @@
 
 import torch
 
-from lacache import LaCache, LadderConfig
-from lacache.cache.argument import cache_argument
+from lacache import LaCache, Ladder
+from lacache.models.cache_argument import cache_argument
 from tests.cache.tiny_models import random_ids, tiny_model
 
-CONFIG = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+CONFIG = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 
 
 def test_beam_search_with_a_budget_for_everything_is_the_default() -> None:

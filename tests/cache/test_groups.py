@@ -9,23 +9,23 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lacache import LaCache, SinkWindow
-from lacache.cache.argument import cache_argument
+from lacache import LaCache, Streaming
 from lacache.cache.masks import visible_keys
-from lacache.core import Full, Group, Groups, LadderConfig
-from lacache.core.errors import InputError, UnsupportedOperationError
+from lacache.errors import InputError, UnsupportedOperationError
+from lacache.models.cache_argument import cache_argument
+from lacache.policies import Full, Group, Groups, Ladder
 from tests.cache.slow_cache import slow_kept, slow_logits
 from tests.cache.tiny_models import random_ids, tiny_model
-from tests.core.group_strategies import groups
+from tests.policies.group_strategies import groups
 
 NUM_LAYERS, NUM_HEADS = 5, 2
-LADDER = LadderConfig(capacity=24, span=1, sinks=2, recent=4, refill=4)
-BY_LAYER = Groups((Group(LADDER, (1, 3)), Group(SinkWindow(9, 2, refill=3), (0, 2, 4))))
+LADDER = Ladder(capacity=24, span=1, sinks=2, recent=4, evict_batch=4)
+BY_LAYER = Groups((Group(LADDER, (1, 3)), Group(Streaming(9, 2, evict_batch=3), (0, 2, 4))))
 BY_HEAD = Groups(
     (
         Group(LADDER, ((0, 1), (3, 0), (3, 1))),
-        Group(SinkWindow(9, 2, refill=3), (1, 2, 4)),
-        Group(SinkWindow(14, 1), ((0, 0),)),
+        Group(Streaming(9, 2, evict_batch=3), (1, 2, 4)),
+        Group(Streaming(14, 1), ((0, 0),)),
     )
 )
 
@@ -87,7 +87,7 @@ def test_families(family: str, attention: str, plan: Groups) -> None:
 
 def test_native_layers_keep_their_own_masks() -> None:
     plan = Groups(
-        (Group(LADDER, (0, 3)), Group(SinkWindow(9, 2, refill=3), (1, (2, 0))), one_head())
+        (Group(LADDER, (0, 3)), Group(Streaming(9, 2, evict_batch=3), (1, (2, 0))), one_head())
     )
     tiny = model("gemma3")
     ids = random_ids(70)
@@ -98,7 +98,7 @@ def test_native_layers_keep_their_own_masks() -> None:
 
 
 def one_head() -> Group:
-    return Group(SinkWindow(12, 0, refill=2), ((2, 1),))
+    return Group(Streaming(12, 0, evict_batch=2), ((2, 1),))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -108,7 +108,7 @@ def test_groups_that_hold_everything_are_the_default_cache(family: str) -> None:
     plan = Groups(
         (
             Group(Full(), ((0, 0), *range(2, layers))),
-            Group(SinkWindow(200), ((0, 1), 1)),
+            Group(Streaming(200), ((0, 1), 1)),
         )
     )
     ids = random_ids(60)

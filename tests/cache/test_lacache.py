@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BambaConfig, DynamicCache
 
-from lacache import LaCache, LadderConfig
-from lacache.cache.argument import cache_argument
-from lacache.core.errors import InputError, UnsupportedModelError
-from lacache.core.kept import coverage, kept_after
+from lacache import LaCache, Ladder
+from lacache.errors import InputError, UnsupportedModelError
+from lacache.models.cache_argument import cache_argument
+from lacache.policies.kept import coverage, kept_after
 from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
 
-CONFIG = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+CONFIG = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 BYTES_PER_TOKEN = 5 * 2 * 2 * 8 * 4  # layers, keys and values, heads, head size, float32
 
 
@@ -142,7 +142,7 @@ def test_peak_memory_is_bounded_while_reading() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-@pytest.mark.parametrize("prefill", ["segmented", "dense"])
+@pytest.mark.parametrize("prefill", ["chunked", "dense"])
 def test_a_reset_cache_is_as_new(family: str, prefill: Any) -> None:
     model = tiny_model(family)
     used = LaCache.from_model(model, CONFIG, prefill=prefill)

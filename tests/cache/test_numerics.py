@@ -2,20 +2,20 @@
 
 import torch
 
-from lacache import LadderConfig
-from lacache.cache.facts import model_facts
+from lacache import Ladder
 from lacache.cache.group import LayerGroup
 from lacache.cache.layer import BoundedLayer
+from lacache.models.model_info import model_info
 from tests.cache.slow_cache import rotate
 from tests.cache.tiny_models import tiny_model
 
-CONFIG = LadderConfig(capacity=64, span=2, sinks=4, recent=20, refill=1)
+CONFIG = Ladder(capacity=64, span=2, sinks=4, recent=20, evict_batch=1)
 
 
 def read_keys(dtype: torch.dtype, num_tokens: int) -> tuple[torch.Tensor, int, LayerGroup]:
     """Keys that a layer returns after `num_tokens`, one by one, at ever growing positions."""
     model = tiny_model("llama")
-    rotation = model_facts(model).growing[0].rotation
+    rotation = model_info(model).growing[0].rotation
     inv_freq = model.model.rotary_emb.inv_freq
     group = LayerGroup(CONFIG.bind(5))
     layer = BoundedLayer(group, 0, rotation)

@@ -7,9 +7,8 @@ import pytest
 import torch
 import transformers as tf
 
-from lacache import LaCache, LadderConfig
-from lacache.cache.argument import cache_argument
-from lacache.core.errors import (
+from lacache import LaCache, Ladder
+from lacache.errors import (
     ConfigError,
     InputError,
     LaCacheError,
@@ -17,10 +16,11 @@ from lacache.core.errors import (
     UnsupportedModelError,
     UnsupportedOperationError,
 )
-from lacache.core.kept import KeptTokens
+from lacache.models.cache_argument import cache_argument
+from lacache.policies.kept import KeptTokens
 from tests.cache.tiny_models import FAMILIES, SHAPE, random_ids, tiny_model
 
-CONFIG = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+CONFIG = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lacache.cli import app as app_module
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 from lacache.version import __version__
 from tests.cli.conftest import Run
 

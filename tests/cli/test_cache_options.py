@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from lacache import LaCache, LadderConfig, SinkWindow
+from lacache import LaCache, Ladder, Streaming
 from lacache.cli.cache_options import CacheOptions
-from lacache.core.errors import ConfigError
-from lacache.core.plan_record import plan_record
-from lacache.core.resolve import default_refill
+from lacache.errors import ConfigError
+from lacache.policies.plan_record import plan_record
+from lacache.policies.resolve import default_evict_batch
 from tests.engine.tiny import tiny_llama
 
 
@@ -19,10 +19,13 @@ def model() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("capacity", "sinks", "refill"), [(512, 4, 64), (7, 4, 1), (1, 0, 1), (64, 60, 4), (100, 0, 12)]
+    ("capacity", "sinks", "evict_batch"),
+    [(512, 4, 64), (7, 4, 1), (1, 0, 1), (64, 60, 4), (100, 0, 12)],
 )
-def test_refill_is_an_eighth_where_there_is_room(capacity: int, sinks: int, refill: int) -> None:
-    assert default_refill(capacity, sinks) == refill
+def test_refill_is_an_eighth_where_there_is_room(
+    capacity: int, sinks: int, evict_batch: int
+) -> None:
+    assert default_evict_batch(capacity, sinks) == evict_batch
 
 
 def pieces_of(model: Any, num_tokens: int, **options: Any) -> list[int]:
@@ -59,7 +62,7 @@ def test_the_capacity_decides_the_refill(
 
 
 def test_a_given_refill_is_kept(model: Any) -> None:
-    assert pieces_of(model, 100, policy="streaming", budget="64", refill=3)[:3] == [64, 3, 3]
+    assert pieces_of(model, 100, policy="streaming", budget="64", evict_batch=3)[:3] == [64, 3, 3]
 
 
 def test_full_has_no_budget(model: Any) -> None:
@@ -80,13 +83,13 @@ def test_what_cannot_be_read_is_refused_without_a_model(
 
 
 def test_a_preset_or_a_plan_instead_of_a_policy(model: Any, tmp_path: Path) -> None:
-    assert isinstance(made(model).policy, LadderConfig)
+    assert isinstance(made(model).policy, Ladder)
     assert (
         made(model, preset="global").policy == LaCache.from_model(model, 64, preset="global").policy
     )
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(plan_record(SinkWindow(40))))
-    assert CacheOptions(budget=None, plan=path).make(model, 100).policy == SinkWindow(40)
+    path.write_text(json.dumps(plan_record(Streaming(40))))
+    assert CacheOptions(budget=None, plan=path).make(model, 100).policy == Streaming(40)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 import pytest
 
-from lacache import Full, LaCache, SinkWindow
+from lacache import Full, LaCache, Streaming
 from lacache.cli.cache_report import in_bytes, report_record
-from lacache.core.schedule import Policy
+from lacache.policies.schedule import Policy
 from tests.engine.tiny import tiny_llama
 
 
@@ -21,7 +21,7 @@ def test_bytes_are_readable(num_bytes: int, text: str) -> None:
     assert in_bytes(num_bytes) == text
 
 
-@pytest.mark.parametrize(("policy", "capacity"), [(SinkWindow(8), 8), (Full(), None)])
+@pytest.mark.parametrize(("policy", "capacity"), [(Streaming(8), 8), (Full(), None)])
 def test_no_limit_is_null(policy: Policy, capacity: int | None) -> None:
     record = report_record(LaCache.from_model(tiny_llama(), policy).report())
     assert record["capacity"] == capacity

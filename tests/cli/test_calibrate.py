@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from lacache.cli import calibrate as command
-from lacache.core.profile import find_profile, parse_profile, read_profile
+from lacache.policies.head_profile import find_profile, parse_profile, read_profile
+from tests.calibration.test_probes import HAY
 from tests.cli.conftest import Run
-from tests.evals.calibration.test_probes import HAY
 
 QUICK = ("--window", 8, "--sinks", 1, "--length", 760, "--probes", 1, "--threads", 1)
 
@@ -44,7 +44,7 @@ def test_the_tables_name_the_neediest_first(
     order = ((1, 1), (0, 0), (1, 0), (0, 1))
     left = ((0, 1.0), (1, 0.25), (4, 0.0))
     need = ((0.5, 0.0), (0.125, 0.75))
-    profile = command.Profile("a-b", "tiny", 64, 4, need, order, left)
+    profile = command.HeadProfile("a-b", "tiny", 64, 4, need, order, left)
     command._show(profile)
     shown = capsys.readouterr().out
     rows = [line.split() for line in shown.splitlines()]

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lacache import LaCache, SinkWindow
-from lacache.core.plan_record import plan_record
+from lacache import LaCache, Streaming
 from lacache.engine.cached_writer import CachedWriter
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.sampling import Sampling
+from lacache.policies.plan_record import plan_record
 from tests.cli.conftest import Run
 from tests.cli.test_generate import MAIN
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
@@ -24,7 +24,7 @@ def expected(
     """What the library replies."""
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     template = ChatTemplate(tokenizer, system)
-    cache = LaCache.from_model(model, 128, sinks=template.num_pinned, refill=16)
+    cache = LaCache.from_model(model, 128, sinks=template.num_pinned, evict_batch=16)
     conversation = Conversation(lambda: CachedWriter(model, cache, sampling), template)
     replies = [list(conversation.reply(message, max_new_tokens=12)) for message in messages]
     texts = [tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
@@ -70,7 +70,7 @@ def test_state_shows_what_is_held(run: Run, tiny: Path) -> None:
 
 def test_a_plan_has_its_own_sinks(run: Run, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(plan_record(SinkWindow(40, sinks=1, refill=4))))
+    path.write_text(json.dumps(plan_record(Streaming(40, sinks=1, evict_batch=4))))
     greedy = ("--temperature", "0", "--dtype", "float32", "-n", "12")
     result = run("chat", "--model", tiny, "--plan", path, *greedy, input="the cat\n/state")
     assert result.exit_code == 0, result.stderr

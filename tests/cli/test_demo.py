@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from lacache.common.records import read_record
 from lacache.evals import reading as reading_module
 from lacache.evals.compare import compare, conclusions
-from lacache.evals.records import read_record
 from tests.cli.conftest import Run
 
 FILES = ["demo.json", "ladder.png", "memory.png", "perplexity.png"]
@@ -30,7 +30,7 @@ def demo(run: Run, tiny: Path, text: Path, tmp_path: Path) -> Run:
             "--text": text,
             "--tokens": 300,
             "--budget": 48,
-            "--refill": 8,
+            "--evict_batch": 8,
             "--new-tokens": 5,
             "--out": tmp_path / "out",
         }
@@ -55,7 +55,7 @@ def test_it_reads_compares_draws_prints_and_goes_on(demo: Run, tmp_path: Path) -
     assert [r["tokens"] for r in readings] == [300] * 3
     assert readings[0]["peak_bytes"] > 4 * readings[1]["peak_bytes"]
     assert readings[1]["peak_bytes"] == readings[2]["peak_bytes"]
-    assert readings[1]["policy"]["refill"] == readings[2]["policy"]["refill"] == 8
+    assert readings[1]["policy"]["evict_batch"] == readings[2]["policy"]["evict_batch"] == 8
     assert {r["chunk"] for r in readings} == {8}
     assert "LaCache goes on" in result.stdout
     rows = compare(readings)
@@ -118,7 +118,7 @@ def test_a_budget_in_bytes_is_the_cap(demo: Run, tmp_path: Path) -> None:
         ("--tokens", 100_000, "try --tokens"),
         ("--budget", 0, "at least 1 token"),
         ("--budget", 5, "must be at least"),
-        ("--refill", 0, "refill=0 must be at least 1"),
+        ("--evict_batch", 0, "evict_batch=0 must be at least 1"),
         ("--span", 9, "must be below the number of layers"),
         ("--threads", 0, "threads=0 must be at least 1"),
         ("--new-tokens", -1, "new_tokens=-1 must be at least 0"),

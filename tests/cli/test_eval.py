@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from lacache.common.records import read_records
 from lacache.evals.methods.registry import METHODS
-from lacache.evals.records import read_records
 from lacache.evals.runs import Bench
 from lacache.evals.tasks.longbench.prompts import load_prompt
 from lacache.evals.tasks.registry import TASKS

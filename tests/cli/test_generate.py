@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import tokenization_utils_base
 
-from lacache import Engine, LaCache, SinkWindow, stream
-from lacache.core.plan_record import plan_record
+from lacache import Engine, LaCache, Streaming, stream
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.sampling import Sampling
+from lacache.policies.plan_record import plan_record
 from tests.cli.conftest import Run
 from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 from tests.models.tiny import write_gguf
@@ -31,7 +31,7 @@ def generate_json(run: Run, *arguments: object, **options: Any) -> Any:
 def expected(ids: list[int], num_new: int, **options: Any) -> str:
     """The text that the library gives."""
     model, tokenizer = tiny_llama(), tiny_tokenizer()
-    cache = LaCache.from_model(model, **{"budget": 512, "refill": 64} | options)
+    cache = LaCache.from_model(model, **{"budget": 512, "evict_batch": 64} | options)
     tokens = list(stream(model, torch.tensor([ids]), cache, max_new_tokens=num_new))
     text: str = tokenizer.decode(tokens, skip_special_tokens=True)
     return text
@@ -52,7 +52,7 @@ def test_json_is_one_object(run: Run, tiny: Path) -> None:
     record = generate_json(run, "the cat", "--model", tiny, "-n", 40, "--budget", 24)
     ids = tiny_tokenizer()("the cat").input_ids
     assert record["model"] == "tiny"
-    assert record["text"] == expected(ids, 40, budget=24, refill=2)
+    assert record["text"] == expected(ids, 40, budget=24, evict_batch=2)
     assert record["prompt_tokens"] == len(ids)
     assert record["new_tokens"] == 40
     assert record["stopped_by"] == "length"
@@ -76,13 +76,13 @@ def test_prompts_come_from_three_places(run: Run, tiny: Path, tmp_path: Path) ->
 
 def test_a_plan_or_a_preset_reaches_the_cache(run: Run, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(plan_record(SinkWindow(20, sinks=2, refill=5))))
+    path.write_text(json.dumps(plan_record(Streaming(20, sinks=2, evict_batch=5))))
     ids = tiny_tokenizer()("the cat").input_ids
     common = ("the cat", "--model", tiny, "-n", 40)
     record = generate_json(run, *common, "--plan", path)
     assert record["cache"]["capacity"] == 20
     model = tiny_llama()
-    cache = LaCache.from_model(model, SinkWindow(20, sinks=2, refill=5))
+    cache = LaCache.from_model(model, Streaming(20, sinks=2, evict_batch=5))
     tokens = stream(model, torch.tensor([ids]), cache, max_new_tokens=40)
     assert record["text"] == tiny_tokenizer().decode(list(tokens), skip_special_tokens=True)
     record = generate_json(run, *common, "--budget", 24, "--preset", "paper")
@@ -101,7 +101,7 @@ def test_options_reach_the_cache(run: Run, tiny: Path) -> None:
         "overlap": 1,
         "sinks": 3,
         "recent": 5,
-        "refill": 4,
+        "evict_batch": 4,
         "unit": 2,
         "geometry": "consecutive",
     }
@@ -120,11 +120,11 @@ def test_options_reach_the_cache(run: Run, tiny: Path) -> None:
 @pytest.mark.parametrize("policy", ["streaming", "full"])
 def test_other_policies(run: Run, tiny: Path, policy: str) -> None:
     prompt = "the cat " * 40
-    budget = {} if policy == "full" else {"budget": 64, "refill": 8}
+    budget = {} if policy == "full" else {"budget": 64, "evict_batch": 8}
     arguments = () if policy == "full" else ("--budget", 64)
     record = generate_json(run, prompt, "--model", tiny, "-n", 30, "--policy", policy, *arguments)
     ids = tiny_tokenizer()(prompt).input_ids
-    text = expected(ids, 30, policy=policy, **{"budget": None, "refill": None} | budget)
+    text = expected(ids, 30, policy=policy, **{"budget": None, "evict_batch": None} | budget)
     assert record["text"] == text
     assert record["cache"]["capacity"] == (None if policy == "full" else 64)
 
@@ -134,7 +134,7 @@ def test_dense_prefill(run: Run, tiny: Path) -> None:
     common = (prompt, "--model", tiny, "-n", 20, "--budget", 32)
     dense = generate_json(run, *common, "--prefill", "dense")
     ids = tiny_tokenizer()(prompt).input_ids
-    assert dense["text"] == expected(ids, 20, budget=32, refill=4, prefill="dense")
+    assert dense["text"] == expected(ids, 20, budget=32, evict_batch=4, prefill="dense")
     assert dense["text"] != generate_json(run, *common)["text"]
 
 
@@ -200,7 +200,7 @@ def test_a_seed_repeats_the_text(run: Run, tiny: Path) -> None:
 def test_a_repetition_penalty_reaches_the_sampler(run: Run, tiny: Path) -> None:
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     ids = tokenizer("the cat").input_ids
-    cache = LaCache.from_model(model, 512, refill=64)
+    cache = LaCache.from_model(model, 512, evict_batch=64)
     penalised = stream(
         model,
         torch.tensor([ids]),
@@ -286,7 +286,7 @@ def test_ctrl_c_stops_an_endless_text_cleanly(tiny: Path) -> None:
         ("--policy best", "policy='best' must be one of ladder, streaming, full"),
         ("--policy full --budget 9", "policy 'full' has no budget"),
         ("--policy streaming --span 2", "policy 'streaming' has no span"),
-        ("--prefill quick", "prefill='quick' must be 'segmented' or 'dense'"),
+        ("--prefill quick", "prefill='quick' must be 'chunked' or 'dense'"),
         ("--max-new-tokens -2", "max_new_tokens=-2 must be -1 (without end) or at least 0"),
         ("--temperature -1", "temperature=-1.0 must be 0"),
         ("--top-p 0", "top_p=0.0 must be in (0, 1]"),

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache import LadderConfig
+from lacache import Ladder
 from lacache.cli.ladder_record import ladder_record
-from lacache.core.kept import kept_after
-from lacache.core.reference import reference_kept
+from lacache.policies.kept import kept_after
+from lacache.policies.reference import reference_kept
 from tests.cli.conftest import Run
 
 TRACES = json.loads((Path(__file__).parents[1] / "core" / "released_traces.json").read_text())
@@ -29,13 +29,13 @@ def test_there_are_traces() -> None:
 def test_released_traces_are_reproduced(run: Run, number: int) -> None:
     trace = TRACES[number]
     layers, span, overlap = trace["num_layers"], trace["span"], trace["overlap"]
-    config = LadderConfig.released(trace["cache_size"], trace["start_size"], span, overlap, layers)
+    config = Ladder.released(trace["cache_size"], trace["start_size"], span, overlap, layers)
     for checkpoint in trace["checkpoints"]:
         record = inspect_json(
             run,
             *("--layers", layers, "--span", span, "--overlap", overlap),
             *("--capacity", config.capacity, "--sinks", config.sinks),
-            *("--recent", config.recent, "--refill", 1, "--geometry", "interleaved"),
+            *("--recent", config.recent, "--evict_batch", 1, "--geometry", "interleaved"),
             *("--unit", 1, "--window-layers", "", "--seen", checkpoint["seen"]),
         )
         assert record["num_seen"] == checkpoint["seen"]
@@ -58,7 +58,7 @@ def test_keys_and_their_order(run: Run) -> None:
 
 
 @st.composite
-def ladders(draw: st.DrawFn) -> tuple[LadderConfig, int, int]:
+def ladders(draw: st.DrawFn) -> tuple[Ladder, int, int]:
     """A ladder that works, the number of layers and the recent tokens."""
     layers = draw(st.integers(2, 12))
     span = draw(st.integers(1, layers // 2))
@@ -68,19 +68,19 @@ def ladders(draw: st.DrawFn) -> tuple[LadderConfig, int, int]:
         "overlap": draw(st.integers(0, span - 1)),
         "sinks": draw(st.integers(0, 5)),
         "recent": recent,
-        "refill": draw(st.integers(1, 9)),
+        "evict_batch": draw(st.integers(1, 9)),
         "geometry": draw(st.sampled_from(["interleaved", "consecutive"])),
         "unit": draw(st.integers(1, 3)),
         "window_layers": tuple(draw(st.sets(st.integers(0, layers - 1), max_size=3))),
     }
-    least = LadderConfig(capacity=1000, **options).smallest_capacity(layers)
+    least = Ladder(capacity=1000, **options).smallest_capacity(layers)
     capacity = least + draw(st.integers(0, 30))
-    return LadderConfig(capacity=capacity, **options), layers, recent
+    return Ladder(capacity=capacity, **options), layers, recent
 
 
 @given(ladder=ladders(), seen=st.integers(0, 300), settled=st.booleans())
 def test_records_equal_the_slow_reference(
-    ladder: tuple[LadderConfig, int, int], seen: int, settled: bool
+    ladder: tuple[Ladder, int, int], seen: int, settled: bool
 ) -> None:
     config, layers, recent = ladder
     kept = kept_after(config.bind(layers), seen)
@@ -98,7 +98,7 @@ def test_records_equal_the_slow_reference(
 
 
 def test_before_and_after_a_compaction_that_is_due(run: Run) -> None:
-    arguments = ("--layers", 8, "--span", 4, "--capacity", 32, "--refill", 5, "--seen", 32)
+    arguments = ("--layers", 8, "--span", 4, "--capacity", 32, "--evict_batch", 5, "--seen", 32)
     after = inspect_json(run, *arguments)
     before = inspect_json(run, *arguments, "--before-compaction")
     assert before["num_cached"] == 32
@@ -119,7 +119,7 @@ def test_span_and_overlap_follow_from_the_layers(run: Run) -> None:
 
 def test_streaming_and_full(run: Run) -> None:
     common = ("--layers", 3, "--seen", 50, "--policy")
-    streaming = inspect_json(run, *common, "streaming", "--capacity", 10, "--refill", 2)
+    streaming = inspect_json(run, *common, "streaming", "--capacity", 10, "--evict_batch", 2)
     assert streaming["kept"] == [[0, 1, 2, 3, 46, 47, 48, 49]]
     assert streaming["layer_to_kept"] == [0, 0, 0]
     assert inspect_json(run, *common, "full")["kept"] == [list(range(50))]
@@ -148,7 +148,7 @@ def test_the_table_says_the_same(run: Run) -> None:
     result = run("inspect", *arguments, "--recent", 32, "--seen", 1792)
     assert result.exit_code == 0
     text = " ".join(result.stdout.split())
-    assert "LadderConfig(capacity=257, span=16, overlap=0, sinks=4, recent=32" in text
+    assert "Ladder(capacity=257, span=16, overlap=0, sinks=4, recent=32" in text
     assert "1,792 tokens seen, 256 held by each layer and 472 by some layer" in text
     assert "0-30 by 2" in text
     assert "0-3, 131-387 by 128" in text
@@ -180,7 +180,7 @@ def test_a_plot_is_written(run: Run, tmp_path: Path) -> None:
         ("--policy best --capacity 9", "policy='best' must be one of ladder, streaming, full"),
         ("--capacity 64 --geometry round", "geometry='round' must be one of interleaved"),
         ("--capacity 64 --unit 0", "unit=0 must be at least 1"),
-        ("--capacity 64 --refill -1", "refill=-1 must be at least 1"),
+        ("--capacity 64 --evict_batch -1", "evict_batch=-1 must be at least 1"),
         ("--capacity 64 --window-layers 3-1", "runs backwards; try 1-3"),
         ("--capacity 64 --window-layers 30-32", "must be below the number of layers 32"),
         ("--capacity 64 --layers 1", "a ladder needs at least 2 layers"),

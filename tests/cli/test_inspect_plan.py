@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.cli.groups_record import describe_heads, groups_record
-from lacache.core import HistoryConfig
-from lacache.core.plan_record import plan_record
+from lacache.policies import RetrievalHeads
+from lacache.policies.plan_record import plan_record
 from tests.cache.slow_cache import slow_kept
 from tests.cli.conftest import Run
-from tests.core.group_strategies import groups
+from tests.policies.group_strategies import groups
 
-PLAN = HistoryConfig(capacity=64, history=(1, (2, 0), (4, 1)), window=0.5, refill=4)
+PLAN = RetrievalHeads(capacity=64, history=(1, (2, 0), (4, 1)), window=0.5, evict_batch=4)
 
 
 @pytest.fixture

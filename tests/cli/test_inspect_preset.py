@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lacache.cli.groups_record import groups_record
-from lacache.core.presets import PRESETS, preset_plan
+from lacache.policies.presets import PRESETS, preset_plan
 from tests.cli.conftest import Run
 
 HERE = ("--layers", 30, "--heads", 3, "--seen", 3000)
@@ -62,7 +62,7 @@ def test_what_does_not_go_together(run: Run, options: tuple[object, ...], told: 
 
 def test_a_plan_that_tells_heads_apart_needs_their_number(run: Run, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    record = {"name": "history", "capacity": 64, "history": [1, [2, 0], [4, 1]], "refill": 4}
+    record = {"name": "history", "capacity": 64, "history": [1, [2, 0], [4, 1]], "evict_batch": 4}
     plan.write_text(json.dumps(record))
     done = run("inspect", "--plan", plan, "--layers", 6, "--seen", 500)
     assert done.exit_code == 2

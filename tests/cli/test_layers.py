@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lacache.cli.layers import parse_layers
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from lacache.cli.prompt import check_text, read_prompt
-from lacache.core.errors import InputError
+from lacache.cli.prompt import read_prompt, validate_text
+from lacache.errors import InputError
 
 
 def test_an_argument_is_taken_as_it_is() -> None:
@@ -29,4 +29,4 @@ def test_an_empty_argument_is_refused(text: str) -> None:
 def test_bytes_that_are_no_text_are_refused() -> None:
     argument = b"a\xffb".decode(errors="surrogateescape")
     with pytest.raises(InputError, match=r"the prompt is not UTF-8 .byte 1 is 0xff"):
-        check_text(argument, "the prompt")
+        validate_text(argument, "the prompt")

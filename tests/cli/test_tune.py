@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from lacache.core.plan_record import load_plan, plan_record
+from lacache.common.records import read_records
 from lacache.evals.plots.tuning import plot_tuning
-from lacache.evals.records import read_records
 from lacache.evals.tuning import search
+from lacache.policies.plan_record import load_plan, plan_record
 from tests.cli.conftest import Run
 
 TEXT = "".join(f"This is line {i} of a text. It goes on for a while.\n" for i in range(110))
@@ -138,7 +138,7 @@ def test_what_does_not_fit_model_or_text_is_refused(
 
 
 def test_other_records_are_not_drawn(place: Path) -> None:
-    from lacache.core.errors import InputError
+    from lacache.errors import InputError
 
     with pytest.raises(InputError, match="kind 'ppl' is not one of lacache tune"):
         plot_tuning({"kind": "ppl"}, place / "front.png")

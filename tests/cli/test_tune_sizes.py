@@ -1,7 +1,7 @@
 import pytest
 
 from lacache.cli.tune import _sizes
-from lacache.core.budget import parse_budget
+from lacache.policies.budget import parse_budget
 
 
 @pytest.mark.parametrize(

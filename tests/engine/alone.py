@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from lacache import LaCache, Sampling, stream
-from lacache.core import LadderConfig, Plan
+from lacache.policies import Ladder, Plan
 
-PLAN = LadderConfig(capacity=24, span=2, overlap=1, sinks=2, recent=6, refill=3)
+PLAN = Ladder(capacity=24, span=2, overlap=1, sinks=2, recent=6, evict_batch=3)
 
 
 def continued(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lacache import LaCache
-from lacache.cache.argument import cache_argument
-from lacache.core import HistoryConfig, LadderConfig, Plan
 from lacache.engine.runner import Runner
+from lacache.models.cache_argument import cache_argument
+from lacache.policies import Ladder, Plan, RetrievalHeads
 from tests.cache.slow_cache import slow_logits
 from tests.cache.tiny_models import VOCAB
 
@@ -101,7 +101,7 @@ class Ragged:
 
 def twin_logits(model: Any, ids: Tensor, plan: Plan) -> Tensor:
     """Logits [B, Q, V] from the slow twin, or from LaCache for plans that it does not know."""
-    if not isinstance(plan, HistoryConfig):
+    if not isinstance(plan, RetrievalHeads):
         return slow_logits(model, ids, plan, recent_of(model, plan))
     with torch.no_grad():
         cache = LaCache.from_model(model, plan)
@@ -111,7 +111,7 @@ def twin_logits(model: Any, ids: Tensor, plan: Plan) -> Tensor:
 
 def recent_of(model: Any, plan: Plan) -> int:
     """What a ladder without a number of its own protects."""
-    if not isinstance(plan, LadderConfig):
+    if not isinstance(plan, Ladder):
         return 0
     num_layers = len(LaCache.from_model(model, plan).growing_layers)
     recent: int = plan.bind(num_layers).recent

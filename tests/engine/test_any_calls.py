@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lacache import Engine, Sampling, Session
-from lacache.core.errors import InputError, UnsupportedOperationError
 from lacache.engine.token_stream import TokenStream
+from lacache.errors import InputError, UnsupportedOperationError
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.alone import PLAN, continued
 

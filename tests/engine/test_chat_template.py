@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import tokenization_utils_base
 
-from lacache.core.errors import ModelError
 from lacache.engine.chat_template import ChatTemplate
+from lacache.errors import ModelError
 from tests.engine.tiny import CHATML, END, tiny_tokenizer
 
 LLAMA3 = (

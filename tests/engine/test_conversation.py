@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lacache import Engine, Full, LaCache, LadderConfig
+from lacache import Engine, Full, LaCache, Ladder
 from lacache.engine.cached_writer import CachedWriter
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
@@ -34,7 +34,7 @@ def read(model: Any) -> Iterator[list[int]]:
     hook.remove()
 
 
-CONFIG = LadderConfig(capacity=100, span=2, overlap=1, sinks=TEMPLATE.num_pinned, refill=8)
+CONFIG = Ladder(capacity=100, span=2, overlap=1, sinks=TEMPLATE.num_pinned, evict_batch=8)
 
 
 @pytest.fixture(params=["engine", "cache"])

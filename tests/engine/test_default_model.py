@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from lacache import Engine, LaCache, LadderConfig, stream
-from lacache.cache.argument import cache_argument
+from lacache import Engine, LaCache, Ladder, stream
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.eos import eos_token_ids
 from lacache.engine.text import TextStream
 from lacache.models import load_model
+from lacache.models.cache_argument import cache_argument
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def test_turns_one_by_one_equal_the_whole(loaded: Any, system: str | None) -> No
 
 
 def test_the_stream_equals_generate(loaded: Any) -> None:
-    config = LadderConfig(capacity=48, span=15, overlap=12, recent=16, refill=6)
+    config = Ladder(capacity=48, span=15, overlap=12, recent=16, evict_batch=6)
     ids = loaded.tokenizer("The history of the city begins " * 12, return_tensors="pt").input_ids
     cache = LaCache.from_model(loaded.model, config)
     output = loaded.model.generate(
@@ -61,7 +61,7 @@ def test_the_stream_equals_generate(loaded: Any) -> None:
 
 def test_a_conversation_ends_its_turns(loaded: Any) -> None:
     template = ChatTemplate(loaded.tokenizer)
-    engine = Engine.from_model(loaded.model, 256, sinks=template.num_pinned, refill=32)
+    engine = Engine.from_model(loaded.model, 256, sinks=template.num_pinned, evict_batch=32)
     ends = eos_token_ids(loaded.model, loaded.tokenizer)
     conversation = Conversation(engine.open, template, eos_token_ids=ends)
     text = TextStream(loaded.tokenizer)

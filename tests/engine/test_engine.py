@@ -9,19 +9,19 @@ import pytest
 import torch
 import transformers as tf
 
-from lacache import Engine, Full, LadderConfig, Sampling, SinkWindow
-from lacache.core.errors import (
+from lacache import Engine, Full, Ladder, Sampling, Streaming
+from lacache.engine.sampler import Sampler
+from lacache.errors import (
     ConfigError,
     InputError,
     ModelError,
     UnsupportedModelError,
     UnsupportedOperationError,
 )
-from lacache.engine.sampler import Sampler
 from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
 from tests.engine.alone import PLAN, continued
 
-SINKS = SinkWindow(16, refill=4)
+SINKS = Streaming(16, evict_batch=4)
 SAMPLED = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.5, seed=3)
 
 
@@ -62,7 +62,7 @@ def test_texts_that_are_taken_in_turns(model: Any) -> None:
     assert [list(s) for s in zip(*pairs, strict=True)] == [continued(model, p, 20) for p in prompts]
 
 
-@pytest.mark.parametrize("plan", [SINKS, LadderConfig(capacity=64, span=2, sinks=2)])
+@pytest.mark.parametrize("plan", [SINKS, Ladder(capacity=64, span=2, sinks=2)])
 def test_other_plans_and_models(plan: Any) -> None:
     hybrid = tiny_model("gemma3")
     engine = Engine.from_model(hybrid, plan, rows=2, segment=7)
@@ -367,9 +367,9 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"config": Full()}, r"Full keeps every token.*memory is fixed; give a budget, or use LaCache"),
     ({"config": None, "policy": "full"}, r"Full keeps every token"),
     ({"config": None}, r"no budget was given; try budget=512"),
-    ({"budget": 100}, r"budget cannot be given beside a LadderConfig"),
+    ({"budget": 100}, r"budget cannot be given beside a Ladder"),
     ({"config": None, "budget": "100B"}, r"100 bytes holds 0 tokens"),
-    ({"config": LadderConfig(capacity=4, span=2)}, r"capacity=4"),
+    ({"config": Ladder(capacity=4, span=2)}, r"capacity=4"),
 ]
 
 

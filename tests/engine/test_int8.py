@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lacache.core import LadderConfig
 from lacache.engine.int8 import Int8Linear, quantize_weights
 from lacache.engine.private_model import private_model
 from lacache.engine.runner import Runner
+from lacache.policies import Ladder
 from tests.cache.tiny_models import random_ids, tiny_model
 
 pytest.importorskip("torchao", reason="needs the extra int8")
 
-LADDER = LadderConfig(capacity=24, span=2, overlap=0, sinks=2, refill=3)
+LADDER = Ladder(capacity=24, span=2, overlap=0, sinks=2, evict_batch=3)
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -106,7 +106,7 @@ def test_a_run_is_that_of_the_weights_written_out(
     family: str, changes: dict[str, int], rows: int
 ) -> None:
     model = tiny_model(family, **changes)
-    plan = LadderConfig(capacity=24, span=2, overlap=1, sinks=2, refill=3)
+    plan = Ladder(capacity=24, span=2, overlap=1, sinks=2, evict_batch=3)
     fast = run(Runner(model, plan, rows, None, weights="int8"))
     slow_model, _ = private_model(model)
     slow_model.config._attn_implementation = model.config._attn_implementation

@@ -3,13 +3,13 @@
 import pytest
 from torch import nn
 
-from lacache.core import LadderConfig
-from lacache.core.errors import ConfigError, MissingExtraError
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.runner import Runner
+from lacache.errors import ConfigError, MissingExtraError
+from lacache.policies import Ladder
 from tests.cache.tiny_models import tiny_model
 
-LADDER = LadderConfig(capacity=24, span=2, overlap=0, sinks=2, refill=3)
+LADDER = Ladder(capacity=24, span=2, overlap=0, sinks=2, evict_batch=3)
 
 
 @pytest.mark.parametrize("name", ["int4", "", "torch.int8"])

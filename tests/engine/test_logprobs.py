@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lacache import Engine, Sampling
-from lacache.core.errors import ConfigError
 from lacache.engine.logprobs import token_logprobs
+from lacache.errors import ConfigError
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.alone import PLAN
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from lacache.cache.facts import find_decoder
-from lacache.core.errors import UnsupportedModelError
 from lacache.engine.private_model import private_model
+from lacache.errors import UnsupportedModelError
+from lacache.models.model_info import find_decoder
 from tests.cache.tiny_models import tiny_model
 
 

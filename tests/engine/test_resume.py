@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from lacache import Engine, Sampling
-from lacache.core.errors import InputError, UnsupportedOperationError
 from lacache.engine.snapshot import Snapshot
+from lacache.errors import InputError, UnsupportedOperationError
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.alone import PLAN, continued
 

@@ -11,26 +11,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lacache import LaCache
-from lacache.cache.argument import cache_argument
 from lacache.cache.static.layers import ReadRing
 from lacache.cache.static.part import Part
 from lacache.cache.static.store import StaticStore
-from lacache.core import Group, Groups, LadderConfig, Plan, SinkWindow
-from lacache.core.errors import ConfigError, UnsupportedOperationError
 from lacache.engine.runner import Runner
+from lacache.errors import ConfigError, UnsupportedOperationError
+from lacache.models.cache_argument import cache_argument
+from lacache.policies import Group, Groups, Ladder, Plan, Streaming
 from tests.cache.slow_cache import slow_generate
 from tests.cache.static.plans import plans
 from tests.cache.tiny_models import FAMILIES, VOCAB, random_ids, tiny_model
 from tests.engine.ragged import TOLERANCE, Ragged, twin_logits
 
-LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 BY_HEAD = Groups(
     (
         Group(
-            LadderConfig(capacity=24, span=1, sinks=2, recent=4, refill=4), (1, 4, (3, 0), (0, 1))
+            Ladder(capacity=24, span=1, sinks=2, recent=4, evict_batch=4), (1, 4, (3, 0), (0, 1))
         ),
-        Group(SinkWindow(9, 2, refill=3), ((0, 0), (3, 1))),
-        Group(SinkWindow(14, 1), (2,)),
+        Group(Streaming(9, 2, evict_batch=3), ((0, 0), (3, 1))),
+        Group(Streaming(14, 1), (2,)),
     )
 )
 TEXT = random_ids(60)[0]
@@ -141,9 +141,9 @@ def test_the_other_rows_and_the_own_place_do_not_matter(family: str) -> None:
             {"num_hidden_layers": 3},
             Groups(
                 (
-                    Group(LadderConfig(capacity=20, span=1, sinks=2, refill=2), (0, (1, 1))),
-                    Group(SinkWindow(9, 2, refill=3), ((1, 0),)),
-                    Group(SinkWindow(14, 1), (2,)),
+                    Group(Ladder(capacity=20, span=1, sinks=2, evict_batch=2), (0, (1, 1))),
+                    Group(Streaming(9, 2, evict_batch=3), ((1, 0),)),
+                    Group(Streaming(14, 1), (2,)),
                 )
             ),
         ),
@@ -153,7 +153,7 @@ def test_the_other_rows_and_the_own_place_do_not_matter(family: str) -> None:
                 "num_hidden_layers": 3,
                 "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             },
-            LadderConfig(capacity=16, span=1, sinks=2, refill=2),
+            Ladder(capacity=16, span=1, sinks=2, evict_batch=2),
         ),
     ],
     ids=["llama", "gemma3"],
@@ -201,7 +201,7 @@ def test_one_row_alone(backend: str | None) -> None:
     for name, bias in tiny.named_parameters():
         if name.endswith("bias"):
             bias.data.normal_()
-    plan = LadderConfig(capacity=16, span=1, sinks=2, refill=2)
+    plan = Ladder(capacity=16, span=1, sinks=2, evict_batch=2)
     runner = Runner(tiny, plan, 1, backend)
     found = [read(runner, 0, TEXT[:20])]
     found += [step(runner, 0, token) for token in TEXT[20:].tolist()]
@@ -387,7 +387,7 @@ def test_a_model_in_training_is_run_as_it_is_meant() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_no_drift_in_low_precision(family: str) -> None:
     """Hundreds of compactions in bfloat16 leave keys that were rotated once."""
-    plan = SinkWindow(10, 2)
+    plan = Streaming(10, 2)
     low = tiny_model(family).bfloat16()
     ids = random_ids(220, seed=2)
     runner = Runner(low, plan, 1, None)
@@ -403,7 +403,7 @@ def test_no_drift_in_low_precision(family: str) -> None:
     # A single rounding to bfloat16 is off by up to 0.4 %, and every layer has some.
     assert error(slice(0, 110)) < 0.03
     assert error(slice(110, None)) < 0.03
-    layers = [layer for layer in runner.shape.facts.growing if layer.rotation is not None]
+    layers = [layer for layer in runner.shape.info.growing if layer.rotation is not None]
     for layer in layers:
         (part,) = runner.store.parts[layer.index]
         assert part.came_in is not None
@@ -455,6 +455,6 @@ def test_autocast_around_the_engine_changes_nothing() -> None:
 
 @pytest.mark.parametrize(("rows", "capacity"), [(10**9, 16), (10**30, 16), (1, 10**15)])
 def test_memory_that_is_not_there_is_refused(rows: int, capacity: int) -> None:
-    plan = SinkWindow(capacity, 2)
+    plan = Streaming(capacity, 2)
     with pytest.raises(ConfigError, match=rf"rows={rows} of .* bytes.*fewer rows or a smaller"):
         Runner(model(), plan, rows, None)

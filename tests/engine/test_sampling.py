@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from lacache import Full, LaCache, stream
-from lacache.core.errors import ConfigError, InputError, ModelError
 from lacache.engine.sampler import Sampler, SamplerState
 from lacache.engine.sampling import Sampling
+from lacache.errors import ConfigError, InputError, ModelError
 from tests.cache.tiny_models import random_ids, tiny_model
 
 # Apart from each other, so that no two tokens tie.

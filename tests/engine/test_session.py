@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lacache import Engine, LaCache, Sampling
-from lacache.core.errors import InputError, UnsupportedOperationError
+from lacache.errors import InputError, UnsupportedOperationError
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.alone import PLAN, continued
 

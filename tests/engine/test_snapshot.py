@@ -15,27 +15,27 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lacache.cache.static.row_state import put_row, take_row
-from lacache.core import Group, Groups, LadderConfig, Plan, SinkWindow
-from lacache.core.errors import InputError, LaCacheError, UnsupportedOperationError
-from lacache.core.kept import kept_after
-from lacache.core.plan_record import read_plan
 from lacache.engine.engine import Engine
 from lacache.engine.open_row import OpenRow
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import Sampler
 from lacache.engine.sampling import Sampling
 from lacache.engine.session import Session
-from lacache.engine.snapshot import Snapshot, check_snapshot, take_snapshot
+from lacache.engine.snapshot import Snapshot, take_snapshot, validate_snapshot
 from lacache.engine.snapshot_file import read_header, read_snapshot, write_snapshot
+from lacache.errors import InputError, LaCacheError, UnsupportedOperationError
+from lacache.policies import Group, Groups, Ladder, Plan, Streaming
+from lacache.policies.kept import kept_after
+from lacache.policies.plan_record import read_plan
 from tests.cache.static.plans import plans
 from tests.cache.tiny_models import random_ids, tiny_model
 
-LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 BY_HEAD = Groups(
     (
-        Group(LadderConfig(capacity=24, span=1, sinks=2, recent=4, refill=4), (1, (3, 0), (0, 1))),
-        Group(SinkWindow(9, 2, refill=3), ((0, 0), (3, 1))),
-        Group(SinkWindow(14, 1), (2, 4)),
+        Group(Ladder(capacity=24, span=1, sinks=2, recent=4, evict_batch=4), (1, (3, 0), (0, 1))),
+        Group(Streaming(9, 2, evict_batch=3), ((0, 0), (3, 1))),
+        Group(Streaming(14, 1), (2, 4)),
     )
 )
 CASES = {
@@ -134,7 +134,7 @@ def test_any_row_goes_on_bit_for_bit(
         path = Path(folder) / "text"
         take_snapshot(whole.runner, OpenRow(0, Sampler(Sampling()))).save(path)
         snapshot = Snapshot.load(path)
-    check_snapshot(snapshot, other.runner)
+    validate_snapshot(snapshot, other.runner)
     assert same(snapshot.row, take_row(whole.runner.store, 0))
     put_row(other.runner.store, 1, snapshot.row)
     assert same(take_row(other.runner.store, 1), snapshot.row)
@@ -232,7 +232,7 @@ def test_loads_and_forks_are_independent(path: Path) -> None:
 
 
 def test_size_does_not_depend_on_length(path: Path, tmp_path: Path) -> None:
-    plan = SinkWindow(256, refill=128)
+    plan = Streaming(256, evict_batch=128)
     (bound,) = plan.bind_groups((2,) * 5)
     held = kept_after(bound.schedule, 300).state.num_cached
     long = next(
@@ -315,7 +315,7 @@ def in_int8() -> Engine:
             r"saved with positions=.*, and this engine has positions=.*; load the model with the c",
         ),
         (
-            lambda: Engine.from_model(model(), SinkWindow(16)),
+            lambda: Engine.from_model(model(), Streaming(16)),
             r'saved with plan=.*"span": 2.*, and .* plan=.*"sinks".*; make the engine with .*plan',
         ),
         (

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from lacache.core.errors import InputError
 from lacache.engine import snapshot_file
 from lacache.engine.snapshot_file import read_header, read_snapshot, write_snapshot
+from lacache.errors import InputError
 from lacache.version import __version__
 
 HEADER = {"model": "aé", "plan": {"capacity": 7}, "last": None}

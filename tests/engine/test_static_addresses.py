@@ -8,15 +8,15 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._guards import TracingContext
 
-from lacache.core import Group, Groups, LadderConfig, Plan, SinkWindow
 from lacache.engine.runner import Runner
+from lacache.policies import Group, Groups, Ladder, Plan, Streaming
 from tests.cache.tiny_models import tiny_model
 
 BY_HEAD = Groups(
     (
-        Group(LadderConfig(capacity=24, span=1, sinks=2, recent=4, refill=4), (1, (3, 0), (0, 1))),
-        Group(SinkWindow(9, 2, refill=3), ((0, 0), (3, 1))),
-        Group(SinkWindow(14, 1), (2, 4)),
+        Group(Ladder(capacity=24, span=1, sinks=2, recent=4, evict_batch=4), (1, (3, 0), (0, 1))),
+        Group(Streaming(9, 2, evict_batch=3), ((0, 0), (3, 1))),
+        Group(Streaming(14, 1), (2, 4)),
     )
 )
 
@@ -31,7 +31,7 @@ BY_HEAD = Groups(
                 "num_hidden_layers": 3,
                 "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             },
-            LadderConfig(capacity=16, span=1, sinks=2, refill=2),
+            Ladder(capacity=16, span=1, sinks=2, evict_batch=2),
             None,
         ),
     ],
@@ -46,10 +46,10 @@ def test_a_step_writes_only_to_tensors_that_never_move(
     def compiler(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         context = TracingContext.try_get()
         assert context is not None
-        facts = context.fw_metadata
-        assert facts is not None
-        written = set(facts.mutated_inp_runtime_indices)
-        found.append((written, set(facts.static_input_indices), inputs))
+        info = context.fw_metadata
+        assert info is not None
+        written = set(info.mutated_inp_runtime_indices)
+        found.append((written, set(info.static_input_indices), inputs))
         return graph.forward
 
     tiny = tiny_model(family, **changes)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lacache.core.errors import ConfigError
 from lacache.engine.stop import StopStrings
 from lacache.engine.text import TextStream
+from lacache.errors import ConfigError
 from tests.engine.tiny import tiny_tokenizer
 
 # Few letters, so that stop strings begin, break off, overlap and contain each other.

@@ -7,15 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache import Full, LaCache, LadderConfig, SinkWindow
-from lacache.cache.argument import cache_argument
-from lacache.core.errors import ConfigError, InputError, UnsupportedOperationError
+from lacache import Full, LaCache, Ladder, Streaming
 from lacache.engine.sampling import Sampling
 from lacache.engine.stream import stream
+from lacache.errors import ConfigError, InputError, UnsupportedOperationError
+from lacache.models.cache_argument import cache_argument
 from tests.cache.slow_cache import slow_generate
 from tests.cache.tiny_models import random_ids, tiny_model
 
-LADDER = LadderConfig(capacity=24, span=2, overlap=1, sinks=2, recent=6, refill=3)
+LADDER = Ladder(capacity=24, span=2, overlap=1, sinks=2, recent=6, evict_batch=3)
 PROMPT = random_ids(40)
 
 
@@ -32,19 +32,21 @@ def written(model: Any, prompt: torch.Tensor, policy: Any, **options: Any) -> li
 @given(
     num_prompt=st.integers(1, 40),
     capacity=st.integers(12, 30),
-    refill=st.integers(1, 8),
+    evict_batch=st.integers(1, 8),
     seed=st.integers(0, 99),
 )
 def test_greedy_equals_the_slow_twin(
-    model: Any, num_prompt: int, capacity: int, refill: int, seed: int
+    model: Any, num_prompt: int, capacity: int, evict_batch: int, seed: int
 ) -> None:
-    config = LadderConfig(capacity=capacity, span=2, overlap=1, sinks=2, recent=4, refill=refill)
+    config = Ladder(
+        capacity=capacity, span=2, overlap=1, sinks=2, recent=4, evict_batch=evict_batch
+    )
     prompt = random_ids(num_prompt, seed=seed)
     slow = slow_generate(model, prompt, config, 4, 20)[0, num_prompt:].tolist()
     assert written(model, prompt, config, max_new_tokens=20) == slow
 
 
-@pytest.mark.parametrize("policy", [LADDER, SinkWindow(24, refill=3), Full()])
+@pytest.mark.parametrize("policy", [LADDER, Streaming(24, evict_batch=3), Full()])
 def test_greedy_equals_generate(model: Any, policy: Any) -> None:
     cache = LaCache.from_model(model, policy)
     output = model.generate(

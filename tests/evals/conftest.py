@@ -4,15 +4,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lacache.core import Full, LadderConfig, Policy, SinkWindow
+from lacache.common.records import Record
 from lacache.evals.reading import model_record, read
-from lacache.evals.records import Record
+from lacache.policies import Full, Ladder, Policy, Streaming
 
 TOKENS = 300
 POLICIES: dict[str, Policy] = {
     "full": Full(),
-    "streaming": SinkWindow(48, sinks=2, refill=8),
-    "ladder": LadderConfig(capacity=48, span=2, overlap=1, sinks=2, refill=8),
+    "streaming": Streaming(48, sinks=2, evict_batch=8),
+    "ladder": Ladder(capacity=48, span=2, overlap=1, sinks=2, evict_batch=8),
 }
 
 

@@ -10,25 +10,25 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from lacache.cache import LaCache, ReadingCache
-from lacache.cache.argument import cache_argument
-from lacache.cache.facts import model_facts
-from lacache.cache.fingerprint import fingerprint
-from lacache.core import Full, KeptTokens, SinkWindow
-from lacache.core.budget import parse_budget
-from lacache.core.errors import ConfigError, InputError, ModelError
-from lacache.core.profile import Profile
-from lacache.core.uniform import Uniform
+from lacache.calibration.store import profile_path, save_profile
+from lacache.common.records import Record
+from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.answering import Asking, ask
-from lacache.evals.calibration.store import profile_path, save_profile
 from lacache.evals.methods.full import FullCache
-from lacache.evals.methods.ladder import Ladder
+from lacache.evals.methods.ladder import LadderMethod
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.registry import METHODS, parse_method
-from lacache.evals.methods.streaming import Streaming
+from lacache.evals.methods.streaming import StreamingMethod
 from lacache.evals.methods.uniform import UniformStride
-from lacache.evals.records import Record
 from lacache.evals.tasks.task import Question, Sample
 from lacache.evals.watch import ProtocolError
+from lacache.models.cache_argument import cache_argument
+from lacache.models.fingerprint import fingerprint
+from lacache.models.model_info import model_info
+from lacache.policies import Full, KeptTokens, Streaming
+from lacache.policies.budget import parse_budget
+from lacache.policies.head_profile import HeadProfile
+from lacache.policies.uniform import Uniform
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 from tests.evals.lookup import LAYERS, LOOKING, Digit, lookup_model
 
@@ -97,10 +97,12 @@ def test_a_dense_pass_over_the_context_does_not_answer_several_questions(lookup:
 
 METHOD = st.sampled_from(
     [
-        Streaming(sinks=2, refill=0.3),
-        Ladder(span=3, sinks=2, recent=0.2),
-        Ladder(span=3, overlap=2, sinks=2, recent=0.2, geometry="consecutive", refill=0.2),
-        Ladder(span=2, sinks=2, recent=0.0, unit=2, window_layers=(LOOKING,)),
+        StreamingMethod(sinks=2, evict_batch=0.3),
+        LadderMethod(span=3, sinks=2, recent=0.2),
+        LadderMethod(
+            span=3, overlap=2, sinks=2, recent=0.2, geometry="consecutive", evict_batch=0.2
+        ),
+        LadderMethod(span=2, sinks=2, recent=0.0, unit=2, window_layers=(LOOKING,)),
         UniformStride(span=3, sinks=2, recent=0.2),
     ]
 )
@@ -113,14 +115,14 @@ def test_the_answer_is_right_where_the_schedule_says_that_the_needle_is_held(
 ) -> None:
     sample = put(lookup, Digit(place), method, capacity, length=84)
     policy: Any
-    if isinstance(method, Streaming):
-        policy = SinkWindow(capacity, sinks=2, refill=-(-capacity * 3 // 10))
-    elif isinstance(method, Ladder):
+    if isinstance(method, StreamingMethod):
+        policy = Streaming(capacity, sinks=2, evict_batch=-(-capacity * 3 // 10))
+    elif isinstance(method, LadderMethod):
         policy = method.policy(capacity, LAYERS)
     else:
         assert isinstance(method, UniformStride)
         ladder = {f.name: getattr(method, f.name) for f in fields(method)}
-        policy = Uniform(Ladder(**ladder).policy(capacity, LAYERS))
+        policy = Uniform(LadderMethod(**ladder).policy(capacity, LAYERS))
     schedule = policy.bind(LAYERS)
     kept = KeptTokens(schedule)
     kept.read(sample["prompt_tokens"] - 1)
@@ -162,7 +164,7 @@ def greedy(model: Any, cache: LaCache, ids: list[int], count: int) -> list[int]:
     return written
 
 
-@pytest.mark.parametrize("method", [Streaming(), Ladder(), UniformStride()])
+@pytest.mark.parametrize("method", [StreamingMethod(), LadderMethod(), UniformStride()])
 def test_answers_follow_from_reading_token_by_token(random_model: Any, method: Method) -> None:
     questions = (Question(" one? ", ("the",), 5), Question(" two? ", ("b",), 4))
     sample = Sample("The quick brown fox jumps over the lazy dog again and again.", questions)
@@ -182,10 +184,10 @@ def calibrated(
 ) -> None:
     """A profile, made up, for what gives some KV heads a long history."""
     monkeypatch.setenv("LACACHE_HOME", str(tmp_path_factory.mktemp("home")))
-    heads = model_facts(random_model).num_heads
+    heads = model_info(random_model).num_heads
     order = tuple((layer, head) for layer, count in enumerate(heads) for head in range(count))
     need = tuple((0.1,) * count for count in heads)
-    profile = Profile(fingerprint(random_model), "tiny", 64, 4, need, order[::-1], ((0, 1.0),))
+    profile = HeadProfile(fingerprint(random_model), "tiny", 64, 4, need, order[::-1], ((0, 1.0),))
     save_profile(profile, profile_path(profile.fingerprint))
 
 
@@ -207,8 +209,8 @@ def test_bytes_stay_within_the_budget(random_model: Any, name: str, asking: Aski
 
 
 def test_mean_bytes_are_those_after_each_token(random_model: Any) -> None:
-    sample = put(random_model, Digit(10), "streaming:sinks=2,refill=0.25", 40, length=120)
-    kept = KeptTokens(SinkWindow(40, sinks=2, refill=10).bind(5))
+    sample = put(random_model, Digit(10), "streaming:sinks=2,evict_batch=0.25", 40, length=120)
+    kept = KeptTokens(Streaming(40, sinks=2, evict_batch=10).bind(5))
     held = []
     for _ in range(119):
         kept.read(1)
@@ -226,7 +228,7 @@ class Cheat(Method):
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         return LaCache.from_model(
-            model, SinkWindow(2 * capacity), prefill="dense" if dense else "segmented"
+            model, Streaming(2 * capacity), prefill="dense" if dense else "chunked"
         )
 
     def record(self) -> Record:
@@ -252,7 +254,7 @@ class Hider(Cheat):
     """Gives the attention more than its layers store."""
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
-        cache: Any = LaCache.from_model(model, SinkWindow(capacity))
+        cache: Any = LaCache.from_model(model, Streaming(capacity))
         update = cache.update
 
         def more(*args: Any, **kwargs: Any) -> Any:
@@ -260,7 +262,7 @@ class Hider(Cheat):
             return keys.repeat(1, 1, 2, 1), values.repeat(1, 1, 2, 1)
 
         cache.update = more
-        cache.next_segment = lambda num_tokens: 1
+        cache.next_chunk = lambda num_tokens: 1
         return cache
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals import bootstrap
 from lacache.evals.bootstrap import block_interval, mean_interval
 

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from lacache.core.errors import InputError
+from lacache.common.records import Record
+from lacache.errors import InputError
 from lacache.evals.compare import compare, conclusions
-from lacache.evals.records import Record
 
 TOKENS = 4096
 

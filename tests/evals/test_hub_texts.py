@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lacache.core.errors import InputError, MissingExtraError
+from lacache.errors import InputError, MissingExtraError
 from lacache.evals import hub_texts
 from lacache.evals.hub_texts import HUB_TEXTS, load_named_text
 

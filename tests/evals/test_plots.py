@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.core import LadderConfig, Policy, kept_after
-from lacache.core.errors import InputError, MissingExtraError
+from lacache.common.records import Record, read_record, write_record
+from lacache.errors import InputError, MissingExtraError
 from lacache.evals.plots import plot_ladder, plot_memory, plot_perplexity
 from lacache.evals.plots.ladder import row_ticks
-from lacache.evals.records import Record, read_record, write_record
+from lacache.policies import Ladder, Policy, kept_after
 
 pytest.importorskip("matplotlib")
 
@@ -42,7 +42,7 @@ def ladder(policy: Policy, num_seen: int, num_layers: int = 8) -> Record:
     }
 
 
-LADDER = LadderConfig(capacity=64, span=4, overlap=1)
+LADDER = Ladder(capacity=64, span=4, overlap=1)
 
 
 def test_a_plot_is_named_as_a_png(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_ladder_is_drawn_from_its_record_alone(tmp_path: Path) -> None:
 def test_what_is_held_takes_up_its_share_of_the_picture(
     tmp_path: Path, capacity: int, num_seen: int
 ) -> None:
-    record = ladder(LadderConfig(capacity=capacity, span=4), num_seen)
+    record = ladder(Ladder(capacity=capacity, span=4), num_seen)
     plot_ladder(record, tmp_path / "ladder.png")
     image = pixels(tmp_path / "ladder.png")
     # The field inside of the axes; cells are orange on white, with thin white lines between.

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from lacache.core import Full, LadderConfig, Policy, SinkWindow, kept_after
-from lacache.core.errors import ConfigError, InputError, ModelError
+from lacache.common.records import Record
+from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.reading import Reading, model_record, policy_record, read, tokens_sha256
-from lacache.evals.records import Record
+from lacache.policies import Full, Ladder, Policy, Streaming, kept_after
 from tests.evals.conftest import POLICIES, TOKENS
 
 # float32 keys and values of 5 layers with 2 heads of 8.
@@ -91,7 +91,7 @@ def test_a_record_says_what_was_measured(records: list[Record], token_ids: list[
     ladder = records[-1]
     assert ladder["policy"]["name"] == "ladder"
     assert ladder["policy"]["span"] == 2
-    assert ladder["protocol"] == "segmented"
+    assert ladder["protocol"] == "chunked"
     assert ladder["model"]["num_layers"] == 5
     assert ladder["model"]["dtype"] == "float32"
     assert ladder["model"]["trained_context"] == 256
@@ -113,8 +113,8 @@ def test_the_hash_tells_tokens_apart() -> None:
     ("policy", "name"),
     [
         (Full(), "full"),
-        (SinkWindow(64), "streaming"),
-        (LadderConfig(capacity=64, span=2), "ladder"),
+        (Streaming(64), "streaming"),
+        (Ladder(capacity=64, span=2), "ladder"),
     ],
 )
 def test_policies_are_recorded_by_name(policy: Policy, name: str) -> None:
@@ -127,7 +127,7 @@ def test_bad_input_is_refused(model: Any, token_ids: list[int]) -> None:
     with pytest.raises(InputError, match="chunk=0 must be at least 1"):
         read(model, token_ids, Full(), chunk=0)
     with pytest.raises(ConfigError, match="below the number of layers"):
-        read(model, token_ids, LadderConfig(capacity=64, span=5))
+        read(model, token_ids, Ladder(capacity=64, span=5))
 
 
 def test_a_model_that_gives_no_numbers_is_refused(model: Any, token_ids: list[int]) -> None:

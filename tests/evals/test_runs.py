@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from lacache.cache import ReadingCache
-from lacache.core.errors import ConfigError, InputError
+from lacache.common.records import Record, append_record, read_records
+from lacache.errors import ConfigError, InputError
 from lacache.evals.campaign import failures_path, run_all
 from lacache.evals.methods.full import FullCache
-from lacache.evals.methods.ladder import Ladder
+from lacache.evals.methods.ladder import LadderMethod
 from lacache.evals.methods.method import Method
-from lacache.evals.methods.streaming import Streaming
+from lacache.evals.methods.streaming import StreamingMethod
 from lacache.evals.perplexity import perplexity
 from lacache.evals.reading import read, tokens_sha256
-from lacache.evals.records import Record, append_record, read_records
 from lacache.evals.runs import Bench, RunSpec
 from lacache.evals.suite import QUICK, SMALL, Suite
 from lacache.evals.tasks.passkey import Passkey
@@ -26,7 +26,7 @@ from lacache.models import LoadedModel
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 from tests.evals.lookup import Digit, loaded_lookup
 
-SPEC = RunSpec(Digit(), Streaming(), length=80, budget="40", count=4)
+SPEC = RunSpec(Digit(), StreamingMethod(), length=80, budget="40", count=4)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_record_says_what_was_measured_and_how(bench: Bench) -> None:
     assert list(record)[:2] == ["kind", "key"]
     assert record["kind"] == "eval"
     assert record["task"] == {"name": "digit", "place": 60, "questions": 1}
-    assert record["method"] == {"name": "streaming", "sinks": 4, "refill": 0.125}
+    assert record["method"] == {"name": "streaming", "sinks": 4, "evict_batch": 0.125}
     settings = ("length", "count", "seed", "budget", "protocol", "first_token")
     assert [record[name] for name in settings] == [80, 4, 3, "40", "dense", "cache"]
     assert record["model"]["name"] == "lookup"
@@ -100,8 +100,8 @@ class Half(Passkey):
 
 CHANGES: list[dict[str, Any]] = [
     {"task": Digit(11)},
-    {"method": Streaming(sinks=3)},
-    {"method": Ladder(span=3)},
+    {"method": StreamingMethod(sinks=3)},
+    {"method": LadderMethod(span=3)},
     {"length": 81},
     {"budget": "41"},
     {"count": 5},
@@ -130,7 +130,7 @@ def test_the_hash_of_weights_tells_models_apart() -> None:
     assert weights_sha256(tiny_llama(seed=0).to(torch.bfloat16)) != first
 
 
-@pytest.mark.parametrize("method", [FullCache(), Streaming(sinks=2), Ladder(span=2)])
+@pytest.mark.parametrize("method", [FullCache(), StreamingMethod(sinks=2), LadderMethod(span=2)])
 def test_perplexity_is_that_of_reading(text: Path, method: Method) -> None:
     loaded = LoadedModel(tiny_llama(), tiny_tokenizer(), "tiny", Path())
     task = Perplexity(text=str(text), start=7)
@@ -187,7 +187,10 @@ def test_bad_specifications_are_refused(changes: dict[str, Any], message: str) -
         replace(SPEC, **changes)
 
 
-SPECS = [replace(SPEC, method=method) for method in (FullCache(), Streaming(), Ladder(span=3))]
+SPECS = [
+    replace(SPEC, method=method)
+    for method in (FullCache(), StreamingMethod(), LadderMethod(span=3))
+]
 
 
 def test_runs_go_on_where_they_were_interrupted(
@@ -231,7 +234,7 @@ class Broken(Method):
 
 def test_a_run_that_fails_costs_no_other(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    too_small = replace(SPEC, method=Ladder(span=3), budget="5")
+    too_small = replace(SPEC, method=LadderMethod(span=3), budget="5")
     broken = replace(SPEC, method=Broken())
     outcomes = list(run_all(bench, [SPECS[0], too_small, broken, SPECS[1]], path))
     assert [outcome.record is None for outcome in outcomes] == [False, True, True, False]
@@ -251,7 +254,7 @@ def test_other_samples_are_not_mixed_into_a_file(bench: Bench, tmp_path: Path, t
     spec = RunSpec(Perplexity(text=str(text)), FullCache(), length=300)
     assert [o.error for o in run_all(bench, [spec], path)] == [""]
     text.write_text("Something else. " + text.read_text())
-    other = replace(spec, method=Streaming(), budget="64")
+    other = replace(spec, method=StreamingMethod(), budget="64")
     (outcome,) = run_all(Bench(loaded_lookup()), [other], path)
     assert "are not those of the records in" in outcome.error
     # The record of the same specification is one of another text, too.

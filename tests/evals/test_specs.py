@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.core.errors import ConfigError
-from lacache.evals.methods.ladder import Ladder
+from lacache.errors import ConfigError
+from lacache.evals.methods.ladder import LadderMethod
 from lacache.evals.methods.registry import METHODS, parse_method
 from lacache.evals.specs import format_spec, parse_spec, split_specs
 
@@ -23,17 +23,17 @@ class Made:
 @pytest.mark.parametrize(
     ("spec", "made"),
     [
-        ("ladder", Ladder()),
+        ("ladder", LadderMethod()),
         (
             "ladder:span=15,overlap=12,recent=0.5,unit=4",
-            Ladder(span=15, overlap=12, recent=0.5, unit=4),
+            LadderMethod(span=15, overlap=12, recent=0.5, unit=4),
         ),
-        ("ladder: geometry = consecutive , sinks=0", Ladder(geometry="consecutive", sinks=0)),
-        ("ladder:window_layers=0-2+9", Ladder(window_layers=(0, 1, 2, 9))),
-        ("ladder:span=none,recent=none", Ladder()),
+        ("ladder: geometry = consecutive , sinks=0", LadderMethod(geometry="consecutive", sinks=0)),
+        ("ladder:window_layers=0-2+9", LadderMethod(window_layers=(0, 1, 2, 9))),
+        ("ladder:span=none,recent=none", LadderMethod()),
     ],
 )
-def test_specs_are_read(spec: str, made: Ladder) -> None:
+def test_specs_are_read(spec: str, made: LadderMethod) -> None:
     assert parse_method(spec) == made
 
 
@@ -53,8 +53,8 @@ def test_specs_come_back_as_they_were(made: Made) -> None:
 
 
 def test_only_what_is_not_the_default_is_written() -> None:
-    assert format_spec("ladder", Ladder()) == "ladder"
-    assert format_spec("ladder", Ladder(span=3, unit=2)) == "ladder:span=3,unit=2"
+    assert format_spec("ladder", LadderMethod()) == "ladder"
+    assert format_spec("ladder", LadderMethod(span=3, unit=2)) == "ladder:span=3,unit=2"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_only_what_is_not_the_default_is_written() -> None:
         ("ladder:overlap=3", "overlap=3 says nothing without a span"),
         ("ladder:span=3,overlap=3", "overlap=3 must be below span=3"),
         ("ladder:geometry=round", "must be one of interleaved, consecutive"),
-        ("uniform:refill=1", "refill=1.0 must be a share"),
+        ("uniform:evict_batch=1", "evict_batch=1.0 must be a share"),
         ("streaming:sinks=-1", "sinks=-1 must be at least 0"),
     ],
 )

@@ -4,23 +4,25 @@ import pytest
 import torch
 
 from lacache.cache import LaCache
-from lacache.cache.argument import cache_argument
-from lacache.cache.facts import model_facts
-from lacache.core import HistoryConfig
 from lacache.evals.watch import ProtocolError, Watch
+from lacache.models.cache_argument import cache_argument
+from lacache.models.model_info import model_info
+from lacache.policies import RetrievalHeads
 from tests.cache.tiny_models import random_ids, tiny_model
 
 
 @pytest.mark.parametrize("capacity", range(20, 60, 9))
 def test_the_last_byte_is_allowed_and_one_token_more_is_not(capacity: int) -> None:
     model = tiny_model("llama")
-    heads = model_facts(model).num_heads
+    heads = model_info(model).num_heads
     history = tuple((layer, 0) for layer in range(len(heads) - 1))
-    cache = LaCache.from_model(model, HistoryConfig(capacity=capacity, history=history, window=0.4))
+    cache = LaCache.from_model(
+        model, RetrievalHeads(capacity=capacity, history=history, window=0.4)
+    )
     ids = random_ids(4 * capacity)
     with torch.no_grad(), Watch(model, cache, capacity=capacity).watching() as watch:
         model(ids, **cache_argument(model, cache))
-    allowed = capacity * model_facts(model).bytes_per_token
+    allowed = capacity * model_info(model).bytes_per_token
     assert 0.9 * allowed < watch.peak_bytes <= allowed
     cache.reset()
     less = Watch(model, cache, capacity=capacity - 1)

@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
-from lacache import LaCache, LadderConfig
-from lacache.cache.argument import cache_argument
+from lacache import LaCache, Ladder
+from lacache.models.cache_argument import cache_argument
 from tests.cache.tiny_models import random_ids
 
-LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 
 
 def write(folder: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from lacache.core.errors import MissingExtraError
+from lacache.errors import MissingExtraError
 from tests.test_package import modules_loaded_by
 
 STAND_IN = """

@@ -16,9 +16,9 @@ pytest.importorskip("lm_eval")
 import torch
 
 from lacache import LaCache
-from lacache.cache.argument import cache_argument
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 from lacache.integrations.lm_eval import main, register
+from lacache.models.cache_argument import cache_argument
 from tests.engine.tiny import save_tiny
 
 CONTEXT = "In the beginning the cat sat on the mat and looked at the other cats. "
@@ -154,7 +154,7 @@ def test_a_document_is_one_window_and_memory_is_bounded(folder: Path, tmp_path: 
     short = shutil.copytree(folder, tmp_path / "short")
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
-    lm = make("lacache", short, budget=40, policy="streaming", refill=0.5)
+    lm = make("lacache", short, budget=40, policy="streaming", evict_batch=0.5)
     document = LONG * 2
     tokens = lm.tok_encode(document)
     assert len(tokens) > 3 * lm.model.config.max_position_embeddings

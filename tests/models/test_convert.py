@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from lacache.core.errors import MissingExtraError, ModelError
+from lacache.errors import MissingExtraError, ModelError
 from lacache.models.convert import ensure_converted
 from lacache.models.manifest import MANIFEST, find_damage
 from tests.models.tiny import CHAT_TEMPLATE, write_gguf

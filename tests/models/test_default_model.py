@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lacache.core.notices import tell_once
+from lacache.common.notices import notice_once
 from lacache.models import DEFAULT_MODEL, load_model
 
 
@@ -13,7 +13,7 @@ from lacache.models import DEFAULT_MODEL, load_model
 def test_default_model_converts_once_and_knows_paris(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell_once.cache_clear()
+    notice_once.cache_clear()
     first = load_model(threads=1)
     assert f"Model: {DEFAULT_MODEL.notice}" in capsys.readouterr().err
     assert first.path is not None

@@ -171,7 +171,7 @@ def test_no_name_is_not_the_default(run: Run, tiny: Path, command: str) -> None:
 
 @pytest.mark.parametrize("kind", ["deep", "png", "cut"])
 def test_damaged_profiles(run: Run, tiny: Path, place: Path, kind: str) -> None:
-    from lacache.cache.fingerprint import fingerprint
+    from lacache.models.fingerprint import fingerprint
     from tests.engine.tiny import tiny_llama
 
     content = PLANS[kind]

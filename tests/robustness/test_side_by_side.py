@@ -9,7 +9,7 @@ from pathlib import Path
 APPEND = """
 import sys
 from pathlib import Path
-from lacache.evals.records import append_record
+from lacache.common.records import append_record
 for number in range(40):
     append_record(Path(sys.argv[1]), {"who": sys.argv[2], "number": number, "nll": [0.5] * 20_000})
 """

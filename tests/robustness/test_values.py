@@ -10,7 +10,7 @@ import pytest
 
 from lacache.cli import loading
 from lacache.cli.app import COMMANDS
-from lacache.core import checks
+from lacache.policies import checks
 from tests.cli.conftest import Run
 from tests.engine.tiny import save_tiny
 from tests.robustness.told import assert_refused

@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 from openai import OpenAI
 
-from lacache import Engine, LadderConfig
+from lacache import Engine, Ladder
 from lacache.server.app import make_app
 from lacache.server.keeping import Keeping
 from lacache.server.limits import Limits
@@ -18,7 +18,7 @@ from lacache.server.service import Service
 from lacache.server.start import make_service
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 
-POLICY = LadderConfig(capacity=40, span=2, overlap=1, refill=5)
+POLICY = Ladder(capacity=40, span=2, overlap=1, evict_batch=5)
 NAME = "tiny"
 
 

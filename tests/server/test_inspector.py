@@ -16,16 +16,16 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from lacache import Engine, Group, Groups, LadderConfig, SinkWindow
-from lacache.core.kept import KeptTokens, kept_after
+from lacache import Engine, Group, Groups, Ladder, Streaming
+from lacache.policies.kept import KeptTokens, kept_after
 from tests.engine.tiny import tiny_llama
 from tests.server.serving import NAME, POLICY, listening, new_engine, service
 
 LAYERS, KV_HEADS = 5, 2
 GROUPS = Groups(
     (
-        Group(LadderConfig(capacity=30, span=2, overlap=1, refill=4), (0, 2, (3, 1), 4)),
-        Group(SinkWindow(capacity=21, sinks=2, refill=6), (1, (3, 0))),
+        Group(Ladder(capacity=30, span=2, overlap=1, evict_batch=4), (0, 2, (3, 1), 4)),
+        Group(Streaming(capacity=21, sinks=2, evict_batch=6), (1, (3, 0))),
     )
 )
 PARTS = {

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from lacache.core.errors import ConfigError, InputError
 from lacache.engine import snapshot_file
 from lacache.engine.chat_template import ChatTemplate
+from lacache.errors import ConfigError, InputError
 from lacache.server.keeping import Keeping
 from lacache.server.service import Service
 from tests.engine.tiny import END, tiny_tokenizer
@@ -233,7 +233,7 @@ def test_the_end_of_the_server_keeps_what_was_written(tmp_path: Path) -> None:
     with service(keeping=keeping) as one:
         sessions = one.served(None).sessions
         assert sessions is not None
-        num_seen = sessions.facts("a").num_seen
+        num_seen = sessions.info("a").num_seen
         assert num_seen is not None
         assert num_seen > LEAST
 

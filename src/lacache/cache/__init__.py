@@ -1,4 +1,4 @@
-"""The transformers cache: any policy of `lacache.core` on an unpatched model."""
+"""The transformers cache: any policy of `lacache.policies` on an unpatched model."""
 
 from lacache.cache.lacache import LaCache
 from lacache.cache.reading import ReadingCache

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lacache.cache.facts import model_facts
-from lacache.cache.profiles import model_profile
-from lacache.core.budget import Budget
-from lacache.core.presets import DEFAULT_PRESET, SINKS, preset_source, refuse_beside_preset
-from lacache.core.resolve import PolicySource, one_budget, policy_source
-from lacache.core.schedule import Plan
+from lacache.models.head_profiles import model_profile
+from lacache.models.model_info import model_info
+from lacache.policies.budget import Budget
+from lacache.policies.presets import DEFAULT_PRESET, SINKS, preset_source, refuse_beside_preset
+from lacache.policies.resolve import PolicySource, one_budget, policy_source
+from lacache.policies.schedule import Plan
 
 
 def choose_plan(
@@ -37,7 +37,7 @@ def choose_plan(
         UnsupportedModelError: the model's caches or positions are not understood.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    facts = model_facts(model)
+    info = model_info(model)
     is_plain = policy is None and not given.keys() - {"sinks"}
     if preset is None and is_plain and not isinstance(config, Plan):
         preset = DEFAULT_PRESET
@@ -47,7 +47,7 @@ def choose_plan(
             budget,
             "ladder" if policy is None else policy,
             given,
-            num_layers=len(facts.growing),
+            num_layers=len(info.growing),
             bytes_per_token=bytes_per_token,
         )
     sinks = given.pop("sinks", SINKS)
@@ -55,7 +55,7 @@ def choose_plan(
     return preset_source(
         preset,
         one_budget(None if isinstance(config, Plan) else config, budget),
-        num_heads=facts.num_heads,
+        num_heads=info.num_heads,
         bytes_per_token=bytes_per_token,
         profile=model_profile(model),
         sinks=sinks,

@@ -6,10 +6,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lacache.cache.rotary import Rotation, Tables
-from lacache.core.errors import UnsupportedOperationError
-from lacache.core.kept import KeptTokens, kept_after
-from lacache.core.schedule import Schedule, State
+from lacache.errors import UnsupportedOperationError
+from lacache.models.rotary import Rotation, Tables
+from lacache.policies.kept import KeptTokens, kept_after
+from lacache.policies.schedule import Schedule, State
 
 
 @final
@@ -167,7 +167,7 @@ class LayerGroup:
         surviving = {}
         for pattern in self.kept.by_pattern:
             keep = torch.ones(self.state.num_cached, dtype=torch.bool)
-            for start, stop in self.schedule.dropped(self.state, pattern):
+            for start, stop in self.schedule.evicted_slots(self.state, pattern):
                 keep[start:stop] = False
             surviving[pattern] = keep.nonzero().squeeze(1)
             self._came_in_at[pattern] = self._came_in_at[pattern][surviving[pattern]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.core.errors import UnsupportedOperationError
+from lacache.errors import UnsupportedOperationError
 
 if TYPE_CHECKING:
     from lacache.cache.layer import BoundedLayer

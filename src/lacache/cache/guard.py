@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from lacache.cache.argument import given_cache
-from lacache.core.errors import InputError, UnsupportedOperationError
+from lacache.errors import InputError, UnsupportedOperationError
+from lacache.models.cache_argument import given_cache
 
 
 class GuardedCache(Cache, ABC):
@@ -31,15 +31,15 @@ class GuardedCache(Cache, ABC):
         """Learn the length of the first prompt, for a budget that is a share of it."""
 
     @abstractmethod
-    def next_segment(self, num_tokens: int) -> int:
+    def next_chunk(self, num_tokens: int) -> int:
         """How many of `num_tokens` the next forward may bring."""
 
     @abstractmethod
-    def check_decoder(self, decoder: nn.Module) -> None:
+    def validate_decoder(self, decoder: nn.Module) -> None:
         """Raise ModelError unless the cache was made for this decoder."""
 
     @abstractmethod
-    def check_input(self, first_position: int | None, batch_size: int) -> None:
+    def validate_input(self, first_position: int | None, batch_size: int) -> None:
         """Raise InputError if an input does not go on where the text stands."""
 
     @abstractmethod
@@ -79,17 +79,17 @@ def _before(
     if not isinstance(cache, GuardedCache):
         return None
     cache.earlier_hidden = []
-    cache.check_decoder(decoder)
+    cache.validate_decoder(decoder)
     _refuse_padding(call.get("attention_mask"))
     # All ones say nothing, and spare the model a mask as long as the text.
     call = {**call, "attention_mask": None}
     batch_size, num_new, device = _shape(call)
     given = call.get("position_ids")
-    cache.check_input(_first_position(given, num_new), batch_size)
+    cache.validate_input(_first_position(given, num_new), batch_size)
     cache.resolve(num_new)
     earlier = []
     start = 0
-    while (length := cache.next_segment(num_new - start)) < num_new - start:
+    while (length := cache.next_chunk(num_new - start)) < num_new - start:
         _refuse_what_cannot_be_cut(decoder, call)
         output = decoder(**_cut(call, start, start + length))
         earlier.append(output[0])

@@ -10,7 +10,6 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache.choice import choose_plan
-from lacache.cache.facts import ModelFacts, find_decoder, model_facts
 from lacache.cache.group import LayerGroup
 from lacache.cache.grouped_layer import GroupedLayer, refuse_taking_back
 from lacache.cache.guard import guard
@@ -19,13 +18,14 @@ from lacache.cache.masks import guard_masks
 from lacache.cache.reading import ReadingCache
 from lacache.cache.report import CacheReport, make_report
 from lacache.cache.split_layer import SplitLayer
-from lacache.core.budget import Budget
-from lacache.core.checks import check_prefill
-from lacache.core.errors import InputError, ModelError, UnsupportedOperationError
-from lacache.core.resolve import PolicySource
-from lacache.core.schedule import Plan
+from lacache.common.validation import validate_prefill
+from lacache.errors import InputError, ModelError, UnsupportedOperationError
+from lacache.models.model_info import ModelInfo, find_decoder, model_info
+from lacache.policies.budget import Budget
+from lacache.policies.resolve import PolicySource
+from lacache.policies.schedule import Plan
 
-Prefill = Literal["segmented", "dense"]
+Prefill = Literal["chunked", "dense"]
 
 
 @final
@@ -33,12 +33,12 @@ class LaCache(ReadingCache):
     """A bounded number of tokens, however long the text; see `from_model`."""
 
     def __init__(
-        self, model: Any, facts: ModelFacts, plan_for: PolicySource, prefill: Prefill
+        self, model: Any, info: ModelInfo, plan_for: PolicySource, prefill: Prefill
     ) -> None:
         """Not for users: make a cache with `LaCache.from_model`."""
         super().__init__([])
         self._decoder = ref(find_decoder(model))
-        self._facts = facts
+        self._facts = info
         self._plan_for = plan_for
         self._prefill = prefill
         self._start(1)
@@ -56,17 +56,17 @@ class LaCache(ReadingCache):
         overlap: int | None = None,
         sinks: int | None = None,
         recent: int | None = None,
-        refill: int | None = None,
+        evict_batch: int | None = None,
         geometry: str | None = None,
         unit: int | None = None,
         window_layers: Iterable[int] | None = None,
-        prefill: Prefill = "segmented",
+        prefill: Prefill = "chunked",
     ) -> "LaCache":
         """A cache for `model`, any causal language model of transformers.
 
         Args:
             model: the model; its decoder gets a forward hook that acts on these caches only.
-            config: a policy (LadderConfig, SinkWindow, Full), a HistoryConfig, Groups with a
+            config: a policy (Ladder, Streaming, Full), a RetrievalHeads, Groups with a
                 policy each, or a budget.
             budget: an int is tokens per layer (the capacity); a float in (0, 1] is a share of the
                 first prompt, rounded up, but never less than the policy can work with (of its
@@ -79,15 +79,15 @@ class LaCache(ReadingCache):
                 "local" are a gentle ladder over all layers.
             policy: "ladder", "streaming" or "full", for a budget, instead of a preset; "ladder" if
                 one of the options below is given, other than sinks.
-            span: see LadderConfig; without it, half of the layers.
-            overlap: see LadderConfig; without span and overlap, four fifths of the span.
-            sinks: see LadderConfig, as the others.
+            span: see Ladder; without it, half of the layers.
+            overlap: see Ladder; without span and overlap, four fifths of the span.
+            sinks: see Ladder, as the others.
             recent: newest tokens that no compaction touches.
-            refill: slots that one compaction frees; larger reads long prompts faster.
+            evict_batch: slots that one compaction frees; larger reads long prompts faster.
             geometry: "interleaved" or "consecutive".
             unit: neighbouring tokens kept or dropped together.
             window_layers: layers, counted over those with a growing cache, that keep a window.
-            prefill: "segmented" compacts while it reads, so memory is bounded at all times;
+            prefill: "chunked" compacts while it reads, so memory is bounded at all times;
                 "dense" reads the first input with a full cache and then compacts it, as the
                 paper does for LongBench and needles.
 
@@ -95,18 +95,18 @@ class LaCache(ReadingCache):
             ConfigError: the budget or an option cannot work for this model.
             UnsupportedModelError: the model's caches or positions are not understood.
         """
-        check_prefill(prefill)
+        validate_prefill(prefill)
         options = {
             "span": span,
             "overlap": overlap,
             "sinks": sinks,
             "recent": recent,
-            "refill": refill,
+            "evict_batch": evict_batch,
             "geometry": geometry,
             "unit": unit,
             "window_layers": window_layers or None,
         }
-        facts = model_facts(model)
+        info = model_info(model)
         plan_for = choose_plan(
             model,
             config,
@@ -114,11 +114,11 @@ class LaCache(ReadingCache):
             preset=preset,
             policy=policy,
             options=options,
-            bytes_per_token=facts.bytes_per_token,
+            bytes_per_token=info.bytes_per_token,
         )
         decoder = find_decoder(model)
         guard(decoder)
-        cache = cls(model, facts, plan_for, prefill)
+        cache = cls(model, info, plan_for, prefill)
         if len(cache._groups) > 1:
             guard_masks(decoder, cache.growing_layers)
         return cache
@@ -178,20 +178,20 @@ class LaCache(ReadingCache):
             # An earlier prompt may have been interrupted before any of it counted.
             self._start(num_tokens)
 
-    def next_segment(self, num_tokens: int) -> int:
+    def next_chunk(self, num_tokens: int) -> int:
         """Tokens up to the next compaction of any group, or all in a dense prefill."""
         if self._is_dense():
             return num_tokens
         return min(num_tokens, *(group.room() for group in self._groups))
 
-    def check_decoder(self, decoder: nn.Module) -> None:
+    def validate_decoder(self, decoder: nn.Module) -> None:
         """Refuse another model."""
         if decoder is not self._decoder():
             raise ModelError(
                 "this cache was made from another model; make one with LaCache.from_model(model)"
             )
 
-    def check_input(self, first_position: int | None, batch_size: int) -> None:
+    def validate_input(self, first_position: int | None, batch_size: int) -> None:
         """Refuse input that does not go on where the text stands."""
         if first_position is not None and first_position != self._num_seen:
             raise InputError(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lacache.cache.group import LayerGroup
 from lacache.cache.grouped_layer import GroupedLayer
-from lacache.cache.rotary import Rotation
+from lacache.models.rotary import Rotation
 
 
 @final

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lacache.cache.guard import GuardedCache
-from lacache.core.errors import UnsupportedModelError, UnsupportedOperationError
+from lacache.errors import UnsupportedModelError, UnsupportedOperationError
 
 
 def guard_masks(decoder: nn.Module, layers: Iterable[int]) -> None:

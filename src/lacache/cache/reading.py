@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lacache.cache.argument import cache_argument
-from lacache.cache.facts import find_decoder
 from lacache.cache.guard import GuardedCache
 from lacache.cache.report import CacheReport
-from lacache.core.errors import InputError, ModelError
+from lacache.errors import InputError, ModelError
+from lacache.models.cache_argument import cache_argument
+from lacache.models.model_info import find_decoder
 
 
 class ReadingCache(GuardedCache, ABC):
@@ -50,7 +50,7 @@ class ReadingCache(GuardedCache, ABC):
                 f"input_ids of shape {given} must be a tensor [batch, tokens >= 1]; with a "
                 "tokenizer: tokenizer(text, return_tensors='pt').input_ids"
             )
-        self.check_decoder(find_decoder(model))
+        self.validate_decoder(find_decoder(model))
         if model.get_output_embeddings() is None:
             raise ModelError(
                 f"{type(model).__name__} has no language-model head; load it with "
@@ -71,7 +71,7 @@ class ReadingCache(GuardedCache, ABC):
         self.resolve(num_tokens)
         start = 0
         while start < num_tokens:
-            length = self.next_segment(num_tokens - start)
+            length = self.next_chunk(num_tokens - start)
             output = model(
                 input_ids=input_ids[:, start : start + length],
                 **cache_argument(model, self),

@@ -6,7 +6,7 @@ from torch import LongTensor, Tensor
 
 from lacache.cache.grouped_layer import GroupedLayer
 from lacache.cache.layer import BoundedLayer
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 
 
 @final

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn, final
 import typer
 from typer.core import TyperGroup
 
-from lacache.core.errors import LaCacheError
+from lacache.errors import LaCacheError
 from lacache.version import __version__
 
 # Subcommand and function of the same name, in a module of the same name. Such a module imports

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from lacache.cli.layers import parse_layers
-from lacache.core.budget import parse_budget
-from lacache.core.checks import check_prefill
-from lacache.core.errors import ConfigError
-from lacache.core.ladder import LadderConfig
-from lacache.core.plan_record import load_plan
-from lacache.core.presets import refuse_beside_preset
-from lacache.core.resolve import check_options, default_refill
-from lacache.core.schedule import Plan
-from lacache.core.sink_window import SinkWindow
+from lacache.common.validation import validate_prefill
+from lacache.errors import ConfigError
+from lacache.policies.budget import parse_budget
+from lacache.policies.ladder import Ladder
+from lacache.policies.plan_record import load_plan
+from lacache.policies.presets import refuse_beside_preset
+from lacache.policies.resolve import default_evict_batch, validate_options
+from lacache.policies.schedule import Plan
+from lacache.policies.streaming import Streaming
 
 if TYPE_CHECKING:
     from lacache.cache import LaCache
@@ -42,20 +42,20 @@ class CacheOptions:
     overlap: int | None = None
     sinks: int | None = None
     recent: int | None = None
-    refill: int | None = None
+    evict_batch: int | None = None
     geometry: str | None = None
     unit: int | None = None
     window_layers: str = ""
-    prefill: str = "segmented"
+    prefill: str = "chunked"
 
     def __post_init__(self) -> None:
         # Before a model is loaded for nothing.
         parse_layers(self.window_layers)
-        check_prefill(self.prefill)
+        validate_prefill(self.prefill)
         if self.budget is not None:
             parse_budget(self.budget)
         if self.plan is not None:
-            self._check_beside_plan()
+            self._validate_beside_plan()
             _ = self._read_plan  # what is wrong with it is told now
             return
         given = {name: v for name, v in self._ladder_options().items() if v is not None}
@@ -63,14 +63,14 @@ class CacheOptions:
             refuse_beside_preset(self.preset, self.policy, given)
         if self.sinks is not None:
             given["sinks"] = self.sinks
-        check_options(self._budget(), "ladder" if self.policy is None else self.policy, given)
+        validate_options(self._budget(), "ladder" if self.policy is None else self.policy, given)
 
     @cached_property
     def _read_plan(self) -> Plan | None:
         # Once, as it may come from a pipe.
         return None if self.plan is None else load_plan(self.plan)
 
-    def _check_beside_plan(self) -> None:
+    def _validate_beside_plan(self) -> None:
         given = {"budget": self.budget, "preset": self.preset, "policy": self.policy}
         given |= {"sinks": self.sinks} | self._ladder_options()
         named = [name for name, value in given.items() if value is not None]
@@ -88,9 +88,9 @@ class CacheOptions:
             UnsupportedModelError: the model's caches or positions are not understood.
         """
         from lacache.cache import LaCache
-        from lacache.cache.facts import model_facts
+        from lacache.models.model_info import model_info
 
-        plan = self.plan_for(model, prompt_tokens, model_facts(model).bytes_per_token)
+        plan = self.plan_for(model, prompt_tokens, model_info(model).bytes_per_token)
         return LaCache.from_model(model, plan, prefill=self.prefill)  # type: ignore[arg-type]
 
     def plan_for(self, model: Any, prompt_tokens: int, bytes_per_token: int) -> Plan:
@@ -112,23 +112,23 @@ class CacheOptions:
             return self._read_plan
         options = self._ladder_options()
 
-        def choose(refill: int | None) -> Plan:
+        def choose(evict_batch: int | None) -> Plan:
             return choose_plan(
                 model,
                 None,
                 budget=self._budget(),
                 preset=self.preset,
                 policy=self.policy,
-                options={"sinks": self.sinks, **options, "refill": refill},
+                options={"sinks": self.sinks, **options, "evict_batch": evict_batch},
                 bytes_per_token=bytes_per_token,
             )(prompt_tokens)
 
-        plan = choose(self.refill)
+        plan = choose(self.evict_batch)
         others = {name for name, value in options.items() if value is not None}
         is_preset = self.preset is not None or (self.policy is None and not others)
-        if is_preset or self.refill is not None or not isinstance(plan, LadderConfig | SinkWindow):
+        if is_preset or self.evict_batch is not None or not isinstance(plan, Ladder | Streaming):
             return plan
-        return choose(default_refill(plan.capacity, plan.sinks))
+        return choose(default_evict_batch(plan.capacity, plan.sinks))
 
     def plan_budget(self) -> str | None:
         """What bounds the plan; None where the plan was given."""
@@ -140,7 +140,7 @@ class CacheOptions:
             "span": self.span,
             "overlap": self.overlap,
             "recent": self.recent,
-            "refill": self.refill,
+            "evict_batch": self.evict_batch,
             "geometry": self.geometry,
             "unit": self.unit,
             "window_layers": parse_layers(self.window_layers) or None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from lacache.core.schedule import UNBOUNDED
+from lacache.policies.schedule import UNBOUNDED
 
 if TYPE_CHECKING:
     from lacache.cache import CacheReport

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lacache.cli.computing import computing_dtype
-from lacache.cli.loading import check_loading
+from lacache.cli.loading import validate_loading
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
-from lacache.core.checks import check_int
-from lacache.core.profile import Profile, profile_json, read_profile
+from lacache.common.validation import validate_int
+from lacache.policies.head_profile import HeadProfile, profile_json, read_profile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,33 +56,33 @@ def calibrate(
     time, then more and more of them. What was measured is kept after an interruption, and the
     same command goes on from there.
     """
-    check_loading(model, dtype=dtype, threads=threads)
-    check_int("probes", probes, 1, 1000)
+    validate_loading(model, dtype=dtype, threads=threads)
+    validate_int("probes", probes, 1, 1000)
 
     from rich.console import Console
 
-    from lacache.cache.facts import model_facts
-    from lacache.cache.fingerprint import fingerprint
-    from lacache.evals.calibration import store
-    from lacache.evals.calibration.calibrate import Settings
-    from lacache.evals.calibration.calibrate import calibrate as measure
-    from lacache.evals.plots.drawing import check_png, require_matplotlib
+    from lacache.calibration import store
+    from lacache.calibration.calibrate import Settings
+    from lacache.calibration.calibrate import calibrate as measure
+    from lacache.common.records import validate_replaceable
+    from lacache.corpora import DEFAULT_TEXT, load_text
+    from lacache.evals.plots.drawing import require_matplotlib, validate_png
     from lacache.evals.plots.profile import plot_profile
-    from lacache.evals.records import check_replaceable
     from lacache.models import load_model
-    from lacache.texts import DEFAULT_TEXT, load_text
+    from lacache.models.fingerprint import fingerprint
+    from lacache.models.model_info import model_info
 
     settings = Settings(window=window, sinks=sinks, length=length, per_kind=probes, seed=seed)
     if plot is not None:
-        check_png(plot)
+        validate_png(plot)
         require_matplotlib()
-        check_replaceable(plot)
+        validate_replaceable(plot)
     source = load_text(DEFAULT_TEXT if text is None else text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     of_model = fingerprint(loaded.model)
     path = out or store.profile_path(of_model)
-    check_replaceable(path)
-    steps = settings.num_steps(model_facts(loaded.model).num_heads)
+    validate_replaceable(path)
+    steps = settings.num_steps(model_info(loaded.model).num_heads)
     console = Console(stderr=True)
     console.print(f"Calibrating {loaded.name} ({of_model}) with {source.name}", highlight=False)
     with _progress(console, steps) as on_step:
@@ -131,7 +131,7 @@ def _progress(console: Console, steps: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
-def _show(profile: Profile) -> None:
+def _show(profile: HeadProfile) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

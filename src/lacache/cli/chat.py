@@ -10,13 +10,14 @@ import typer
 
 from lacache.cli.cache_options import CacheOptions
 from lacache.cli.interrupt import interruptible
-from lacache.cli.loading import check_loading, check_memory
+from lacache.cli.loading import validate_loading, validate_memory
 from lacache.cli.opening import EngineOptions, opener
 from lacache.cli.options import (
     DEFAULT_THREADS,
     BudgetOption,
     CompileOption,
     DtypeOption,
+    EvictBatchOption,
     GeometryOption,
     KvDtypeOption,
     MinPOption,
@@ -26,7 +27,6 @@ from lacache.cli.options import (
     PolicyOption,
     PresetOption,
     RecentOption,
-    RefillOption,
     RepetitionPenaltyOption,
     SeedOption,
     SpanOption,
@@ -39,11 +39,11 @@ from lacache.cli.options import (
     WeightsOption,
     WindowLayersOption,
 )
-from lacache.cli.prompt import check_text
-from lacache.core.budget import parse_budget
-from lacache.core.errors import ConfigError, InputError
+from lacache.cli.prompt import validate_text
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
+from lacache.errors import ConfigError, InputError
+from lacache.policies.budget import parse_budget
 
 _HELP = """\
 /state  what the cache holds
@@ -76,7 +76,7 @@ def chat(
     span: SpanOption = None,
     overlap: OverlapOption = None,
     recent: RecentOption = None,
-    refill: RefillOption = None,
+    evict_batch: EvictBatchOption = None,
     geometry: GeometryOption = None,
     unit: UnitOption = None,
     window_layers: WindowLayersOption = "",
@@ -111,8 +111,8 @@ def chat(
             "known; try 512 (tokens) or '64MiB' (bytes)"
         )
 
-    check_loading(model, dtype=dtype, threads=threads)
-    check_memory(budget)
+    validate_loading(model, dtype=dtype, threads=threads)
+    validate_memory(budget)
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -125,7 +125,7 @@ def chat(
     StopStrings(stops)
     how = EngineOptions(compile=compile or False, kv_dtype=kv_dtype, weights=weights)
     if system is not None:
-        check_text(system, "the system prompt")
+        validate_text(system, "the system prompt")
     options = CacheOptions(
         preset=preset,
         policy=policy,
@@ -134,7 +134,7 @@ def chat(
         span=span,
         overlap=overlap,
         recent=recent,
-        refill=refill,
+        evict_batch=evict_batch,
         geometry=geometry,
         unit=unit,
         window_layers=window_layers,
@@ -190,7 +190,7 @@ class _Chat:
             if message.startswith("/"):
                 self._command(message)
             elif message:
-                self._answer(check_text(message, "the message"))
+                self._answer(validate_text(message, "the message"))
 
     def _line(self) -> str | None:
         try:

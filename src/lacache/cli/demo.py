@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lacache.cli.computing import computing_dtype
-from lacache.cli.loading import check_bytes, check_loading, check_memory
+from lacache.cli.loading import validate_bytes, validate_loading, validate_memory
 from lacache.cli.options import (
     DEFAULT_THREADS,
     DtypeOption,
@@ -26,16 +26,16 @@ from lacache.cli.options import (
     UnitOption,
 )
 from lacache.cli.policy import make_policy
-from lacache.core.budget import parse_budget
-from lacache.core.checks import check_int
-from lacache.core.errors import InputError
-from lacache.core.schedule import Policy
+from lacache.common.validation import validate_int
+from lacache.errors import InputError
+from lacache.policies.budget import parse_budget
+from lacache.policies.schedule import Policy
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lacache.common.records import Record
     from lacache.engine.writer import Writer
-    from lacache.evals.records import Record
     from lacache.models import LoadedModel
 
 _LABELS = {"full": "full cache", "streaming": "StreamingLLM", "ladder": "LaCache"}
@@ -62,7 +62,7 @@ def demo(
             "(0.05) or bytes (16MiB).",
         ),
     ] = "512",
-    refill: Annotated[
+    evict_batch: Annotated[
         int,
         typer.Option(
             help="Slots that one compaction should free, in both bounded caches. Also the most "
@@ -87,21 +87,22 @@ def demo(
 ) -> None:
     """Read a long text with a full cache, StreamingLLM and LaCache, and say which won what.
 
-    The bounded caches get the same budget and refill, and none of the three reads more tokens at
-    once than that refill. Prints perplexity by position, bytes and speed, writes ladder.png,
-    perplexity.png, memory.png and demo.json, and then goes on from what LaCache holds.
+    The bounded caches get the same budget and evict_batch, and none of the three prefills
+    more tokens at once than that. Prints perplexity by position, bytes and speed, writes
+    ladder.png, perplexity.png, memory.png and demo.json, and then goes on from what LaCache holds.
     """
     # Everything that can be wrong is checked before the minutes of reading.
-    check_int("tokens", tokens, 2)
-    check_int("new_tokens", new_tokens, 0)
-    check_loading(model, dtype=dtype, threads=threads)
+    validate_int("tokens", tokens, 2)
+    validate_int("new_tokens", new_tokens, 0)
+    validate_loading(model, dtype=dtype, threads=threads)
     parsed = parse_budget(budget)
-    check_memory(budget)
+    validate_memory(budget)
 
     from rich.console import Console
 
-    from lacache.cache.facts import model_facts
     from lacache.cache.static.shape import bytes_per_token
+    from lacache.common.records import environment, read_record, validate_writable, write_record
+    from lacache.corpora import DEFAULT_TEXT, load_text
     from lacache.engine.sampling import Sampling
     from lacache.evals.compare import compare, conclusions
     from lacache.evals.plots import (
@@ -111,20 +112,19 @@ def demo(
         require_matplotlib,
     )
     from lacache.evals.reading import model_record, read
-    from lacache.evals.records import check_writable, environment, read_record, write_record
     from lacache.models import load_model
-    from lacache.texts import DEFAULT_TEXT, load_text
+    from lacache.models.model_info import model_info
 
     require_matplotlib()
     source = load_text(DEFAULT_TEXT if text is None else text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     token_ids = _first_tokens(loaded, source.content, source.name, tokens + 1)
 
-    facts = model_facts(loaded.model)
-    num_layers = len(facts.growing)
+    info = model_info(loaded.model)
+    num_layers = len(info.growing)
 
     def policies(capacity: int) -> dict[str, Policy]:
-        shared = {"capacity": capacity, "sinks": sinks, "refill": refill}
+        shared = {"capacity": capacity, "sinks": sinks, "evict_batch": evict_batch}
         ladder = {"span": span, "overlap": overlap, "recent": recent, "geometry": geometry}
         return {
             "full": make_policy("full", num_layers),
@@ -134,7 +134,7 @@ def demo(
 
     largest = policies(1 << 40)
     capacity = parsed.capacity(
-        bytes_per_token=bytes_per_token(facts),
+        bytes_per_token=bytes_per_token(info),
         prompt_tokens=tokens,
         smallest=max(
             policy.smallest_capacity(num_layers)
@@ -142,17 +142,17 @@ def demo(
             if name != "full"
         ),
     )
-    check_bytes(budget, capacity * bytes_per_token(facts))
+    validate_bytes(budget, capacity * bytes_per_token(info))
     chosen = policies(capacity)
     for policy in chosen.values():
         policy.bind(num_layers)
-    check_writable(out)
+    validate_writable(out)
 
     progress_console = Console(stderr=True)
     progress_console.print(
         f"Reading {tokens:,} tokens of {source.name} with {loaded.name} three times: "
         f"{capacity:,} tokens per layer for StreamingLLM and LaCache, no limit for the full "
-        f"cache, at most {refill} tokens at once, {threads} thread{'s' * (threads > 1)}.",
+        f"cache, at most {evict_batch} tokens at once, {threads} thread{'s' * (threads > 1)}.",
         highlight=False,
     )
     sampling = Sampling(temperature=0.7, top_p=0.9, seed=0)
@@ -167,7 +167,7 @@ def demo(
                 loaded.model,
                 token_ids[:tokens],
                 policy,
-                chunk=refill,
+                chunk=evict_batch,
                 sampling=sampling,
                 on_progress=start(_LABELS[name]),
             )

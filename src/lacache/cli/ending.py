@@ -32,7 +32,7 @@ def ending_cleanly() -> Iterator[None]:
             signal.signal(number, stop)
     _open_streams()
     try:
-        _check_folder()
+        _validate_folder()
         try:
             yield
         finally:
@@ -63,7 +63,7 @@ def _open_streams() -> None:
             output.reconfigure(errors="replace")
 
 
-def _check_folder() -> None:
+def _validate_folder() -> None:
     try:
         os.getcwd()
     except OSError as error:

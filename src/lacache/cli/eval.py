@@ -9,8 +9,8 @@ import typer
 
 from lacache.cli.computing import computing_dtype
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
-from lacache.core.checks import check_dtype, check_threads
-from lacache.core.errors import ConfigError
+from lacache.common.validation import validate_dtype, validate_threads
+from lacache.errors import ConfigError
 from lacache.models import model_name
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ def eval(
     file as they are made; the same command again goes on where it stopped. A run that fails does
     not stop the others, and makes the exit code 1.
     """
-    check_dtype(dtype)
-    check_threads(threads)
+    validate_dtype(dtype)
+    validate_threads(threads)
 
     from dataclasses import replace
 
@@ -173,10 +173,10 @@ def eval(
     model_name(model)
 
     from lacache.cli.evaluating import evaluate
-    from lacache.evals.campaign import check_appendable
+    from lacache.evals.campaign import validate_appendable
     from lacache.models import load_model
 
-    check_appendable(out)
+    validate_appendable(out)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     _move(loaded, device)
     evaluate(specs, loaded, out, as_json=as_json)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lacache.cli.run_labels import budget_label, in_words, method_label, protocol_label, task_label
-from lacache.core.errors import LaCacheError
+from lacache.errors import LaCacheError
 from lacache.evals.campaign import in_file
 from lacache.evals.runs import RunSpec
 from lacache.models import model_name

@@ -22,9 +22,9 @@ from lacache.cli.run_labels import (
     protocol_label,
     task_label,
 )
+from lacache.common.records import Record
 from lacache.evals.campaign import Outcome, failures_path, run_all
 from lacache.evals.methods.full import FullCache
-from lacache.evals.records import Record
 from lacache.evals.runs import Bench, RunSpec
 from lacache.models import LoadedModel
 

@@ -8,7 +8,7 @@ import typer
 
 from lacache.cli.cache_options import CacheOptions
 from lacache.cli.cache_report import in_bytes, report_record
-from lacache.cli.loading import check_loading, check_memory
+from lacache.cli.loading import validate_loading, validate_memory
 from lacache.cli.opening import EngineOptions, opener
 from lacache.cli.options import (
     DEFAULT_THREADS,
@@ -16,6 +16,7 @@ from lacache.cli.options import (
     BudgetOption,
     CompileOption,
     DtypeOption,
+    EvictBatchOption,
     GeometryOption,
     KvDtypeOption,
     MinPOption,
@@ -26,7 +27,6 @@ from lacache.cli.options import (
     PrefillOption,
     PresetOption,
     RecentOption,
-    RefillOption,
     RepetitionPenaltyOption,
     SeedOption,
     SinksOption,
@@ -41,9 +41,9 @@ from lacache.cli.options import (
     WindowLayersOption,
 )
 from lacache.cli.prompt import read_prompt
-from lacache.core.errors import InputError
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
+from lacache.errors import InputError
 
 
 def generate(
@@ -86,11 +86,11 @@ def generate(
     overlap: OverlapOption = None,
     sinks: SinksOption = None,
     recent: RecentOption = None,
-    refill: RefillOption = None,
+    evict_batch: EvictBatchOption = None,
     geometry: GeometryOption = None,
     unit: UnitOption = None,
     window_layers: WindowLayersOption = "",
-    prefill: PrefillOption = "segmented",
+    prefill: PrefillOption = "chunked",
     kv_dtype: KvDtypeOption = None,
     temperature: TemperatureOption = 0.7,
     top_k: TopKOption = 0,
@@ -113,7 +113,7 @@ def generate(
         raise InputError(
             f"max_new_tokens={max_new_tokens} must be -1 (without end) or at least 0; try 256"
         )
-    check_loading(model, dtype=dtype, threads=threads)
+    validate_loading(model, dtype=dtype, threads=threads)
     options = CacheOptions(
         preset=preset,
         policy=policy,
@@ -123,14 +123,14 @@ def generate(
         overlap=overlap,
         sinks=sinks,
         recent=recent,
-        refill=refill,
+        evict_batch=evict_batch,
         geometry=geometry,
         unit=unit,
         window_layers=window_layers,
         prefill=prefill,
     )
-    if prefill == "segmented":  # dense takes what the prompt needs
-        check_memory(budget)
+    if prefill == "chunked":  # dense takes what the prompt needs
+        validate_memory(budget)
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lacache.core.groups import mean_capacity
-from lacache.core.kept import coverage, kept_after
-from lacache.core.schedule import UNBOUNDED, Plan
+from lacache.policies.groups import mean_capacity
+from lacache.policies.kept import coverage, kept_after
+from lacache.policies.schedule import UNBOUNDED, Plan
 
 
 def groups_record(

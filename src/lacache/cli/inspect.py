@@ -23,13 +23,13 @@ from lacache.cli.options import (
     WindowLayersOption,
 )
 from lacache.cli.policy import make_policy, make_preset, preset_note
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
-from lacache.core.groups import Groups, Member
-from lacache.core.history import HistoryConfig
-from lacache.core.kept import kept_after
-from lacache.core.plan_record import load_plan
-from lacache.core.schedule import Plan, Policy, Schedule
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
+from lacache.policies.groups import Groups, Member
+from lacache.policies.kept import kept_after
+from lacache.policies.plan_record import load_plan
+from lacache.policies.retrieval_heads import RetrievalHeads
+from lacache.policies.schedule import Plan, Policy, Schedule
 
 _MOST_HELD = 10_000_000
 
@@ -61,10 +61,10 @@ def inspect(
     overlap: OverlapOption = None,
     sinks: SinksOption = None,
     recent: RecentOption = None,
-    refill: Annotated[
+    evict_batch: Annotated[
         int | None,
         typer.Option(
-            "--refill",
+            "--evict_batch",
             help="Slots that one compaction frees. Default: 1.",
             show_default=False,
             rich_help_panel="Cache",
@@ -102,17 +102,17 @@ def inspect(
     comes before it has run. Tokens are numbered from 0. Needs no model.
     """
     # Far beyond any model; a typing slip must not fill the memory.
-    check_int("layers", layers, 1, 1000)
-    check_int("seen", seen, 0)
+    validate_int("layers", layers, 1, 1000)
+    validate_int("seen", seen, 0)
     if heads is not None:
-        check_int("heads", heads, 1, 256)
+        validate_int("heads", heads, 1, 256)
     options: dict[str, Any] = {
         "capacity": capacity,
         "span": span,
         "overlap": overlap,
         "sinks": sinks,
         "recent": recent,
-        "refill": refill,
+        "evict_batch": evict_batch,
         "geometry": geometry,
         "unit": unit,
         "window_layers": parse_layers(window_layers) or None,
@@ -133,7 +133,7 @@ def inspect(
     show: Callable[[], None]
     if plan is None and isinstance(chosen, Policy):
         schedule = chosen.bind(layers)
-        _check_size([schedule], seen)
+        _validate_size([schedule], seen)
         kept = kept_after(schedule, seen)
         is_due = kept.schedule.is_full(kept.state)
         if not before_compaction:
@@ -142,7 +142,7 @@ def inspect(
         show = partial(_show, chosen, record, before_compaction=before_compaction)
     else:
         num_heads = [heads or 1] * layers
-        _check_size([group.schedule for group in chosen.bind_groups(num_heads)], seen)
+        _validate_size([group.schedule for group in chosen.bind_groups(num_heads)], seen)
         record = groups_record(chosen, num_heads, seen, settled=not before_compaction)
         show = partial(_show_groups, record, num_heads, before_compaction=before_compaction)
     if plot is not None:
@@ -159,7 +159,7 @@ def inspect(
         typer.echo(f"wrote {plot}", err=True)
 
 
-def _check_size(schedules: Sequence[Schedule], seen: int) -> None:
+def _validate_size(schedules: Sequence[Schedule], seen: int) -> None:
     """Refuse more token numbers than anybody would read."""
     held = sum(min(seen, s.capacity) * len(set(s.patterns)) for s in schedules)
     if held > _MOST_HELD:
@@ -188,7 +188,7 @@ def _heads_for(plan: Plan, heads: int | None, path: Path) -> int:
 
 
 def _members(plan: Plan) -> Sequence[Member]:
-    if isinstance(plan, HistoryConfig):
+    if isinstance(plan, RetrievalHeads):
         return [member for members in (plan.history, *plan.tiers) for member in members]
     if isinstance(plan, Groups):
         return [member for group in plan.groups for member in group.members]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lacache.core.kept import KeptTokens, coverage
+from lacache.policies.kept import KeptTokens, coverage
 
 
 def ladder_record(kept: KeptTokens) -> dict[str, Any]:

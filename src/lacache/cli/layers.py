@@ -2,7 +2,7 @@
 
 import re
 
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 
 # Far beyond any model; a typing slip must not fill the memory.
 _MOST = 100_000

@@ -1,35 +1,35 @@
 """What can be told of a model before the libraries that load it are, which takes seconds."""
 
-from lacache.core.budget import parse_budget
-from lacache.core.checks import check_dtype, check_threads
-from lacache.core.errors import ConfigError
-from lacache.core.memory import physical_bytes
+from lacache.common.memory import physical_bytes
+from lacache.common.validation import validate_dtype, validate_threads
+from lacache.errors import ConfigError
 from lacache.models import model_name
+from lacache.policies.budget import parse_budget
 
 
-def check_loading(model: str | None, *, dtype: str, threads: int) -> None:
+def validate_loading(model: str | None, *, dtype: str, threads: int) -> None:
     """Refuse what `load_model` would.
 
     Raises:
         ConfigError: no such type, or too many threads.
         ModelError: there is no such file or directory, or it holds no model.
     """
-    check_dtype(dtype)
-    check_threads(threads)
+    validate_dtype(dtype)
+    validate_threads(threads)
     model_name(model)
 
 
-def check_memory(budget: str | None, rows: int = 1) -> None:
+def validate_memory(budget: str | None, rows: int = 1) -> None:
     """Refuse a budget in bytes that the machine does not have for each of so many texts.
 
     Raises:
         ConfigError: that.
     """
     if budget is not None:
-        check_bytes(budget, parse_budget(budget).num_bytes, rows)
+        validate_bytes(budget, parse_budget(budget).num_bytes, rows)
 
 
-def check_bytes(budget: str, num_bytes: int, rows: int = 1) -> None:
+def validate_bytes(budget: str, num_bytes: int, rows: int = 1) -> None:
     """Refuse a budget that is so many bytes for each of so many texts, if they are not there.
 
     Raises:

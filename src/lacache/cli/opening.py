@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from lacache.cli.cache_options import CacheOptions
-from lacache.core.checks import check_kv_dtype, check_weights
-from lacache.core.errors import ConfigError
-from lacache.core.home import cache_home
+from lacache.common.home import cache_home
+from lacache.common.validation import validate_kv_dtype, validate_weights
+from lacache.errors import ConfigError
 
 if TYPE_CHECKING:
     from lacache.engine.engine import Engine
@@ -35,10 +35,10 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         # Before a model is loaded for nothing.
-        check_kv_dtype(self.kv_dtype)
-        check_weights(self.weights)
+        validate_kv_dtype(self.kv_dtype)
+        validate_weights(self.weights)
 
-    def check_needless(self, why: str) -> None:
+    def validate_needless(self, why: str) -> None:
         """Refuse what only an engine can do.
 
         Raises:
@@ -70,10 +70,10 @@ def opener(
         InputError: the plan cannot be read.
         UnsupportedModelError: the model's caches or positions are not understood.
     """
-    from lacache.cache.facts import model_facts
     from lacache.engine.cached_writer import CachedWriter
+    from lacache.models.model_info import model_info
 
-    facts = model_facts(model)
+    info = model_info(model)
     # Neither of the first two is of fixed size; the state of linear layers it doesn't hold.
     why_not = (
         "a full cache runs without"
@@ -81,11 +81,11 @@ def opener(
         else "dense prefill runs without"
         if cache_options.prefill == "dense"
         else "models with linear attention run without"
-        if facts.linear
+        if info.linear
         else None
     )
     if why_not is not None:
-        engine_options.check_needless(why_not)
+        engine_options.validate_needless(why_not)
         cache = cache_options.make(model, prompt_tokens)
         return lambda: CachedWriter(model, cache, sampling)
     engine = new_engine(model, cache_options, engine_options, prompt_tokens)
@@ -113,12 +113,12 @@ def new_engine(
         InputError: the plan cannot be read.
         UnsupportedModelError: the model is not understood.
     """
-    from lacache.cache.facts import model_facts
     from lacache.cache.static.fit import fit_bytes
     from lacache.engine.engine import Engine
+    from lacache.models.model_info import model_info
 
     plan = fit_bytes(
-        model_facts(model),
+        model_info(model),
         cache_options.plan_budget(),
         lambda per_token: cache_options.plan_for(model, prompt_tokens, per_token),
         engine_options.kv_dtype,

@@ -88,10 +88,10 @@ RecentOption = Annotated[
         rich_help_panel=_CACHE,
     ),
 ]
-RefillOption = Annotated[
+EvictBatchOption = Annotated[
     int | None,
     typer.Option(
-        "--refill",
+        "--evict_batch",
         help="Slots that one compaction frees. Default: an eighth of the capacity, at least 1 and "
         "no more than the sinks leave, because a long prompt is read in pieces of up to this "
         "length, and longer pieces are read much faster; 1 forgets least at a time.",
@@ -132,7 +132,7 @@ PrefillOption = Annotated[
     str,
     typer.Option(
         "--prefill",
-        help="segmented compacts while it reads; dense reads the prompt with a full cache first "
+        help="chunked compacts while it reads; dense reads the prompt with a full cache first "
         "and compacts it then.",
         rich_help_panel=_CACHE,
     ),

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
-from lacache.core.presets import PRESETS, SINKS, preset_source
-from lacache.core.registry import POLICIES
-from lacache.core.resolve import budget_source
-from lacache.core.schedule import Plan, Policy
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
+from lacache.policies.presets import PRESETS, SINKS, preset_source
+from lacache.policies.registry import POLICIES
+from lacache.policies.resolve import budget_source
+from lacache.policies.schedule import Plan, Policy
 
 
 def make_policy(name: str, num_layers: int, **options: Any) -> Policy:
@@ -22,7 +22,7 @@ def make_policy(name: str, num_layers: int, **options: Any) -> Policy:
     given = {option: value for option, value in options.items() if value is not None}
     capacity = given.pop("capacity", None)
     if capacity is not None:
-        check_int("capacity", capacity, 1)
+        validate_int("capacity", capacity, 1)
     elif name in POLICIES and name != "full":
         raise _no_capacity(f"policy {name!r}")
     source = budget_source(capacity, name, given, num_layers=num_layers, bytes_per_token=1)

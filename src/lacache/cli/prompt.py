@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from lacache.core.errors import InputError
-from lacache.texts.files import decode_text, read_text_file
+from lacache.corpora.files import decode_text, read_text_file
+from lacache.errors import InputError
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -18,7 +18,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
             f"two prompts were given, an argument and --file {file}; leave one of them out"
         )
     if prompt is not None:
-        return check_text(prompt, "the prompt")
+        return validate_text(prompt, "the prompt")
     if file is not None:
         return read_text_file(file).content
     if sys.stdin.isatty():
@@ -26,7 +26,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return decode_text(sys.stdin.buffer.read(), "standard input")
 
 
-def check_text(text: str, name: str) -> str:
+def validate_text(text: str, name: str) -> str:
     """What was typed, if it is text.
 
     Args:

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from lacache.cli.cache_options import CacheOptions
-from lacache.cli.loading import check_loading, check_memory
+from lacache.cli.loading import validate_loading, validate_memory
 from lacache.cli.opening import EngineOptions, new_engine
 from lacache.cli.options import (
     DEFAULT_THREADS,
     DtypeOption,
+    EvictBatchOption,
     GeometryOption,
     KvDtypeOption,
     ModelOption,
@@ -20,17 +21,16 @@ from lacache.cli.options import (
     PlanOption,
     PresetOption,
     RecentOption,
-    RefillOption,
     SinksOption,
     SpanOption,
     UnitOption,
     WeightsOption,
     WindowLayersOption,
 )
-from lacache.core.budget import parse_budget
-from lacache.core.errors import ConfigError
-from lacache.core.packages import require_modules
-from lacache.server.address import check_address
+from lacache.common.packages import require_modules
+from lacache.errors import ConfigError
+from lacache.policies.budget import parse_budget
+from lacache.server.address import validate_address
 
 KEY_VARIABLE = "LACACHE_API_KEY"
 
@@ -126,7 +126,7 @@ def serve(
     overlap: OverlapOption = None,
     sinks: SinksOption = None,
     recent: RecentOption = None,
-    refill: RefillOption = None,
+    evict_batch: EvictBatchOption = None,
     geometry: GeometryOption = None,
     unit: UnitOption = None,
     window_layers: WindowLayersOption = "",
@@ -150,7 +150,7 @@ def serve(
     if engine not in ("lacache", "vllm"):
         raise ConfigError(f"engine={engine!r} must be 'lacache' or 'vllm'; try --engine lacache")
     api_key = os.environ.get(KEY_VARIABLE)
-    check_address(host, api_key)
+    validate_address(host, api_key)
     if engine == "vllm":
         ours = {
             "--preset": preset,
@@ -177,7 +177,7 @@ def serve(
             "overlap": overlap,
             "sinks": sinks,
             "recent": recent,
-            "refill": refill,
+            "evict_batch": evict_batch,
             "geometry": geometry,
             "unit": unit,
         }
@@ -206,7 +206,7 @@ def serve(
     if disk is not None and folder is None:
         raise ConfigError(f"--disk {disk} needs a folder; give --folder too")
     threads = DEFAULT_THREADS if threads is None else threads
-    check_loading(model, dtype=dtype, threads=threads)
+    validate_loading(model, dtype=dtype, threads=threads)
     if policy == "full":
         raise ConfigError(
             "policy='full' keeps every token, and a server's memory is fixed; try --policy ladder"
@@ -220,7 +220,7 @@ def serve(
         overlap=overlap,
         sinks=sinks,
         recent=recent,
-        refill=refill,
+        evict_batch=evict_batch,
         geometry=geometry,
         unit=unit,
         window_layers=window_layers,
@@ -229,15 +229,15 @@ def serve(
     how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
     rows = 4 if rows is None else rows
     for given_budget in (budget, *further):
-        check_memory(given_budget, rows)
+        validate_memory(given_budget, rows)
     require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
     from lacache.models import load_model
     from lacache.server.limits import Limits
-    from lacache.server.start import bind, check_folder, make_service
+    from lacache.server.start import bind, make_service, validate_folder
     from lacache.server.start import serve as answer
 
     limits = Limits() if waiting is None else Limits(waiting=waiting)
-    check_folder(folder)
+    validate_folder(folder)
     with bind(host, port, api_key) as listening:
         loaded = load_model(model, dtype=dtype, threads=threads)
         engines = {loaded.name: new_engine(loaded.model, cache_options, how, 1, rows)}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lacache.cli.computing import computing_dtype
-from lacache.cli.loading import check_loading
+from lacache.cli.loading import validate_loading
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
-from lacache.core.budget import ParsedBudget, parse_budget
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
+from lacache.policies.budget import ParsedBudget, parse_budget
 
 if TYPE_CHECKING:
     from lacache.evals.methods.method import Method
@@ -94,47 +94,47 @@ def tune(
     again; then measures the winners and StreamingLLM on the other half. Without text and time for
     two stretches of each half it advises nothing. The same command again goes on where it stopped.
     """
-    check_loading(model, dtype=dtype, threads=threads)
-    check_int("seed", seed, 0)
+    validate_loading(model, dtype=dtype, threads=threads)
+    validate_int("seed", seed, 0)
     if prefer not in _WISHES:
         raise ConfigError(f"prefer={prefer!r} must be one of {', '.join(_WISHES)}; try both")
     parsed = parse_budget(budget)
 
     from rich.console import Console
 
-    from lacache.cache.facts import model_facts
     from lacache.cli.tuning import show, show_use, tuning_bars
-    from lacache.evals.campaign import check_appendable
+    from lacache.common.records import validate_replaceable, write_record
+    from lacache.evals.campaign import validate_appendable
     from lacache.evals.hub_texts import load_named_text
-    from lacache.evals.plots.drawing import check_png, require_matplotlib
+    from lacache.evals.plots.drawing import require_matplotlib, validate_png
     from lacache.evals.plots.tuning import plot_tuning
-    from lacache.evals.records import check_replaceable, write_record
     from lacache.evals.runs import Bench
     from lacache.evals.specs import split_specs
     from lacache.evals.tuning.candidates import plan_of
     from lacache.evals.tuning.measure import measuring
     from lacache.evals.tuning.result import RULES, tuning_record
     from lacache.evals.tuning.search import Search
-    from lacache.evals.tuning.settings import Settings, check_minutes
+    from lacache.evals.tuning.settings import Settings, validate_minutes
     from lacache.evals.tuning.split import split_text
     from lacache.models import load_model
+    from lacache.models.model_info import model_info
 
-    check_minutes(minutes)
+    validate_minutes(minutes)
     specs = None if methods is None else split_specs(methods)
     if specs == []:
         raise ConfigError("no methods were given; give at least one, or leave --methods out")
     if plot is not None:
-        check_png(plot)
+        validate_png(plot)
         require_matplotlib()
-        check_replaceable(plot)
+        validate_replaceable(plot)
     if save_plan is not None:
-        check_replaceable(save_plan)
-    check_appendable(out)
+        validate_replaceable(save_plan)
+    validate_appendable(out)
     load_named_text(text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
-    facts = model_facts(loaded.model)
-    context = getattr(facts.text_config, "max_position_embeddings", None)
-    capacity, length = _sizes(parsed, length, facts.bytes_per_token, context)
+    info = model_info(loaded.model)
+    context = getattr(info.text_config, "max_position_embeddings", None)
+    capacity, length = _sizes(parsed, length, info.bytes_per_token, context)
     settings = Settings(capacity, length, minutes)
     parts = split_text(loaded.tokenizer, text, length=length, seed=seed)
     console = Console(stderr=True, highlight=False)
@@ -153,7 +153,7 @@ def tune(
     else:
         shown = Console(highlight=False)
         show(shown, record)
-        show_use(shown, record, prefer, plans[prefer], facts.num_heads, save_plan)
+        show_use(shown, record, prefer, plans[prefer], info.num_heads, save_plan)
     if save_plan is not None:
         typer.echo(f"wrote {save_plan}", err=True)
     if plot is not None:
@@ -166,7 +166,7 @@ def _sizes(
 ) -> tuple[int, int]:
     """Capacity, and tokens of a stretch."""
     if length is not None:
-        check_int("length", length, 2)
+        validate_int("length", length, 2)
     capacity = budget.capacity(
         bytes_per_token=bytes_per_token, prompt_tokens=length or _SHARE_LENGTH, smallest=1
     )

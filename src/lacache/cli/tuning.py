@@ -11,10 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from lacache.core.schedule import Plan
-from lacache.evals.records import Record
+from lacache.common.records import Record
 from lacache.evals.runs import RunSpec
 from lacache.evals.tuning.result import FEWEST_CLEAR, verdict
+from lacache.policies.schedule import Plan
 
 _KIB = 1024
 
@@ -119,14 +119,14 @@ def show_use(
         kind = type(plan).__name__
         lines = [
             "from lacache import LaCache",
-            f"from lacache.core import {kind}",
+            f"from lacache.policies import {kind}",
             f"cache = LaCache.from_model(model, {plan})",
         ]
     else:
         lines = [
             "from pathlib import Path",
             "from lacache import LaCache",
-            "from lacache.core.plan_record import load_plan",
+            "from lacache.policies.plan_record import load_plan",
             f"cache = LaCache.from_model(model, load_plan(Path({str(saved)!r})))",
         ]
     lines.append(f"lacache eval --methods '{method}' --budgets {record['capacity']}")

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from lacache.cache import LaCache
 from lacache.cache.report import CacheReport
-from lacache.core.errors import InputError
 from lacache.engine.checked import checked_ends
 from lacache.engine.sampler import Sampler
 from lacache.engine.sampling import Sampling
 from lacache.engine.stream import stream
 from lacache.engine.writer import Writer, Written
+from lacache.errors import InputError
 
 
 @final

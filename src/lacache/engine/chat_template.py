@@ -5,7 +5,7 @@ from typing import Any, final
 
 from jinja2 import TemplateError
 
-from lacache.core.errors import ModelError
+from lacache.errors import ModelError
 
 _QUESTION = "first-question"
 _ANSWER = "first-answer"

@@ -7,8 +7,8 @@ from operator import index
 import torch
 from torch import Tensor
 
-from lacache.core.checks import check_int
-from lacache.core.errors import InputError
+from lacache.common.validation import validate_int
+from lacache.errors import InputError
 
 
 def checked_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
@@ -61,7 +61,7 @@ def checked_top_logprobs(top_logprobs: int | None) -> int | None:
         ConfigError: it is negative.
     """
     if top_logprobs is not None:
-        check_int("top_logprobs", top_logprobs, 0)
+        validate_int("top_logprobs", top_logprobs, 0)
     return top_logprobs
 
 
@@ -72,5 +72,5 @@ def checked_length(max_new_tokens: int | None) -> int | None:
         ConfigError: it is negative.
     """
     if max_new_tokens is not None:
-        check_int("max_new_tokens", max_new_tokens, 0)
+        validate_int("max_new_tokens", max_new_tokens, 0)
     return max_new_tokens

@@ -8,13 +8,9 @@ from typing import Any, final
 from torch import Tensor
 
 from lacache.cache.choice import choose_plan
-from lacache.cache.facts import model_facts
 from lacache.cache.static.fit import fit_bytes
 from lacache.cache.static.row_state import put_row
-from lacache.core.budget import Budget, parse_budget
-from lacache.core.checks import check_int
-from lacache.core.errors import CompilerError, ConfigError, InputError
-from lacache.core.schedule import Plan
+from lacache.common.validation import validate_int
 from lacache.engine.checked import (
     checked_ends,
     checked_length,
@@ -28,8 +24,12 @@ from lacache.engine.sampler import Sampler
 from lacache.engine.sampling import Sampling
 from lacache.engine.scheduler import Scheduler
 from lacache.engine.session import Session
-from lacache.engine.snapshot import Snapshot, check_snapshot, new_sampler, snapshot_kind
+from lacache.engine.snapshot import Snapshot, new_sampler, snapshot_kind, validate_snapshot
 from lacache.engine.token_stream import TokenStream
+from lacache.errors import CompilerError, ConfigError, InputError
+from lacache.models.model_info import model_info
+from lacache.policies.budget import Budget, parse_budget
+from lacache.policies.schedule import Plan
 
 # Others wait for a segment; alone, only its masks grow with its length.
 _SEGMENT, _SEGMENT_ALONE = 128, 1024
@@ -70,7 +70,7 @@ class Engine:
         overlap: int | None = None,
         sinks: int | None = None,
         recent: int | None = None,
-        refill: int | None = None,
+        evict_batch: int | None = None,
         geometry: str | None = None,
         unit: int | None = None,
         window_layers: Iterable[int] | None = None,
@@ -84,7 +84,7 @@ class Engine:
 
         Args:
             model: on one device; its weights are shared, not copied.
-            config: a policy, a HistoryConfig, Groups, or a budget.
+            config: a policy, a RetrievalHeads, Groups, or a budget.
             budget: tokens per layer, or bytes of one sequence such as "64MiB"; both count keys
                 twice where positions move them (docs/adr/0009). A share needs the length of a
                 prompt, and prompts differ.
@@ -94,7 +94,7 @@ class Engine:
             overlap: of a ladder.
             sinks: first tokens, never evicted.
             recent: newest tokens that no compaction touches.
-            refill: slots that one compaction frees.
+            evict_batch: slots that one compaction frees.
             geometry: "interleaved" or "consecutive".
             unit: neighbouring tokens kept or dropped together.
             window_layers: layers that keep a window.
@@ -115,10 +115,10 @@ class Engine:
             MissingExtraError: `weights` without the extra "int8".
             UnsupportedModelError: the model is not understood; `LaCache` may take it.
         """
-        check_int("rows", rows, 1)
+        validate_int("rows", rows, 1)
         if segment is not None:
-            check_int("segment", segment, 1)
-        facts = model_facts(model)
+            validate_int("segment", segment, 1)
+        info = model_info(model)
         for given in (config, budget):
             if given is not None and not isinstance(given, Plan) and parse_budget(given).share:
                 raise ConfigError(
@@ -130,7 +130,7 @@ class Engine:
             "overlap": overlap,
             "sinks": sinks,
             "recent": recent,
-            "refill": refill,
+            "evict_batch": evict_batch,
             "geometry": geometry,
             "unit": unit,
             "window_layers": window_layers or None,
@@ -148,7 +148,7 @@ class Engine:
             )(1)
 
         given_budget = budget if isinstance(config, Plan) or config is None else config
-        plan = fit_bytes(facts, given_budget, choose, kv_dtype)
+        plan = fit_bytes(info, given_budget, choose, kv_dtype)
         backend: Backend | None = "inductor" if compile else None
         kernels = compile and model.device.type == "cpu"
         if kernels:
@@ -270,7 +270,7 @@ class Engine:
         Raises:
             InputError: it is of another model, type or plan, or says what cannot be.
         """
-        check_snapshot(snapshot, self._runner)
+        validate_snapshot(snapshot, self._runner)
 
     def resume(self, snapshot: Snapshot, sampling: Sampling | None = None) -> Session:
         """A session that goes on, in a row of its own, from where another stood.

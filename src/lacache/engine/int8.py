@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lacache.core.checks import check_weights
+from lacache.common.validation import validate_weights
 from lacache.engine.cpu.arithmetic import linear_for
 from lacache.engine.cpu.linear import kernel_product
 
@@ -34,7 +34,7 @@ def quantize_weights(model: nn.Module, weights: str, *, kernels: bool = False) -
         ConfigError: another name.
         MissingExtraError: torchao is not installed.
     """
-    check_weights(weights)
+    validate_weights(weights)
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     # Its settings for inductor would be set for the whole process.

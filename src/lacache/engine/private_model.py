@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from lacache.cache.facts import find_decoder
 from lacache.cache.static import attention
-from lacache.core.errors import UnsupportedModelError
+from lacache.errors import UnsupportedModelError
+from lacache.models.model_info import find_decoder
 
 
 def private_model(model: Any) -> tuple[Any, attention.Attend]:

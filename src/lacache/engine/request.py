@@ -7,8 +7,8 @@ from typing import final
 
 from torch import Tensor
 
-from lacache.core.errors import ModelError
 from lacache.engine.logprobs import TokenLogprobs
+from lacache.errors import ModelError
 
 
 @final

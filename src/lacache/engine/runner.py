@@ -11,20 +11,20 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lacache.cache.argument import cache_name
-from lacache.cache.facts import model_facts
-from lacache.cache.fingerprint import fingerprint
 from lacache.cache.static.attention import Attend, fused
 from lacache.cache.static.layers import PartedLayer
 from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.store import StaticStore
-from lacache.core.errors import UnsupportedModelError
-from lacache.core.schedule import Plan
 from lacache.engine.cpu.attention import for_one_token
 from lacache.engine.cpu.linear import use_cpu_linear
 from lacache.engine.cpu.mover import KernelMover
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
+from lacache.errors import UnsupportedModelError
+from lacache.models.cache_argument import cache_name
+from lacache.models.fingerprint import fingerprint
+from lacache.models.model_info import model_info
+from lacache.policies.schedule import Plan
 
 Backend = str | Callable[..., Any]
 
@@ -72,7 +72,7 @@ class Runner:
         attend: Attend | None = None,
         kernels: bool = False,
     ) -> None:
-        self.shape = StaticShape(model_facts(model), plan, kv_dtype)
+        self.shape = StaticShape(model_info(model), plan, kv_dtype)
         self.fingerprint = fingerprint(model)
         self.weights = weights
         self._model, own = private_model(model)
@@ -88,7 +88,7 @@ class Runner:
         if model.device.type == "cpu":
             use_cpu_linear(self._model, alone=rows == 1, kernels=kernels)
         self._step: Callable[..., Tensor] = _forward
-        self.vocab_size: int = self.shape.facts.text_config.vocab_size
+        self.vocab_size: int = self.shape.info.text_config.vocab_size
         self.compile_seconds: float | None = None
         """How long the first compiled step took; None before, and without compilation."""
         self._backend = backend

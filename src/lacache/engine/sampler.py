@@ -14,8 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from lacache.core.errors import ConfigError, InputError, ModelError
 from lacache.engine.sampling import Sampling
+from lacache.errors import ConfigError, InputError, ModelError
 
 _CPU = torch.device("cpu")
 
@@ -38,11 +38,11 @@ class SamplerState:
 
     def __post_init__(self) -> None:
         if self.generator is not None:
-            _check_vector("generator", self.generator, torch.uint8)
-        _check_vector("seen", self.seen, torch.int64)
+            _validate_vector("generator", self.generator, torch.uint8)
+        _validate_vector("seen", self.seen, torch.int64)
 
 
-def _check_vector(name: str, value: Tensor, dtype: torch.dtype) -> None:
+def _validate_vector(name: str, value: Tensor, dtype: torch.dtype) -> None:
     if value.dtype != dtype or value.ndim != 1 or value.device != _CPU:
         raise InputError(
             f"{name} of a sampler's state is {value.dtype} {tuple(value.shape)} on {value.device}, "

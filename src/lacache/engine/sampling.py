@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from lacache.core.checks import check_int, check_number
-from lacache.core.errors import ConfigError
+from lacache.common.validation import validate_int, validate_number
+from lacache.errors import ConfigError
 
 _LARGEST_SEED = 2**63 - 1  # what a torch generator takes
 # Beyond these, float32 logits would overflow.
@@ -41,16 +41,16 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, 0.7)
-        check_number("top_p", self.top_p, 0.95)
-        check_number("min_p", self.min_p, 0.05)
-        check_number("repetition_penalty", self.repetition_penalty, 1.1)
+        validate_number("temperature", self.temperature, 0.7)
+        validate_number("top_p", self.top_p, 0.95)
+        validate_number("min_p", self.min_p, 0.05)
+        validate_number("repetition_penalty", self.repetition_penalty, 1.1)
         if self.temperature != 0 and not _COLDEST <= self.temperature < math.inf:
             raise ConfigError(
                 f"temperature={self.temperature} must be 0 (greedy) or at least {_COLDEST}; "
                 "try temperature=0.7"
             )
-        check_int("top_k", self.top_k, 0)
+        validate_int("top_k", self.top_k, 0)
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} must be in (0, 1]; try top_p=0.95")
         if not 0 <= self.min_p <= 1:
@@ -61,6 +61,6 @@ class Sampling:
                 f"{_LARGEST_PENALTY:g}, and 1 is none; try repetition_penalty=1.1"
             )
         if self.seed is not None:
-            check_int("seed", self.seed, 0)
+            validate_int("seed", self.seed, 0)
             if self.seed > _LARGEST_SEED:
                 raise ConfigError(f"seed={self.seed} must be at most {_LARGEST_SEED}; try seed=0")

@@ -4,13 +4,13 @@ from collections import deque
 from typing import final
 
 from lacache.cache.static.row import Row
-from lacache.core.errors import ModelError, UnsupportedOperationError
 from lacache.engine.logprobs import token_logprobs
 from lacache.engine.open_row import OpenRow
 from lacache.engine.request import Request
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import Sampler
 from lacache.engine.token_stream import TokenStream
+from lacache.errors import ModelError, UnsupportedOperationError
 
 
 @final
@@ -84,17 +84,17 @@ class Scheduler:
         Raises:
             UnsupportedOperationError: it has no row any more.
         """
-        self._check_open(opened)
+        self._validate_open(opened)
         return self._row(opened)
 
-    def check_idle(self, opened: OpenRow) -> None:
+    def validate_idle(self, opened: OpenRow) -> None:
         """Refuse to touch a text that has no row any more, or that is still being written.
 
         Raises:
             UnsupportedOperationError: either of them.
         """
         self._admit()
-        self._check_open(opened)
+        self._validate_open(opened)
         if opened.request is not None and not opened.request.is_done:
             raise UnsupportedOperationError(
                 "the session is still writing; take its stream to the end, or close the stream"
@@ -143,7 +143,7 @@ class Scheduler:
         """Bring a request nearer to its next token; whether there was anything to do."""
         opened = self._row_of(request)
         if opened is not None:
-            self._row(opened).check_whole()
+            self._row(opened).validate_whole()
             if request.is_writing and opened.logits is not None:
                 self._choose(opened, request)
                 return True
@@ -241,7 +241,7 @@ class Scheduler:
     def _row(self, opened: OpenRow) -> Row:
         return self.runner.store.rows[opened.index]
 
-    def _check_open(self, opened: OpenRow) -> None:
+    def _validate_open(self, opened: OpenRow) -> None:
         if opened not in self._open:
             raise UnsupportedOperationError(
                 "the session is closed and its row belongs to another; open a new one"

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from lacache.cache.report import CacheReport, make_report
-from lacache.core.checks import check_int
-from lacache.core.errors import InputError, UnsupportedOperationError
-from lacache.core.kept import kept_after
+from lacache.common.validation import validate_int
 from lacache.engine.checked import (
     checked_ends,
     checked_length,
@@ -24,6 +22,8 @@ from lacache.engine.scoring import score
 from lacache.engine.snapshot import Snapshot, take_snapshot
 from lacache.engine.token_stream import TokenStream
 from lacache.engine.writer import Writer
+from lacache.errors import InputError, UnsupportedOperationError
+from lacache.policies.kept import kept_after
 
 
 @final
@@ -87,9 +87,9 @@ class Session(Writer):
             ConfigError: a negative number of tokens.
             UnsupportedOperationError: an earlier stream has not ended.
         """
-        check_int("ahead", ahead, 0)
+        validate_int("ahead", ahead, 0)
         opened = self._opened
-        self._scheduler.check_idle(opened)
+        self._scheduler.validate_idle(opened)
         last = [] if opened.last is None else [opened.last]
         unread = torch.cat([torch.tensor(last, dtype=torch.long), self._checked(tokens)])
         if len(unread) == 0 and opened.logits is None:
@@ -129,8 +129,8 @@ class Session(Writer):
                 dropped.
         """
         opened = self._opened
-        self._scheduler.check_idle(opened)
-        check_int("chunk", chunk, 1)
+        self._scheduler.validate_idle(opened)
+        validate_int("chunk", chunk, 1)
         checked = self._checked(tokens)
         if len(checked) == 0:
             raise InputError("0 tokens cannot be scored; give at least 1")
@@ -169,7 +169,7 @@ class Session(Writer):
         Raises:
             UnsupportedOperationError: a stream has not ended.
         """
-        self._scheduler.check_idle(self._opened)
+        self._scheduler.validate_idle(self._opened)
         if self._opened.last is not None:
             self._opened.last = None
             self._opened.sampler.unsee_last()
@@ -183,7 +183,7 @@ class Session(Writer):
             UnsupportedOperationError: all rows are in use, or a stream has not ended.
         """
         opened = self._opened
-        self._scheduler.check_idle(opened)
+        self._scheduler.validate_idle(opened)
         copy = self._scheduler.open(opened.sampler.fork())
         self._runner.store.fork(opened.index, copy.index)
         copy.last, copy.logits = opened.last, opened.logits
@@ -197,7 +197,7 @@ class Session(Writer):
         Raises:
             UnsupportedOperationError: a stream has not ended.
         """
-        self._scheduler.check_idle(self._opened)
+        self._scheduler.validate_idle(self._opened)
         return take_snapshot(self._runner, self._opened)
 
     def save(self, path: str | PathLike[str]) -> None:

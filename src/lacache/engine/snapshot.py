@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from lacache.cache.static.row_state import RowState, take_row
-from lacache.core.errors import ConfigError, InputError
-from lacache.core.plan_record import plan_record
-from lacache.core.schedule import State
-from lacache.core.timetable import Timetable
 from lacache.engine.open_row import OpenRow
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import Sampler, SamplerState
 from lacache.engine.sampling import Sampling
 from lacache.engine.snapshot_file import Header, read_snapshot, write_snapshot
+from lacache.errors import ConfigError, InputError
+from lacache.policies.plan_record import plan_record
+from lacache.policies.schedule import State
+from lacache.policies.timetable import Timetable
 
 _REMEDIES = {
     "dtype": "load the model in the snapshot's type",
@@ -106,7 +106,7 @@ class Snapshot:
         try:
             generator, seen = tensors.pop(_GENERATOR, None), tensors.pop(_SEEN)
             logits = tensors.pop(_LOGITS, None)
-            _check_logits(logits)
+            _validate_logits(logits)
             return cls(
                 made_by={name: header[name] for name in _REMEDIES if name in header},
                 num_seen=_checked_count("num_seen", header["num_seen"]),
@@ -146,7 +146,7 @@ def snapshot_kind(runner: Runner) -> str:
     return _digest(_asked_of(runner))
 
 
-def check_snapshot(snapshot: Snapshot, runner: Runner) -> None:
+def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
     """Check that a snapshot belongs to a runner's model and plan, and can be gone on from.
 
     What it keeps is a function of the number of tokens, so anything else is nobody's state.
@@ -205,7 +205,7 @@ def _checked_count(name: str, value: Any) -> int:
     return value
 
 
-def _check_logits(logits: Tensor | None) -> None:
+def _validate_logits(logits: Tensor | None) -> None:
     if logits is not None and (logits.dtype != torch.float32 or logits.ndim != 1):
         raise ValueError(f"{_LOGITS} are {logits.dtype} {tuple(logits.shape)}")
 
@@ -213,9 +213,9 @@ def _check_logits(logits: Tensor | None) -> None:
 def _asked_of(runner: Runner) -> Header:
     """What a snapshot must have in common with a runner, as JSON gives it back."""
     shape = runner.shape
-    config: Any = shape.facts.text_config
+    config: Any = shape.info.text_config
     asked = {
-        "dtype": _name(shape.facts.dtype),
+        "dtype": _name(shape.info.dtype),
         "kv_dtype": shape.kv_dtype,
         "weights": runner.weights,
         "model": runner.fingerprint,

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.version import __version__
 
 Header = dict[str, Any]
@@ -68,7 +68,7 @@ def read_header(path: Path) -> Header:
     """
     with _reading(path) as file:
         header, _ = _read_head(path, file)
-    _check_version(path, header)
+    _validate_version(path, header)
     return header
 
 
@@ -87,7 +87,7 @@ def read_snapshot(path: Path) -> tuple[Header, dict[str, Tensor]]:
         raise _cut_off(path, len(data), len(head) + num_bytes)
     if not _is_whole(data, checksum):
         raise _damaged(path, "its checksum is another")
-    _check_version(path, header)
+    _validate_version(path, header)
     try:
         return header, load(data)
     except SafetensorError as error:
@@ -124,7 +124,7 @@ def _read_head(path: Path, file: BinaryIO) -> tuple[Header, bytes]:
     return header, start + text
 
 
-def _check_version(path: Path, header: Header) -> None:
+def _validate_version(path: Path, header: Header) -> None:
     version = header.get("version")
     if version != VERSION:
         raise InputError(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import final
 
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 
 _MOST = 64
 _LONGEST = 256

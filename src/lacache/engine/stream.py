@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from lacache.cache import LaCache
-from lacache.core.errors import InputError
 from lacache.engine.checked import checked_ends, checked_length
 from lacache.engine.sampler import Sampler
 from lacache.engine.sampling import Sampling
+from lacache.errors import InputError
 
 
 def stream(

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import final
 
-from lacache.core.errors import ModelError, UnsupportedOperationError
 from lacache.engine.logprobs import TokenLogprobs
 from lacache.engine.request import Request
 from lacache.engine.writer import Written
+from lacache.errors import ModelError, UnsupportedOperationError
 
 
 @final

@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lacache.cache import ReadingCache
-from lacache.cache.argument import cache_argument
-from lacache.cache.facts import model_facts
-from lacache.core.budget import ParsedBudget
-from lacache.core.errors import ConfigError, InputError, ModelError
+from lacache.common.records import Record
 from lacache.engine.eos import eos_token_ids
+from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
-from lacache.evals.records import Record
 from lacache.evals.tasks.task import Question, Sample, Task
 from lacache.evals.watch import Watch
+from lacache.models.cache_argument import cache_argument
+from lacache.models.model_info import model_info
+from lacache.policies.budget import ParsedBudget
 
 Protocol = Literal["strict", "dense"]
 FirstToken = Literal["cache", "dense"]
@@ -126,7 +126,7 @@ def ask(
     if prompt_tokens < 2:
         raise InputError(f"a prompt of {prompt_tokens} tokens is too short; give at least 2")
     capacity = budget.capacity(
-        bytes_per_token=model_facts(model).bytes_per_token,
+        bytes_per_token=model_info(model).bytes_per_token,
         prompt_tokens=prompt_tokens,
         smallest=1,
     )
@@ -168,7 +168,7 @@ def ask(
         "peak_bytes": round(watch.peak_bytes),
         "mean_bytes": round(watch.mean_bytes),
         "full_bytes": watch.full_bytes,
-        "facts": dict(sample.facts),
+        "info": dict(sample.info),
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 
 _RESAMPLES = 2000
 BLOCK = 128

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lacache.core.errors import InputError, LaCacheError
-from lacache.evals.records import (
+from lacache.common.records import (
     Record,
     append_record,
-    check_writable,
     environment,
     read_records,
+    validate_writable,
 )
+from lacache.errors import InputError, LaCacheError
 from lacache.evals.runs import Bench, RunSpec, samples_key
 
 _SETTINGS = (
@@ -64,7 +64,7 @@ def run_all(
     Raises:
         InputError: the file cannot be read or written.
     """
-    check_appendable(path)
+    validate_appendable(path)
     records = read_records(path)
     by_key = {record.get("key"): record for record in records}
     hashes: dict[str, set[str]] = defaultdict(set)
@@ -76,7 +76,7 @@ def run_all(
         if key not in by_key and on_start is not None:
             on_start(spec)
         try:
-            _check_samples(bench, spec, same, path)
+            _validate_samples(bench, spec, same, path)
             record = by_key[key] if key in by_key else bench.run(spec, on_tokens)
         except Exception as error:
             # Whatever goes wrong with one method must not cost the runs of the others.
@@ -129,7 +129,7 @@ def failures_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.failures.log")
 
 
-def check_appendable(path: Path) -> None:
+def validate_appendable(path: Path) -> None:
     """Try whether records can be added to a file, before any long work.
 
     Raises:
@@ -137,7 +137,7 @@ def check_appendable(path: Path) -> None:
     """
     read_records(path)
     if not path.exists():
-        check_writable(path.parent)
+        validate_writable(path.parent)
         return
     try:
         path.open("ab").close()
@@ -145,7 +145,7 @@ def check_appendable(path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}; try another file") from error
 
 
-def _check_samples(bench: Bench, spec: RunSpec, hashes: Collection[str], path: Path) -> None:
+def _validate_samples(bench: Bench, spec: RunSpec, hashes: Collection[str], path: Path) -> None:
     """Refuse to mix samples: a text file may have changed since the file was begun."""
     if hashes and set(hashes) != {bench.samples_sha256(spec)}:
         raise InputError(

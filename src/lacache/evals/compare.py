@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lacache.core.errors import InputError
+from lacache.common.records import Record
+from lacache.errors import InputError
 from lacache.evals.perplexity import buckets, difference, doubling_edges, running
-from lacache.evals.records import Record
 
 TIE_IN_SPEED = 0.05
 """Speeds closer than this share count as a tie: a machine is rarely quieter than that."""
@@ -37,7 +37,7 @@ def compare(records: Sequence[Record]) -> list[Row]:
     Raises:
         InputError: no readings, or readings of different tokens.
     """
-    check_same_text(records)
+    validate_same_text(records)
     first = min((r["policy"].get("capacity", _WINDOW) for r in records), default=_WINDOW)
     edges = doubling_edges(first, records[0]["tokens"])
     by_record = [buckets(record["nll"], edges) for record in records]
@@ -70,7 +70,7 @@ def conclusions(records: Sequence[Record]) -> list[str]:
     Raises:
         InputError: no readings, or readings of different tokens.
     """
-    check_same_text(records)
+    validate_same_text(records)
     sentences = [_overall(records)]
     bounded = [r for r in records if r["policy"]["name"] != "full"]
     sentences += [_pair(r, bounded[0]) for r in bounded[1:]]
@@ -79,7 +79,7 @@ def conclusions(records: Sequence[Record]) -> list[str]:
     return sentences
 
 
-def check_same_text(records: Sequence[Record]) -> None:
+def validate_same_text(records: Sequence[Record]) -> None:
     """Raise InputError unless these are readings, at least one, of the same tokens."""
     if not records:
         raise InputError("0 readings leave nothing to compare; give at least one")

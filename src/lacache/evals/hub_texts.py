@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from lacache.core.errors import InputError
-from lacache.core.packages import require_modules
-from lacache.texts import Text, load_text
+from lacache.common.packages import require_modules
+from lacache.corpora import Text, load_text
+from lacache.errors import InputError
 
 _HUB: Mapping[str, tuple[str, dict[str, Any], str]] = {
     "wikitext-2": ("Salesforce/wikitext", {"name": "wikitext-2-raw-v1", "split": "test"}, "\n"),
@@ -27,7 +27,7 @@ def load_named_text(name: str) -> Text:
     return _from_hub(name) if name in _HUB else load_text(name)
 
 
-def check_named_text(name: str) -> None:
+def validate_named_text(name: str) -> None:
     """Raise unless there is such a text, as far as can be known without the network.
 
     Raises:

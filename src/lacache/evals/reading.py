@@ -11,20 +11,20 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lacache.cache import LaCache, ReadingCache
-from lacache.cache.argument import cache_argument
-from lacache.cache.facts import model_facts
-from lacache.core import POLICIES, Policy, kept_after
-from lacache.core.errors import InputError, ModelError
-from lacache.core.schedule import UNBOUNDED
-from lacache.core.timetable import Timetable
+from lacache.common.records import Record, environment
 from lacache.engine.cached_writer import CachedWriter
 from lacache.engine.engine import Engine
 from lacache.engine.sampling import Sampling
 from lacache.engine.writer import Writer
+from lacache.errors import InputError, ModelError
 from lacache.evals.perplexity import Bucket, perplexity, running
-from lacache.evals.records import Record, environment
+from lacache.models.cache_argument import cache_argument
+from lacache.models.model_info import model_info
+from lacache.policies import POLICIES, Policy, kept_after
+from lacache.policies.schedule import UNBOUNDED
+from lacache.policies.timetable import Timetable
 
-PROTOCOL = "segmented"
+PROTOCOL = "chunked"
 """Compactions run while the text is read, so memory is bounded at all times."""
 
 _DIGITS = 5
@@ -134,12 +134,12 @@ def read(
         ModelError: the model gives something that is not a number.
     """
     _check(token_ids, chunk)
-    facts = model_facts(model)
-    schedule = policy.bind(len(facts.growing))
+    info = model_info(model)
+    schedule = policy.bind(len(info.growing))
     timetable = Timetable(schedule)
     held: list[Held] = []
     writer: Writer
-    if schedule.capacity == UNBOUNDED or facts.linear:
+    if schedule.capacity == UNBOUNDED or info.linear:
         cache = LaCache.from_model(model, policy)
         writer = CachedWriter(model, cache, sampling)
 
@@ -207,7 +207,7 @@ def score_tokens(
     nll = torch.empty(len(token_ids) - 1)
     start = 0
     while start < len(token_ids):
-        stop = start + min(chunk, cache.next_segment(len(token_ids) - start))
+        stop = start + min(chunk, cache.next_chunk(len(token_ids) - start))
         logits = model(
             input_ids=ids[:, start:stop], **cache_argument(model, cache), use_cache=True
         ).logits

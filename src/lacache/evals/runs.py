@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, final
 
-from lacache.cache.facts import model_facts
-from lacache.core.budget import ParsedBudget, parse_budget
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
+from lacache.common.records import Record, environment
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 from lacache.evals.answering import Asking, FirstToken, Protocol, ask
 from lacache.evals.bootstrap import block_interval, mean_interval
 from lacache.evals.dependencies import last_seen
@@ -20,13 +19,14 @@ from lacache.evals.methods.method import Method
 from lacache.evals.methods.settings import settings_record
 from lacache.evals.perplexity import buckets, doubling_edges, perplexity
 from lacache.evals.reading import model_record, score_tokens, tokens_sha256
-from lacache.evals.records import Record, environment
 from lacache.evals.specs import format_spec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.task import Sample, Task
 from lacache.evals.watch import Watch
 from lacache.evals.weights import weights_sha256
 from lacache.models import LoadedModel
+from lacache.models.model_info import model_info
+from lacache.policies.budget import ParsedBudget, parse_budget
 
 HARNESS = 1
 """Goes up when the same specification would give other figures, so that old runs are not reused."""
@@ -72,9 +72,9 @@ class RunSpec:
     first_token: FirstToken = "cache"
 
     def __post_init__(self) -> None:
-        check_int("length", self.length, 2, MOST_TOKENS)
-        check_int("count", self.count, 1, MOST_SAMPLES)
-        check_int("seed", self.seed, 0)
+        validate_int("length", self.length, 2, MOST_TOKENS)
+        validate_int("count", self.count, 1, MOST_SAMPLES)
+        validate_int("seed", self.seed, 0)
         object.__setattr__(self, "budget", str(self.budget))
         parse_budget(self.budget)
         Asking(self.protocol, self.first_token)
@@ -227,7 +227,7 @@ class Bench:
     ) -> Record:
         ids = self._ids(spec, task)
         capacity = spec.parsed_budget.capacity(
-            bytes_per_token=model_facts(self._model).bytes_per_token,
+            bytes_per_token=model_info(self._model).bytes_per_token,
             prompt_tokens=len(ids),
             smallest=1,
         )

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 
 Made = TypeVar("Made")
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 from lacache.evals.answering import Asking, FirstToken, Protocol
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.registry import parse_method
@@ -51,7 +51,7 @@ class Suite:
         Raises:
             ConfigError: no such task or method, or a value that cannot be.
         """
-        check_int("samples", self.samples, 1, MOST_SAMPLES)
+        validate_int("samples", self.samples, 1, MOST_SAMPLES)
         for name in ("tasks", "methods", "budgets", "lengths", "protocols"):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} were given; give at least one")

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache import ReadingCache
-from lacache.cache.argument import given_cache
-from lacache.cache.facts import find_decoder, model_facts
 from lacache.cache.layer import layer_bytes
-from lacache.core.errors import LaCacheError
+from lacache.errors import LaCacheError
+from lacache.models.cache_argument import given_cache
+from lacache.models.model_info import find_decoder, model_info
 
 
 @final
@@ -42,7 +42,7 @@ class Watch:
         capacity: int | None,
         on_tokens: Callable[[int], None] | None = None,
     ) -> None:
-        self._facts = model_facts(model)
+        self._facts = model_info(model)
         self._growing = {layer.index for layer in self._facts.growing}
         self._decoder = find_decoder(model)
         self._cache = cache

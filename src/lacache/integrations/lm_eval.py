@@ -11,8 +11,8 @@ Python, `register()` and then `lm_eval.simple_evaluate(model="lacache", model_ar
 import sys
 from importlib import import_module
 
-from lacache.core.errors import LaCacheError
-from lacache.core.packages import require_modules
+from lacache.common.packages import require_modules
+from lacache.errors import LaCacheError
 
 NAME = "lacache"
 _TARGET = "lacache.integrations.lm_eval_model:LaCacheLM"

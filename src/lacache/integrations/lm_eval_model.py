@@ -15,15 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lacache.cache import ReadingCache
-from lacache.cache.argument import cache_argument
-from lacache.cache.facts import model_facts
-from lacache.core.budget import Budget, ParsedBudget, parse_budget
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError, InputError
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError, InputError
 from lacache.evals.answering import Asking, FirstToken
 from lacache.evals.methods.registry import METHODS, parse_method
 from lacache.evals.watch import Watch
 from lacache.models import load_model
+from lacache.models.cache_argument import cache_argument
+from lacache.models.model_info import model_info
+from lacache.policies.budget import Budget, ParsedBudget, parse_budget
 from lacache.version import __version__
 
 _CHUNK = 256
@@ -53,9 +53,9 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         budget: tokens per layer (512), a share of the context (0.25; of the whole window where
             lm-eval asks for the likelihood of a document), or bytes ("64MiB").
         policy: any method of `lacache eval`, such as ladder, streaming or full. Its settings
-            (span, overlap, recent, refill ...) are arguments too, written as there; a preset is
-            `policy=preset,preset=global`.
-        prefill: "segmented", or "dense" to read a context with a full cache and then compact it.
+            (span, overlap, recent, evict_batch ...) are arguments too, written as there; a preset
+            is `policy=preset,preset=global`.
+        prefill: "chunked", or "dense" to read a context with a full cache and then compact it.
         first_token: in a dense prefill, where the first answer token comes from; see `Asking`.
         smallest: tokens that a share of a short context is never below.
         batch_size: 1, as requests differ in length and so in what they keep.
@@ -73,7 +73,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         *,
         budget: Budget | None = None,
         policy: str = "ladder",
-        prefill: Literal["segmented", "dense"] = "segmented",
+        prefill: Literal["chunked", "dense"] = "chunked",
         first_token: FirstToken = "cache",
         smallest: int = 64,
         batch_size: int | str | None = 1,
@@ -86,11 +86,9 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
                 f"batch_size={batch_size} must be 1, as each request has a cache of its own; try "
                 "--batch_size 1"
             )
-        if prefill not in ("segmented", "dense"):
-            raise ConfigError(
-                f"prefill={prefill!r} must be 'segmented' or 'dense'; try 'segmented'"
-            )
-        check_int("smallest", smallest, 1)
+        if prefill not in ("chunked", "dense"):
+            raise ConfigError(f"prefill={prefill!r} must be 'chunked' or 'dense'; try 'chunked'")
+        validate_int("smallest", smallest, 1)
         self._asking = Asking("dense" if prefill == "dense" else "strict", first_token)
         make: Any = METHODS.get(policy)
         known = [field.name for field in fields(make)] if make else []
@@ -201,7 +199,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _open(self, prompt_tokens: int) -> _Opened:
         capacity = self._budget.capacity(
-            bytes_per_token=model_facts(self.model).bytes_per_token,
+            bytes_per_token=model_info(self.model).bytes_per_token,
             prompt_tokens=prompt_tokens,
             smallest=self._smallest,
         )

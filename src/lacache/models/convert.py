@@ -18,8 +18,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 
-from lacache.core.errors import ModelError
-from lacache.core.packages import require_modules
+from lacache.common.packages import require_modules
+from lacache.errors import ModelError
 from lacache.models.errors import first_line, is_disk_full, model_errors
 from lacache.models.manifest import find_damage, write_manifest
 from lacache.models.quiet import quiet

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lacache.core.home import cache_home
+from lacache.common.home import cache_home
 
 # Raised when the conversion changes, so that older results are left alone and made anew.
 FORMAT = 1

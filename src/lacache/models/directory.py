@@ -6,7 +6,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lacache.core.errors import ModelError
+from lacache.errors import ModelError
 from lacache.models.errors import first_line
 from lacache.models.name import read_object
 
@@ -18,7 +18,7 @@ _TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "tekken.json")
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-def check_files(path: Path) -> None:
+def validate_files(path: Path) -> None:
     """Refuse a model directory whose tokenizer or weights are missing or cut short.
 
     Raises:
@@ -30,10 +30,10 @@ def check_files(path: Path) -> None:
             f"model directory {path} has no tokenizer (no tokenizer.json); copy its files there too"
         )
     for weights in _weight_files(path):
-        _check_safetensors(weights)
+        _validate_safetensors(weights)
 
 
-def check_causal(config: Any, source: str) -> None:
+def validate_causal(config: Any, source: str) -> None:
     """Refuse a configuration whose model does not predict the next token.
 
     Args:
@@ -78,7 +78,7 @@ def _weight_files(path: Path) -> list[Path]:
     )
 
 
-def _check_safetensors(path: Path) -> None:
+def _validate_safetensors(path: Path) -> None:
     if not path.is_file():
         raise ModelError(f"{path} is missing; copy every file of the model")
     try:

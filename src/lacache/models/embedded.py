@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lacache.core.errors import ModelError
-from lacache.core.packages import package_folder
+from lacache.common.packages import package_folder
+from lacache.errors import ModelError
 from lacache.models.manifest import file_sha256
 
 

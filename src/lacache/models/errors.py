@@ -4,7 +4,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from lacache.core.errors import LaCacheError, ModelError
+from lacache.errors import LaCacheError, ModelError
 
 
 def first_line(error: BaseException) -> str:

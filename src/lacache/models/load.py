@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lacache.core.checks import check_dtype, check_threads
-from lacache.core.errors import ModelError
-from lacache.core.notices import tell_once
+from lacache.common.notices import notice_once
+from lacache.common.validation import validate_dtype, validate_threads
+from lacache.errors import ModelError
 from lacache.models.convert import ensure_converted
 from lacache.models.converted import converted_folder
-from lacache.models.directory import check_causal, check_files
+from lacache.models.directory import validate_causal, validate_files
 from lacache.models.embedded import DEFAULT_MODEL
 from lacache.models.errors import model_errors
 from lacache.models.manifest import file_sha256
@@ -68,7 +68,7 @@ def load_model(
     """
     torch_dtype = _parse_dtype(dtype)
     if threads is not None:
-        check_threads(threads)
+        validate_threads(threads)
         torch.set_num_threads(threads)
 
     called = model_name(name)
@@ -93,7 +93,7 @@ def model_folder(name: str | Path | None = None, *, progress: bool = True) -> Pa
     if name is None or name == "default":
         folder = converted_folder(DEFAULT_MODEL.name, DEFAULT_MODEL.sha256)
         if progress:
-            tell_once(f"Model: {DEFAULT_MODEL.notice}")
+            notice_once(f"Model: {DEFAULT_MODEL.notice}")
         name = DEFAULT_MODEL.name
         ensure_converted(folder, DEFAULT_MODEL.locate, notice=name, progress=progress)
         return folder
@@ -109,7 +109,7 @@ def model_folder(name: str | Path | None = None, *, progress: bool = True) -> Pa
 
 def _parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     name = str(dtype).removeprefix("torch.")
-    check_dtype(name)
+    validate_dtype(name)
     return name if name == "auto" else getattr(torch, name)
 
 
@@ -136,9 +136,9 @@ def _load(
     try:
         with quiet(bars=path is None and progress), model_errors(what, remedy):
             config = transformers.AutoConfig.from_pretrained(source, **options)
-            check_causal(config, str(path or name))
+            validate_causal(config, str(path or name))
             if path is not None:
-                check_files(path)
+                validate_files(path)
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, **options)
             loader: Any = transformers.AutoModelForCausalLM
             model, loading = loader.from_pretrained(

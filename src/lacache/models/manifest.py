@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from lacache.core.files import parse_json
+from lacache.common.files import parse_json
 
 MANIFEST = "lacache-manifest.json"
 # Up to this size the content is checked at every start (0.2 s for 270 MB), above it the size alone.

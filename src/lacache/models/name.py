@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lacache.core.errors import ModelError
-from lacache.core.files import parse_json
+from lacache.common.files import parse_json
+from lacache.errors import ModelError
 from lacache.models.embedded import DEFAULT_MODEL
 from lacache.models.errors import first_line
 
@@ -26,7 +26,7 @@ def model_name(name: str | Path | None) -> str:
     if is_gguf(path):
         return path.stem
     if path.exists():
-        check_directory(path)
+        validate_directory(path)
         return path.resolve().name
     is_file_name = path.suffix.lower() == ".gguf"
     if isinstance(name, Path) or is_file_name or not _HUB_NAME.fullmatch(name):
@@ -39,7 +39,7 @@ def is_gguf(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() == ".gguf"
 
 
-def check_directory(path: Path) -> None:
+def validate_directory(path: Path) -> None:
     """Refuse a local path that is not a directory with a readable config.json.
 
     Raises:

@@ -2,10 +2,10 @@
 
 import ipaddress
 
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 
 
-def check_address(host: str, api_key: str | None) -> None:
+def validate_address(host: str, api_key: str | None) -> None:
     """Check that a server that others can reach asks for a key.
 
     Raises:

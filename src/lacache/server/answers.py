@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import final
 from uuid import uuid4
 
-from lacache.core.errors import ConfigError, InputError, LaCacheError
+from lacache.errors import ConfigError, InputError, LaCacheError
 from lacache.server import logprobs
 from lacache.server.errors import ServerError
 from lacache.server.job import Finished, Piece
@@ -48,10 +48,10 @@ def usage(num_prompt: int, num_reused: int, num_new: int) -> Json:
 
 def models_list(names: Sequence[str]) -> Json:
     """The models there are."""
-    return {"object": "list", "data": [model_facts(name) for name in names]}
+    return {"object": "list", "data": [model_info(name) for name in names]}
 
 
-def model_facts(name: str) -> Json:
+def model_info(name: str) -> Json:
     """One of them."""
     return {"id": name, "object": "model", "created": 0, "owned_by": "lacache"}
 

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from lacache.core.errors import LaCacheError
+from lacache.errors import LaCacheError
 from lacache.server import inspector, routes, session_routes
 from lacache.server.answers import INTERNAL, error_body, is_clients, of_error
 from lacache.server.body_limit import BodyLimit

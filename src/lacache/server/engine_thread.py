@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, final
 
-from lacache.core.errors import InputError
 from lacache.engine.engine import Engine
+from lacache.errors import InputError
 from lacache.server.errors import BusyError, ClosedError, LateError
 from lacache.server.job import Event, Failed, Job
 from lacache.server.writing import Writing

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lacache.core.checks import check_int
+from lacache.common.validation import validate_int
 
 
 @final
@@ -29,6 +29,6 @@ class Keeping:
     sessions: int = 1_000
 
     def __post_init__(self) -> None:
-        check_int("memory_bytes", self.memory_bytes, 0)
-        check_int("disk_bytes", self.disk_bytes, 0)
-        check_int("sessions", self.sessions, 0)
+        validate_int("memory_bytes", self.memory_bytes, 0)
+        validate_int("disk_bytes", self.disk_bytes, 0)
+        validate_int("sessions", self.sessions, 0)

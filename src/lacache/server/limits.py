@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from lacache.core.checks import check_int, check_number
-from lacache.core.errors import ConfigError
+from lacache.common.validation import validate_int, validate_number
+from lacache.errors import ConfigError
 
 
 @final
@@ -31,10 +31,10 @@ class Limits:
     body_bytes: int = 16 * 2**20
 
     def __post_init__(self) -> None:
-        check_int("prompt_tokens", self.prompt_tokens, 1)
-        check_int("new_tokens", self.new_tokens, 1)
-        check_int("waiting", self.waiting, 0)
-        check_int("body_bytes", self.body_bytes, 1)
-        check_number("seconds", self.seconds, 60.0)
+        validate_int("prompt_tokens", self.prompt_tokens, 1)
+        validate_int("new_tokens", self.new_tokens, 1)
+        validate_int("waiting", self.waiting, 0)
+        validate_int("body_bytes", self.body_bytes, 1)
+        validate_number("seconds", self.seconds, 60.0)
         if not 0 < self.seconds < math.inf:
             raise ConfigError(f"seconds={self.seconds} must be above 0; try seconds=60")

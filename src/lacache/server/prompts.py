@@ -5,10 +5,10 @@ from typing import Any, final
 
 from jinja2 import TemplateError
 
-from lacache.core.errors import InputError
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.checked import checked_tokens
 from lacache.engine.text import TextStream
+from lacache.errors import InputError
 from lacache.server.limits import Limits
 from lacache.server.schemas import ChatRequest, CompletionRequest
 
@@ -70,7 +70,7 @@ class Prompts:
     def _of_completion(self, request: CompletionRequest, num_seen: int) -> list[int]:
         if isinstance(request.prompt, list):
             return request.prompt
-        _check_whole(request.prompt)
+        _validate_whole(request.prompt)
         # Marks of a text's beginning have no place in its midst.
         marks = {"add_special_tokens": False} if num_seen else {}
         ids: list[int] = self._tokenizer(request.prompt, verbose=False, **marks).input_ids
@@ -80,7 +80,7 @@ class Prompts:
         if not self._tokenizer.chat_template:
             raise InputError("the model has no chat template; use /v1/completions")
         for message in request.messages:
-            _check_whole(message.content)
+            _validate_whole(message.content)
         if num_seen:
             if [message.role for message in request.messages] != ["user"]:
                 raise InputError(
@@ -99,7 +99,7 @@ class Prompts:
         return ids
 
 
-def _check_whole(text: str) -> None:
+def _validate_whole(text: str) -> None:
     """JSON may have half a character, which no tokenizer takes."""
     try:
         text.encode()

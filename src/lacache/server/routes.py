@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from lacache.core.errors import LaCacheError
-from lacache.server.answers import INTERNAL, model_facts, models_list, of_error
+from lacache.errors import LaCacheError
+from lacache.server.answers import INTERNAL, model_info, models_list, of_error
 from lacache.server.documented import ERRORS, may_be
 from lacache.server.errors import ClosedError, ServerError
 from lacache.server.json import Json
@@ -43,7 +43,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> Json:
-        return model_facts(service.served(name).name)
+        return model_info(service.served(name).name)
 
     @routes.post("/v1/completions", responses=_STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:

@@ -64,7 +64,7 @@ class TextRequest(BaseModel, ABC):
         """Tokens to write at most."""
 
     @model_validator(mode="after")
-    def check_session(self) -> Self:
+    def validate_session(self) -> Self:
         """A session is one text."""
         if self.session is not None and self.n != 1:
             raise ValueError(f"n={self.n} must be 1 with a session; fork it for others")
@@ -137,7 +137,7 @@ class ChatRequest(TextRequest):
         return self.max_completion_tokens or self.max_tokens
 
     @model_validator(mode="after")
-    def check_logprobs(self) -> Self:
+    def validate_logprobs(self) -> Self:
         """One needs the other."""
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError(f"top_logprobs={self.top_logprobs} needs logprobs=true")

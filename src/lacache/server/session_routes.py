@@ -26,7 +26,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("")
     def listed(model: str | None = None) -> Json:
         sessions = service.sessions(model).all()
-        return {"object": "list", "data": [_told(facts) for facts in sessions]}
+        return {"object": "list", "data": [_told(info) for info in sessions]}
 
     @routes.post("", status_code=201)
     def created(body: SessionRequest) -> Json:
@@ -34,7 +34,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/{name}")
     def one(name: Name, model: str | None = None) -> Json:
-        return _told(service.sessions(model).facts(name))
+        return _told(service.sessions(model).info(name))
 
     @routes.delete("/{name}")
     def deleted(name: Name, model: str | None = None) -> Json:
@@ -58,11 +58,11 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _told(facts: SessionFacts) -> Json:
+def _told(info: SessionFacts) -> Json:
     return {
-        "id": facts.name,
+        "id": info.name,
         "object": "session",
-        "num_seen": facts.num_seen,
-        "bytes": facts.num_bytes,
-        "changed": int(facts.changed),
+        "num_seen": info.num_seen,
+        "bytes": info.num_bytes,
+        "changed": int(info.changed),
     }

@@ -12,11 +12,11 @@ from typing import Any, final
 import uvicorn
 from filelock import FileLock, Timeout
 
-from lacache.cache.facts import model_facts
-from lacache.core.errors import ConfigError, InputError
 from lacache.engine.engine import Engine
 from lacache.engine.eos import eos_token_ids
-from lacache.server.address import check_address
+from lacache.errors import ConfigError, InputError
+from lacache.models.model_info import model_info
+from lacache.server.address import validate_address
 from lacache.server.app import make_app
 from lacache.server.engine_thread import EngineThread
 from lacache.server.holding import Holding
@@ -51,7 +51,7 @@ def bind(host: str, port: int, api_key: str | None) -> socket.socket:
         ConfigError: others can reach it, and there is no key.
         InputError: the address is not of this machine, or the port is taken.
     """
-    check_address(host, api_key)
+    validate_address(host, api_key)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
@@ -168,18 +168,18 @@ def _served(
         )
         if keeping.memory_bytes and keeping.disk_bytes:
             files = PrefixFiles(folder / "prefixes", engine.kind, keeping.disk_bytes)
-    facts = model_facts(model)
+    info = model_info(model)
     holding = Holding(
-        engine.plan.bind_groups(facts.num_heads),
-        len(facts.growing),
+        engine.plan.bind_groups(info.num_heads),
+        len(info.growing),
         engine.row_bytes,
-        facts.bytes_per_token,
+        info.bytes_per_token,
     )
     thread = EngineThread(engine, tokenizer, waiting=limits.waiting)
     return Served(name, thread, Prefixes(keeping.memory_bytes, files), sessions, holding)
 
 
-def check_folder(folder: Path | None) -> None:
+def validate_folder(folder: Path | None) -> None:
     """Make the folder where it is missing, and try whether this process may have it.
 
     Raises:

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from lacache.cache.facts import model_facts
-from lacache.cache.rotary import Rotation
 from lacache.cache.static.buffer import Buffer, PlainBuffer
 from lacache.cache.static.compactions import Compactions
 from lacache.cache.static.mover import Mover
@@ -12,23 +10,25 @@ from lacache.cache.static.part import Part
 from lacache.cache.static.quantized import KV_DTYPES, ScaledBuffer
 from lacache.cache.static.row_group import Move, RowGroup
 from lacache.cache.static.turns import Turns
-from lacache.core import LadderConfig, SinkWindow
-from lacache.core.schedule import Policy, Schedule
+from lacache.models.model_info import model_info
+from lacache.models.rotary import Rotation
+from lacache.policies import Ladder, Streaming
+from lacache.policies.schedule import Policy, Schedule
 from tests.cache.tiny_models import tiny_model
 
 CPU = torch.device("cpu")
 HEADS, SIZE, ROW = 2, 8, 1
 POSITIONS = ("slots", "counted", "shared")
 TIGHT: dict[str, Policy] = {
-    "ladder": LadderConfig(capacity=14, span=2, sinks=2, recent=4, refill=1),
+    "ladder": Ladder(capacity=14, span=2, sinks=2, recent=4, evict_batch=1),
     # All its keys change slots, and where positions count on, none of them turns.
-    "window": SinkWindow(9, 0, 1),
+    "window": Streaming(9, 0, 1),
 }
 """They compact before every token."""
 
 
 def rotation() -> Rotation:
-    found = model_facts(tiny_model("llama")).growing[0].rotation
+    found = model_info(tiny_model("llama")).growing[0].rotation
     assert found is not None
     return found
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lacache.cache.static.compactions import Compactions
-from lacache.core import LadderConfig
-from lacache.core.schedule import Schedule
+from lacache.policies import Ladder
+from lacache.policies.schedule import Schedule
 from tests.cache.static.plans import schedules
 
 
@@ -19,7 +19,7 @@ def test_tables_of_compactions_are_what_is_not_dropped(schedule: Schedule, round
         found = compactions.surviving(state)
         for row, pattern in enumerate(sorted(set(schedule.patterns))):
             kept = list(range(state.num_cached))
-            for start, stop in schedule.dropped(state, pattern):
+            for start, stop in schedule.evicted_slots(state, pattern):
                 for slot in range(start, stop):
                     kept.remove(slot)
             assert found[row].tolist() == kept
@@ -29,7 +29,7 @@ def test_tables_of_compactions_are_what_is_not_dropped(schedule: Schedule, round
 
 
 def test_tables_that_come_again_are_made_once() -> None:
-    schedule = LadderConfig(capacity=24, span=2, sinks=2, refill=3).bind(5)
+    schedule = Ladder(capacity=24, span=2, sinks=2, evict_batch=3).bind(5)
     compactions = Compactions(schedule)
     made: dict[tuple[int, int], Tensor] = {}
     state = schedule.start().insert(schedule.capacity)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lacache.cache.static.mover import TorchMover
 from lacache.cache.static.quantized import KV_DTYPES
-from lacache.core.schedule import Schedule
+from lacache.policies.schedule import Schedule
 from tests.cache.static.following import POSITIONS, TIGHT, follow
 from tests.cache.static.plans import schedules
 

@@ -8,18 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.facts import model_facts
 from lacache.cache.static import store
 from lacache.cache.static.buffer import Buffer, PlainBuffer
 from lacache.cache.static.quantized import KV_DTYPES, ScaledBuffer, scale_dtype
 from lacache.cache.static.shape import StaticShape
-from lacache.core import Group, Groups, LadderConfig, SinkWindow
-from lacache.core.errors import ConfigError
 from lacache.engine.runner import Runner
+from lacache.errors import ConfigError
+from lacache.models.model_info import model_info
+from lacache.policies import Group, Groups, Ladder, Streaming
 from tests.cache.tiny_models import random_ids, tiny_model
 
 CPU = torch.device("cpu")
-LADDER = LadderConfig(capacity=24, span=2, overlap=0, sinks=2, refill=3)
+LADDER = Ladder(capacity=24, span=2, overlap=0, sinks=2, evict_batch=3)
 NAMES = sorted(KV_DTYPES)
 MODEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS, HEADS, SLOTS, SIZE = 2, 3, 7, 8
@@ -179,12 +179,12 @@ PLANS = {
     "ladder": LADDER,
     "heads apart": Groups(
         (
-            Group(SinkWindow(40, sinks=2, refill=3), ((0, 1), 3)),
-            Group(SinkWindow(24, sinks=2, refill=3), ((0, 0), 1, 2, 4)),
+            Group(Streaming(40, sinks=2, evict_batch=3), ((0, 1), 3)),
+            Group(Streaming(24, sinks=2, evict_batch=3), ((0, 0), 1, 2, 4)),
         )
     ),
 }
-HYBRID_LADDER = LadderConfig(capacity=24, span=2, overlap=1, sinks=2, refill=3)
+HYBRID_LADDER = Ladder(capacity=24, span=2, overlap=1, sinks=2, evict_batch=3)
 
 
 @pytest.mark.parametrize("name", [None, *NAMES])
@@ -212,16 +212,16 @@ def test_memory_is_known_before_it_is_there(
 
 @names
 def test_sixteen_bits_become_eight_and_a_scale(name: str) -> None:
-    facts = model_facts(tiny_model("llama").to(torch.bfloat16))
+    info = model_info(tiny_model("llama").to(torch.bfloat16))
     numbers = 5 * 2 * 24 * 3  # layers, KV heads, slots; keys twice and values
-    assert StaticShape(facts, LADDER).row_bytes == numbers * 8 * 2
-    assert StaticShape(facts, LADDER, name).row_bytes == numbers * (8 + 2)
+    assert StaticShape(info, LADDER).row_bytes == numbers * 8 * 2
+    assert StaticShape(info, LADDER, name).row_bytes == numbers * (8 + 2)
 
 
 @pytest.mark.parametrize("name", ["fp4", "torch.int8", "", torch.int8])
 def test_other_types_are_refused(name: Any) -> None:
     with pytest.raises(ConfigError, match=r"kv_dtype=.* must be None.*int8, float8.*try 'int8'"):
-        StaticShape(model_facts(tiny_model("llama")), LADDER, name)
+        StaticShape(model_info(tiny_model("llama")), LADDER, name)
 
 
 def run(runner: Runner, num_tokens: int, *, row: int = 1) -> Tensor:

@@ -11,7 +11,7 @@ from lacache.cache.group import LayerGroup
 from lacache.cache.layer import BoundedLayer
 from lacache.cache.static.compactions import Compactions
 from lacache.cache.static.row_group import Move, RowGroup
-from lacache.core.schedule import Schedule
+from lacache.policies.schedule import Schedule
 from tests.cache.static.plans import schedules
 
 

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BambaConfig
 
-from lacache.cache.facts import model_facts
 from lacache.cache.static.shape import StaticShape
-from lacache.core import Full, Group, Groups, LadderConfig, SinkWindow
-from lacache.core.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.engine import runner
 from lacache.engine.runner import Runner
+from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
+from lacache.models.model_info import model_info
+from lacache.policies import Full, Group, Groups, Ladder, Streaming
 from tests.cache.static.plans import plans
 from tests.cache.tiny_models import FAMILIES, SHAPE, tiny_model
 
-LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 
 
 @memoize
@@ -31,12 +31,12 @@ def model(family: str) -> Any:
 @given(data=st.data(), rows=st.integers(1, 4))
 @settings(max_examples=3)
 def test_bytes_are_those_of_the_buffers(family: str, data: Any, rows: int) -> None:
-    facts = model_facts(model(family))
-    heads = facts.num_heads
+    info = model_info(model(family))
+    heads = info.num_heads
     # Attention sinks are a number for each head, which parts of a layer cannot share.
     plan = LADDER if family == "gpt-oss" else data.draw(plans(len(heads), heads[0]))
     store = Runner(model(family), plan, rows, None).store
-    assert StaticShape(facts, plan).row_bytes * rows == store.num_bytes
+    assert StaticShape(info, plan).row_bytes * rows == store.num_bytes
     tensors = [
         *(
             t
@@ -58,23 +58,23 @@ def test_bytes_are_those_of_the_buffers(family: str, data: Any, rows: int) -> No
 
 def test_bytes_by_hand() -> None:
     # 2 KV heads of 8 numbers in 4 bytes, keys twice.
-    assert StaticShape(model_facts(model("llama")), LADDER).row_bytes == 5 * 16 * 3 * 2 * 8 * 4
+    assert StaticShape(model_info(model("llama")), LADDER).row_bytes == 5 * 16 * 3 * 2 * 8 * 4
     # A layer without positions has its keys once.
-    without = StaticShape(model_facts(model("smollm3")), LADDER).row_bytes
+    without = StaticShape(model_info(model("smollm3")), LADDER).row_bytes
     assert without == (4 * 3 + 2) * 16 * 2 * 8 * 4
     # Three windows of 8 tokens, keys once.
-    mixed = StaticShape(model_facts(model("gemma3")), LADDER).row_bytes
+    mixed = StaticShape(model_info(model("gemma3")), LADDER).row_bytes
     assert mixed == (4 * 3 * 16 + 3 * 2 * 8) * 2 * 8 * 4
-    half = model_facts(tiny_model("llama").bfloat16())
+    half = model_info(tiny_model("llama").bfloat16())
     assert StaticShape(half, LADDER).row_bytes == 5 * 16 * 3 * 2 * 8 * 2
 
 
 @pytest.mark.parametrize(
-    "plan", [Full(), Groups((Group(SinkWindow(9), (0, 1, 2)), Group(Full(), (3, 4))))], ids=repr
+    "plan", [Full(), Groups((Group(Streaming(9), (0, 1, 2)), Group(Full(), (3, 4))))], ids=repr
 )
 def test_a_plan_that_keeps_everything(plan: Any) -> None:
     with pytest.raises(ConfigError, match=r"keeps every token.*give a budget.*LaCache.from_model"):
-        StaticShape(model_facts(model("llama")), plan)
+        StaticShape(model_info(model("llama")), plan)
 
 
 def test_layers_with_a_state() -> None:
@@ -91,28 +91,28 @@ def test_layers_with_a_state() -> None:
     # Some versions of transformers cannot read such a model in pieces at all.
     message = "layer 0 is linear attention.*LaCache.from_model|in pieces"
     with pytest.raises(UnsupportedModelError, match=message):
-        Runner(tiny, SinkWindow(9), 1, None)
+        Runner(tiny, Streaming(9), 1, None)
 
 
-APART = Groups((Group(SinkWindow(9), (1, 2, 3, (0, 0))), Group(SinkWindow(12), ((0, 1),))))
+APART = Groups((Group(Streaming(9), (1, 2, 3, (0, 0))), Group(Streaming(12), ((0, 1),))))
 
 
 def test_parts_of_a_layer_cannot_share_sinks_of_attention() -> None:
-    facts = model_facts(model("gpt-oss"))
+    info = model_info(model("gpt-oss"))
     with pytest.raises(UnsupportedOperationError, match=r"layer 1 .*use groups of whole layers"):
-        StaticShape(facts, APART)
-    whole = Groups((Group(SinkWindow(9), (1, 2, 3)), Group(SinkWindow(12), (0,))))
-    assert StaticShape(facts, whole).row_bytes > 0
-    assert StaticShape(model_facts(model("gemma3")), APART).row_bytes > 0
+        StaticShape(info, APART)
+    whole = Groups((Group(Streaming(9), (1, 2, 3)), Group(Streaming(12), (0,))))
+    assert StaticShape(info, whole).row_bytes > 0
+    assert StaticShape(model_info(model("gemma3")), APART).row_bytes > 0
 
 
 def test_sinks_of_another_name_are_refused_where_they_are_met() -> None:
-    facts = model_facts(tiny_model("gpt-oss"))
-    assert all(layer.has_sinks for layer in facts.growing)
-    unknown = replace(facts, growing=tuple(replace(g, has_sinks=False) for g in facts.growing))
+    info = model_info(tiny_model("gpt-oss"))
+    assert all(layer.has_sinks for layer in info.growing)
+    unknown = replace(info, growing=tuple(replace(g, has_sinks=False) for g in info.growing))
     tiny = tiny_model("gpt-oss")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "model_facts", lambda _: unknown)
+        patch.setattr(runner, "model_info", lambda _: unknown)
         running = Runner(tiny, APART, 1, None)
     with pytest.raises(UnsupportedOperationError, match="use groups of whole layers"):
         running.step([3], [0])

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.facts import SlidingLayer
 from lacache.cache.static.sliding import Ring
+from lacache.models.model_info import SlidingLayer
 
 CPU = torch.device("cpu")
 HEADS, KEY_SIZE, VALUE_SIZE = 2, 3, 1

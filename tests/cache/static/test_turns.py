@@ -8,20 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.facts import GrowingLayer, model_facts
-from lacache.cache.rotary import Rotation, Tables
 from lacache.cache.static.mover import TorchMover
 from lacache.cache.static.turns import Turns
-from lacache.core.errors import UnsupportedModelError
-from tests.cache.rotary_functions import MODULES, SIZE, random_rotation
+from lacache.errors import UnsupportedModelError
+from lacache.models.model_info import GrowingLayer, model_info
+from lacache.models.rotary import Rotation, Tables
 from tests.cache.tiny_models import FAMILIES, tiny_model
+from tests.models.rotary_functions import MODULES, SIZE, random_rotation
 
 REACH = 12
 CPU = torch.device("cpu")
 
 
 def turning(family: str) -> list[GrowingLayer]:
-    return [x for x in model_facts(tiny_model(family)).growing if x.rotation is not None]
+    return [x for x in model_info(tiny_model(family)).growing if x.rotation is not None]
 
 
 def turned(keys: Tensor, turns: Turns, shifts: Tensor) -> Tensor:

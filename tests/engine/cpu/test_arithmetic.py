@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lacache.core import LadderConfig
 from lacache.engine.cpu import arithmetic
 from lacache.engine.cpu.arithmetic import has_arithmetic, linear_for, widened_linear
 from lacache.engine.runner import Runner
+from lacache.policies import Ladder
 from tests.cache.tiny_models import tiny_model
 from tests.engine.ragged import Ragged
 
@@ -65,7 +65,7 @@ def test_the_engine_is_the_twin_on_either(
     capability: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    ladder = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+    ladder = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
     low = tiny_model("qwen2").bfloat16()
     ragged = Ragged(Runner(low, ladder, rows, None), seed=0)
     for _ in range(3):

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lacache import Engine
-from lacache.core import LadderConfig, Plan
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.cpu.linear import kernel_product
 from lacache.engine.int8 import Int8Linear, quantize_weights
 from lacache.engine.runner import Runner
+from lacache.policies import Ladder, Plan
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.ragged import TOLERANCE, Ragged, twin_logits
 from tests.engine.test_runner import BY_HEAD
 
-LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 STATES = (torch.float32, torch.bfloat16)
 

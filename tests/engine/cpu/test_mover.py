@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from lacache.cache.static.mover import TorchMover
 from lacache.cache.static.quantized import KV_DTYPES
 from lacache.cache.static.row_state import put_row, take_row
-from lacache.core import LadderConfig
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.cpu.mover import KernelMover
 from lacache.engine.runner import Runner
+from lacache.policies import Ladder
 from tests.cache.static.following import POSITIONS, TIGHT, follow
 from tests.cache.tiny_models import random_ids, tiny_model
 
 FAST, SLOW = KernelMover(), TorchMover()
-LADDER = LadderConfig(capacity=16, span=2, sinks=2, recent=5, refill=3)
+LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache.argument import cache_argument
+from lacache.models.cache_argument import cache_argument
 from tests.cache.slow_cache import rotate
 
 Numbers = list[float]
@@ -93,7 +93,7 @@ def slow_read(
     score: Score,
     capacities: Sequence[int],
     *,
-    refill: int,
+    evict_batch: int,
     sinks: int,
     protected: Callable[[int], int],
     dense: int = 0,
@@ -110,7 +110,7 @@ def slow_read(
     logits = []
     for number in range(ids.shape[1]):
         if any(n == c for n, c in zip(held, capacities, strict=True)):
-            held = [min(n, c - refill) for n, c in zip(held, capacities, strict=True)]
+            held = [min(n, c - evict_batch) for n, c in zip(held, capacities, strict=True)]
         if number >= dense:
             for layer, count in zip(layers, held, strict=True):
                 cut(layer, count, score, sinks, protected)

@@ -6,24 +6,24 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lacache.core import SinkWindow, kept_after
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 from lacache.evals.baselines import Counts, pyramid
 from lacache.evals.baselines.ledger import Ledger
+from lacache.policies import Streaming, kept_after
 
 CAPACITIES = st.lists(st.integers(3, 30), min_size=1, max_size=5).map(tuple)
 
 
 @given(CAPACITIES, st.integers(1, 29), st.integers(0, 200))
 def test_the_closed_form_counts_as_token_by_token(
-    capacities: tuple[int, ...], refill: int, num_seen: int
+    capacities: tuple[int, ...], evict_batch: int, num_seen: int
 ) -> None:
-    assume(refill < min(capacities))
-    counts = Counts(capacities, refill)
+    assume(evict_batch < min(capacities))
+    counts = Counts(capacities, evict_batch)
     held = counts.start()
     for _ in range(num_seen):
         if any(n == c for n, c in zip(held, capacities, strict=True)):
-            held = tuple(min(n, c - refill) for n, c in zip(held, capacities, strict=True))
+            held = tuple(min(n, c - evict_batch) for n, c in zip(held, capacities, strict=True))
         held = tuple(n + 1 for n in held)
         assert all(n <= c for n, c in zip(held, capacities, strict=True))
     assert counts.after(num_seen) == held
@@ -31,10 +31,10 @@ def test_the_closed_form_counts_as_token_by_token(
 
 @given(CAPACITIES, st.integers(1, 29), st.lists(st.integers(1, 40), max_size=6))
 def test_a_ledger_comes_to_the_same_in_pieces(
-    capacities: tuple[int, ...], refill: int, pieces: list[int]
+    capacities: tuple[int, ...], evict_batch: int, pieces: list[int]
 ) -> None:
-    assume(refill < min(capacities))
-    ledger = Ledger(Counts(capacities, refill))
+    assume(evict_batch < min(capacities))
+    ledger = Ledger(Counts(capacities, evict_batch))
     for piece in pieces:
         while piece:
             length = min(piece, ledger.room())
@@ -48,12 +48,12 @@ def test_a_ledger_comes_to_the_same_in_pieces(
 
 @given(st.integers(6, 40), st.integers(1, 30), st.integers(0, 200))
 def test_equal_capacities_hold_what_a_sink_window_holds(
-    capacity: int, refill: int, num_seen: int
+    capacity: int, evict_batch: int, num_seen: int
 ) -> None:
-    assume(refill + 4 <= capacity)
-    window = SinkWindow(capacity, sinks=4, refill=refill).bind(3)
+    assume(evict_batch + 4 <= capacity)
+    window = Streaming(capacity, sinks=4, evict_batch=evict_batch).bind(3)
     held = kept_after(window, num_seen).state.num_cached
-    assert Counts((capacity,) * 3, refill).after(num_seen) == (held,) * 3
+    assert Counts((capacity,) * 3, evict_batch).after(num_seen) == (held,) * 3
 
 
 @given(
@@ -83,14 +83,16 @@ def test_a_pyramid_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capacities", "refill", "told"),
+    ("capacities", "evict_batch", "told"),
     [
         ((), 1, "at least one layer"),
-        ((8, 4), 4, "refill=4 must be below the smallest capacity 4; try refill=1"),
-        ((1,), 1, "refill=1 must be below the smallest capacity 1; try capacity=2"),
-        ((8,), 0, "refill=0"),
+        ((8, 4), 4, "evict_batch=4 must be below the smallest capacity 4; try evict_batch=1"),
+        ((1,), 1, "evict_batch=1 must be below the smallest capacity 1; try capacity=2"),
+        ((8,), 0, "evict_batch=0"),
     ],
 )
-def test_impossible_counts_are_refused(capacities: tuple[int, ...], refill: int, told: str) -> None:
+def test_impossible_counts_are_refused(
+    capacities: tuple[int, ...], evict_batch: int, told: str
+) -> None:
     with pytest.raises(ConfigError, match=told):
-        Counts(capacities, refill)
+        Counts(capacities, evict_batch)

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.core import KeptTokens, LadderConfig
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 from lacache.evals.baselines import RandomLadder
 from lacache.evals.baselines.random_ladder import UnitSchedule
-from tests.core.strategies import ladders
+from lacache.policies import KeptTokens, Ladder
+from tests.policies.strategies import ladders
 
 LADDER = ladders().filter(lambda drawn: not drawn[0].window_layers)
 SEEN = st.integers(0, 300)
@@ -16,9 +16,7 @@ SEEN = st.integers(0, 300)
 
 @settings(max_examples=40)
 @given(LADDER, SEEN)
-def test_the_ladders_own_units_make_it_the_ladder(
-    drawn: tuple[LadderConfig, int], num_seen: int
-) -> None:
+def test_the_ladders_own_units_make_it_the_ladder(drawn: tuple[Ladder, int], num_seen: int) -> None:
     config, num_layers = drawn
     ladder = config.bind(num_layers)
     shape = ladder.geometry
@@ -35,7 +33,7 @@ def test_the_ladders_own_units_make_it_the_ladder(
 @settings(max_examples=40)
 @given(LADDER, SEEN, st.integers(0, 5))
 def test_counts_and_cursor_are_the_ladders(
-    drawn: tuple[LadderConfig, int], num_seen: int, seed: int
+    drawn: tuple[Ladder, int], num_seen: int, seed: int
 ) -> None:
     config, num_layers = drawn
     random, ladder = (
@@ -54,7 +52,7 @@ def test_counts_and_cursor_are_the_ladders(
 
 
 def test_each_layer_keeps_the_same_units_of_every_band() -> None:
-    config = LadderConfig(capacity=100, span=3, overlap=1, sinks=0, recent=0, unit=2, refill=1000)
+    config = Ladder(capacity=100, span=3, overlap=1, sinks=0, recent=0, unit=2, evict_batch=1000)
     schedule = RandomLadder(config, 1).bind(9)
     band, kept = schedule._ladder.geometry.band, schedule._ladder.geometry.kept
     held = KeptTokens(schedule)
@@ -71,7 +69,7 @@ def test_each_layer_keeps_the_same_units_of_every_band() -> None:
 
 
 def test_a_seed_is_a_pattern() -> None:
-    config = LadderConfig(capacity=64, span=10, overlap=8)
+    config = Ladder(capacity=64, span=10, overlap=8)
     first, again, other = (RandomLadder(config, s).bind(30)._distinct for s in (0, 0, 1))
     assert first == again != other
     assert len(first) > 5
@@ -79,4 +77,4 @@ def test_a_seed_is_a_pattern() -> None:
 
 def test_window_layers_are_refused() -> None:
     with pytest.raises(ConfigError, match="window_layers"):
-        RandomLadder(LadderConfig(capacity=64, span=2, window_layers=(0,)))
+        RandomLadder(Ladder(capacity=64, span=2, window_layers=(0,)))

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lacache import LaCache, SinkWindow
-from lacache.cache.argument import cache_argument
-from lacache.core.errors import (
+from lacache import LaCache, Streaming
+from lacache.errors import (
     ConfigError,
     InputError,
     ModelError,
@@ -28,6 +27,7 @@ from lacache.evals.baselines import (
     Scorer,
     SnapKV,
 )
+from lacache.models.cache_argument import cache_argument
 from tests.cache.tiny_models import FAMILIES, VOCAB, random_ids, tiny_model
 from tests.evals.baselines.slow_scored import (
     Score,
@@ -41,7 +41,7 @@ from tests.evals.baselines.slow_scored import (
 )
 
 TOLERANCE = 1e-4
-CAPACITY, REFILL, SINKS = 14, 3, 2
+CAPACITY, EVICT_BATCH, SINKS = 14, 3, 2
 SCORERS: dict[str, tuple[Scorer, Score]] = {
     "knorm": (Knorm(), slow_knorm),
     "keydiff": (KeyDiff(), slow_keydiff),
@@ -66,7 +66,7 @@ class Newest(KeyScorer):
 
 def make(model: Any, scorer: Scorer, capacity: Any = CAPACITY, **options: Any) -> ScoredCache:
     return ScoredCache.from_model(
-        model, scorer, capacity, **{"refill": REFILL, "sinks": SINKS} | options
+        model, scorer, capacity, **{"evict_batch": EVICT_BATCH, "sinks": SINKS} | options
     )
 
 
@@ -122,8 +122,8 @@ def test_keeping_the_newest_is_the_products_sink_window(family: str) -> None:
     for dense in (False, True):
         window = LaCache.from_model(
             model,
-            SinkWindow(CAPACITY, sinks=SINKS, refill=REFILL),
-            prefill="dense" if dense else "segmented",
+            Streaming(CAPACITY, sinks=SINKS, evict_batch=EVICT_BATCH),
+            prefill="dense" if dense else "chunked",
         )
         scored = make(model, Newest(), dense=dense)
         for part in (ids[:, :40], ids[:, 40:]):
@@ -150,7 +150,7 @@ def test_agrees_with_the_slow_twin(
         ids,
         score,
         [CAPACITY] * 5,
-        refill=REFILL,
+        evict_batch=EVICT_BATCH,
         sinks=SINKS,
         protected=scorer.protected,
         dense=dense,
@@ -176,7 +176,7 @@ def test_capacities_by_layer_agree_with_the_slow_twin(
         ids,
         score,
         capacities,
-        refill=REFILL,
+        evict_batch=EVICT_BATCH,
         sinks=SINKS,
         protected=scorer.protected,
         dense=dense,

@@ -3,10 +3,10 @@
 import pytest
 
 from lacache.cache import LaCache
-from lacache.core import HistoryConfig
-from lacache.core.errors import ConfigError
-from lacache.core.profile import layers_by_depth
+from lacache.errors import ConfigError
 from lacache.evals.methods.history import History
+from lacache.policies import RetrievalHeads
+from lacache.policies.head_profile import layers_by_depth
 from tests.cache.tiny_models import random_ids, tiny_model
 
 
@@ -17,7 +17,7 @@ def test_by_depth_no_profile_is_needed() -> None:
     by_depth = History(members="depth", share=0.4, most=0.6, window=0.5)
     cache = by_depth.open(model, capacity=40, dense=False)
     assert isinstance(cache, LaCache)
-    assert isinstance(cache.policy, HistoryConfig)
+    assert isinstance(cache.policy, RetrievalHeads)
     order = layers_by_depth(5)
     assert (cache.policy.history, cache.policy.tiers) == (order[:2], (order[2:3],))
     cache.prefill(model, random_ids(60))

@@ -1,9 +1,9 @@
 import pytest
 
-from lacache.core import Geometry, LadderConfig
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 from lacache.evals.methods.registry import METHODS, parse_method
 from lacache.evals.methods.released import ReleasedLadder
+from lacache.policies import Geometry, Ladder
 from tests.cache.tiny_models import random_ids, tiny_model
 
 
@@ -16,7 +16,7 @@ def test_it_is_the_released_code_within_the_capacity(
     freed = Geometry(num_layers, span, overlap).freed
     policy = ReleasedLadder(span=span, overlap=overlap, sinks=8).policy(300, num_layers)
     cache_size = 300 - freed // 2 - 1
-    assert policy == LadderConfig.released(cache_size, 8, span, overlap, num_layers)
+    assert policy == Ladder.released(cache_size, 8, span, overlap, num_layers)
     assert policy.capacity == 300
 
 

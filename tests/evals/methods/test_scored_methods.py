@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 from lacache.evals.baselines import ScoredCache
 from lacache.evals.methods.registry import METHODS, parse_method
 from tests.cache.tiny_models import random_ids, tiny_model
@@ -21,7 +21,7 @@ def model() -> Any:
 
 @pytest.mark.parametrize("name", [*SCORED, BY_LAYER, "random-ladder"])
 def test_the_record_makes_the_method_again(name: str) -> None:
-    method = parse_method(f"{name}:sinks=2,refill=0.25")
+    method = parse_method(f"{name}:sinks=2,evict_batch=0.25")
     record = method.record()
     assert record.pop("name") == name
     assert record["sinks"] == 2
@@ -78,7 +78,7 @@ def test_random_ladders_hold_as_many_bytes_as_the_ladder(model: Any, dense: bool
     ("spec", "told"),
     [
         ("h2o:recent=1.5", "recent=1.5 must be a share"),
-        ("h2o:recent=0.9", "recent=0.9 and refill=0.125 must be below 1 together"),
+        ("h2o:recent=0.9", "recent=0.9 and evict_batch=0.125 must be below 1 together"),
         ("knorm:sinks=-1", "sinks=-1"),
         ("snapkv:kernel=2", "kernel=2 must be odd"),
         ("pyramidkv:beta=0.5", "beta=0.5 must be at least 1"),

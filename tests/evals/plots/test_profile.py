@@ -2,18 +2,18 @@ from pathlib import Path
 
 import pytest
 
-from lacache.core.errors import InputError
-from lacache.core.profile import Profile
+from lacache.errors import InputError
 from lacache.evals.plots.profile import plot_profile
+from lacache.policies.head_profile import HeadProfile
 
 PROFILES = {
-    "even": Profile(
+    "even": HeadProfile(
         "a-b", "even", 64, 4, ((0.5, -0.1), (0.2, 0.0)), ((0, 0), (1, 0), (1, 1), (0, 1)), ()
     ),
-    "uneven": Profile(
+    "uneven": HeadProfile(
         "a-b", "uneven", 64, 4, ((0.5,), (0.2, 0.0)), ((0, 0), (1, 0), (1, 1)), ((0, 1.0), (3, 0.0))
     ),
-    "one head": Profile("a-b", "one", 64, 4, ((0.0,),), ((0, 0),), ((0, 1.0),)),
+    "one head": HeadProfile("a-b", "one", 64, 4, ((0.0,),), ((0, 0),), ((0, 1.0),)),
 }
 
 

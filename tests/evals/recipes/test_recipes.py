@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lacache.core.errors import ConfigError
+from lacache.common.records import Record, read_records
+from lacache.errors import ConfigError
 from lacache.evals.methods.full import FullCache
 from lacache.evals.recipes import RECIPES
-from lacache.evals.records import Record, read_records
 from lacache.evals.runs import RunSpec
 from lacache.evals.specs import format_spec
 from tests.cli.conftest import Run
@@ -28,7 +28,7 @@ def settings(name: str) -> set[tuple[str, str]]:
 
 def test_wikitext_is_the_released_command() -> None:
     assert settings("wikitext-16k") == {
-        ("256", "streaming:refill=0.0"),
+        ("256", "streaming:evict_batch=0.0"),
         ("256", "released-ladder:span=16"),
     }
     # --num_eval_tokens 16384: so many predictions, one token more.
@@ -37,7 +37,7 @@ def test_wikitext_is_the_released_command() -> None:
 
 def test_the_needle_is_the_released_command() -> None:
     assert settings("needle-llama3.2") == {
-        ("0.5", "streaming:sinks=64,refill=0.0"),
+        ("0.5", "streaming:sinks=64,evict_batch=0.0"),
         ("0.5", "released-ladder:span=14,sinks=64"),
     }
     runs = bounded("needle-llama3.2")
@@ -50,9 +50,9 @@ def test_the_needle_is_the_released_command() -> None:
 def test_longbench_is_the_released_commands() -> None:
     pytest.importorskip("lm_eval")
     assert settings("longbench-llama2") == {
-        ("1750", "streaming:sinks=128,refill=0.0"),
+        ("1750", "streaming:sinks=128,evict_batch=0.0"),
         ("1750", "released-ladder:span=16,sinks=128"),
-        ("875", "streaming:sinks=128,refill=0.0"),
+        ("875", "streaming:sinks=128,evict_batch=0.0"),
         ("875", "released-ladder:span=9,overlap=3,sinks=128"),
     }
     runs = bounded("longbench-llama2")
@@ -135,7 +135,7 @@ def test_the_needle_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path:
     options = ("--lengths", 600, "--samples", 3, "--seed", 7)
     records = evaluated(run, "needle-llama3.2", stand_in[28], tmp_path / "r.jsonl", *options)
     check(records, 3)
-    depths = [sample["facts"]["depth"] for sample in records[0]["samples"]]
+    depths = [sample["info"]["depth"] for sample in records[0]["samples"]]
     assert depths == [0.0, 0.5, 1.0]
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lacache.common.records import Record
 from lacache.evals.bootstrap import mean_interval
 from lacache.evals.perplexity import buckets, doubling_edges, perplexity
-from lacache.evals.records import Record
 from lacache.evals.runs import HARNESS
 
 PER_TOKEN = 1000
 """Bytes of a token over all layers."""
 METHODS: dict[str, Record] = {
     "full": {"name": "full"},
-    "streaming": {"name": "streaming", "sinks": 4, "refill": 0.125},
-    "ladder": {"name": "ladder", "span": 15, "overlap": 12, "refill": 0.125},
+    "streaming": {"name": "streaming", "sinks": 4, "evict_batch": 0.125},
+    "ladder": {"name": "ladder", "span": 15, "overlap": 12, "evict_batch": 0.125},
     "tova": {"name": "tova", "sinks": 4},
 }
 MODEL = {
@@ -76,7 +76,7 @@ def eval_record(
             "predictions": ["7"],
             "prompt_tokens": length,
             **sizes,
-            "facts": {} if depths is None else {"depth": depths[i % len(depths)]},
+            "info": {} if depths is None else {"depth": depths[i % len(depths)]},
         }
         for i, (score, loss) in enumerate(zip(scores, losses, strict=True))
     ]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.report import read_runs
 from tests.evals.report.made_up import eval_record, ppl_record, write_lines
 

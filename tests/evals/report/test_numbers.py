@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lacache.core.errors import InputError
-from lacache.evals.records import Record
+from lacache.common.records import Record
+from lacache.errors import InputError
 from lacache.evals.report.choice import choose
 from lacache.evals.report.means import MeanRow
 from lacache.evals.report.numbers import Numbers, as_record, work_out
@@ -367,7 +367,7 @@ def test_a_comparison_at_other_bytes_is_told_as_one(factor: float, told: str) ->
 def test_streaming_with_like_settings_is_the_one_to_compare_with() -> None:
     found = numbers(
         eval_record("ladder", scores=OURS),
-        eval_record(METHODS["streaming"] | {"refill": 0.5}, scores=[1.0] * 4),
+        eval_record(METHODS["streaming"] | {"evict_batch": 0.5}, scores=[1.0] * 4),
         eval_record("streaming", scores=THEIRS),
     )
     against = rows(found)["Ladder"].against_base

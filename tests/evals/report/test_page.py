@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from lacache.core.errors import InputError
+from lacache.common.records import Record
+from lacache.errors import InputError
 from lacache.evals.plots.methods import method_styles
 from lacache.evals.plots.needle import NeedlePanel, plot_needle
 from lacache.evals.plots.pareto import ParetoLine, ParetoPoint, front, plot_pareto
@@ -15,7 +16,6 @@ from lacache.evals.plots.score_by_bytes import (
     ScorePoint,
     plot_score_by_bytes,
 )
-from lacache.evals.records import Record
 from lacache.evals.report import Run, write_report
 from lacache.evals.report.numbers import work_out
 from lacache.evals.report.page import page_text

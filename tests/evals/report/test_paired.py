@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.perplexity import perplexity
 from lacache.evals.report.paired import UNKNOWN, mean_difference, perplexity_ratio, ratio_of_means
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import nltk
 import pytest
 
-from lacache.core.errors import InputError, MissingExtraError
+from lacache.errors import InputError, MissingExtraError
 from lacache.evals.tasks import lm_eval_files
 from lacache.evals.tasks.lm_eval_files import lm_eval_file, lm_eval_module
 from lacache.evals.tasks.ruler import niah, ruler

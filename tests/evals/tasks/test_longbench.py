@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import Environment
 
-from lacache.core.errors import ConfigError, InputError
+from lacache.errors import ConfigError, InputError
 from lacache.evals.tasks.lengths import count_tokens
 from lacache.evals.tasks.lm_eval_files import lm_eval_file
 from lacache.evals.tasks.longbench import rows
@@ -91,12 +91,12 @@ def test_prompts_are_lm_evals_with_the_originals_endings(
 ) -> None:
     task = LONGBENCH[f"longbench-{dataset}"](folder=folder)
     samples = task.samples(tokenizer, length=20_000, count=4, seed=0)
-    assert sorted(sample.facts["row"] for sample in samples) == [0, 1, 2, 3]
+    assert sorted(sample.info["row"] for sample in samples) == [0, 1, 2, 3]
     raw = lm_eval_file(f"longbench/{dataset}.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(raw.replace("!function", ""))
     template = Environment(keep_trailing_newline=True).from_string(config["doc_to_text"])
     for sample in samples:
-        row = rows.load_rows(dataset, folder)[sample.facts["row"]]
+        row = rows.load_rows(dataset, folder)[sample.info["row"]]
         (question,) = sample.questions
         rendered = template.render(context=row["context"], question=row["input"])
         prompt = sample.context + question.text
@@ -109,7 +109,7 @@ def test_prompts_are_lm_evals_with_the_originals_endings(
             assert prompt == rendered
         assert question.answers == tuple(row["answers"])
         assert question.max_new_tokens == config["generation_kwargs"]["max_gen_toks"]
-        assert sample.facts["cut_tokens"] == 0
+        assert sample.info["cut_tokens"] == 0
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -122,16 +122,16 @@ def test_long_contexts_lose_their_middle(dataset: str, tokenizer: Any, folder: s
     length = 2 * short + 1000
     samples = task.samples(tokenizer, length=length, count=4, seed=0)
     assert samples == task.samples(tokenizer, length=length, count=4, seed=0)
-    assert max(sample.facts["cut_tokens"] for sample in samples) > 0
+    assert max(sample.info["cut_tokens"] for sample in samples) > 0
     for sample in samples:
         (question,) = sample.questions
         tokens = count_tokens(tokenizer, sample.context, question.text)
         assert tokens <= length - 10
-        if sample.facts["cut_tokens"]:
+        if sample.info["cut_tokens"]:
             assert tokens > length - 20
-            context = rows.load_rows(dataset, folder)[sample.facts["row"]]["context"]
+            context = rows.load_rows(dataset, folder)[sample.info["row"]]["context"]
             assert sample.context.endswith(context[-100:])
-            assert f"Row {sample.facts['row']} of" in sample.context
+            assert f"Row {sample.info['row']} of" in sample.context
 
 
 @given(
@@ -217,7 +217,7 @@ def test_other_seeds_take_other_rows(tokenizer: Any, folder: str) -> None:
     task = LONGBENCH["longbench-qasper"](folder=folder)
     orders = {
         tuple(
-            sample.facts["row"]
+            sample.info["row"]
             for sample in task.samples(tokenizer, length=20_000, count=2, seed=seed)
         )
         for seed in range(8)

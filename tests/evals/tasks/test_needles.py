@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from lacache.core.errors import ConfigError, InputError
+from lacache.errors import ConfigError, InputError
 from lacache.evals.tasks.multiturn import MultiTurn
 from lacache.evals.tasks.needle import Needle
 from lacache.evals.tasks.passkey import Passkey
@@ -51,30 +51,30 @@ def test_samples_follow_from_their_seed_alone(task: Task) -> None:
 
 def test_a_passkey_comes_at_any_depth() -> None:
     samples = Passkey().samples(TOKENIZER, length=3000, count=20, seed=0)
-    depths = [sample.facts["depth"] for sample in samples]
+    depths = [sample.info["depth"] for sample in samples]
     assert min(depths) < 0.2
     assert max(depths) > 0.8
     for sample in samples:
         place = sample.context.index(f"The pass key is {sample.questions[0].answers[0]}")
-        assert place / len(sample.context) == pytest.approx(sample.facts["depth"], abs=0.1)
+        assert place / len(sample.context) == pytest.approx(sample.info["depth"], abs=0.1)
         assert sample.questions[0].text == "What is the pass key? The pass key is"
 
 
 def test_needles_are_spread_evenly() -> None:
     samples = Needle().samples(TOKENIZER, length=4000, count=5, seed=0)
-    assert [sample.facts["depth"] for sample in samples] == [0, 0.25, 0.5, 0.75, 1]
+    assert [sample.info["depth"] for sample in samples] == [0, 0.25, 0.5, 0.75, 1]
     for sample in samples:
         place = sample.context.index("One of the special magic numbers")
-        assert place / len(sample.context) == pytest.approx(sample.facts["depth"], abs=0.06)
-        assert sample.facts["length"] == 4000
+        assert place / len(sample.context) == pytest.approx(sample.info["depth"], abs=0.06)
+        assert sample.info["length"] == 4000
     (single,) = Needle().samples(TOKENIZER, length=4000, count=1, seed=0)
-    assert single.facts["depth"] == 0.5
+    assert single.info["depth"] == 0.5
 
 
 def test_several_needles_are_asked_for_in_the_order_of_their_depths() -> None:
     (sample,) = MultiTurn(needles=4).samples(TOKENIZER, length=4000, count=1, seed=0)
-    assert sorted(sample.facts["depths"]) == [0.125, 0.375, 0.625, 0.875]
-    for question, depth in zip(sample.questions, sample.facts["depths"], strict=True):
+    assert sorted(sample.info["depths"]) == [0.125, 0.375, 0.625, 0.875]
+    for question, depth in zip(sample.questions, sample.info["depths"], strict=True):
         place = sample.context.index(question.answers[0])
         assert place / len(sample.context) == pytest.approx(depth, abs=0.06)
 

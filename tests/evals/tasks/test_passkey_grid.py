@@ -1,6 +1,6 @@
 import pytest
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.tasks.lengths import count_tokens
 from lacache.evals.tasks.registry import parse_task
 from lacache.evals.tasks.task import Sample, Task
@@ -18,13 +18,13 @@ def samples(length: int = 900, count: int = 5, seed: int = 3) -> list[Sample]:
 def test_keys_lie_at_even_depths() -> None:
     found = samples()
     for i, sample in enumerate(found):
-        assert sample.facts["depth"] == pytest.approx(i / 4)
+        assert sample.info["depth"] == pytest.approx(i / 4)
         key = sample.questions[0].answers[0]
         assert 1 <= int(key) <= 99_999
         where = sample.context.index(f"The pass key is {key}.") / len(sample.context)
         assert where == pytest.approx(i / 4, abs=0.25)
         assert sample.context.count(key) == 2
-    assert samples(count=1)[0].facts["depth"] == 0.5
+    assert samples(count=1)[0].info["depth"] == 0.5
 
 
 def test_prompts_fill_their_length() -> None:

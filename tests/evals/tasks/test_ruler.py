@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lacache.core.errors import ConfigError, InputError, MissingExtraError
+from lacache.errors import ConfigError, InputError, MissingExtraError
 from lacache.evals.tasks.lengths import count_tokens
 from lacache.evals.tasks.lm_eval_files import lm_eval_module
 from lacache.evals.tasks.registry import TASKS
@@ -103,10 +103,10 @@ def test_samples_are_drawn_by_the_seed_and_fill_the_length(
 
     room = LENGTH - 40
     candidates = {
-        candidate.build(sample.facts["size"]).parts(): (candidate, sample)
+        candidate.build(sample.info["size"]).parts(): (candidate, sample)
         for sample in samples
         for candidate in task.candidates(length=LENGTH, room=room, count=3, seed=5)
-        if candidate.least <= sample.facts["size"]
+        if candidate.least <= sample.info["size"]
     }
     for sample in samples:
         (question,) = sample.questions
@@ -114,7 +114,7 @@ def test_samples_are_drawn_by_the_seed_and_fill_the_length(
         assert count_tokens(tokenizer, sample.context, question.text) <= room
         # One line, word or document more, and it would be too long.
         candidate, _ = candidates[sample.context, question.text]
-        larger = candidate.build(sample.facts["size"] + 1).parts()
+        larger = candidate.build(sample.info["size"] + 1).parts()
         assert count_tokens(tokenizer, *larger) > room
 
 
@@ -266,7 +266,7 @@ def test_all_documents_may_be_taken_again_and_again(tokenizer: Any, data: dict[s
     _, documents = task._read()
     before = list(documents)
     samples = task.samples(tokenizer, length=50_000, count=2, seed=0)
-    assert [sample.facts["size"] for sample in samples] == [80, 80]
+    assert [sample.info["size"] for sample in samples] == [80, 80]
     assert task._read()[1] == before
 
 
@@ -274,7 +274,7 @@ def test_a_short_haystack_is_begun_again(tokenizer: Any, data: dict[str, str]) -
     task = make("ruler-niah_single_2", data)
     (sample,) = task.samples(tokenizer, length=6000, count=1, seed=0)
     assert sample.context.count("Nobody spoke") > 20
-    assert len(sample.facts["depths"]) == 1
+    assert len(sample.info["depths"]) == 1
 
 
 def test_any_right_answer_to_a_question_will_do() -> None:

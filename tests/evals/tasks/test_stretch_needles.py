@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lacache.core.errors import ConfigError, InputError
+from lacache.errors import ConfigError, InputError
 from lacache.evals.tasks.lengths import count_tokens
 from lacache.evals.tasks.stretch_needles import StretchNeedles
 from lacache.evals.tasks.task import Sample
@@ -65,7 +65,7 @@ def test_samples_go_on_by_number_and_cover_the_depths(file: str) -> None:
     assert samples(StretchNeedles(file, number=3), 2) == many[3:]
     assert samples(StretchNeedles(file), 5) == many
     assert samples(StretchNeedles(file), 5, seed=1) != many
-    depths = sorted(depth for sample in many for depth in sample.facts["depths"])
+    depths = sorted(depth for sample in many for depth in sample.info["depths"])
     assert len(set(depths)) == 15
     assert depths[0] < 0.1
     assert depths[-1] > 0.9
@@ -76,7 +76,7 @@ def test_samples_go_on_by_number_and_cover_the_depths(file: str) -> None:
             for found in NEEDLE.finditer(sample.context)
             for word in [found[1]]
         }
-        for question, depth in zip(sample.questions, sample.facts["depths"], strict=True):
+        for question, depth in zip(sample.questions, sample.info["depths"], strict=True):
             (place,) = (at for word, at in places.items() if f"for {word} " in question.text)
             assert place == pytest.approx(depth, abs=0.15)
 

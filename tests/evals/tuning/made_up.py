@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
+from lacache.common.records import Record
 from lacache.evals.campaign import Outcome
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.registry import parse_method
-from lacache.evals.records import Record
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.stretch_needles import StretchNeedles

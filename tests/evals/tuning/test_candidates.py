@@ -3,13 +3,8 @@ from typing import Any
 
 import pytest
 
-from lacache.cache.facts import model_facts
-from lacache.cache.fingerprint import fingerprint
-from lacache.core import SinkWindow, mean_capacity
-from lacache.core.errors import ConfigError
-from lacache.core.plan_record import plan_record, read_plan
-from lacache.core.profile import Profile
-from lacache.evals.calibration.store import profile_path, save_profile
+from lacache.calibration.store import profile_path, save_profile
+from lacache.errors import ConfigError
 from lacache.evals.methods.registry import parse_method
 from lacache.evals.tuning.candidates import (
     default_candidates,
@@ -18,6 +13,11 @@ from lacache.evals.tuning.candidates import (
     has_profile,
     plan_of,
 )
+from lacache.models.fingerprint import fingerprint
+from lacache.models.model_info import model_info
+from lacache.policies import Streaming, mean_capacity
+from lacache.policies.head_profile import HeadProfile
+from lacache.policies.plan_record import plan_record, read_plan
 from tests.engine.tiny import tiny_llama
 
 
@@ -32,10 +32,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def calibrated(model: Any) -> None:
-    heads = model_facts(model).num_heads
+    heads = model_info(model).num_heads
     order = tuple((layer, head) for layer, count in enumerate(heads) for head in range(count))
     need = tuple((0.1,) * count for count in heads)
-    profile = Profile(fingerprint(model), "tiny", 64, 4, need, order, ((0, 1.0),))
+    profile = HeadProfile(fingerprint(model), "tiny", 64, 4, need, order, ((0, 1.0),))
     save_profile(profile, profile_path(profile.fingerprint))
 
 
@@ -56,7 +56,7 @@ def test_candidates_fit_into_the_same_bytes_and_are_plans_of_their_own(model: An
     assert has_profile(model)
     found = default_candidates(model, 200)
     assert set(found) > set(without)
-    heads = model_facts(model).num_heads
+    heads = model_info(model).num_heads
     plans = [plan_of(model, method, 200) for method in found]
     assert len(set(plans)) == len(plans)
     for plan in plans:
@@ -75,7 +75,7 @@ def test_a_users_candidates_are_checked_and_taken_once(model: Any) -> None:
     specs = ["streaming", "ladder", "full", "streaming:sinks=8", "ladder"]
     found = given_candidates(model, 200, specs)
     assert found == [parse_method("ladder"), parse_method("streaming:sinks=8")]
-    assert plan_of(model, found[1], 200) == SinkWindow(200, sinks=8, refill=25)
+    assert plan_of(model, found[1], 200) == Streaming(200, sinks=8, evict_batch=25)
     for spec, told in (
         ("tova", "method tova has no plan"),
         ("uniform", "method uniform has no plan"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.core.errors import ConfigError, InputError, ModelError
+from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.methods.method import Method
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.stretch_needles import StretchNeedles

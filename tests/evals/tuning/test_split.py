@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.tuning.split import Part, split_text
 from tests.engine.tiny import tiny_tokenizer
 

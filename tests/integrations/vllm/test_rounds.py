@@ -4,12 +4,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.core import SinkWindow
-from lacache.core.kept import KeptTokens, kept_after
-from lacache.core.schedule import Policy
 from lacache.integrations.vllm.arrays import ScheduleArrays
 from lacache.integrations.vllm.rounds import cut_into_rounds
-from tests.core.strategies import ladders
+from lacache.policies import Streaming
+from lacache.policies.kept import KeptTokens, kept_after
+from lacache.policies.schedule import Policy
+from tests.policies.strategies import ladders
 
 PAGE = 8
 
@@ -18,9 +18,9 @@ PAGE = 8
 def policies(draw: st.DrawFn) -> tuple[Policy, int]:
     if draw(st.booleans()):
         return draw(ladders(most_capacity=40))
-    refill = draw(st.integers(1, 9))
+    evict_batch = draw(st.integers(1, 9))
     sinks = draw(st.integers(0, 4))
-    return SinkWindow(capacity=sinks + refill + draw(st.integers(0, 20)), sinks=sinks), 2
+    return Streaming(capacity=sinks + evict_batch + draw(st.integers(0, 20)), sinks=sinks), 2
 
 
 @given(chosen=policies(), start=st.integers(0, 300), length=st.integers(1, 120))

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lacache.core.errors import ConfigError
-from lacache.core.ladder import LadderConfig
+from lacache.errors import ConfigError
 from lacache.integrations.vllm.settings import KEY, VARIABLE, Settings
+from lacache.policies.ladder import Ladder
 
 
 def test_nothing_said_is_no_settings() -> None:
@@ -22,12 +22,12 @@ def test_configuration_comes_before_the_environment() -> None:
 
 
 def test_schedule_is_the_one_of_the_configuration() -> None:
-    settings = Settings(512, "ladder", {"span": 15, "overlap": 0, "refill": 7, "sinks": 2})
-    expected = LadderConfig(capacity=512, span=15, overlap=0, refill=7, sinks=2)
+    settings = Settings(512, "ladder", {"span": 15, "overlap": 0, "evict_batch": 7, "sinks": 2})
+    expected = Ladder(capacity=512, span=15, overlap=0, evict_batch=7, sinks=2)
     schedule = settings.schedule(30)
     assert schedule.config == expected  # type: ignore[attr-defined]
-    assert Settings(512).schedule(30).config.refill == 64  # type: ignore[attr-defined]
-    assert Settings(512, "streaming").schedule(30).config.refill == 64  # type: ignore[attr-defined]
+    assert Settings(512).schedule(30).config.evict_batch == 64  # type: ignore[attr-defined]
+    assert Settings(512, "streaming").schedule(30).config.evict_batch == 64  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from lacache import Engine
-from lacache.core.errors import InputError
 from lacache.engine import snapshot_file
 from lacache.engine.snapshot_file import read_snapshot, write_snapshot
+from lacache.errors import InputError
 from lacache.server.errors import ConflictError, MissingError, StorageError
 from lacache.server.state.sessions import Sessions
 from tests.server.serving import new_engine
@@ -39,7 +39,7 @@ def write(sessions: Sessions, engine: Engine, name: str, tokens: list[int]) -> N
 
 
 def names(sessions: Sessions) -> list[tuple[str, int]]:
-    return [(facts.name, facts.num_seen) for facts in sessions.all()]
+    return [(info.name, info.num_seen) for info in sessions.all()]
 
 
 def test_a_life(folder: Path, engine: Engine) -> None:
@@ -53,7 +53,7 @@ def test_a_life(folder: Path, engine: Engine) -> None:
     again = sessions_in(folder, engine)
     assert names(again) == [("a", 2), ("b", 3)]
     data = again.exported("b")
-    assert again.facts("b").num_bytes == len(data) < again.file_bytes
+    assert again.info("b").num_bytes == len(data) < again.file_bytes
     again.delete("b")
     assert names(again) == [("a", 2)]
     assert again.imported("c", data).num_seen == 3
@@ -63,7 +63,7 @@ def test_a_life(folder: Path, engine: Engine) -> None:
 
 def test_what_is_not_there(folder: Path, engine: Engine) -> None:
     sessions = sessions_in(folder, engine)
-    for call in (sessions.facts, sessions.delete, sessions.exported, sessions.lease):
+    for call in (sessions.info, sessions.delete, sessions.exported, sessions.lease):
         with pytest.raises(MissingError, match="no session 'a'"):
             call("a")
     with pytest.raises(MissingError, match="no session 'a'"):
@@ -121,7 +121,7 @@ def test_names_cannot_leave_the_folder(folder: Path, engine: Engine, name: str) 
     sessions.create("a")
     calls = (
         sessions.create,
-        sessions.facts,
+        sessions.info,
         sessions.delete,
         sessions.exported,
         sessions.lease,
@@ -184,7 +184,7 @@ def test_a_damaged_session_is_told_and_stays(folder: Path, engine: Engine) -> No
     lease.close()
     sessions.create("b")
     path.write_bytes(b"")
-    assert [(facts.name, facts.num_seen) for facts in sessions.all()] == [("a", None), ("b", 0)]
+    assert [(info.name, info.num_seen) for info in sessions.all()] == [("a", None), ("b", 0)]
     with pytest.raises(StorageError, match="'a' is damaged"):
         sessions.lease("a")
     sessions.delete("a")
@@ -200,7 +200,7 @@ def test_what_says_what_cannot_be_is_not_imported(folder: Path, engine: Engine) 
         write_snapshot(folder / "made", header | wrong, tensors)
         with pytest.raises(InputError, match="the file"):
             sessions.imported("b", (folder / "made").read_bytes())
-    assert [facts.name for facts in sessions.all()] == ["a"]
+    assert [info.name for info in sessions.all()] == ["a"]
 
 
 def test_a_full_disk_is_not_the_clients_fault(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from lacache.core.errors import UnsupportedModelError, UnsupportedOperationError
+from lacache.errors import UnsupportedModelError, UnsupportedOperationError
 
 NAME = "lacache"
 

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lacache.core.schedule import Schedule, State
+from lacache.policies.schedule import Schedule, State
 
 _REMEMBERED = 128
 
@@ -31,6 +31,6 @@ class Compactions:
     def _make(self, state: State) -> Tensor:
         keep = torch.ones(len(self.patterns), state.num_cached, dtype=torch.bool)
         for row, pattern in enumerate(self.patterns):
-            for start, stop in self.schedule.dropped(state, pattern):
+            for start, stop in self.schedule.evicted_slots(state, pattern):
                 keep[row, start:stop] = False
         return keep.nonzero()[:, 1].contiguous().view(len(self.patterns), -1)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-from lacache.cache.facts import ModelFacts
 from lacache.cache.static.shape import StaticShape, bytes_per_token
-from lacache.core.budget import Budget, parse_budget
-from lacache.core.schedule import Plan
+from lacache.models.model_info import ModelInfo
+from lacache.policies.budget import Budget, parse_budget
+from lacache.policies.schedule import Plan
 
 
 def fit_bytes(
-    facts: ModelFacts,
+    info: ModelInfo,
     budget: Budget | None,
     choose: Callable[[int], Plan],
     kv_dtype: str | None = None,
@@ -20,7 +20,7 @@ def fit_bytes(
     can take more bytes than its tokens alone (docs/adr/0009).
 
     Args:
-        facts: of the model.
+        info: of the model.
         budget: in bytes; any other is left to `choose`.
         choose: the plan for a budget, given what a token takes over all growing layers.
         kv_dtype: see StaticShape.
@@ -28,10 +28,10 @@ def fit_bytes(
     Raises:
         ConfigError: too few bytes for such a plan, or no such kv_dtype.
     """
-    per_token = bytes_per_token(facts, kv_dtype)
+    per_token = bytes_per_token(info, kv_dtype)
     limit = 0 if budget is None else parse_budget(budget).num_bytes
     while True:
         plan = choose(per_token)
-        if not limit or (taken := StaticShape(facts, plan, kv_dtype).growing_bytes) <= limit:
+        if not limit or (taken := StaticShape(info, plan, kv_dtype).growing_bytes) <= limit:
             return plan
         per_token = max(per_token + 1, -(-per_token * taken // limit))

@@ -11,7 +11,7 @@ from lacache.cache.grouped_layer import EndlessLayer
 from lacache.cache.static.attention import Attend
 from lacache.cache.static.part import Part
 from lacache.cache.static.sliding import Ring
-from lacache.core.errors import UnsupportedOperationError
+from lacache.errors import UnsupportedOperationError
 
 Seen = tuple[Tensor, Tensor, Tensor | None]
 """Keys and values [B, H, N, D], and which of them are visible, bool [B or 1, 1, 1 or Q, N]."""

@@ -5,11 +5,11 @@ from typing import final
 
 from torch import Tensor
 
-from lacache.cache.rotary import Tables
 from lacache.cache.static.buffer import Buffer
 from lacache.cache.static.mover import Mover
 from lacache.cache.static.row_group import Move
 from lacache.cache.static.turns import Turns
+from lacache.models.rotary import Tables
 
 
 @final

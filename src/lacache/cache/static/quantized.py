@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lacache.cache.static.buffer import Buffer, put_one
-from lacache.core import checks
+from lacache.common import validation
 
-KV_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in checks.KV_DTYPES}
+KV_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in validation.KV_DTYPES}
 """By name, what states can be stored in besides the model's own type."""
 
 

@@ -6,7 +6,7 @@ from typing import final
 
 from lacache.cache.static.compactions import Compactions
 from lacache.cache.static.row_group import Move, RowGroup
-from lacache.core.errors import UnsupportedOperationError
+from lacache.errors import UnsupportedOperationError
 
 
 @final
@@ -45,12 +45,12 @@ class Row:
         Raises:
             UnsupportedOperationError: that was begun before and did not end.
         """
-        self.check_whole()
+        self.validate_whole()
         position = self.next_position()
         self.is_moving = True
         return [group.begin(position) for group in self.groups]
 
-    def check_whole(self) -> None:
+    def validate_whole(self) -> None:
         """Refuse to go on where a change did not end."""
         if self.is_moving:
             raise UnsupportedOperationError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lacache.cache.static.compactions import Compactions
-from lacache.core.schedule import State
+from lacache.policies.schedule import State
 
 
 @final

@@ -8,8 +8,8 @@ from torch import Tensor
 from lacache.cache.static.buffer import Buffer
 from lacache.cache.static.row_group import Move, RowGroup
 from lacache.cache.static.store import StaticStore
-from lacache.core.errors import InputError, UnsupportedOperationError
-from lacache.core.schedule import State
+from lacache.errors import InputError, UnsupportedOperationError
+from lacache.policies.schedule import State
 
 RowState = dict[str, Tensor]
 """By name, on the CPU; N is what the group, or the window, holds, whatever there is room for.
@@ -64,7 +64,7 @@ def put_row(store: StaticStore, row: int, state: RowState) -> None:
     moves = [_restore(group, f"group.{n}", left) for n, group in enumerate(counts.groups)]
     for name, slots in _slots_in_use(store, row).items():
         slots.copy_(left.take(name, tuple(slots.shape), slots.dtype))
-    left.check_empty()
+    left.validate_empty()
     for number, move in enumerate(moves):
         store.move_group(row, number, move)
     counts.is_moving = False
@@ -120,7 +120,7 @@ class _Left:
             )
         return tensor
 
-    def check_empty(self) -> None:
+    def validate_empty(self) -> None:
         if self._tensors:
             raise InputError(
                 f"the state has {min(self._tensors)}, which this model and plan do not; take it "

@@ -5,11 +5,11 @@ from typing import final
 
 import torch
 
-from lacache.cache.facts import GrowingLayer, ModelFacts
 from lacache.cache.static.quantized import bytes_per_state
-from lacache.core.checks import check_kv_dtype
-from lacache.core.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
-from lacache.core.schedule import UNBOUNDED, BoundGroup, Plan
+from lacache.common.validation import validate_kv_dtype
+from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
+from lacache.models.model_info import GrowingLayer, ModelInfo
+from lacache.policies.schedule import UNBOUNDED, BoundGroup, Plan
 
 
 @final
@@ -18,7 +18,7 @@ class StaticShape:
     """Known before anything is allocated, and for ever.
 
     Args:
-        facts: of the model.
+        info: of the model.
         plan: what is kept.
         kv_dtype: "int8" or "float8_e4m3fn", with a scale for each token and head; None is the
             model's own type. Layers whose attention is a window by itself stay in the model's.
@@ -30,14 +30,14 @@ class StaticShape:
         UnsupportedOperationError: the plan divides a layer whose attention has sinks of its own.
     """
 
-    facts: ModelFacts
+    info: ModelInfo
     plan: Plan
     kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.facts.linear:
+        if self.info.linear:
             raise UnsupportedModelError(
-                f"layer {self.facts.linear[0]} is linear attention, whose state the engine does "
+                f"layer {self.info.linear[0]} is linear attention, whose state the engine does "
                 "not hold; use LaCache.from_model and lacache.stream with this model"
             )
         if any(group.schedule.capacity == UNBOUNDED for group in self.groups):
@@ -47,26 +47,26 @@ class StaticShape:
             )
         for group in self.groups:
             for depth, heads in group.heads.items():
-                layer = self.facts.growing[depth]
+                layer = self.info.growing[depth]
                 if layer.has_sinks and len(heads) < layer.num_heads:
                     raise UnsupportedOperationError(
                         f"the attention of layer {layer.index} has a number for each head, which "
                         "KV heads in different groups cannot share; use groups of whole layers"
                     )
-        check_kv_dtype(self.kv_dtype)
+        validate_kv_dtype(self.kv_dtype)
 
     @property
     def groups(self) -> tuple[BoundGroup, ...]:
         """The plan's groups in this model."""
-        return self.plan.bind_groups(self.facts.num_heads)
+        return self.plan.bind_groups(self.info.num_heads)
 
     @property
     def row_bytes(self) -> int:
         """Of one sequence, whatever its length."""
-        dtype = self.facts.dtype
+        dtype = self.info.dtype
         windows = (
             ring.num_heads * ring.window * (ring.key_size + ring.value_size) * dtype.itemsize
-            for ring in self.facts.sliding
+            for ring in self.info.sliding
         )
         return self.growing_bytes + sum(windows)
 
@@ -76,21 +76,21 @@ class StaticShape:
         return sum(
             len(heads)
             * group.schedule.capacity
-            * _bytes_per_slot(self.facts.growing[depth], self.kv_dtype, self.facts.dtype)
+            * _bytes_per_slot(self.info.growing[depth], self.kv_dtype, self.info.dtype)
             for group in self.groups
             for depth, heads in group.heads.items()
         )
 
 
-def bytes_per_token(facts: ModelFacts, kv_dtype: str | None = None) -> int:
+def bytes_per_token(info: ModelInfo, kv_dtype: str | None = None) -> int:
     """Of one token in every layer that a plan rules.
 
     Raises:
         ConfigError: there is no such kv_dtype.
     """
-    check_kv_dtype(kv_dtype)
+    validate_kv_dtype(kv_dtype)
     return sum(
-        layer.num_heads * _bytes_per_slot(layer, kv_dtype, facts.dtype) for layer in facts.growing
+        layer.num_heads * _bytes_per_slot(layer, kv_dtype, info.dtype) for layer in info.growing
     )
 
 

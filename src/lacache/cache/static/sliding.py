@@ -5,8 +5,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lacache.cache.facts import SlidingLayer
 from lacache.cache.static.buffer import PlainBuffer
+from lacache.models.model_info import SlidingLayer
 
 
 @final

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from lacache.cache.rotary import Rotation, Tables
 from lacache.cache.static.attention import Attend
 from lacache.cache.static.buffer import Buffer, PlainBuffer
 from lacache.cache.static.compactions import Compactions
@@ -29,8 +28,9 @@ from lacache.cache.static.row_group import Move
 from lacache.cache.static.shape import StaticShape
 from lacache.cache.static.sliding import Ring
 from lacache.cache.static.turns import Turns
-from lacache.core.errors import ConfigError
-from lacache.core.memory import physical_bytes
+from lacache.common.memory import physical_bytes
+from lacache.errors import ConfigError
+from lacache.models.rotary import Rotation, Tables
 
 
 @final
@@ -72,8 +72,8 @@ class StaticStore:
                 raise MemoryError(f"{most:,} bytes are there")
             self.parts: dict[int, tuple[Part, ...]] = self._make_parts(rows)
             self.rings = {
-                layer.index: Ring(layer, rows, shape.facts.dtype, device)
-                for layer in shape.facts.sliding
+                layer.index: Ring(layer, rows, shape.info.dtype, device)
+                for layer in shape.info.sliding
             }
         except (RuntimeError, MemoryError, OverflowError) as error:
             raise ConfigError(
@@ -198,7 +198,7 @@ class StaticStore:
             torch._dynamo.mark_static_address(tensor)
 
     def _new_row(self) -> Row:
-        return Row(self._compactions, count_on=self.shape.facts.has_native)
+        return Row(self._compactions, count_on=self.shape.info.has_native)
 
     def _all_parts(self) -> list[Part]:
         return [part for parts in self.parts.values() for part in parts]
@@ -208,21 +208,21 @@ class StaticStore:
         return [*rings, *(buffer for part in self._all_parts() for buffer in part.buffers)]
 
     def _make_parts(self, num_rows: int) -> dict[int, tuple[Part, ...]]:
-        facts, kv_dtype = self.shape.facts, self.shape.kv_dtype
+        info, kv_dtype = self.shape.info, self.shape.kv_dtype
         reach = max(compactions.schedule.capacity for compactions in self._compactions)
         turns: dict[tuple[Rotation, int], Turns] = {}
         made: dict[int, tuple[Part, ...]] = {}
         for number, bound in enumerate(self.shape.groups):
             patterns = self._compactions[number].patterns
             for depth, heads in bound.heads.items():
-                layer = facts.growing[depth]
+                layer = info.growing[depth]
                 shape = (num_rows, len(heads), bound.schedule.capacity)
 
                 def buffer(size: int, shape: tuple[int, int, int] = shape) -> Buffer:
                     whole = (*shape, size)
                     if kv_dtype is None:
-                        return PlainBuffer(whole, facts.dtype, self.device)
-                    return ScaledBuffer(whole, KV_DTYPES[kv_dtype], facts.dtype, self.device)
+                        return PlainBuffer(whole, info.dtype, self.device)
+                    return ScaledBuffer(whole, KV_DTYPES[kv_dtype], info.dtype, self.device)
 
                 rotation, key_size = layer.rotation, layer.key_size
                 if rotation is not None and (rotation, key_size) not in turns:
@@ -262,7 +262,7 @@ class StaticStore:
 
     def _make_cache(self, of_parts: Any, of_ring: Any) -> Cache:
         """A cache with a layer for each of the model's that has keys and values of its own."""
-        empty: list[Any] = _native_layers(self.shape.facts.text_config)
+        empty: list[Any] = _native_layers(self.shape.info.text_config)
         layers: list[Any] = [
             of_parts(self.parts[index])
             if index in self.parts

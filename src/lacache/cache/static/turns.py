@@ -6,8 +6,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lacache.cache.rotary import Rotation, Tables
-from lacache.core.errors import UnsupportedModelError
+from lacache.errors import UnsupportedModelError
+from lacache.models.rotary import Rotation, Tables
 
 
 @final

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lacache.core.errors import CompilerError
-from lacache.core.home import cache_home
+from lacache.common.home import cache_home
+from lacache.errors import CompilerError
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 

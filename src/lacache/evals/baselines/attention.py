@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lacache.cache import ReadingCache
-from lacache.core.errors import UnsupportedModelError
+from lacache.errors import UnsupportedModelError
 
 
 class WatchingCache(ReadingCache, ABC):

@@ -10,18 +10,18 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache import CacheReport
-from lacache.cache.facts import ModelFacts, find_decoder, model_facts
 from lacache.cache.grouped_layer import refuse_taking_back
 from lacache.cache.guard import guard
 from lacache.cache.layer import layer_bytes
 from lacache.cache.masks import guard_masks
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
 from lacache.evals.baselines.attention import WatchingCache, watch
 from lacache.evals.baselines.counts import Counts
 from lacache.evals.baselines.layer import ScoredLayer
 from lacache.evals.baselines.ledger import Ledger
 from lacache.evals.baselines.scorer import AttentionScorer, Scorer
+from lacache.models.model_info import ModelInfo, find_decoder, model_info
 
 DENSE_BLOCK = 256
 """Tokens of a dense input whose attention weights are computed at once."""
@@ -38,7 +38,7 @@ class ScoredCache(WatchingCache):
     def __init__(
         self,
         model: Any,
-        facts: ModelFacts,
+        info: ModelInfo,
         scorer: Scorer,
         ledger: Ledger,
         layers: list[Any],
@@ -48,7 +48,7 @@ class ScoredCache(WatchingCache):
         """Make a cache with `ScoredCache.from_model`."""
         super().__init__(layers)
         self._decoder = ref(find_decoder(model))
-        self._facts = facts
+        self._facts = info
         self._ledger = ledger
         self._scorer = scorer
         self._dense = dense
@@ -62,16 +62,16 @@ class ScoredCache(WatchingCache):
         scorer: Scorer,
         capacity: int | Sequence[int],
         *,
-        refill: int = 1,
+        evict_batch: int = 1,
         sinks: int = 4,
         dense: bool = False,
     ) -> "ScoredCache":
         """A cache for a causal language model of transformers.
 
         Whenever a layer is full before a new token, every layer evicts down to its capacity minus
-        `refill`. With `dense`, the first input is read with a full cache and then cut down to the
-        count that reading it in pieces would leave, so that at every moment as many bytes are
-        held as by any other method with this capacity and refill.
+        `evict_batch`. With `dense`, the first input is read with a full cache and then cut down to
+        the count that reading it in pieces would leave, so that at every moment as many bytes are
+        held as by any other method with this capacity and evict_batch.
 
         Args:
             model: the model; its decoder and attention modules get forward hooks that act on
@@ -79,7 +79,7 @@ class ScoredCache(WatchingCache):
             scorer: what the tokens are kept by.
             capacity: most tokens that a layer ever holds, or one number for each layer with a
                 growing cache.
-            refill: slots that one compaction frees.
+            evict_batch: slots that one compaction frees.
             sinks: first tokens, never evicted.
             dense: read the first input with a full cache.
 
@@ -89,9 +89,9 @@ class ScoredCache(WatchingCache):
             UnsupportedModelError: the model's caches or positions are not understood, or its
                 attention weights cannot be had.
         """
-        check_int("sinks", sinks, 0)
-        facts = model_facts(model)
-        depth = len(facts.growing)
+        validate_int("sinks", sinks, 0)
+        info = model_info(model)
+        depth = len(info.growing)
         capacities = (capacity,) * depth if isinstance(capacity, int) else tuple(capacity)
         if len(capacities) != depth:
             raise ConfigError(
@@ -99,18 +99,18 @@ class ScoredCache(WatchingCache):
                 f"give {depth}"
             )
         if capacities:
-            _check_room(min(capacities), refill, scorer, sinks)
-        ledger = Ledger(Counts(capacities, refill))
-        layers: list[Any] = DynamicCache(config=facts.text_config).layers
-        for i, layer in enumerate(facts.growing):
+            _validate_room(min(capacities), evict_batch, scorer, sinks)
+        ledger = Ledger(Counts(capacities, evict_batch))
+        layers: list[Any] = DynamicCache(config=info.text_config).layers
+        for i, layer in enumerate(info.growing):
             layers[layer.index] = ScoredLayer(scorer, ledger, i, layer.rotation, sinks)
         decoder = find_decoder(model)
         guard(decoder)
         if len(set(capacities)) > 1:
-            guard_masks(decoder, [layer.index for layer in facts.growing])
+            guard_masks(decoder, [layer.index for layer in info.growing])
         if isinstance(scorer, AttentionScorer):
             watch(decoder)
-        return cls(model, facts, scorer, ledger, layers, dense=dense)
+        return cls(model, info, scorer, ledger, layers, dense=dense)
 
     def kept_tokens(self, layer_idx: int) -> list[list[int]]:
         """For each KV head, the original numbers of the tokens that a layer holds now.
@@ -186,7 +186,7 @@ class ScoredCache(WatchingCache):
         if self._dense and self._ledger.num_seen == 0:
             self._ledger.dense_tokens = max(self._ledger.dense_tokens, num_tokens)
 
-    def next_segment(self, num_tokens: int) -> int:
+    def next_chunk(self, num_tokens: int) -> int:
         """Tokens up to the next compaction, or of a dense input.
 
         A dense input is cut only for the sake of its attention weights, which are not computed
@@ -198,7 +198,7 @@ class ScoredCache(WatchingCache):
         unseen = self._unseen()
         return min(room, unseen) if unseen else min(room, DENSE_BLOCK)
 
-    def check_decoder(self, decoder: nn.Module) -> None:
+    def validate_decoder(self, decoder: nn.Module) -> None:
         """Refuse another model."""
         if decoder is not self._decoder():
             raise ModelError(
@@ -206,7 +206,7 @@ class ScoredCache(WatchingCache):
                 "ScoredCache.from_model(model, ...)"
             )
 
-    def check_input(self, first_position: int | None, batch_size: int) -> None:
+    def validate_input(self, first_position: int | None, batch_size: int) -> None:
         """Refuse several rows, and input that does not go on where the text stands."""
         num_seen = self._ledger.num_seen
         if first_position is not None and first_position != num_seen:
@@ -282,13 +282,14 @@ class ScoredCache(WatchingCache):
         return [layer for layer in self.layers if isinstance(layer, ScoredLayer)]
 
 
-def _check_room(least: int, refill: int, scorer: Scorer, sinks: int) -> None:
+def _validate_room(least: int, evict_batch: int, scorer: Scorer, sinks: int) -> None:
     """Raise ConfigError unless a full layer of `least` tokens can always free its slots."""
     protected = scorer.protected(least)
-    needed = sinks + protected + refill
+    needed = sinks + protected + evict_batch
     if needed > least:
         raise ConfigError(
             f"capacity={least} must be at least {needed} = sinks {sinks} + newest {protected} that "
-            # Newest and refill may be shares of the capacity, so that needed alone may not do.
-            f"{type(scorer).__name__} never evicts + refill {refill}; try capacity={3 * needed}"
+            # Newest and evict_batch may be shares of the capacity, so that needed alone may not do.
+            f"{type(scorer).__name__} never evicts + evict_batch {evict_batch}; "
+            f"try capacity={3 * needed}"
         )

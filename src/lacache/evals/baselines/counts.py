@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import final
 
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 
 
 @final
@@ -12,32 +12,37 @@ from lacache.core.errors import ConfigError
 class Counts:
     """A capacity for each layer; all compact at the same moments.
 
-    Whenever some layer is full, every layer is cut down to its own capacity minus `refill`. So a
-    new segment is `refill` tokens long at any depth, and with equal capacities the counts are
-    those of `SinkWindow` with that refill.
+    Whenever some layer is full, every layer is cut down to its own capacity minus `evict_batch`. So
+    a new segment is `evict_batch` tokens long at any depth, and with equal capacities the counts
+    are those of `Streaming` with that evict_batch.
 
     Args:
         capacities: most tokens that each layer ever holds.
-        refill: slots that a compaction frees in a full layer.
+        evict_batch: slots that a compaction frees in a full layer.
 
     Raises:
         ConfigError: a value out of range.
     """
 
     capacities: tuple[int, ...]
-    refill: int
+    evict_batch: int
 
     def __post_init__(self) -> None:
-        check_int("refill", self.refill, 1)
+        validate_int("evict_batch", self.evict_batch, 1)
         if not self.capacities:
             raise ConfigError("capacities=() must name at least one layer; try (512,)")
         for capacity in self.capacities:
-            check_int("capacity", capacity, 1)
+            validate_int("capacity", capacity, 1)
         least = min(self.capacities)
-        if least <= self.refill:
-            remedy = f"refill={max(1, least // 8)}" if least > 1 else f"capacity={2 * self.refill}"
+        if least <= self.evict_batch:
+            remedy = (
+                f"evict_batch={max(1, least // 8)}"
+                if least > 1
+                else f"capacity={2 * self.evict_batch}"
+            )
             raise ConfigError(
-                f"refill={self.refill} must be below the smallest capacity {least}; try {remedy}"
+                f"evict_batch={self.evict_batch} must be below the smallest capacity {least}; "
+                f"try {remedy}"
             )
 
     def start(self) -> tuple[int, ...]:
@@ -52,7 +57,9 @@ class Counts:
         """What the next token finds: after the compaction, if one is due."""
         if self.room(held) > 0:
             return held
-        return tuple(min(n, c - self.refill) for c, n in zip(self.capacities, held, strict=True))
+        return tuple(
+            min(n, c - self.evict_batch) for c, n in zip(self.capacities, held, strict=True)
+        )
 
     def after(self, num_seen: int) -> tuple[int, ...]:
         """What each layer holds after `num_seen` tokens, in constant time."""
@@ -61,5 +68,5 @@ class Counts:
             return (num_seen,) * len(self.capacities)
         # The last compaction ran before the token with this number, which some layer had no
         # room for.
-        last = first + (num_seen - first - 1) // self.refill * self.refill
-        return tuple(min(last, c - self.refill) + num_seen - last for c in self.capacities)
+        last = first + (num_seen - first - 1) // self.evict_batch * self.evict_batch
+        return tuple(min(last, c - self.evict_batch) + num_seen - last for c in self.capacities)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lacache.cache.grouped_layer import EndlessLayer
-from lacache.cache.rotary import Rotation, Tables
-from lacache.core.errors import UnsupportedModelError, UnsupportedOperationError
+from lacache.errors import UnsupportedModelError, UnsupportedOperationError
 from lacache.evals.baselines.ledger import Ledger
 from lacache.evals.baselines.scorer import AttentionScorer, KeyScorer, Scorer, best
+from lacache.models.rotary import Rotation, Tables
 
 
 @final

@@ -8,11 +8,11 @@ import random
 from dataclasses import dataclass
 from typing import final
 
-from lacache.core import LadderConfig, Policy, Schedule, State
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
-from lacache.core.ladder import LadderSchedule
-from lacache.core.schedule import Runs
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
+from lacache.policies import Ladder, Policy, Schedule, State
+from lacache.policies.ladder import LadderSchedule
+from lacache.policies.schedule import SlotRanges
 
 Units = tuple[int, ...]
 """Which units of every band a layer keeps, in increasing order."""
@@ -31,11 +31,11 @@ class RandomLadder(Policy):
         ConfigError: a ladder with window layers.
     """
 
-    ladder: LadderConfig
+    ladder: Ladder
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_int("seed", self.seed, 0)
+        validate_int("seed", self.seed, 0)
         if self.ladder.window_layers:
             raise ConfigError(
                 f"window_layers={self.ladder.window_layers} keep no units by chance; leave them out"
@@ -79,7 +79,7 @@ class UnitSchedule(Schedule):
         """The ladder's."""
         return self._ladder.compact(state)
 
-    def dropped(self, state: State, pattern: int) -> Runs:
+    def evicted_slots(self, state: State, pattern: int) -> SlotRanges:
         """In each thinned band the units that layers of this pattern do not keep."""
         shape, unit = self._ladder.geometry, self._ladder.config.unit
         after = self.compact(state)
@@ -90,9 +90,9 @@ class UnitSchedule(Schedule):
         return _join([(start, start + unit) for start in starts])
 
 
-def _join(runs: Runs) -> Runs:
+def _join(runs: SlotRanges) -> SlotRanges:
     """Increasing runs, with those that touch made one."""
-    joined: Runs = []
+    joined: SlotRanges = []
     for start, stop in runs:
         if joined and joined[-1][1] == start:
             joined[-1] = (joined[-1][0], stop)

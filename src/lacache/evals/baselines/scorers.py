@@ -5,8 +5,8 @@ from typing import final
 
 from torch import Tensor
 
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 from lacache.evals.baselines.scorer import AttentionScorer, KeyScorer
 from lacache.evals.baselines.scores import (
     accumulated,
@@ -64,8 +64,8 @@ class LagKV(KeyScorer):
     sinks: int = 4
 
     def __post_init__(self) -> None:
-        check_int("lag", self.lag, 1)
-        check_int("sinks", self.sinks, 0)
+        validate_int("lag", self.lag, 1)
+        validate_int("sinks", self.sinks, 0)
 
     def protected(self, num_held: int) -> int:
         """The last whole partition and what comes after it."""
@@ -114,7 +114,7 @@ class H2O(AttentionScorer):
     recent: int
 
     def __post_init__(self) -> None:
-        check_int("recent", self.recent, 0)
+        validate_int("recent", self.recent, 0)
 
     @property
     def looks(self) -> None:
@@ -150,8 +150,8 @@ class SnapKV(AttentionScorer):
     kernel: int = 5
 
     def __post_init__(self) -> None:
-        check_int("window", self.window, 1)
-        check_int("kernel", self.kernel, 1)
+        validate_int("window", self.window, 1)
+        validate_int("kernel", self.kernel, 1)
         if self.kernel % 2 == 0:
             raise ConfigError(
                 f"kernel={self.kernel} must be odd, to have a middle; try kernel={self.kernel + 1}"

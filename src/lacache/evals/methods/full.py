@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from lacache.cache import LaCache, ReadingCache
-from lacache.core import Full
+from lacache.common.records import Record
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.settings import settings_record
-from lacache.evals.records import Record
+from lacache.policies import Full
 
 
 @final

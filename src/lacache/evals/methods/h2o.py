@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 from lacache.evals.baselines import H2O, Scorer
 from lacache.evals.methods.scored import ScoredMethod
-from lacache.evals.methods.settings import check_share
+from lacache.evals.methods.settings import validate_share
 
 
 @final
@@ -16,7 +16,7 @@ class H2OMethod(ScoredMethod):
 
     Args:
         sinks: first tokens, never evicted.
-        refill: share of the capacity that one compaction frees.
+        evict_batch: share of the capacity that one compaction frees.
         recent: share of the capacity for the newest tokens; half, as in the paper.
     """
 
@@ -26,11 +26,11 @@ class H2OMethod(ScoredMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("recent", self.recent)
-        if self.recent + self.refill >= 1:
+        validate_share("recent", self.recent)
+        if self.recent + self.evict_batch >= 1:
             raise ConfigError(
-                f"recent={self.recent} and refill={self.refill} must be below 1 together, as they "
-                "are shares of one capacity; try recent=0.5"
+                f"recent={self.recent} and evict_batch={self.evict_batch} must be below 1 "
+                "together, as they are shares of one capacity; try recent=0.5"
             )
 
     def scorer(self, capacity: int) -> Scorer:

@@ -4,19 +4,24 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 from lacache.cache import LaCache, ReadingCache
-from lacache.cache.facts import model_facts
-from lacache.cache.fingerprint import fingerprint
-from lacache.cache.profiles import model_profile
-from lacache.core import HistoryConfig
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
-from lacache.core.groups import Member
-from lacache.core.history import split_by_need
-from lacache.core.profile import Profile, layers_by_depth
+from lacache.common.records import Record
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.preset import plan_sha256
-from lacache.evals.methods.settings import REFILL, check_share, refill_slots, settings_record
-from lacache.evals.records import Record
+from lacache.evals.methods.settings import (
+    EVICT_BATCH,
+    evict_batch_slots,
+    settings_record,
+    validate_share,
+)
+from lacache.models.fingerprint import fingerprint
+from lacache.models.head_profiles import model_profile
+from lacache.models.model_info import model_info
+from lacache.policies import RetrievalHeads
+from lacache.policies.groups import Member
+from lacache.policies.head_profile import HeadProfile, layers_by_depth
+from lacache.policies.retrieval_heads import split_by_need
 
 MEMBERS = ("heads", "layers", "depth")
 
@@ -36,7 +41,7 @@ class History(Method):
             them for a model without a profile.
         window: capacity of the others in the end, as a share of the capacity.
         sinks: first tokens, never evicted.
-        refill: share of its capacity that one compaction of a group frees.
+        evict_batch: share of its capacity that one compaction of a group frees.
         recent: share of the history's capacity that no compaction touches; without it, half.
         span: of the history's ladder, in its own layers; without it, half of them.
         overlap: likewise; without it 0 beside a span, else four fifths of the span.
@@ -51,7 +56,7 @@ class History(Method):
     members: str = "heads"
     window: float = 0.25
     sinks: int = 4
-    refill: float = REFILL
+    evict_batch: float = EVICT_BATCH
     recent: float | None = None
     span: int | None = None
     overlap: int | None = None
@@ -61,14 +66,14 @@ class History(Method):
     def __post_init__(self) -> None:
         if self.members not in MEMBERS:
             raise ConfigError(f"members={self.members!r} must be heads, layers or depth; try heads")
-        check_share("share", self.share)
-        check_share("most", self.most)
-        check_share("window", self.window)
-        check_share("refill", self.refill)
+        validate_share("share", self.share)
+        validate_share("most", self.most)
+        validate_share("window", self.window)
+        validate_share("evict_batch", self.evict_batch)
         if self.recent is not None:
-            check_share("recent", self.recent)
-        check_int("sinks", self.sinks, 0)
-        check_int("unit", self.unit, 1)
+            validate_share("recent", self.recent)
+        validate_int("sinks", self.sinks, 0)
+        validate_int("unit", self.unit, 1)
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache with a group for the history, each tier and the others."""
@@ -78,12 +83,12 @@ class History(Method):
                 f"{type(model).__name__} with fingerprint {fingerprint(model)} has no profile; run "
                 "lacache calibrate first"
             )
-        plan = self.plan(capacity, profile, model_facts(model).num_heads)
-        return LaCache.from_model(model, plan, prefill="dense" if dense else "segmented")
+        plan = self.plan(capacity, profile, model_info(model).num_heads)
+        return LaCache.from_model(model, plan, prefill="dense" if dense else "chunked")
 
     def plan(
-        self, capacity: int, profile: Profile | None, num_heads: tuple[int, ...]
-    ) -> HistoryConfig:
+        self, capacity: int, profile: HeadProfile | None, num_heads: tuple[int, ...]
+    ) -> RetrievalHeads:
         """The plan for a capacity in tokens."""
         order: tuple[Member, ...]
         if self.members == "depth":
@@ -92,13 +97,13 @@ class History(Method):
             assert profile is not None  # checked by the caller
             order = profile.order if self.members == "heads" else profile.layers()
         history, *tiers = split_by_need(order, self.share, self.most)
-        config = HistoryConfig(
+        config = RetrievalHeads(
             capacity=capacity,
             history=history,
             tiers=tuple(tiers),
             window=self.window,
             sinks=self.sinks,
-            refill=refill_slots(self.refill, max(1, int(self.window * capacity))),
+            evict_batch=evict_batch_slots(self.evict_batch, max(1, int(self.window * capacity))),
             span=self.span,
             overlap=self.overlap,
             geometry=self.geometry,
@@ -114,7 +119,7 @@ class History(Method):
         profile = model_profile(model)
         if profile is None and self.members != "depth":
             return ""
-        return plan_sha256(self.plan(_CAPACITY, profile, model_facts(model).num_heads))
+        return plan_sha256(self.plan(_CAPACITY, profile, model_info(model).num_heads))
 
     def record(self) -> Record:
         """Name and settings."""

@@ -4,19 +4,24 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from lacache.cache import LaCache, ReadingCache
-from lacache.cache.facts import model_facts
-from lacache.core import LadderConfig, default_span_overlap
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
-from lacache.core.geometry import check_span
+from lacache.common.records import Record
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 from lacache.evals.methods.method import Method
-from lacache.evals.methods.settings import REFILL, check_share, refill_slots, settings_record
-from lacache.evals.records import Record
+from lacache.evals.methods.settings import (
+    EVICT_BATCH,
+    evict_batch_slots,
+    settings_record,
+    validate_share,
+)
+from lacache.models.model_info import model_info
+from lacache.policies import Ladder, default_span_overlap
+from lacache.policies.geometry import validate_span
 
 
 @final
 @dataclass(frozen=True)
-class Ladder(Method):
+class LadderMethod(Method):
     """Every layer keeps equally many tokens, but different old ones.
 
     Args:
@@ -26,7 +31,7 @@ class Ladder(Method):
         sinks: first tokens, never evicted.
         recent: share of the capacity that no compaction touches; without it, half, or less where
             the sinks and one band need the room.
-        refill: share of the capacity that one compaction frees.
+        evict_batch: share of the capacity that one compaction frees.
         geometry: "interleaved" (the released code) or "consecutive" (the paper's text).
         unit: neighbouring tokens that are kept or dropped together.
         window_layers: layers that drop their oldest tokens instead of thinning.
@@ -38,7 +43,7 @@ class Ladder(Method):
     overlap: int | None = None
     sinks: int = 4
     recent: float | None = None
-    refill: float = REFILL
+    evict_batch: float = EVICT_BATCH
     geometry: str = "interleaved"
     unit: int = 1
     window_layers: tuple[int, ...] = ()
@@ -48,31 +53,31 @@ class Ladder(Method):
             raise ConfigError(
                 f"overlap={self.overlap} says nothing without a span; try span={self.overlap + 1}"
             )
-        check_span(self.span or 1, self.overlap or 0, self.geometry)
-        check_int("sinks", self.sinks, 0)
-        check_int("unit", self.unit, 1)
-        check_share("refill", self.refill)
+        validate_span(self.span or 1, self.overlap or 0, self.geometry)
+        validate_int("sinks", self.sinks, 0)
+        validate_int("unit", self.unit, 1)
+        validate_share("evict_batch", self.evict_batch)
         if self.recent is not None:
-            check_share("recent", self.recent)
+            validate_share("recent", self.recent)
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty ladder."""
-        policy = self.policy(capacity, len(model_facts(model).growing))
-        return LaCache.from_model(model, policy, prefill="dense" if dense else "segmented")
+        policy = self.policy(capacity, len(model_info(model).growing))
+        return LaCache.from_model(model, policy, prefill="dense" if dense else "chunked")
 
-    def policy(self, capacity: int, num_layers: int) -> LadderConfig:
+    def policy(self, capacity: int, num_layers: int) -> Ladder:
         """The policy for a capacity in tokens, over layers with a growing cache."""
         if self.span is None:
             span, overlap = default_span_overlap(num_layers)
         else:
             span, overlap = self.span, self.overlap or 0
-        return LadderConfig(
+        return Ladder(
             capacity=capacity,
             span=span,
             overlap=overlap,
             sinks=self.sinks,
             recent=None if self.recent is None else int(self.recent * capacity),
-            refill=refill_slots(self.refill, capacity),
+            evict_batch=evict_batch_slots(self.evict_batch, capacity),
             geometry=self.geometry,
             unit=self.unit,
             window_layers=self.window_layers,

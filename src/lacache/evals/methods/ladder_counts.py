@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lacache.cache import LaCache, ReadingCache
-from lacache.cache.facts import model_facts
-from lacache.core import LadderConfig, Policy
-from lacache.evals.methods.ladder import Ladder
+from lacache.common.records import Record
+from lacache.evals.methods.ladder import LadderMethod
 from lacache.evals.methods.method import Method
-from lacache.evals.methods.settings import REFILL, settings_record
-from lacache.evals.records import Record
+from lacache.evals.methods.settings import EVICT_BATCH, settings_record
+from lacache.models.model_info import model_info
+from lacache.policies import Ladder, Policy
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LadderCounts(Method):
         overlap: as in the ladder.
         sinks: first tokens, never evicted.
         recent: share of the capacity that no compaction touches.
-        refill: share of the capacity that one compaction frees.
+        evict_batch: share of the capacity that one compaction frees.
         unit: neighbouring tokens that are kept or dropped together.
     """
 
@@ -30,32 +30,32 @@ class LadderCounts(Method):
     overlap: int | None = None
     sinks: int = 4
     recent: float | None = None
-    refill: float = REFILL
+    evict_batch: float = EVICT_BATCH
     unit: int = 1
 
     def __post_init__(self) -> None:
         self._ladder()
 
     @abstractmethod
-    def policy(self, ladder: LadderConfig) -> Policy:
+    def policy(self, ladder: Ladder) -> Policy:
         """What keeps as many tokens as a ladder."""
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache."""
-        ladder = self._ladder().policy(capacity, len(model_facts(model).growing))
+        ladder = self._ladder().policy(capacity, len(model_info(model).growing))
         policy = self.policy(ladder)
-        return LaCache.from_model(model, policy, prefill="dense" if dense else "segmented")
+        return LaCache.from_model(model, policy, prefill="dense" if dense else "chunked")
 
     def record(self) -> Record:
         """Name and settings."""
         return settings_record(self.name, self)
 
-    def _ladder(self) -> Ladder:
-        return Ladder(
+    def _ladder(self) -> LadderMethod:
+        return LadderMethod(
             span=self.span,
             overlap=self.overlap,
             sinks=self.sinks,
             recent=self.recent,
-            refill=self.refill,
+            evict_batch=self.evict_batch,
             unit=self.unit,
         )

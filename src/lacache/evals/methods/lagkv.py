@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 from lacache.evals.baselines import LagKV, Scorer
 from lacache.evals.methods.scored import ScoredMethod
 
@@ -16,7 +16,7 @@ class LagKVMethod(ScoredMethod):
 
     Args:
         sinks: first tokens, never evicted.
-        refill: share of the capacity that one compaction frees.
+        evict_batch: share of the capacity that one compaction frees.
         lag: tokens of a partition; less where the capacity holds fewer than four of them, so that
             most of the cache can be compared with what follows.
     """
@@ -27,7 +27,7 @@ class LagKVMethod(ScoredMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_int("lag", self.lag, 1)
+        validate_int("lag", self.lag, 1)
 
     def scorer(self, capacity: int) -> Scorer:
         """With partitions that fit."""

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from lacache.cache import ReadingCache
-from lacache.evals.records import Record
+from lacache.common.records import Record
 
 
 class Method(ABC):

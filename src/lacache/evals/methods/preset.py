@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from lacache.cache import LaCache, ReadingCache
-from lacache.cache.facts import model_facts
-from lacache.cache.profiles import model_profile
-from lacache.core.errors import ConfigError
-from lacache.core.plan_record import plan_record
-from lacache.core.presets import DEFAULT_PRESET, PRESETS, preset_plan
-from lacache.core.schedule import Plan
+from lacache.common.records import Record
+from lacache.errors import ConfigError
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.settings import settings_record
-from lacache.evals.records import Record
+from lacache.models.head_profiles import model_profile
+from lacache.models.model_info import model_info
+from lacache.policies.plan_record import plan_record
+from lacache.policies.presets import DEFAULT_PRESET, PRESETS, preset_plan
+from lacache.policies.schedule import Plan
 
 _CAPACITY = 1_000
 
@@ -40,13 +40,13 @@ class PresetMethod(Method):
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache."""
-        heads = model_facts(model).num_heads
+        heads = model_info(model).num_heads
         plan = preset_plan(self.preset, capacity, heads, model_profile(model))
-        return LaCache.from_model(model, plan, prefill="dense" if dense else "segmented")
+        return LaCache.from_model(model, plan, prefill="dense" if dense else "chunked")
 
     def inputs_sha256(self, model: Any) -> str:
         """SHA-256 of the plan for a certain capacity: it follows the profile and the preset."""
-        heads = model_facts(model).num_heads
+        heads = model_info(model).num_heads
         return plan_sha256(preset_plan(self.preset, _CAPACITY, heads, model_profile(model)))
 
     def record(self) -> Record:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from lacache.cache import ReadingCache
-from lacache.cache.facts import model_facts
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 from lacache.evals.baselines import ScoredCache, Scorer, SnapKV, pyramid
 from lacache.evals.methods.scored import ScoredMethod
-from lacache.evals.methods.settings import refill_slots
+from lacache.evals.methods.settings import evict_batch_slots
+from lacache.models.model_info import model_info
 
 
 @final
@@ -17,11 +17,11 @@ class PyramidKVMethod(ScoredMethod):
     """Evicts by SnapKV's score; capacities fall with depth and their mean is the capacity.
 
     As a compaction frees equally many slots in every layer, no layer goes below sinks, window and
-    one refill.
+    one evict_batch.
 
     Args:
         sinks: first tokens, never evicted.
-        refill: share of the mean capacity that one compaction frees.
+        evict_batch: share of the mean capacity that one compaction frees.
         window: newest tokens that look, and are never evicted; 8 as in the code of the PyramidKV
             paper's comparison, as a longer one sees more of the text than of a short question.
         kernel: slots to pool over, odd.
@@ -46,19 +46,19 @@ class PyramidKVMethod(ScoredMethod):
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty cache."""
-        refill = refill_slots(self.refill, capacity)
+        evict_batch = evict_batch_slots(self.evict_batch, capacity)
         capacities = pyramid(
             capacity,
-            len(model_facts(model).growing),
+            len(model_info(model).growing),
             window=self.window,
             beta=self.beta,
-            floor=self.sinks + self.window + refill,
+            floor=self.sinks + self.window + evict_batch,
         )
         return ScoredCache.from_model(
             model,
             self.scorer(capacity),
             capacities,
-            refill=refill,
+            evict_batch=evict_batch,
             sinks=self.sinks,
             dense=dense,
         )

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from lacache.core import LadderConfig, Policy
-from lacache.core.checks import check_int
+from lacache.common.validation import validate_int
 from lacache.evals.baselines import RandomLadder
 from lacache.evals.methods.ladder_counts import LadderCounts
+from lacache.policies import Ladder, Policy
 
 
 @final
@@ -24,8 +24,8 @@ class RandomLadderMethod(LadderCounts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_int("seed", self.seed, 0)
+        validate_int("seed", self.seed, 0)
 
-    def policy(self, ladder: LadderConfig) -> Policy:
+    def policy(self, ladder: Ladder) -> Policy:
         """Random thinning by a ladder's counts."""
         return RandomLadder(ladder, self.seed)

@@ -7,7 +7,7 @@ from lacache.evals.methods.h2o import H2OMethod
 from lacache.evals.methods.history import History
 from lacache.evals.methods.keydiff import KeyDiffMethod
 from lacache.evals.methods.knorm import KnormMethod
-from lacache.evals.methods.ladder import Ladder
+from lacache.evals.methods.ladder import LadderMethod
 from lacache.evals.methods.lagkv import LagKVMethod
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.preset import PresetMethod
@@ -15,15 +15,15 @@ from lacache.evals.methods.pyramidkv import PyramidKVMethod
 from lacache.evals.methods.random_ladder import RandomLadderMethod
 from lacache.evals.methods.released import ReleasedLadder
 from lacache.evals.methods.snapkv import SnapKVMethod
-from lacache.evals.methods.streaming import Streaming
+from lacache.evals.methods.streaming import StreamingMethod
 from lacache.evals.methods.tova import TOVAMethod
 from lacache.evals.methods.uniform import UniformStride
 from lacache.evals.specs import parse_spec
 
 METHODS: dict[str, Callable[..., Method]] = {
     FullCache.name: FullCache,
-    Streaming.name: Streaming,
-    Ladder.name: Ladder,
+    StreamingMethod.name: StreamingMethod,
+    LadderMethod.name: LadderMethod,
     ReleasedLadder.name: ReleasedLadder,
     UniformStride.name: UniformStride,
     History.name: History,

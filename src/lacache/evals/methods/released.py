@@ -4,25 +4,25 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from lacache.cache import LaCache, ReadingCache
-from lacache.cache.facts import model_facts
-from lacache.core import Geometry, LadderConfig
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
-from lacache.core.geometry import check_span
+from lacache.common.records import Record
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.settings import settings_record
-from lacache.evals.records import Record
+from lacache.models.model_info import model_info
+from lacache.policies import Geometry, Ladder
+from lacache.policies.geometry import validate_span
 
 
 @final
 @dataclass(frozen=True)
 class ReleasedLadder(Method):
-    """What `LadderConfig.released` keeps, at a capacity instead of the code's `cache_size`.
+    """What `Ladder.released` keeps, at a capacity instead of the code's `cache_size`.
 
     The code holds up to `cache_size + R // 2 + 1` tokens, R being what a band frees. Here that
     number is the capacity, so that it holds no more bytes than other methods; at their
     `cache_size` it would hold that little more. It compacts as soon as one band can free
-    anything, so a segmented prefill goes nearly token by token.
+    anything, so a chunked prefill goes nearly token by token.
 
     Args:
         span: layers in a row that keep a token.
@@ -37,15 +37,15 @@ class ReleasedLadder(Method):
     sinks: int = 4
 
     def __post_init__(self) -> None:
-        check_span(self.span, self.overlap, "interleaved")
-        check_int("sinks", self.sinks, 0)
+        validate_span(self.span, self.overlap, "interleaved")
+        validate_int("sinks", self.sinks, 0)
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty ladder."""
-        policy = self.policy(capacity, len(model_facts(model).growing))
-        return LaCache.from_model(model, policy, prefill="dense" if dense else "segmented")
+        policy = self.policy(capacity, len(model_info(model).growing))
+        return LaCache.from_model(model, policy, prefill="dense" if dense else "chunked")
 
-    def policy(self, capacity: int, num_layers: int) -> LadderConfig:
+    def policy(self, capacity: int, num_layers: int) -> Ladder:
         """The policy for a capacity in tokens, over layers with a growing cache.
 
         Raises:
@@ -54,9 +54,7 @@ class ReleasedLadder(Method):
         more = Geometry(num_layers, self.span, self.overlap).freed // 2 + 1
         if capacity <= more:
             raise ConfigError(f"capacity={capacity} must be above {more}; try {2 * more}")
-        return LadderConfig.released(
-            capacity - more, self.sinks, self.span, self.overlap, num_layers
-        )
+        return Ladder.released(capacity - more, self.sinks, self.span, self.overlap, num_layers)
 
     def record(self) -> Record:
         """Name and settings."""

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lacache.cache import ReadingCache
-from lacache.core.checks import check_int
+from lacache.common.records import Record
+from lacache.common.validation import validate_int
 from lacache.evals.baselines import ScoredCache, Scorer
 from lacache.evals.methods.method import Method
-from lacache.evals.methods.settings import REFILL, check_share, refill_slots, settings_record
-from lacache.evals.records import Record
+from lacache.evals.methods.settings import (
+    EVICT_BATCH,
+    evict_batch_slots,
+    settings_record,
+    validate_share,
+)
 
 
 @dataclass(frozen=True)
@@ -18,15 +23,15 @@ class ScoredMethod(Method):
 
     Args:
         sinks: first tokens, never evicted.
-        refill: share of the capacity that one compaction frees.
+        evict_batch: share of the capacity that one compaction frees.
     """
 
     sinks: int = 4
-    refill: float = REFILL
+    evict_batch: float = EVICT_BATCH
 
     def __post_init__(self) -> None:
-        check_int("sinks", self.sinks, 0)
-        check_share("refill", self.refill)
+        validate_int("sinks", self.sinks, 0)
+        validate_share("evict_batch", self.evict_batch)
 
     @abstractmethod
     def scorer(self, capacity: int) -> Scorer:
@@ -38,7 +43,7 @@ class ScoredMethod(Method):
             model,
             self.scorer(capacity),
             capacity,
-            refill=refill_slots(self.refill, capacity),
+            evict_batch=evict_batch_slots(self.evict_batch, capacity),
             sinks=self.sinks,
             dense=dense,
         )

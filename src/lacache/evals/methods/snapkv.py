@@ -14,7 +14,7 @@ class SnapKVMethod(ScoredMethod):
 
     Args:
         sinks: first tokens, never evicted.
-        refill: share of the capacity that one compaction frees.
+        evict_batch: share of the capacity that one compaction frees.
         window: newest tokens that look, and are never evicted; 8 as in the code of the PyramidKV
             paper's comparison, as a longer one sees more of the text than of a short question.
         kernel: slots to pool over, odd.

@@ -4,36 +4,43 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from lacache.cache import LaCache, ReadingCache
-from lacache.core import SinkWindow
-from lacache.core.checks import check_int
+from lacache.common.records import Record
+from lacache.common.validation import validate_int
 from lacache.evals.methods.method import Method
-from lacache.evals.methods.settings import REFILL, check_share, refill_slots, settings_record
-from lacache.evals.records import Record
+from lacache.evals.methods.settings import (
+    EVICT_BATCH,
+    evict_batch_slots,
+    settings_record,
+    validate_share,
+)
+from lacache.policies import Streaming
 
 
 @final
 @dataclass(frozen=True)
-class Streaming(Method):
+class StreamingMethod(Method):
     """The first `sinks` tokens and the newest ones, the same in every layer.
 
     Args:
         sinks: first tokens, never evicted.
-        refill: share of the capacity that one compaction frees.
+        evict_batch: share of the capacity that one compaction frees.
     """
 
     name: ClassVar[str] = "streaming"
 
     sinks: int = 4
-    refill: float = REFILL
+    evict_batch: float = EVICT_BATCH
 
     def __post_init__(self) -> None:
-        check_int("sinks", self.sinks, 0)
-        check_share("refill", self.refill)
+        validate_int("sinks", self.sinks, 0)
+        validate_share("evict_batch", self.evict_batch)
 
     def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
         """An empty sink window."""
-        policy = SinkWindow(capacity, sinks=self.sinks, refill=refill_slots(self.refill, capacity))
-        return LaCache.from_model(model, policy, prefill="dense" if dense else "segmented")
+        policy = Streaming(
+            capacity, sinks=self.sinks, evict_batch=evict_batch_slots(self.evict_batch, capacity)
+        )
+        return LaCache.from_model(model, policy, prefill="dense" if dense else "chunked")
 
     def record(self) -> Record:
         """Name and settings."""

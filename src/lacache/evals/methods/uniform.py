@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from lacache.core import LadderConfig, Policy
-from lacache.core.uniform import Uniform
 from lacache.evals.methods.ladder_counts import LadderCounts
+from lacache.policies import Ladder, Policy
+from lacache.policies.uniform import Uniform
 
 
 @final
@@ -15,6 +15,6 @@ class UniformStride(LadderCounts):
 
     name: ClassVar[str] = "uniform"
 
-    def policy(self, ladder: LadderConfig) -> Policy:
+    def policy(self, ladder: Ladder) -> Policy:
         """Uniform thinning by a ladder's counts."""
         return Uniform(ladder)

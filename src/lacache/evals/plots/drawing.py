@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lacache.core.errors import InputError
-from lacache.core.packages import require_modules
-from lacache.evals.records import replacing
+from lacache.common.packages import require_modules
+from lacache.common.records import replacing
+from lacache.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def require_matplotlib() -> None:
     require_modules("matplotlib", why="drawing plots", extra="plots")
 
 
-def check_png(path: Path) -> None:
+def validate_png(path: Path) -> None:
     """Raise InputError unless the file's name is that of a PNG."""
     if path.suffix.lower() != ".png":
         raise InputError(f"plots are PNG files, and {path} is not named so; try {path.stem}.png")
@@ -56,7 +56,7 @@ def check_png(path: Path) -> None:
 @contextmanager
 def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure that is saved to `path` when the block ends."""
-    check_png(path)
+    validate_png(path)
     require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

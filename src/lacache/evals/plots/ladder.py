@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lacache.core.errors import InputError
+from lacache.common.records import Record
+from lacache.errors import InputError
 from lacache.evals.plots.drawing import FAINT, INK, drawing
-from lacache.evals.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lacache.evals.records import Record
+from lacache.common.records import Record
 
 # Colours of Okabe and Ito, told apart with every kind of colour blindness.
 _COLOURS = {"full": "#444444", "streaming": "#0072B2", "ladder": "#D55E00"}

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lacache.evals.compare import check_same_text
+from lacache.common.records import Record
+from lacache.evals.compare import validate_same_text
 from lacache.evals.plots.drawing import drawing
 from lacache.evals.plots.lines import about, styled
-from lacache.evals.records import Record
 
 _MIB = 2**20
 
@@ -18,7 +18,7 @@ def plot_memory(records: Sequence[Record], path: Path) -> None:
         InputError: no records, records of another kind, or of different tokens.
         MissingExtraError: matplotlib is not installed.
     """
-    check_same_text(records)
+    validate_same_text(records)
     tokens = records[0]["tokens"]
     with drawing(path, 10, 5) as figure:
         axes = figure.subplots()

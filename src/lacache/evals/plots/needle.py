@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import final
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.plots.drawing import drawing
 
 _COLUMNS = 4

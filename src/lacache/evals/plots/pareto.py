@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, final
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.plots.drawing import FAINT, drawing
 from lacache.evals.plots.methods import CLOUD, in_units, method_styles
 

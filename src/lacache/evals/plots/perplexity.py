@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lacache.evals.compare import check_same_text
+from lacache.common.records import Record
+from lacache.evals.compare import validate_same_text
 from lacache.evals.perplexity import perplexity, running
 from lacache.evals.plots.drawing import FAINT, INK, drawing
 from lacache.evals.plots.lines import about, colour, styled
-from lacache.evals.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ def plot_perplexity(records: Sequence[Record], path: Path, window: int = 512) ->
         InputError: no records, records of another kind, or of different tokens.
         MissingExtraError: matplotlib is not installed.
     """
-    check_same_text(records)
+    validate_same_text(records)
     tokens = records[0]["tokens"]
     window = max(8, min(window, tokens // 16))
     base = next((r for r in records if r["policy"]["name"] == "streaming"), None)

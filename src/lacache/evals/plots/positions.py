@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.perplexity import running
 from lacache.evals.plots.drawing import FAINT, drawing
 from lacache.evals.plots.methods import method_styles

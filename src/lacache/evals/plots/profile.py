@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lacache.core.profile import Profile
 from lacache.evals.plots.drawing import FAINT, INK, drawing
+from lacache.policies.head_profile import HeadProfile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def plot_profile(profile: Profile, path: Path) -> None:
+def plot_profile(profile: HeadProfile, path: Path) -> None:
     """Draw a profile: need by layer and KV head, and the loss left by the share of heads kept.
 
     Args:
@@ -39,7 +39,7 @@ def plot_profile(profile: Profile, path: Path) -> None:
         _draw_left(lower, profile)
 
 
-def _draw_need(figure: Figure, axes: Axes, profile: Profile) -> None:
+def _draw_need(figure: Figure, axes: Axes, profile: HeadProfile) -> None:
     from matplotlib.colors import PowerNorm
 
     most = max(profile.num_heads)
@@ -66,7 +66,7 @@ def _draw_need(figure: Figure, axes: Axes, profile: Profile) -> None:
         axes.plot(layer, head, marker="o", markersize=4, color=INK, markerfacecolor="none")
 
 
-def _draw_left(axes: Axes, profile: Profile) -> None:
+def _draw_left(axes: Axes, profile: HeadProfile) -> None:
     total = len(profile.order)
     counts = [100 * count / total for count, _ in profile.left]
     losses = [loss for _, loss in profile.left]

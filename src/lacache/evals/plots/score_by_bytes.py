@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.plots.drawing import FAINT, drawing
 from lacache.evals.plots.methods import in_units, method_styles
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lacache.core.errors import InputError
+from lacache.common.records import Record
+from lacache.errors import InputError
 from lacache.evals.plots.drawing import FAINT, drawing
 from lacache.evals.plots.methods import CLOUD, method_styles
-from lacache.evals.records import Record
 
 _FULL = "full"
 

@@ -30,7 +30,7 @@ def _suites() -> list[Suite]:
             tasks=(f"longbench-{dataset}",),
             methods=(
                 "full",
-                "streaming:sinks=128,refill=0",
+                "streaming:sinks=128,evict_batch=0",
                 f"released-ladder:{ladder},sinks=128",
             ),
             budgets=(budget,),

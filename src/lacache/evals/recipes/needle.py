@@ -24,7 +24,11 @@ def _suites() -> list[Suite]:
     return [
         Suite(
             tasks=("passkey-grid",),
-            methods=("full", "streaming:sinks=64,refill=0", "released-ladder:span=14,sinks=64"),
+            methods=(
+                "full",
+                "streaming:sinks=64,evict_batch=0",
+                "released-ladder:span=14,sinks=64",
+            ),
             budgets=("0.5",),
             lengths=tuple(range(_STEP, 8 * _STEP + 1, _STEP)),
             ppl_budgets=(),

@@ -21,7 +21,11 @@ def _suites() -> list[Suite]:
     return [
         Suite(
             tasks=tuple(RULER),
-            methods=("full", "streaming:sinks=128,refill=0", "released-ladder:span=16,sinks=128"),
+            methods=(
+                "full",
+                "streaming:sinks=128,evict_batch=0",
+                "released-ladder:span=16,sinks=128",
+            ),
             budgets=("0.5",),
             lengths=(16_384,),
             ppl_budgets=(),

@@ -18,7 +18,7 @@ def _suites() -> list[Suite]:
     return [
         Suite(
             tasks=("ppl:text=wikitext-2",),
-            methods=("full", "streaming:refill=0", "released-ladder:span=16"),
+            methods=("full", "streaming:evict_batch=0", "released-ladder:span=16"),
             budgets=("256",),
             lengths=(16_385,),
             ppl_budgets=("256",),

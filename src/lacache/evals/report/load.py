@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lacache.core.budget import parse_budget
-from lacache.core.errors import ConfigError, InputError
-from lacache.core.files import parse_json, refuse_device
-from lacache.evals.records import Record
+from lacache.common.files import parse_json, refuse_device
+from lacache.common.records import Record
+from lacache.errors import ConfigError, InputError
 from lacache.evals.report.run import Run
+from lacache.policies.budget import parse_budget
 
 _NUMBER = (int, float)
 _BOTH: dict[str, type | tuple[type, ...]] = {
@@ -85,8 +85,8 @@ def _record(line: str, place: str) -> Record:
         raise InputError(
             f"{place}: a record of kind {kind!r} is not one of {', '.join(_NEEDED)}; {_REMEDY}"
         )
-    _check_types(record, _NEEDED[kind], place)
-    _check_parts(record, place)
+    _validate_types(record, _NEEDED[kind], place)
+    _validate_parts(record, place)
     return record
 
 
@@ -94,7 +94,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a finite number")
 
 
-def _check_types(
+def _validate_types(
     record: Mapping[str, Any], needed: Mapping[str, type | tuple[type, ...]], place: str
 ) -> None:
     for name, wanted in needed.items():
@@ -112,9 +112,9 @@ def _check_types(
             raise InputError(f"{place}: {name}={value} must be finite; {_REMEDY}")
 
 
-def _check_parts(record: Record, place: str) -> None:
+def _validate_parts(record: Record, place: str) -> None:
     for name in ("task", "method", "model"):
-        _check_types(record[name], {"name": str}, f"{place}: {name}")
+        _validate_types(record[name], {"name": str}, f"{place}: {name}")
     try:
         parse_budget(record["budget"])
     except ConfigError as error:
@@ -138,7 +138,7 @@ def _check_parts(record: Record, place: str) -> None:
     for sample in record["samples"]:
         if not isinstance(sample, dict):
             raise InputError(f"{place}: a sample is a {type(sample).__name__}; {_REMEDY}")
-        _check_types(sample, {"score": _NUMBER, "nll": _NUMBER}, f"{place}: a sample")
+        _validate_types(sample, {"score": _NUMBER, "nll": _NUMBER}, f"{place}: a sample")
 
 
 def _are_numbers(values: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from lacache.evals.records import Record
+from lacache.common.records import Record
 from lacache.evals.report.means import MeanRow, mean_rows
 from lacache.evals.report.pool import pool_seeds
 from lacache.evals.report.rows import Row, full_row, rows_at, split_draws

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lacache.common.records import Record, replacing, validate_writable
 from lacache.evals.plots.drawing import require_matplotlib
-from lacache.evals.records import Record, check_writable, replacing
 from lacache.evals.report.format import (
     EQUAL_BYTES,
     NOTHING,
@@ -65,7 +65,7 @@ def write_report(
     """
     require_matplotlib()
     numbers = work_out(runs)
-    check_writable(folder)
+    validate_writable(folder)
     drawn = [
         pictures(i, part.section, numbers.methods, numbers.tasks)
         for i, part in enumerate(numbers.sections, start=1)

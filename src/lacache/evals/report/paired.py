@@ -10,7 +10,7 @@ from typing import NamedTuple, final
 
 import torch
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.bootstrap import BLOCK, block_interval, mean_interval
 
 UNKNOWN = (-math.inf, math.inf)

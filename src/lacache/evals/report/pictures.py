@@ -157,7 +157,7 @@ def _by_depth(runs: Sequence[Run]) -> dict[tuple[float, int], float]:
     """Mean scores by (depth, length); nothing unless every sample records its depth."""
     found: dict[tuple[float, int], list[float]] = defaultdict(list)
     samples = [(s, run.cell.length) for run in runs for s in run.record["samples"]]
-    depths = [sample.get("facts", {}).get("depth") for sample, _ in samples]
+    depths = [sample.get("info", {}).get("depth") for sample, _ in samples]
     if any(isinstance(depth, bool) or not isinstance(depth, (int, float)) for depth in depths):
         return {}
     many = len(set(depths)) > _MOST_DEPTHS

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from lacache.core.budget import parse_budget
-from lacache.evals.records import Record
+from lacache.common.records import Record
 from lacache.evals.runs import HARNESS
+from lacache.policies.budget import parse_budget
 
 FULL = "full"
 BASE = "streaming"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.report.run import BASE, FULL, Cell, Run, Setting, budget_order
 
 
@@ -124,7 +124,7 @@ def arrange(runs: Sequence[Run]) -> list[Section]:
             references = full[_samples(setting, cell)]
             references = sorted(references, key=lambda run: run.setting != setting)
             table = Table(cell, tuple(_sorted(found)), references[0] if references else None)
-            _check_pairs([*table.runs, *references[:1]])
+            _validate_pairs([*table.runs, *references[:1]])
             tables.append(table)
         sections.append(Section(setting, tuple(tables)))
     return sections
@@ -184,7 +184,7 @@ def _cell_order(cell: Cell) -> tuple[str, int, tuple[int, ...], int, str]:
     return (cell.task, cell.length, cell.seeds, cell.count, cell.samples)
 
 
-def _check_pairs(runs: Sequence[Run]) -> None:
+def _validate_pairs(runs: Sequence[Run]) -> None:
     for run in runs[1:]:
         if len(run.losses) != len(runs[0].losses):
             raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lacache.evals.records import Record
+from lacache.common.records import Record
 from lacache.evals.report.format import EQUAL_BYTES, number, ratio
 from lacache.evals.report.means import MeanRow
 from lacache.evals.report.numbers import SectionNumbers, TableNumbers

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from lacache.core.errors import InputError
-from lacache.evals.hub_texts import check_named_text, load_named_text
+from lacache.errors import InputError
+from lacache.evals.hub_texts import load_named_text, validate_named_text
 from lacache.evals.tasks.lengths import count_tokens, largest_fitting
 
 NOISE = "noise"
@@ -39,7 +39,7 @@ def sentences(haystack: str, rng: random.Random) -> Callable[[int], list[str]]:
     return lambda count: [found[(start + i) % len(found)] for i in range(count)]
 
 
-def check_haystack(haystack: str) -> None:
+def validate_haystack(haystack: str) -> None:
     """Raise unless there is such a haystack, as far as can be known without the network.
 
     Raises:
@@ -47,7 +47,7 @@ def check_haystack(haystack: str) -> None:
         MissingExtraError: the package that holds a built-in text is not installed.
     """
     if haystack != NOISE:
-        check_named_text(haystack)
+        validate_named_text(haystack)
 
 
 def insert(sentences: list[str], needles: Sequence[str], depths: Sequence[float]) -> str:

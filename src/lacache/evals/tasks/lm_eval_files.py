@@ -6,8 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lacache.core.errors import InputError
-from lacache.core.packages import package_folder, require_modules
+from lacache.common.packages import package_folder, require_modules
+from lacache.errors import InputError
 
 
 def lm_eval_file(path: str, *needs: str) -> Path:

@@ -4,10 +4,10 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 from lacache.evals.tasks import magic_numbers
-from lacache.evals.tasks.filler import NOISE, check_haystack, fill, insert, sentences
+from lacache.evals.tasks.filler import NOISE, fill, insert, sentences, validate_haystack
 from lacache.evals.tasks.task import Question, Sample, Task
 
 
@@ -30,7 +30,7 @@ class MultiTurn(Task):
     haystack: str = NOISE
 
     def __post_init__(self) -> None:
-        check_int("needles", self.needles, 2)
+        validate_int("needles", self.needles, 2)
         if self.needles > len(magic_numbers.WORDS):
             raise ConfigError(
                 f"needles={self.needles} must be at most {len(magic_numbers.WORDS)}; try needles=4"
@@ -45,7 +45,7 @@ class MultiTurn(Task):
 
     def check(self) -> None:
         """Raise unless the haystack is there."""
-        check_haystack(self.haystack)
+        validate_haystack(self.haystack)
 
     def score(self, prediction: str, question: Question) -> float:
         """1 if the number is in the answer, else 0."""

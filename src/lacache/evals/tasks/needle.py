@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from lacache.evals.tasks import magic_numbers
-from lacache.evals.tasks.filler import NOISE, check_haystack, fill, insert, sentences
+from lacache.evals.tasks.filler import NOISE, fill, insert, sentences, validate_haystack
 from lacache.evals.tasks.task import Question, Sample, Task
 
 
@@ -26,7 +26,7 @@ class Needle(Task):
     haystack: str = NOISE
 
     def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
-        """Samples with their depth, 0 to 1, and their length as facts."""
+        """Samples with their depth, 0 to 1, and their length as info."""
         depths = [i / (count - 1) for i in range(count)] if count > 1 else [0.5]
         return [
             self._sample(tokenizer, length, depth, random.Random(f"needle {seed} {number}"))
@@ -35,7 +35,7 @@ class Needle(Task):
 
     def check(self) -> None:
         """Raise unless the haystack is there."""
-        check_haystack(self.haystack)
+        validate_haystack(self.haystack)
 
     def score(self, prediction: str, question: Question) -> float:
         """1 if the number is in the answer, else 0."""

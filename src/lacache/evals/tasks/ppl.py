@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, final
 
-from lacache.core.checks import check_int
-from lacache.core.errors import InputError
-from lacache.evals.hub_texts import check_named_text, load_named_text
+from lacache.common.validation import validate_int
+from lacache.errors import InputError
+from lacache.evals.hub_texts import load_named_text, validate_named_text
 
 
 @final
@@ -26,11 +26,11 @@ class Perplexity:
     start: int = 0
 
     def __post_init__(self) -> None:
-        check_int("start", self.start, 0)
+        validate_int("start", self.start, 0)
 
     def check(self) -> None:
         """As `Task.check`: raise unless the text is there."""
-        check_named_text(self.text)
+        validate_named_text(self.text)
 
     def token_ids(self, tokenizer: Any, *, length: int) -> list[int]:
         """The tokens to read, after the start token if the tokenizer adds one.

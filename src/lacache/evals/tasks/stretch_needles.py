@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError, InputError
-from lacache.evals.hub_texts import check_named_text, load_named_text
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError, InputError
+from lacache.evals.hub_texts import load_named_text, validate_named_text
 from lacache.evals.tasks import magic_numbers
 from lacache.evals.tasks.filler import fill
 from lacache.evals.tasks.task import Question, Sample, Task
@@ -44,11 +44,11 @@ class StretchNeedles(Task):
     needles: int = 3
 
     def __post_init__(self) -> None:
-        check_int("start", self.start, 0)
-        check_int("number", self.number, 0)
-        check_int("needles", self.needles, 1)
+        validate_int("start", self.start, 0)
+        validate_int("number", self.number, 0)
+        validate_int("needles", self.needles, 1)
         if self.stop is not None:
-            check_int("stop", self.stop, self.start + 1)
+            validate_int("stop", self.stop, self.start + 1)
         if self.needles > len(magic_numbers.WORDS):
             raise ConfigError(
                 f"needles={self.needles} must be at most {len(magic_numbers.WORDS)}; try needles=3"
@@ -66,7 +66,7 @@ class StretchNeedles(Task):
 
     def check(self) -> None:
         """Raise unless the text is there."""
-        check_named_text(self.text)
+        validate_named_text(self.text)
 
     def score(self, prediction: str, question: Question) -> float:
         """1 if the number is in the answer, else 0."""

@@ -26,7 +26,7 @@ class Sample:
 
     context: str
     questions: tuple[Question, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
     """What a record keeps of it besides, such as the depth of a needle; plain JSON."""
 
 

@@ -4,20 +4,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from lacache.cache import LaCache
-from lacache.cache.facts import model_facts
-from lacache.cache.profiles import model_profile
-from lacache.core.errors import ConfigError
-from lacache.core.geometry import default_span_overlap
-from lacache.core.groups import Groups
-from lacache.core.history import HistoryConfig
-from lacache.core.registry import POLICIES
-from lacache.core.schedule import Plan
+from lacache.errors import ConfigError
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.registry import parse_method
-from lacache.evals.methods.streaming import Streaming
+from lacache.evals.methods.streaming import StreamingMethod
+from lacache.models.head_profiles import model_profile
+from lacache.models.model_info import model_info
+from lacache.policies.geometry import default_span_overlap
+from lacache.policies.groups import Groups
+from lacache.policies.registry import POLICIES
+from lacache.policies.retrieval_heads import RetrievalHeads
+from lacache.policies.schedule import Plan
 
-_PLANS: tuple[type[Plan], ...] = (*POLICIES.values(), HistoryConfig, Groups)
+_PLANS: tuple[type[Plan], ...] = (*POLICIES.values(), RetrievalHeads, Groups)
 _LADDERS = (
     "ladder",
     "ladder:recent=0.75",
@@ -86,7 +86,7 @@ def default_candidates(model: Any, capacity: int) -> list[Method]:
     Raises:
         ConfigError: the model has too few layers.
     """
-    specs = default_specs(len(model_facts(model).growing), has_profile=has_profile(model))
+    specs = default_specs(len(model_info(model).growing), has_profile=has_profile(model))
     found: dict[Plan, Method] = {}
     for method in map(parse_method, specs):
         try:
@@ -105,4 +105,4 @@ def given_candidates(model: Any, capacity: int, specs: Iterable[str]) -> list[Me
     found = list(dict.fromkeys(map(parse_method, specs)))
     for method in found:
         plan_of(model, method, capacity)
-    return [method for method in found if method not in (Streaming(), FullCache())]
+    return [method for method in found if method not in (StreamingMethod(), FullCache())]

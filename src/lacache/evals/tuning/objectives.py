@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import final
 
+from lacache.common.records import Record
 from lacache.evals.bootstrap import block_interval, mean_interval
 from lacache.evals.perplexity import perplexity
-from lacache.evals.records import Record
 from lacache.evals.tuning.pareto import Point
 
 Interval = tuple[float, float]

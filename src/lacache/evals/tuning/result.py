@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lacache.core.plan_record import plan_record
-from lacache.core.schedule import Plan
+from lacache.common.records import Record, environment
 from lacache.evals.methods.method import Method
-from lacache.evals.records import Record, environment
 from lacache.evals.specs import format_spec
 from lacache.evals.tuning.found import TOLERANCE, Found
 from lacache.evals.tuning.objectives import Stretch, against, figures
@@ -15,6 +13,8 @@ from lacache.evals.tuning.pareto import front
 from lacache.evals.tuning.search import FULL, STREAMING
 from lacache.evals.tuning.settings import Settings
 from lacache.evals.tuning.split import Part
+from lacache.policies.plan_record import plan_record
+from lacache.policies.schedule import Plan
 
 RULES = {
     "text": "least perplexity",

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import final
 
-from lacache.core.errors import ConfigError, InputError, ModelError
+from lacache.common.records import Record
+from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.campaign import Outcome
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
-from lacache.evals.methods.streaming import Streaming
-from lacache.evals.records import Record
+from lacache.evals.methods.streaming import StreamingMethod
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.stretch_needles import StretchNeedles
@@ -23,7 +23,7 @@ GUESS = math.log(9e6)
 """Nats that a number of seven digits costs on average who does not know it: no guess is better."""
 
 FULL = FullCache()
-STREAMING = Streaming()
+STREAMING = StreamingMethod()
 
 _LEAST = 3
 _FINALISTS = 6
@@ -87,7 +87,7 @@ class Search:
             raise self._too_little() from None
 
     def _search(self) -> Found:
-        self._check_signal()
+        self._validate_signal()
         tried = self._first_round()
         finalists = self._halve(tried)
         points = {method: self._figures(method).point for method in finalists}
@@ -107,7 +107,7 @@ class Search:
             seconds=self._seconds,
         )
 
-    def _check_signal(self) -> None:
+    def _validate_signal(self) -> None:
         """Where the full cache does not know the answers, no loss tells caches apart."""
         self._on_step("the full cache", self._seconds)
         try:
@@ -140,7 +140,7 @@ class Search:
             if worked:
                 tried.append(method)
             if method == STREAMING:
-                self._check_time()
+                self._validate_time()
         if len(tried) < 2:
             reasons = "; ".join(self._failed.values()) or "no other method works"
             raise ConfigError(
@@ -149,7 +149,7 @@ class Search:
             )
         return tried
 
-    def _check_time(self) -> None:
+    def _validate_time(self) -> None:
         """Whether the least search fits."""
         if self._needed() > self._limit:
             raise self._too_little()

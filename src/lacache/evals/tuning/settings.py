@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 
 
-def check_minutes(minutes: float) -> None:
+def validate_minutes(minutes: float) -> None:
     """Raise ConfigError unless that is a time to measure in."""
     if not 0 < minutes < math.inf:
         raise ConfigError(f"minutes={minutes} must be above 0 and finite; try --minutes 10")
@@ -33,9 +33,9 @@ class Settings:
     minutes: float
 
     def __post_init__(self) -> None:
-        check_int("capacity", self.capacity, 1)
-        check_int("length", self.length, 2)
-        check_minutes(self.minutes)
+        validate_int("capacity", self.capacity, 1)
+        validate_int("length", self.length, 2)
+        validate_minutes(self.minutes)
         if self.length <= self.capacity:
             raise ConfigError(
                 f"length={self.length} must be above the capacity {self.capacity}, else nothing "

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Any, final
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.hub_texts import load_named_text
 
 FEWEST_STRETCHES = 2

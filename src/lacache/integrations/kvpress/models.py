@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lacache.core.errors import InputError, UnsupportedModelError
+from lacache.errors import InputError, UnsupportedModelError
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
-def check_layers(config: Any) -> None:
+def validate_layers(config: Any) -> None:
     """Refuse layers that are windows by themselves.
 
     kvpress has one length for all layers when it makes the mask of several tokens, and after a
@@ -35,7 +35,7 @@ def check_layers(config: Any) -> None:
         )
 
 
-def check_rotary(model: Any, supported: tuple[type, ...]) -> None:
+def validate_rotary(model: Any, supported: tuple[type, ...]) -> None:
     """Refuse models whose keys may turn in another way than `turned` does.
 
     Args:

@@ -7,17 +7,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lacache.core.checks import check_number
-from lacache.core.errors import ConfigError, MissingExtraError
-from lacache.core.kept import kept_after
-from lacache.core.resolve import budget_source, check_options
-from lacache.core.schedule import Policy
+from lacache.common.validation import validate_number
+from lacache.errors import ConfigError, MissingExtraError
 from lacache.integrations.kvpress.models import (
-    check_layers,
-    check_rotary,
     refuse_padding,
     turned,
+    validate_layers,
+    validate_rotary,
 )
+from lacache.policies.kept import kept_after
+from lacache.policies.resolve import budget_source, validate_options
+from lacache.policies.schedule import Policy
 
 try:
     from kvpress import SUPPORTED_MODELS, BasePress
@@ -41,11 +41,11 @@ class LadderPress(BasePress):
     Args:
         compression_ratio: share of the context that is dropped, in [0, 1). What stays is rounded
             up, and never less than the ladder can work with; 0 drops nothing.
-        span: see `lacache.LadderConfig`, as the others; without it, half of the layers.
+        span: see `lacache.Ladder`, as the others; without it, half of the layers.
         overlap: without span and overlap, four fifths of the span.
         sinks: first tokens, never dropped.
         recent: newest tokens that are not thinned; without it, half of what may stay.
-        refill: slots that one compaction frees; with 1 the ladder stays nearest to the ratio.
+        evict_batch: slots that one compaction frees; with 1 the ladder stays nearest to the ratio.
         geometry: "interleaved" (the released code) or "consecutive" (the paper's text).
         unit: neighbouring tokens that are kept or dropped together.
         window_layers: layers that drop their oldest tokens instead of thinning.
@@ -62,15 +62,15 @@ class LadderPress(BasePress):
     overlap: int | None = None
     sinks: int = 4
     recent: int | None = None
-    refill: int = 1
+    evict_batch: int = 1
     geometry: str = "interleaved"
     unit: int = 1
     window_layers: tuple[int, ...] = ()
     rerotate: bool = True
 
     def __post_init__(self) -> None:
-        self._check_ratio()
-        check_options(self._share(), "ladder", self._options())
+        self._validate_ratio()
+        validate_options(self._share(), "ladder", self._options())
 
     def post_init_from_model(self, model: Any) -> None:
         """Refuse what cannot work with this model; kvpress calls it before the model runs.
@@ -80,11 +80,11 @@ class LadderPress(BasePress):
             UnsupportedModelError: its layers or positions are not understood.
         """
         # kvpress's evaluation sets the ratio of a press that is made already.
-        self._check_ratio()
+        self._validate_ratio()
         config = model.config.get_text_config(decoder=True)
-        check_layers(config)
+        validate_layers(config)
         if self.rerotate:
-            check_rotary(model, SUPPORTED_MODELS)
+            validate_rotary(model, SUPPORTED_MODELS)
         self._policy(config.num_hidden_layers, num_tokens=1).bind(config.num_hidden_layers)
 
     def compress(
@@ -127,9 +127,9 @@ class LadderPress(BasePress):
             keys = turned(layer, keys, slots - tokens)
         return keys, values
 
-    def _check_ratio(self) -> None:
+    def _validate_ratio(self) -> None:
         ratio = self.compression_ratio
-        check_number("compression_ratio", ratio, 0.5)
+        validate_number("compression_ratio", ratio, 0.5)
         if not 0 <= ratio < 1:
             raise ConfigError(
                 f"compression_ratio={ratio} must be in [0, 1), the share that is dropped; try "
@@ -143,7 +143,7 @@ class LadderPress(BasePress):
             "overlap": self.overlap,
             "sinks": self.sinks,
             "recent": self.recent,
-            "refill": self.refill,
+            "evict_batch": self.evict_batch,
             "geometry": self.geometry,
             "unit": self.unit,
             "window_layers": self.window_layers,

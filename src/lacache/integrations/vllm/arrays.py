@@ -6,8 +6,8 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from lacache.core.schedule import Schedule, State
-from lacache.core.timetable import Timetable
+from lacache.policies.schedule import Schedule, State
+from lacache.policies.timetable import Timetable
 
 Integers = NDArray[np.int64]
 
@@ -78,6 +78,6 @@ class ScheduleArrays:
 
     def _kept(self, state: State, pattern: int) -> Integers:
         is_kept = np.ones(state.num_cached, dtype=bool)
-        for start, stop in self._schedule.dropped(state, pattern):
+        for start, stop in self._schedule.evicted_slots(state, pattern):
             is_kept[start:stop] = False
         return np.flatnonzero(is_kept)

@@ -20,11 +20,11 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec
 
-from lacache.core.errors import UnsupportedOperationError
+from lacache.errors import UnsupportedOperationError
 from lacache.integrations.vllm.arrays import ScheduleArrays
 from lacache.integrations.vllm.pages import Pages, PageSlots
 from lacache.integrations.vllm.process import PROCESS
-from lacache.integrations.vllm.rotary import check_reach
+from lacache.integrations.vllm.rotary import validate_reach
 from lacache.integrations.vllm.spec import LadderSpec
 from lacache.integrations.vllm.step import ReadyRound, ReadyStep, ready, rows_of_layers, run
 
@@ -73,8 +73,8 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
             # Its pages hold values in an order of its own, and compactions move values.
             self.isa = "vec"
             self._set_isa_to_layers(layer_names)
-        check_reach(settings.budget)
-        check_values(self.isa, self.block_size, self.head_dim, kv_cache_spec.dtype)
+        validate_reach(settings.budget)
+        validate_values(self.isa, self.block_size, self.head_dim, kv_cache_spec.dtype)
         self._schedule = ScheduleArrays(
             settings.schedule(vllm_config.model_config.get_total_num_hidden_layers())
         )
@@ -193,7 +193,7 @@ class CpuPages(Pages):
         )
 
 
-def check_values(isa: str, page_size: int, head_size: int, dtype: torch.dtype) -> None:
+def validate_values(isa: str, page_size: int, head_size: int, dtype: torch.dtype) -> None:
     """Check that values can be read back from where vLLM's kernel puts them.
 
     Raises:

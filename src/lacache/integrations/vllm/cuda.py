@@ -19,11 +19,11 @@ from vllm.v1.attention.backends import fa_utils
 from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend, FlashAttentionImpl
 from vllm.v1.kv_cache_interface import AttentionSpec
 
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 from lacache.integrations.vllm.arrays import ScheduleArrays
 from lacache.integrations.vllm.pages import Pages, PageSlots
 from lacache.integrations.vllm.process import PROCESS
-from lacache.integrations.vllm.rotary import check_reach
+from lacache.integrations.vllm.rotary import validate_reach
 from lacache.integrations.vllm.spec import LadderSpec
 from lacache.integrations.vllm.step import ReadyRound, ReadyStep, ready, rows_of_layers, run
 
@@ -84,7 +84,7 @@ class LadderCudaBuilder(AttentionMetadataBuilder[Any]):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         settings = PROCESS.settings()
         assert settings is not None
-        check_reach(settings.budget)
+        validate_reach(settings.budget)
         self._page_size = kv_cache_spec.block_size
         self._schedule = ScheduleArrays(
             settings.schedule(vllm_config.model_config.get_total_num_hidden_layers())

@@ -5,7 +5,7 @@ import os
 
 import vllm
 
-from lacache.core.errors import UnsupportedOperationError
+from lacache.errors import UnsupportedOperationError
 from lacache.integrations.vllm.settings import VARIABLE
 from lacache.integrations.vllm.versions import unsupported
 

@@ -12,7 +12,7 @@ from typing import final
 
 from vllm.config import VllmConfig, get_current_vllm_config_or_none
 
-from lacache.core.errors import ConfigError
+from lacache.errors import ConfigError
 from lacache.integrations.vllm.refusals import refuse
 from lacache.integrations.vllm.settings import Settings
 

@@ -6,7 +6,7 @@ from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from lacache.core.errors import UnsupportedOperationError
+from lacache.errors import UnsupportedOperationError
 
 ARCHITECTURES = (
     "GemmaForCausalLM",

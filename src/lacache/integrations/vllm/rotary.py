@@ -13,7 +13,7 @@ from vllm.model_executor.layers.rotary_embedding.yarn_scaling_rope import (
     YaRNScalingRotaryEmbedding,
 )
 
-from lacache.core.errors import ConfigError, UnsupportedModelError
+from lacache.errors import ConfigError, UnsupportedModelError
 from lacache.integrations.vllm.process import PROCESS
 
 SUPPORTED: tuple[type[RotaryEmbedding], ...] = (
@@ -52,7 +52,7 @@ def table_of_model() -> RotaryEmbedding:
     return _TABLES[0]
 
 
-def check_reach(capacity: int) -> None:
+def validate_reach(capacity: int) -> None:
     """Check that the model has positions for every slot.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from transformers import AutoConfig
 
-from lacache.core.errors import ConfigError, MissingExtraError, UnsupportedOperationError
+from lacache.errors import ConfigError, MissingExtraError, UnsupportedOperationError
 from lacache.integrations.vllm.settings import KEY, Settings
 from lacache.integrations.vllm.versions import DISTRIBUTIONS, unsupported
 from lacache.models import model_folder, model_name
@@ -43,7 +43,7 @@ def start(
         ModelError: there is no such model.
         UnsupportedOperationError: this version of vLLM is not supported.
     """
-    check_installed()
+    validate_installed()
     arguments = server_arguments(settings, model, own, options)
     environment = {**os.environ, "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
     if api_key is not None:
@@ -88,7 +88,7 @@ def server_arguments(
     return ["-m", "vllm.entrypoints.openai.api_server", *chain(*given.items()), *options]
 
 
-def check_installed() -> None:
+def validate_installed() -> None:
     """Check that there is a vLLM that the plugin works with.
 
     Raises:

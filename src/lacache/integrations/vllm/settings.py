@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from lacache.core.checks import check_int
-from lacache.core.errors import ConfigError
-from lacache.core.resolve import budget_source, default_refill
-from lacache.core.schedule import Schedule
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
+from lacache.policies.resolve import budget_source, default_evict_batch
+from lacache.policies.schedule import Schedule
 
 KEY = "lacache"
 """The key of vLLM's `additional_config` that holds the settings."""
@@ -40,7 +40,7 @@ class Settings:
                 f"budget={self.budget!r} must be a number of tokens, as vLLM shares out memory "
                 "before it sees a prompt; try budget=512"
             )
-        check_int("budget", self.budget, 1)
+        validate_int("budget", self.budget, 1)
 
     @classmethod
     def read(
@@ -91,8 +91,8 @@ class Settings:
         if self.policy == "full":
             raise ConfigError("policy='full' must be bounded; try 'ladder', or leave lacache out")
         sinks = self.options.get("sinks", 0)
-        refill = default_refill(self.budget, sinks if isinstance(sinks, int) else 0)
-        options = {"refill": refill} | dict(self.options)
+        evict_batch = default_evict_batch(self.budget, sinks if isinstance(sinks, int) else 0)
+        options = {"evict_batch": evict_batch} | dict(self.options)
         policy = budget_source(
             self.budget, self.policy, options, num_layers=num_layers, bytes_per_token=1
         )(0)

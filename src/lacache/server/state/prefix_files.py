@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import final
 
-from lacache.core.errors import InputError
 from lacache.engine.snapshot import Snapshot
 from lacache.engine.snapshot_file import sweep
+from lacache.errors import InputError
 
 PrefixKey = tuple[int, str]
 """Number of tokens, and the digest of them."""

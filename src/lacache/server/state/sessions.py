@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lacache.core.errors import InputError
 from lacache.engine.snapshot import Snapshot
 from lacache.engine.snapshot_file import UNFINISHED, read_header, sweep
+from lacache.errors import InputError
 from lacache.server.errors import ConflictError, MissingError, StorageError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -73,10 +73,10 @@ class Sessions:
         for name in sorted(names):
             # One may be deleted meanwhile, and other files are nobody's.
             with suppress(MissingError, InputError):
-                found.append(self.facts(name))
+                found.append(self.info(name))
         return found
 
-    def facts(self, name: str) -> SessionFacts:
+    def info(self, name: str) -> SessionFacts:
         """Of one.
 
         Raises:
@@ -102,7 +102,7 @@ class Sessions:
         """
         with self._taken(name):
             self._save(self._empty, self._free(name))
-        return self.facts(name)
+        return self.info(name)
 
     def fork(self, name: str, new_name: str) -> SessionFacts:
         """Another session that stands where this one stood when it was saved last.
@@ -116,7 +116,7 @@ class Sessions:
         with self._taken(new_name):
             new_path = self._free(new_name)
             self._save(self._load(path), new_path)
-        return self.facts(new_name)
+        return self.info(new_name)
 
     def delete(self, name: str) -> None:
         """Forget one.
@@ -162,7 +162,7 @@ class Sessions:
             finally:
                 temporary.unlink(missing_ok=True)
             self._save(found, path)
-        return self.facts(name)
+        return self.info(name)
 
     def lease(self, name: str) -> "Lease":
         """The right to go on with a session, which one text has at a time.
@@ -175,7 +175,7 @@ class Sessions:
         self._there(name)
         self._take(name)
         try:
-            num_seen = self.facts(name).num_seen
+            num_seen = self.info(name).num_seen
             if num_seen is None:
                 raise StorageError(f"the session {name!r} is damaged; delete it, or import a copy")
         except BaseException:

@@ -4,8 +4,8 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lacache.core.checks import check_int
-from lacache.core.errors import InputError
+from lacache.common.validation import validate_int
+from lacache.errors import InputError
 from lacache.evals.tasks.lengths import count_tokens
 from lacache.evals.tasks.longbench.middle import cut_middle
 from lacache.evals.tasks.longbench.prompts import DATASETS, load_prompt, metrics
@@ -30,7 +30,7 @@ class LongBench(Task):
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
-            check_int("max_new_tokens", self.max_new_tokens, 1)
+            validate_int("max_new_tokens", self.max_new_tokens, 1)
 
     def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
         """Rows in random order, passing over those whose question leaves no room for a context.
@@ -54,8 +54,8 @@ class LongBench(Task):
             context = cut_middle(tokenizer, whole, text, room=length - new)
             if context is None:
                 continue
-            facts = {"row": number, "cut_tokens": _tokens_lost(tokenizer, whole, context)}
-            made.append(Sample(context, (Question(text, tuple(row["answers"]), new),), facts))
+            info = {"row": number, "cut_tokens": _tokens_lost(tokenizer, whole, context)}
+            made.append(Sample(context, (Question(text, tuple(row["answers"]), new),), info))
         if len(made) < count:
             raise InputError(
                 f"length={length} must hold {count} samples of {self.name}, answers of {new} "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 
 HUB = "THUDM/LongBench"
 _KEYS = ("input", "context", "answers")

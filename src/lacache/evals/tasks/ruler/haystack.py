@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lacache.core.errors import InputError
-from lacache.core.packages import package_folder
-from lacache.texts import load_text
+from lacache.common.packages import package_folder
+from lacache.corpora import load_text
+from lacache.errors import InputError
 
 _REMEDY = (
     "give a text of your own (haystack=FILE, a folder of .txt files, or a text's name such as "

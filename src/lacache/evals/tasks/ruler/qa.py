@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from lacache.core.errors import InputError
+from lacache.errors import InputError
 from lacache.evals.tasks.ruler.chance import drawn_from, sample_seed
 from lacache.evals.tasks.ruler.ruler import Candidate, Draft, Ruler, generator
 from lacache.evals.tasks.task import Question

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, final
 
-from lacache.core.checks import check_int
-from lacache.core.errors import InputError
+from lacache.common.validation import validate_int
+from lacache.errors import InputError
 from lacache.evals.tasks.lengths import count_tokens, largest_fitting
 from lacache.evals.tasks.lm_eval_files import lm_eval_module
 from lacache.evals.tasks.task import Question, Sample, Task
@@ -22,7 +22,7 @@ class Draft:
     seam: str
     """How the question starts; where this is last found the context ends."""
     answers: tuple[str, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     def parts(self) -> tuple[str, str]:
         """Context and question: joined, they are the prompt."""
@@ -55,7 +55,7 @@ class Ruler(Task):
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
-            check_int("max_new_tokens", self.max_new_tokens, 1)
+            validate_int("max_new_tokens", self.max_new_tokens, 1)
 
     @abstractmethod
     def candidates(self, *, length: int, room: int, count: int, seed: int) -> Iterable[Candidate]:
@@ -89,8 +89,8 @@ class Ruler(Task):
                 continue
             draft, start = candidate.build(size), size
             context, question = draft.parts()
-            facts = {"size": size, **draft.facts}
-            made.append(Sample(context, (Question(question, draft.answers, new),), facts))
+            info = {"size": size, **draft.info}
+            made.append(Sample(context, (Question(question, draft.answers, new),), info))
         missing = count - len(made)
         if missing:
             enough = missing <= len(too_long)

@@ -1,0 +1,305 @@
+"""What the cache must know of a model, found by asking the model itself.
+
+Two tokens are run at two places far apart. If only differences of positions matter, the keys of
+every layer differ by a rotation (or, in a layer without positions, not at all) and the output is
+the same. Whatever does not pass is refused: a wrong answer cannot come from a rotary embedding
+that was misread.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from lacache.errors import UnsupportedModelError
+from lacache.models.cache_argument import cache_argument
+from lacache.models.rotary import Rotation, find_rotations
+
+FAR = 20_011
+"""Far enough for every known rescaling of queries by position to show."""
+
+_NATIVE_LAYERS = (
+    "DummyLayer",
+    "DynamicSlidingWindowLayer",
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+    "LinearAttentionLayer",
+)
+"""Layers whose memory is bounded already; by name, as not every version has all of them."""
+
+
+@final
+@dataclass(frozen=True)
+class GrowingLayer:
+    """A layer whose cache grows with every token."""
+
+    index: int
+    rotation: Rotation | None
+    num_heads: int
+    """KV heads."""
+    key_size: int
+    """Numbers in the key of one head."""
+    value_size: int
+    bytes_per_token: int
+    has_sinks: bool = False
+    """Whether its attention has a number for each query head besides (gpt-oss's `sinks`)."""
+
+
+@final
+@dataclass(frozen=True)
+class SlidingLayer:
+    """A layer whose attention is a window by itself."""
+
+    index: int
+    window: int
+    """Tokens that a token attends to, itself included."""
+    num_heads: int
+    key_size: int
+    value_size: int
+
+
+@final
+@dataclass(frozen=True)
+class ModelInfo:
+    """The layers that a policy rules, in order of depth, and the others, which stay native."""
+
+    growing: tuple[GrowingLayer, ...]
+    has_native: bool
+    text_config: Any
+    sliding: tuple[SlidingLayer, ...]
+    linear: tuple[int, ...]
+    """Layers with a state instead of keys and values, or with both."""
+    dtype: torch.dtype
+    """Of keys and values."""
+
+    @property
+    def num_heads(self) -> tuple[int, ...]:
+        """KV heads of each growing layer."""
+        return tuple(layer.num_heads for layer in self.growing)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values of one token of one sequence, over all growing layers."""
+        return sum(layer.bytes_per_token for layer in self.growing)
+
+
+_known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], ModelInfo]] = WeakKeyDictionary()
+
+
+def model_info(model: Any) -> ModelInfo:
+    """The info of a transformers causal language model.
+
+    Raises:
+        UnsupportedModelError: its caches or positions are not understood.
+    """
+    decoder = find_decoder(model)
+    weight = next(decoder.parameters())
+    key = (weight.dtype, weight.device)
+    if decoder in _known and _known[decoder][0] == key:
+        return _known[decoder][1]
+    info = _probe(model, decoder)
+    _known[decoder] = (key, info)
+    return info
+
+
+def find_decoder(model: Any) -> nn.Module:
+    """The stack of decoder layers, which every call of the model goes through.
+
+    Raises:
+        UnsupportedModelError: not a decoder model of transformers.
+    """
+    if not isinstance(model, nn.Module) or not callable(getattr(model, "get_decoder", None)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not a transformers model; load one with "
+            "AutoModelForCausalLM.from_pretrained"
+        )
+    config: Any = model.config
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is an encoder-decoder model; only decoder-only models are "
+            "supported"
+        )
+    decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+    return decoder
+
+
+def _probe(model: Any, decoder: nn.Module) -> ModelInfo:
+    name = type(model).__name__
+    config = model.config.get_text_config(decoder=True)
+    _refuse_scaled_queries(name, config)
+    try:
+        empty = DynamicCache(config=config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"transformers has no default cache for {name} ({type(error).__name__}: {error}); use "
+            "a model with attention layers"
+        ) from error
+    types = getattr(config, "layer_types", None) or ["full_attention"] * len(empty.layers)
+    for layer in empty.layers:
+        kind = type(layer).__name__
+        if type(layer) is not DynamicLayer and kind not in _NATIVE_LAYERS:
+            raise UnsupportedModelError(
+                f"{name} has layers of kind {kind}, whose cache is more than keys and values; use "
+                "a model with plain attention layers"
+            )
+    growing = [i for i, layer in enumerate(empty.layers) if type(layer) is DynamicLayer]
+    if not growing:
+        raise UnsupportedModelError(
+            f"{name} has no attention layer whose cache grows (all are sliding or linear), so its "
+            "memory is bounded already; use it without this cache"
+        )
+    ways = find_rotations(decoder, [types[i] for i in growing])
+    near_cache, near_hidden = _run(name, decoder, config, 0)
+    far_cache, far_hidden = _run(name, decoder, config, FAR)
+    layers = tuple(
+        _layer_info(i, ways[types[i]], near_cache.layers[i], far_cache.layers[i]) for i in growing
+    )
+    with_sinks = _layers_with_sinks(decoder)
+    layers = tuple(replace(layer, has_sinks=layer.index in with_sinks) for layer in layers)
+    change = _distance(near_hidden, far_hidden)
+    # In half precision this says nothing: in a sound model of 30 layers, moving by one position
+    # already changes the output by 0.07.
+    if _is_precise(near_hidden) and change > 5e-3:
+        raise UnsupportedModelError(
+            f"the output of {name} changes with absolute positions (relative error {change:.2g}), "
+            "so positions by slot would change its answers; use a model in which only distances "
+            "matter"
+        )
+    linear = tuple(
+        i for i, layer in enumerate(empty.layers) if "LinearAttention" in type(layer).__name__
+    )
+    if linear:
+        _validate_pieces(name, decoder, config)
+    sliding = tuple(
+        _sliding_info(i, layer)
+        for i, layer in enumerate(near_cache.layers)
+        if type(layer) is DynamicSlidingWindowLayer and layer.keys is not None
+    )
+    has_native = len(growing) < len(empty.layers)
+    first: Any = near_cache.layers[growing[0]]
+    dtype: torch.dtype = first.keys.dtype
+    return ModelInfo(layers, has_native, config, sliding, linear, dtype)
+
+
+def _refuse_scaled_queries(name: str, config: Any) -> None:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if getattr(config, "attn_temperature_tuning", False) or "llama_4_scaling_beta" in parameters:
+        raise UnsupportedModelError(
+            f"{name} scales its queries by absolute position, so positions by slot would change "
+            "its answers; use a model in which only distances matter"
+        )
+
+
+def _validate_pieces(name: str, decoder: nn.Module, config: Any) -> None:
+    """Refuse linear layers that forget their state when several tokens follow.
+
+    Some versions of transformers have such; a plain prompt never shows it.
+    """
+    _, whole = _run(name, decoder, config, 0, pieces=(3,))
+    _, joined = _run(name, decoder, config, 0, pieces=(1, 2))
+    error = _distance(joined, whole)
+    if error > (5e-3 if _is_precise(whole) else 0.2):
+        raise UnsupportedModelError(
+            f"{name} gives other answers when a text comes in pieces (relative error "
+            f"{error:.2g}), as this version of transformers does not carry the state of its "
+            "linear layers on; try a newer transformers"
+        )
+
+
+@torch.no_grad()
+def _run(
+    name: str, decoder: nn.Module, config: Any, first: int, pieces: tuple[int, ...] = (2,)
+) -> tuple[DynamicCache, Tensor]:
+    """Cache and output [1, Q, hidden] of a few tokens from position `first` on, in pieces."""
+    cache = DynamicCache(config=config)
+    device = decoder.get_input_embeddings().weight.device  # type: ignore[operator]
+    tokens = torch.arange(1, sum(pieces) + 1, device=device)[None] % config.vocab_size
+    positions = torch.arange(first, first + sum(pieces), device=device)[None]
+    modes = {module: module.training for module in decoder.modules()}
+    decoder.eval()
+    hidden = []
+    try:
+        for piece, places in _cut(tokens, positions, pieces):
+            output = decoder(
+                input_ids=piece,
+                position_ids=places,
+                **cache_argument(decoder, cache),
+                use_cache=True,
+            )
+            hidden.append(output.last_hidden_state)
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"{name} could not read a few tokens at position {first} ({type(error).__name__}: "
+            f"{error}); use a model that runs on plain token ids and positions"
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return cache, torch.cat(hidden, dim=1)
+
+
+def _cut(
+    tokens: Tensor, positions: Tensor, pieces: tuple[int, ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    start = 0
+    for length in pieces:
+        yield tokens[:, start : start + length], positions[:, start : start + length]
+        start += length
+
+
+def _layer_info(index: int, ways: tuple[Rotation, ...], near: Any, far: Any) -> GrowingLayer:
+    if near.keys is None:
+        raise UnsupportedModelError(
+            f"layer {index} never filled its cache, so what it attends to is unknown; "
+            "use a model whose attention layers keep their own keys and values"
+        )
+    # The first token sees only itself, so all but its rotation is the same at both places.
+    near_keys, far_keys = near.keys[:, :, :1], far.keys[:, :, :1]
+    candidates: list[tuple[float, Rotation | None]] = [(_distance(near_keys, far_keys), None)]
+    candidates += [(_rotated_distance(way, near_keys, far_keys), way) for way in ways]
+    error, rotation = min(candidates, key=lambda pair: pair[0])
+    error = max(error, _distance(near.values[:, :, :1], far.values[:, :, :1]))
+    if error > (5e-3 if _is_precise(near_keys) else 5e-2):
+        raise UnsupportedModelError(
+            f"keys or values of layer {index} do not follow the model's rotary embedding "
+            f"(relative error {error:.2g}), as with latent attention (MLA) or learned positions; "
+            "use a model with plain rotary attention"
+        )
+    width = sum(t.shape[1] * t.shape[-1] * t.element_size() for t in (near.keys, near.values))
+    return GrowingLayer(
+        index, rotation, near.keys.shape[1], near.keys.shape[-1], near.values.shape[-1], width
+    )
+
+
+def _layers_with_sinks(decoder: nn.Module) -> set[int]:
+    """By the name that all such models of transformers give the numbers."""
+    names = (name.split(".") for name, _ in decoder.named_parameters())
+    return {int(name[1]) for name in names if name[0] == "layers" and name[-1] == "sinks"}
+
+
+def _sliding_info(index: int, layer: Any) -> SlidingLayer:
+    keys, values = layer.keys, layer.values
+    return SlidingLayer(
+        index, layer.sliding_window, keys.shape[1], keys.shape[-1], values.shape[-1]
+    )
+
+
+def _rotated_distance(rotation: Rotation, near: Tensor, far: Tensor) -> float:
+    shifts = torch.full((near.shape[-2],), FAR, device=near.device)
+    try:
+        return _distance(rotation.rotate(near.float(), rotation.tables(shifts)), far)
+    except (RuntimeError, TypeError, ValueError, IndexError):  # made for other shapes
+        return float("inf")
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    a, b = a.float(), b.float()
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+def _is_precise(states: Tensor) -> bool:
+    return torch.finfo(states.dtype).bits >= 32

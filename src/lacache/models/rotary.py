@@ -1,0 +1,109 @@
+"""Moving keys to other positions with the model's own rotary tables (docs/adr/0002).
+
+A key is stored as the model gave it, already rotated to the position where it came in, and never
+overwritten. On every read it is rotated once, by the difference between where it stands now and
+where it came in. So there is one rounding, however often the cache was compacted, and a token
+that never moved is returned bit for bit.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lacache.errors import UnsupportedModelError
+
+Tables = tuple[Tensor, Tensor]
+"""cos and sin, each [1, N, d] in float32, with the model's attention scaling taken out."""
+
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+
+
+@final
+class Rotation:
+    """One rotary embedding of a model: hybrid models have one for each type of layer.
+
+    With `leading`, only as many leading dimensions of a key turn as the tables are wide, and the
+    rest pass; models either leave this to their rotary function or do it around it.
+    """
+
+    def __init__(self, rotary: nn.Module, layer_type: str | None, *, leading: bool) -> None:
+        self._rotary = rotary
+        self._arguments = {} if layer_type is None else {"layer_type": layer_type}
+        self._apply = _apply_function(rotary)
+        self._leading = leading
+
+    def tables(self, shifts: Tensor) -> Tables:
+        """Tables that move keys by `shifts` [N] positions, which may be negative."""
+        probe = torch.empty(0, dtype=torch.float32, device=shifts.device)
+        origin_cos, _ = self._rotary(probe, position_ids=shifts.new_zeros(1, 1), **self._arguments)
+        cos, sin = self._rotary(probe, position_ids=shifts[None], **self._arguments)
+        # At position 0 the cosine is the scaling itself; stored keys have it already.
+        return cos / origin_cos, sin / origin_cos
+
+    def rotate(self, keys: Tensor, tables: Tables) -> Tensor:
+        """Keys [B, H, N, D] moved by the shifts of `tables`: one rounding to their own type."""
+        wide = keys.float()
+        if self._leading:
+            width = tables[0].shape[-1]
+            turned = self._apply(wide[..., :width], *tables)
+            wide = torch.cat([turned, wide[..., width:]], dim=-1)
+        else:
+            wide = self._apply(wide, *tables)
+        return wide.to(keys.dtype)
+
+
+def find_rotations(decoder: nn.Module, layer_types: list[str]) -> dict[str, tuple[Rotation, ...]]:
+    """For each type of layer, the ways in which its keys may have been rotated.
+
+    Raises:
+        UnsupportedModelError: no rotary embedding, or one that changes with the length.
+    """
+    rotary = dict(decoder.named_children()).get("rotary_emb")
+    if rotary is None:
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} has no rotary embedding; positions by slot need one, and "
+            "only rotary models are supported"
+        )
+    config: Any = decoder.config
+    for rope_type in _rope_types(getattr(config, "rope_parameters", None)):
+        if rope_type in LENGTH_DEPENDENT:
+            raise UnsupportedModelError(
+                f"rope_type={rope_type!r} changes its frequencies with the length of the text, so "
+                "stored keys would no longer fit; use a model with default, linear, llama3 or "
+                "yarn scaling, or set another rope_type in its config"
+            )
+    if "layer_type" in inspect.signature(type(rotary).forward).parameters:
+        return {name: _ways(rotary, name) for name in set(layer_types)}
+    return dict.fromkeys(layer_types, _ways(rotary, None))
+
+
+def _ways(rotary: nn.Module, layer_type: str | None) -> tuple[Rotation, ...]:
+    return tuple(Rotation(rotary, layer_type, leading=leading) for leading in (False, True))
+
+
+def _rope_types(parameters: Any) -> list[str]:
+    """The rope types in a config, which nests them where types of layers differ."""
+    if not isinstance(parameters, dict):
+        return []
+    own = [parameters["rope_type"]] if "rope_type" in parameters else []
+    return own + [t for value in parameters.values() for t in _rope_types(value)]
+
+
+def _apply_function(rotary: nn.Module) -> Callable[..., Tensor]:
+    """The model's own rotary function, as one of (states, cos, sin)."""
+    module = sys.modules[type(rotary).__module__]
+    apply: Callable[..., Any] | None = vars(module).get("apply_rotary_pos_emb")
+    if apply is None:
+        raise UnsupportedModelError(
+            f"{module.__name__} has no apply_rotary_pos_emb, so its way of rotating is unknown; "
+            "use a model with the usual rotary function"
+        )
+    if "k" not in inspect.signature(apply).parameters:
+        return apply
+    pair = apply
+    # Queries of no heads cost nothing.
+    return lambda states, cos, sin: pair(states[:, :0], states, cos, sin)[1]

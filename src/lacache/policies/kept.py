@@ -1,0 +1,108 @@
+"""Which tokens are kept: per pattern, original token numbers in slot order."""
+
+from typing import final
+
+from lacache.policies.schedule import Schedule
+from lacache.policies.timetable import Timetable
+
+
+@final
+class KeptTokens:
+    """The tokens that a cache holds, brought forward as tokens come in.
+
+    A mutable record in memory of the order of the capacity; `state` says where it stands.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.state = schedule.start()
+        self.by_pattern: dict[int, list[int]] = {p: [] for p in sorted(set(schedule.patterns))}
+        self.num_compactions = 0
+
+    def compact(self) -> None:
+        """Run the compaction of a full cache."""
+        for pattern, tokens in self.by_pattern.items():
+            for start, stop in reversed(self.schedule.evicted_slots(self.state, pattern)):
+                del tokens[start:stop]
+        self.state = self.schedule.compact(self.state)
+        self.num_compactions += 1
+
+    def insert(self, num_tokens: int) -> None:
+        """Add tokens that fit in without a compaction."""
+        first = self.state.num_seen
+        for tokens in self.by_pattern.values():
+            tokens.extend(range(first, first + num_tokens))
+        self.state = self.state.insert(num_tokens)
+
+    def read(self, num_tokens: int) -> None:
+        """Add any number of tokens, with the compactions that fall due before each."""
+        end = self.state.num_seen + num_tokens
+        while self.state.num_seen < end:
+            if self.schedule.is_full(self.state):
+                self.compact()
+            room = self.schedule.room(self.state)
+            self.insert(min(room, end - self.state.num_seen))
+
+    def settle(self) -> None:
+        """Run the compaction that is due, if one is: what the next token finds."""
+        if self.schedule.is_full(self.state):
+            self.compact()
+
+
+def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
+    """What a cache holds after `num_seen` tokens, in time of the order of one period at most.
+
+    One period maps slots to slots, and always in the same way; so it is played once, and its map
+    is raised to the number of periods.
+    """
+    kept = KeptTokens(schedule)
+    if num_seen <= max(schedule.capacity, schedule.steady_from):
+        kept.read(num_seen)
+        return kept
+    timetable = Timetable(schedule)
+    start, length = timetable.period_start, timetable.period_tokens
+    periods = max(0, num_seen - start.num_seen) // length
+    if periods < 2:
+        kept.read(num_seen)
+        return kept
+    kept.read(start.num_seen)
+    slots = start.num_cached
+    arrived = start.num_seen - slots
+    one = KeptTokens(schedule)
+    one.state = start
+    for tokens in one.by_pattern.values():
+        tokens.extend(range(arrived, start.num_seen))
+    one.read(length)
+    for pattern, after in one.by_pattern.items():
+        before = kept.by_pattern[pattern]
+        kept.by_pattern[pattern] = [
+            before[m] if m < slots else m + arrived
+            for m in _repeat([token - arrived for token in after], length, periods)
+        ]
+    kept.state = start._replace(num_seen=start.num_seen + periods * length)
+    kept.num_compactions += periods * one.num_compactions
+    kept.read(num_seen - kept.state.num_seen)
+    return kept
+
+
+def _repeat(moves: list[int], length: int, times: int) -> list[int]:
+    """The moves of `times` periods of `length` tokens, by squaring.
+
+    A move below the number of slots names an old slot; from there on, a token by its number since
+    the start of the period.
+    """
+    slots = len(moves)
+    result, done = list(range(slots)), 0
+    while times:
+        if times % 2:
+            result = [result[m] if m < slots else m + done for m in moves]
+            done += length
+        moves = [moves[m] if m < slots else m + length for m in moves]
+        length *= 2
+        times //= 2
+    return result
+
+
+def coverage(by_pattern: dict[int, list[int]]) -> int:
+    """Distinct tokens that at least one layer still holds."""
+    return len(set().union(*by_pattern.values()))

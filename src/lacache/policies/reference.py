@@ -1,0 +1,72 @@
+"""The schedule, written as slowly and plainly as the definition: the twin that tests trust.
+
+It shares no code with the fast path, geometry included.
+"""
+
+from lacache.policies.ladder import Ladder
+from lacache.policies.schedule import State
+
+
+def reference_kept(
+    config: Ladder, num_layers: int, recent: int, num_seen: int, *, settled: bool
+) -> tuple[State, list[list[int]]]:
+    """State and, per layer, the original numbers of the tokens kept after `num_seen` tokens.
+
+    Token by token and layer by layer, as in the canonical schedule. `settled` runs the
+    compaction that is due after the last token, if one is, as the released code does.
+    """
+    step = config.span - config.overlap
+    band = 1
+    while (band - 1) * step < num_layers - config.span:
+        band += 1
+    kept_units = 1
+    while kept_units * step < config.span:
+        kept_units += 1
+    kept_units = min(kept_units, band)
+    freed_units = band - kept_units
+    unit = config.unit
+
+    def phase(layer: int) -> int:
+        if config.geometry == "interleaved":
+            return layer % (freed_units + 1)
+        moved = 0
+        while moved < freed_units and moved * step < layer - config.span + 1:
+            moved += 1
+        return moved
+
+    layers: list[list[int]] = [[] for _ in range(num_layers)]
+    cursor = config.sinks
+
+    def compact() -> None:
+        nonlocal cursor
+        num_cached = len(layers[0])
+        limit = num_cached - recent
+        available = (limit - cursor) // (band * unit)
+        if available <= 0:
+            cursor = config.sinks
+            available = (limit - cursor) // (band * unit)
+        thinned = 0
+        while thinned < available and thinned * freed_units * unit < config.evict_batch:
+            thinned += 1
+        gone = thinned * freed_units * unit
+        for layer, tokens in enumerate(layers):
+            if layer in config.window_layers:
+                slots = [*range(config.sinks), *range(config.sinks + gone, num_cached)]
+            else:
+                slots = list(range(cursor))
+                for j in range(thinned):
+                    for a in range(kept_units):
+                        for u in range(unit):
+                            slots.append(cursor + (j * band + phase(layer) + a) * unit + u)
+                slots += range(cursor + thinned * band * unit, num_cached)
+            layers[layer] = [tokens[slot] for slot in slots]
+        cursor += thinned * kept_units * unit
+
+    for token in range(num_seen):
+        if len(layers[0]) == config.capacity:
+            compact()
+        for tokens in layers:
+            tokens.append(token)
+    if settled and len(layers[0]) == config.capacity:
+        compact()
+    return State(num_seen, len(layers[0]), cursor), layers

@@ -1,0 +1,72 @@
+"""Random groups over layers and KV heads."""
+
+from hypothesis import strategies as st
+
+from lacache.errors import ConfigError
+from lacache.policies import Full, Group, Groups, Ladder, Policy, ShrinkingWindow, Streaming
+
+
+@st.composite
+def policies(draw: st.DrawFn, num_layers: int) -> Policy:
+    """A policy that works over so many layers."""
+    while True:
+        kind = draw(st.sampled_from(["ladder", "ladder", "streaming", "shrinking", "full"]))
+        sinks = draw(st.integers(0, 3))
+        if kind == "full":
+            return Full()
+        if kind == "shrinking":
+            return draw(shrinking_windows())
+        if kind == "streaming" or num_layers == 1:
+            return Streaming(draw(st.integers(6, 20)), sinks, evict_batch=draw(st.integers(1, 3)))
+        span = draw(st.integers(1, num_layers - 1))
+        try:
+            config = Ladder(
+                capacity=draw(st.integers(6, 30)),
+                span=span,
+                overlap=draw(st.integers(0, span - 1)),
+                sinks=sinks,
+                recent=draw(st.integers(0, 8)),
+                evict_batch=draw(st.sampled_from([1, 4])),
+                unit=draw(st.sampled_from([1, 2])),
+            )
+            config.bind(num_layers)
+        except ConfigError:
+            continue
+        return config
+
+
+@st.composite
+def shrinking_windows(draw: st.DrawFn) -> ShrinkingWindow:
+    """Windows that shrink quickly enough for a short text to see the end of it."""
+    sinks, evict_batch = draw(st.integers(0, 3)), draw(st.integers(1, 4))
+    least = draw(st.integers(sinks + evict_batch, 16))
+    return ShrinkingWindow(
+        capacity=draw(st.integers(least, 30)),
+        least=least,
+        history_heads=draw(st.integers(1, 4)),
+        window_heads=draw(st.integers(1, 6)),
+        sinks=sinks,
+        evict_batch=evict_batch,
+    )
+
+
+@st.composite
+def groups(draw: st.DrawFn, num_layers: int, num_heads: int, *, by_head: bool = True) -> Groups:
+    """Two or three groups; with `by_head` their members are single KV heads."""
+    members: list[int | tuple[int, int]] = (
+        [(layer, head) for layer in range(num_layers) for head in range(num_heads)]
+        if by_head
+        else list(range(num_layers))
+    )
+    members = draw(st.permutations(members))
+    edges = sorted(draw(st.sets(st.integers(1, len(members) - 1), min_size=1, max_size=2)))
+    parts = [members[a:b] for a, b in zip([0, *edges], [*edges, None], strict=True)]
+    return Groups(
+        tuple(
+            Group(
+                draw(policies(len({m[0] if isinstance(m, tuple) else m for m in part}))),
+                tuple(part),
+            )
+            for part in parts
+        )
+    )

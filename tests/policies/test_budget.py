@@ -1,0 +1,64 @@
+"""Budgets as users write them."""
+
+import pytest
+
+from lacache.errors import ConfigError
+from lacache.policies.budget import ParsedBudget, parse_budget
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        (512, ParsedBudget(tokens=512)),
+        ("512", ParsedBudget(tokens=512)),
+        (" 512 ", ParsedBudget(tokens=512)),
+        (0.25, ParsedBudget(share=0.25)),
+        (1.0, ParsedBudget(share=1.0)),
+        ("0.25", ParsedBudget(share=0.25)),
+        ("64MiB", ParsedBudget(num_bytes=64 * 1024**2)),
+        ("64 mib", ParsedBudget(num_bytes=64 * 1024**2)),
+        ("1.5GB", ParsedBudget(num_bytes=1_500_000_000)),
+        ("700B", ParsedBudget(num_bytes=700)),
+    ],
+)
+def test_reads(given: object, parsed: ParsedBudget) -> None:
+    assert parse_budget(given) == parsed
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        0,
+        -1,
+        True,
+        0.0,
+        1.5,
+        -0.5,
+        float("nan"),
+        "0",
+        "1.5",
+        "-3",
+        "",
+        "MiB",
+        "3 parsecs",
+        "0B",
+        None,
+        [512],
+        "inf",
+        "1e3",
+    ],
+)
+def test_refuses(given: object) -> None:
+    with pytest.raises(ConfigError, match="try 512"):
+        parse_budget(given)
+
+
+def test_resolves() -> None:
+    sizes = {"bytes_per_token": 100, "prompt_tokens": 90, "smallest": 10}
+    assert parse_budget(64).capacity(**sizes) == 64
+    assert parse_budget(0.5).capacity(**sizes) == 45
+    assert parse_budget(0.51).capacity(**sizes) == 46
+    assert parse_budget(0.01).capacity(**sizes) == 10
+    assert parse_budget("2KB").capacity(**sizes) == 20
+    with pytest.raises(ConfigError, match=r"holds 9 tokens of 100 bytes.*try '1000B'"):
+        parse_budget("999B").capacity(**sizes)

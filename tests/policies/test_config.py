@@ -1,0 +1,111 @@
+"""Configurations validate themselves, and a remedy that is named does work."""
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lacache.errors import ConfigError, LaCacheError
+from lacache.policies import Geometry, Ladder, Streaming, default_span_overlap
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"capacity": 0}, "capacity=0 must be at least 1; try capacity=1"),
+        ({"capacity": 6.5}, "capacity=6.5 must be an integer"),
+        ({"capacity": True}, "capacity=True must be an integer"),
+        ({"span": 0}, "span=0 must be at least 1"),
+        ({"span": 16, "overlap": 16}, "overlap=16 must be below span=16; try overlap=8"),
+        ({"span": 1, "overlap": 1}, "overlap=1 must be below span=1; try span=2 or overlap=0"),
+        ({"overlap": -1}, "overlap=-1 must be at least 0"),
+        ({"span": 32}, "span=32 must be below the number of layers 32; try span=31, overlap=0"),
+        ({"sinks": -1}, "sinks=-1 must be at least 0"),
+        ({"recent": -1}, "recent=-1 must be at least 0"),
+        ({"evict_batch": 0}, "evict_batch=0 must be at least 1"),
+        ({"unit": 0}, "unit=0 must be at least 1"),
+        ({"geometry": "spiral"}, "geometry='spiral' must be one of interleaved, consecutive"),
+        ({"window_layers": (32,)}, "window_layers=32 must be below the number of layers 32"),
+        ({"window_layers": (-1,)}, "window_layers=-1 must be at least 0"),
+        (
+            {"capacity": 37, "recent": 32},
+            "capacity=37 must be at least 38 = sinks 4 + recent 32 + one band of 2 x unit 1; "
+            "try capacity=38",
+        ),
+        ({"span": 17, "overlap": 16}, "keeps all 16 units of a band, and at least one must be"),
+    ],
+    ids=str,
+)
+def test_refusals(options: dict[str, Any], message: str) -> None:
+    fields: dict[str, Any] = {"capacity": 64, "span": 16} | options
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        Ladder(**fields).bind(32)
+    assert isinstance(caught.value, LaCacheError)
+
+
+@given(st.integers(2, 40), st.integers(1, 45), st.integers(0, 45))
+@settings(max_examples=300, deadline=None)
+def test_a_near_span_and_overlap_that_are_named_work(
+    num_layers: int, span: int, overlap: int
+) -> None:
+    try:
+        geometry = Geometry(num_layers, span, overlap)
+    except ConfigError as error:
+        named = re.search(r"try span=(\d+), overlap=(\d+)", str(error))
+        if named is None:
+            assert overlap >= span
+            return
+        geometry = Geometry(num_layers, int(named[1]), int(named[2]))
+    assert geometry.freed >= 1
+    assert geometry.kept + geometry.freed == geometry.band
+
+
+@given(st.integers(2, 200))
+def test_the_default_works_at_any_depth(num_layers: int) -> None:
+    span, overlap = default_span_overlap(num_layers)
+    assert Geometry(num_layers, span, overlap).freed >= 1
+
+
+@given(st.integers(2, 40), st.data())
+@settings(max_examples=200, deadline=None)
+def test_consecutive_layers_share_a_token(num_layers: int, data: Any) -> None:
+    """The paper's picture: a unit of a band lives in a run of layers, one after the other."""
+    span = data.draw(st.integers(1, num_layers - 1))
+    overlap = data.draw(st.integers(0, span - 1))
+    try:
+        geometry = Geometry(num_layers, span, overlap, "consecutive")
+    except ConfigError:
+        return
+    phases = [geometry.phase(layer) for layer in range(num_layers)]
+    assert phases[0] == 0
+    assert all(0 <= b - a <= 1 for a, b in itertools.pairwise(phases))
+    assert set(phases) <= set(range(geometry.freed + 1))
+
+
+def test_configurations_compare_and_hash_by_value() -> None:
+    one = Ladder(capacity=64, span=8, window_layers=[2, 1, 2])  # type: ignore[arg-type]
+    two = Ladder(capacity=64, span=8, window_layers=(1, 2))
+    assert one == two
+    assert len({one, two}) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"capacity": 4}, "capacity=4 must be at least 5 = sinks 4 + evict_batch 1"),
+        ({"capacity": 0}, "capacity=0 must be at least 1"),
+        ({"capacity": 9, "evict_batch": 0}, "evict_batch=0 must be at least 1"),
+    ],
+    ids=str,
+)
+def test_streaming_refusals(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Streaming(**options)
+
+
+@pytest.mark.parametrize(("capacity", "recent"), [(256, 128), (12, 6), (7, 1), (6, 0)])
+def test_the_default_recent_is_half_or_what_is_left(capacity: int, recent: int) -> None:
+    assert Ladder(capacity=capacity, span=16).bind(32).recent == recent
