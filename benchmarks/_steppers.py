@@ -17,7 +17,7 @@ from lacache.cache import LaCache
 from lacache.cache.static.row_state import RowState, put_row, take_row
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Runner
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.policies.schedule import Plan
 
 

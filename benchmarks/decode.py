@@ -34,7 +34,7 @@ from rich.console import Console
 from lacache.common.records import Record, environment, write_record
 from lacache.evals.reading import model_record
 from lacache.models import load_model
-from lacache.models.head_profiles import model_profile
+from lacache.models.fingerprint import model_profile
 from lacache.models.model_info import model_info
 from lacache.policies import Streaming
 from lacache.policies.presets import preset_plan

@@ -40,7 +40,7 @@ from lacache.engine.runner import Runner
 from lacache.errors import MissingExtraError
 from lacache.evals.plots import drawing
 from lacache.evals.reading import model_record, policy_record
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
 from lacache.policies import Ladder
 

@@ -32,7 +32,7 @@ from lacache.engine.engine import Engine
 from lacache.evals.plots import drawing
 from lacache.evals.reading import model_record
 from lacache.models import load_model
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.policies import Ladder
 
 WARM_UP = 64

@@ -43,7 +43,7 @@ from lacache.engine.session import Session
 from lacache.evals.plots import drawing
 from lacache.evals.reading import model_record
 from lacache.models import load_model
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
 
 BUDGET = 512

@@ -31,5 +31,5 @@ def _no_profiles_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         return profiles_folder() if "LACACHE_HOME" in os.environ else empty
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lacache.models.head_profiles.profiles_folder", folder)
+        patch.setattr("lacache.models.fingerprint.profiles_folder", folder)
         yield

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.policies import Groups, Ladder, Plan, Policy, ShrinkingWindow, Streaming
 from lacache.policies.reference import reference_kept
 from tests.policies.slow_window import shrunk

@@ -4,7 +4,7 @@ import torch
 from transformers import DynamicCache
 
 from lacache import LaCache, Ladder
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.policies.kept import kept_after
 from tests.cache.slow_cache import rotate
 from tests.cache.tiny_models import random_ids, tiny_model

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lacache import Full, LaCache, Ladder, Streaming
 from lacache.errors import ConfigError
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from tests.cache.slow_cache import slow_logits
 from tests.cache.tiny_models import random_ids, tiny_model
 

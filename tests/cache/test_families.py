@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lacache import LaCache, Ladder
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from tests.cache.slow_cache import slow_generate, slow_logits
 from tests.cache.tiny_models import FAMILIES, HYBRID_FAMILIES, random_ids, tiny_model
 

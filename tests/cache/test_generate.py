@@ -3,7 +3,7 @@
 import torch
 
 from lacache import LaCache, Ladder
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from tests.cache.tiny_models import random_ids, tiny_model
 
 CONFIG = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)

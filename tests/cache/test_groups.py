@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lacache import LaCache, Streaming
 from lacache.cache.masks import visible_keys
 from lacache.errors import InputError, UnsupportedOperationError
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.policies import Full, Group, Groups, Ladder
 from tests.cache.slow_cache import slow_kept, slow_logits
 from tests.cache.tiny_models import random_ids, tiny_model

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, BambaConfig, DynamicCache
 
 from lacache import LaCache, Ladder
 from lacache.errors import InputError, UnsupportedModelError
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.policies.kept import coverage, kept_after
 from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
 

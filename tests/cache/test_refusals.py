@@ -16,7 +16,7 @@ from lacache.errors import (
     UnsupportedModelError,
     UnsupportedOperationError,
 )
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.policies.kept import KeptTokens
 from tests.cache.tiny_models import FAMILIES, SHAPE, random_ids, tiny_model
 

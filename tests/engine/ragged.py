@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lacache import LaCache
 from lacache.engine.runner import Runner
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.policies import Ladder, Plan, RetrievalHeads
 from tests.cache.slow_cache import slow_logits
 from tests.cache.tiny_models import VOCAB

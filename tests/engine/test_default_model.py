@@ -11,7 +11,7 @@ from lacache.engine.conversation import Conversation
 from lacache.engine.eos import eos_token_ids
 from lacache.engine.text import TextStream
 from lacache.models import load_model
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ import pytest
 
 from lacache.engine.private_model import private_model
 from lacache.errors import UnsupportedModelError
-from lacache.models.model_info import find_decoder
+from lacache.models.decoder import find_decoder
 from tests.cache.tiny_models import tiny_model
 
 

@@ -16,7 +16,7 @@ from lacache.cache.static.part import Part
 from lacache.cache.static.store import StaticStore
 from lacache.engine.runner import Runner
 from lacache.errors import ConfigError, UnsupportedOperationError
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.policies import Group, Groups, Ladder, Plan, Streaming
 from tests.cache.slow_cache import slow_generate
 from tests.cache.static.plans import plans

@@ -11,7 +11,7 @@ from lacache import Full, LaCache, Ladder, Streaming
 from lacache.engine.sampling import Sampling
 from lacache.engine.stream import stream
 from lacache.errors import ConfigError, InputError, UnsupportedOperationError
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from tests.cache.slow_cache import slow_generate
 from tests.cache.tiny_models import random_ids, tiny_model
 

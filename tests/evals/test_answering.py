@@ -22,7 +22,7 @@ from lacache.evals.methods.streaming import StreamingMethod
 from lacache.evals.methods.uniform import UniformStride
 from lacache.evals.tasks.task import Question, Sample
 from lacache.evals.watch import ProtocolError
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.models.fingerprint import fingerprint
 from lacache.models.model_info import model_info
 from lacache.policies import Full, KeptTokens, Streaming

@@ -5,7 +5,7 @@ import torch
 
 from lacache.cache import LaCache
 from lacache.evals.watch import ProtocolError, Watch
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
 from lacache.policies import RetrievalHeads
 from tests.cache.tiny_models import random_ids, tiny_model

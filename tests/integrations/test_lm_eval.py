@@ -18,7 +18,7 @@ import torch
 from lacache import LaCache
 from lacache.errors import ConfigError
 from lacache.integrations.lm_eval import main, register
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from tests.engine.tiny import save_tiny
 
 CONTEXT = "In the beginning the cat sat on the mat and looked at the other cats. "

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lacache.models.head_profiles import model_profile
+from lacache.models.fingerprint import model_profile
 from lacache.models.model_info import model_info
 from lacache.policies.budget import Budget
 from lacache.policies.presets import DEFAULT_PRESET, SINKS, preset_source, refuse_beside_preset

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from lacache.errors import InputError, UnsupportedOperationError
-from lacache.models.cache_argument import given_cache
+from lacache.models.decoder import given_cache
 
 
 class GuardedCache(Cache, ABC):

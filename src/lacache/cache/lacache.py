@@ -20,7 +20,8 @@ from lacache.cache.report import CacheReport, make_report
 from lacache.cache.split_layer import SplitLayer
 from lacache.common.validation import validate_prefill
 from lacache.errors import InputError, ModelError, UnsupportedOperationError
-from lacache.models.model_info import ModelInfo, find_decoder, model_info
+from lacache.models.decoder import find_decoder
+from lacache.models.model_info import ModelInfo, model_info
 from lacache.policies.budget import Budget
 from lacache.policies.resolve import PolicySource
 from lacache.policies.schedule import Plan

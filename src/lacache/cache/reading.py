@@ -11,8 +11,7 @@ from torch import Tensor
 from lacache.cache.guard import GuardedCache
 from lacache.cache.report import CacheReport
 from lacache.errors import InputError, ModelError
-from lacache.models.cache_argument import cache_argument
-from lacache.models.model_info import find_decoder
+from lacache.models.decoder import cache_argument, find_decoder
 
 
 class ReadingCache(GuardedCache, ABC):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lacache.common.validation import validate_int
 from lacache.errors import ModelError, UnsupportedModelError, UnsupportedOperationError
-from lacache.models.model_info import find_decoder, model_info
+from lacache.models.decoder import find_decoder
+from lacache.models.model_info import model_info
 
 
 @final

@@ -7,7 +7,7 @@ from torch import nn
 
 from lacache.cache.static import attention
 from lacache.errors import UnsupportedModelError
-from lacache.models.model_info import find_decoder
+from lacache.models.decoder import find_decoder
 
 
 def private_model(model: Any) -> tuple[Any, attention.Attend]:

@@ -21,7 +21,7 @@ from lacache.engine.cpu.mover import KernelMover
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
 from lacache.errors import UnsupportedModelError
-from lacache.models.cache_argument import cache_name
+from lacache.models.decoder import cache_name
 from lacache.models.fingerprint import fingerprint
 from lacache.models.model_info import model_info
 from lacache.policies.schedule import Plan

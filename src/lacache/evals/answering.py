@@ -18,7 +18,7 @@ from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
 from lacache.evals.tasks.task import Question, Sample, Task
 from lacache.evals.watch import Watch
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
 from lacache.policies.budget import ParsedBudget
 

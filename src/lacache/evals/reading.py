@@ -18,7 +18,7 @@ from lacache.engine.sampling import Sampling
 from lacache.engine.writer import Writer
 from lacache.errors import InputError, ModelError
 from lacache.evals.perplexity import Bucket, perplexity, running
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
 from lacache.policies import POLICIES, Policy, kept_after
 from lacache.policies.schedule import UNBOUNDED

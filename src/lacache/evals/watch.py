@@ -10,8 +10,8 @@ from transformers.cache_utils import CacheLayerMixin
 from lacache.cache import ReadingCache
 from lacache.cache.layer import layer_bytes
 from lacache.errors import LaCacheError
-from lacache.models.cache_argument import given_cache
-from lacache.models.model_info import find_decoder, model_info
+from lacache.models.decoder import find_decoder, given_cache
+from lacache.models.model_info import model_info
 
 
 @final

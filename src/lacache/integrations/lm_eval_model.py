@@ -21,7 +21,7 @@ from lacache.evals.answering import Asking, FirstToken
 from lacache.evals.methods.registry import METHODS, parse_method
 from lacache.evals.watch import Watch
 from lacache.models import load_model
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
 from lacache.policies.budget import Budget, ParsedBudget, parse_budget
 from lacache.version import __version__

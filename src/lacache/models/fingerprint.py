@@ -1,4 +1,4 @@
-"""Tell one set of weights from another, at a glance."""
+"""Identify a model's weights, and find the head profile that was measured for them."""
 
 import hashlib
 import json
@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lacache.models.model_info import find_decoder
+from lacache.common.home import profiles_folder
+from lacache.models.decoder import find_decoder
+from lacache.models.model_info import model_info
+from lacache.policies.head_profile import HeadProfile, find_profile
 
 _PER_TENSOR = 32
-_FACTS = (
+_SHAPE_FIELDS = (
     "model_type",
     "vocab_size",
     "hidden_size",
@@ -23,20 +26,20 @@ _FACTS = (
 
 
 def fingerprint(model: Any) -> str:
-    """Two short hashes joined by "-": of the configuration's shape, and of a few weights.
+    """Return two short hashes joined by "-": of the configuration's shape, and of sampled weights.
 
-    Weights are compared in bfloat16, so a checkpoint gives the same fingerprint when it is loaded
-    in bfloat16 or float32. Loaded in float16 it does too, unless a weight that is looked at is too
-    small for float16 or was rounded twice. Some 32 weights of every matrix are looked at: this
-    tells checkpoints apart, and proves nothing against somebody who means to deceive. Weights that
-    are not in memory (offloaded, on the meta device) are left out, which gives other hashes.
+    About 32 elements of every weight matrix are hashed, as bfloat16. So a checkpoint has the same
+    fingerprint whether it is loaded in bfloat16 or float32, and in float16 unless a sampled
+    element underflows or was rounded twice. Weights outside memory (offloaded, on the meta device)
+    are left out, which changes the second hash. The fingerprint tells checkpoints apart; it does
+    not protect against deliberate collisions.
 
     Raises:
-        UnsupportedModelError: not a decoder model of transformers.
+        UnsupportedModelError: `model` is not a decoder-only model of transformers.
     """
     decoder = find_decoder(model)
     config = model.config.get_text_config(decoder=True).to_dict()
-    shape = json.dumps([config.get(name) for name in _FACTS])
+    shape = json.dumps([config.get(name) for name in _SHAPE_FIELDS])
     weights = hashlib.sha256()
     for name, weight in decoder.named_parameters():
         if weight.ndim >= 2 and not weight.is_meta:
@@ -45,10 +48,27 @@ def fingerprint(model: Any) -> str:
     return f"{hashlib.sha256(shape.encode()).hexdigest()[:8]}-{weights.hexdigest()[:12]}"
 
 
+def model_profile(model: Any) -> HeadProfile | None:
+    """Return the head profile of a loaded model, or None if none was measured.
+
+    A user's own profile comes before a shipped one, and one for these weights before one for
+    other weights of the same shape.
+
+    Raises:
+        InputError: a profile file cannot be read.
+        UnsupportedModelError: the model's caches or positions are not understood.
+    """
+    profile = find_profile(fingerprint(model), (profiles_folder(),))
+    if profile is not None and profile.num_heads != model_info(model).num_heads:
+        # The same shape otherwise, but other layers are sliding.
+        return None
+    return profile
+
+
 @torch.no_grad()
 def _sample(weight: Tensor) -> Tensor:
-    """Evenly spread elements, as the bits of bfloat16 in int16."""
+    """Return evenly spaced elements, as the bits of bfloat16 in int16."""
     flat = weight.detach().flatten()
     places = torch.arange(_PER_TENSOR, device=flat.device) * (flat.numel() - 1) // (_PER_TENSOR - 1)
-    # Zeros come with two signs.
+    # Adding 0.0 makes negative zeros positive.
     return (flat[places].to(torch.bfloat16) + 0.0).cpu().view(torch.int16)

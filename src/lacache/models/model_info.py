@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lacache.errors import UnsupportedModelError
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument, find_decoder
 from lacache.models.rotary import Rotation, find_rotations
 
 FAR = 20_011
@@ -104,27 +104,6 @@ def model_info(model: Any) -> ModelInfo:
     info = _probe(model, decoder)
     _known[decoder] = (key, info)
     return info
-
-
-def find_decoder(model: Any) -> nn.Module:
-    """The stack of decoder layers, which every call of the model goes through.
-
-    Raises:
-        UnsupportedModelError: not a decoder model of transformers.
-    """
-    if not isinstance(model, nn.Module) or not callable(getattr(model, "get_decoder", None)):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is not a transformers model; load one with "
-            "AutoModelForCausalLM.from_pretrained"
-        )
-    config: Any = model.config
-    if config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is an encoder-decoder model; only decoder-only models are "
-            "supported"
-        )
-    decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
-    return decoder
 
 
 def _probe(model: Any, decoder: nn.Module) -> ModelInfo:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from tests.cache.slow_cache import rotate
 
 Numbers = list[float]

@@ -27,7 +27,7 @@ from lacache.evals.baselines import (
     Scorer,
     SnapKV,
 )
-from lacache.models.cache_argument import cache_argument
+from lacache.models.decoder import cache_argument
 from tests.cache.tiny_models import FAMILIES, VOCAB, random_ids, tiny_model
 from tests.evals.baselines.slow_scored import (
     Score,

@@ -21,7 +21,8 @@ from lacache.evals.baselines.counts import Counts
 from lacache.evals.baselines.layer import ScoredLayer
 from lacache.evals.baselines.ledger import Ledger
 from lacache.evals.baselines.scorer import AttentionScorer, Scorer
-from lacache.models.model_info import ModelInfo, find_decoder, model_info
+from lacache.models.decoder import find_decoder
+from lacache.models.model_info import ModelInfo, model_info
 
 DENSE_BLOCK = 256
 """Tokens of a dense input whose attention weights are computed at once."""

@@ -15,8 +15,7 @@ from lacache.evals.methods.settings import (
     settings_record,
     validate_share,
 )
-from lacache.models.fingerprint import fingerprint
-from lacache.models.head_profiles import model_profile
+from lacache.models.fingerprint import fingerprint, model_profile
 from lacache.models.model_info import model_info
 from lacache.policies import RetrievalHeads
 from lacache.policies.groups import Member

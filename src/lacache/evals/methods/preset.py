@@ -10,7 +10,7 @@ from lacache.common.records import Record
 from lacache.errors import ConfigError
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.settings import settings_record
-from lacache.models.head_profiles import model_profile
+from lacache.models.fingerprint import model_profile
 from lacache.models.model_info import model_info
 from lacache.policies.plan_record import plan_record
 from lacache.policies.presets import DEFAULT_PRESET, PRESETS, preset_plan

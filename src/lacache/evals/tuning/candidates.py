@@ -9,7 +9,7 @@ from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.registry import parse_method
 from lacache.evals.methods.streaming import StreamingMethod
-from lacache.models.head_profiles import model_profile
+from lacache.models.fingerprint import model_profile
 from lacache.models.model_info import model_info
 from lacache.policies.geometry import default_span_overlap
 from lacache.policies.groups import Groups
