@@ -39,12 +39,14 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> HeadProfile:
     return run(model_with(HEARD), tmp_path_factory.mktemp("whole") / "journal.jsonl")
 
 
-def test_only_heads_that_are_heard_have_a_need(profile: HeadProfile) -> None:
+def test_only_heads_with_an_effect_are_important(profile: HeadProfile) -> None:
     assert profile.num_heads == (2,) * 5
-    needs = {(i, h): value for i, row in enumerate(profile.need) for h, value in enumerate(row)}
-    assert {pair for pair, need in needs.items() if need != 0.0} == HEARD
-    assert profile.left[0] == (0, 1.0)
-    assert profile.left[-1] == (10, 0.0)
+    found = {
+        (i, h): value for i, row in enumerate(profile.importance) for h, value in enumerate(row)
+    }
+    assert {pair for pair, value in found.items() if value != 0.0} == HEARD
+    assert profile.loss_left[0] == (0, 1.0)
+    assert profile.loss_left[-1] == (10, 0.0)
 
 
 def test_it_knows_its_model(profile: HeadProfile) -> None:
@@ -79,7 +81,7 @@ def test_an_interrupted_calibration_goes_on_where_it_was(
 
 def test_a_model_that_does_not_look_back_is_refused(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
-    with pytest.raises(ModelError, match="makes no use of what is far back"):
+    with pytest.raises(ModelError, match="makes no use of distant tokens"):
         run(model_with(set()), journal)
 
 

@@ -38,18 +38,18 @@ def test_each_answer_was_given_far_above(tokenizer: Any, probes: list[Probe]) ->
         for start, stop in probe.answers:
             text = tokenizer.decode(probe.token_ids[:start])
             answer = tokenizer.decode(probe.token_ids[start:stop])
-            # SlotRanges of random bytes are no text: compare these by their tokens.
+            # Runs of random bytes are no text, so they are compared by their tokens.
             tokens, wanted = probe.token_ids[:start], probe.token_ids[start:stop]
             places = [i for i in range(start) if tokens[i : i + len(wanted)] == wanted]
             assert places, (probe.kind, answer, text)
             assert start - places[-1] > 64 + 4
 
 
-def test_rows_predict_the_targets(probes: list[Probe]) -> None:
+def test_positions_predict_the_targets(probes: list[Probe]) -> None:
     for probe in probes:
         asked = [i for start, stop in probe.answers for i in range(start, stop)]
-        assert [row + 1 for row in probe.rows()] == asked
-        assert probe.targets() == [probe.token_ids[row + 1] for row in probe.rows()]
+        assert [i + 1 for i in probe.positions()] == asked
+        assert probe.targets() == [probe.token_ids[i + 1] for i in probe.positions()]
 
 
 def test_the_same_arguments_give_the_same_probes(tokenizer: Any, probes: list[Probe]) -> None:
@@ -68,5 +68,5 @@ def test_too_short_a_probe_is_refused_with_a_length_that_does(tokenizer: Any) ->
 
 
 def test_too_short_a_text_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(InputError, match="use a longer text"):
+    with pytest.raises(InputError, match="use a longer document"):
         make_probes(tokenizer, "too short", length=LENGTH, per_kind=1, seed=0)

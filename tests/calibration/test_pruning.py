@@ -35,10 +35,10 @@ def test_heads_that_do_not_stand_in_for_each_other_come_by_cost(
 
     ranking = prune(pairs, costs, share=share)
 
-    assert ranking.need == weight
+    assert ranking.importance == weight
     assert [weight[pair] for pair in ranking.order] == sorted(weights, reverse=True)
-    assert ranking.left[0] == (0, 1.0)
-    for count, cost in ranking.left[1:]:
+    assert ranking.loss_left[0] == (0, 1.0)
+    for count, cost in ranking.loss_left[1:]:
         assert cost == sum(weight[pair] for pair in ranking.order[count:])
 
 
@@ -55,5 +55,5 @@ def test_two_heads_that_stand_in_for_each_other_are_not_both_given_up() -> None:
 
     ranking = prune(pairs, costs, share=0.25)
 
-    assert ranking.need[1, 0] == 0.0 < ranking.need[2, 0]
+    assert ranking.importance[1, 0] == 0.0 < ranking.importance[2, 0]
     assert ranking.order == [(1, 0), (2, 0), (0, 0)]

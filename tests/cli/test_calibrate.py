@@ -20,7 +20,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_the_profile_is_stored_where_it_is_found_again(run: Run, tiny: Path, home: Path) -> None:
-    png = home / "need.png"
+    png = home / "importance.png"
     done = run(
         "calibrate", "--model", tiny, "--text", home / "hay.txt", *QUICK, "--json", "--plot", png
     )
@@ -37,14 +37,14 @@ def test_the_profile_is_stored_where_it_is_found_again(run: Run, tiny: Path, hom
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_tables_name_the_neediest_first(
+def test_the_tables_show_the_most_important_first(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     order = ((1, 1), (0, 0), (1, 0), (0, 1))
-    left = ((0, 1.0), (1, 0.25), (4, 0.0))
-    need = ((0.5, 0.0), (0.125, 0.75))
-    profile = command.HeadProfile("a-b", "tiny", 64, 4, need, order, left)
+    loss_left = ((0, 1.0), (1, 0.25), (4, 0.0))
+    importance = ((0.5, 0.0), (0.125, 0.75))
+    profile = command.HeadProfile("a-b", "tiny", 64, 4, importance, order, loss_left)
     command._show(profile)
     shown = capsys.readouterr().out
     rows = [line.split() for line in shown.splitlines()]

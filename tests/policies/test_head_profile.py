@@ -23,9 +23,9 @@ PROFILE = HeadProfile(
     model="tiny",
     window=64,
     sinks=4,
-    need=((0.1, -0.25), (0.5, 0.0)),
+    importance=((0.1, -0.25), (0.5, 0.0)),
     order=((1, 0), (0, 0), (1, 1), (0, 1)),
-    left=((0, 1.0), (1, 0.5), (4, 0.0)),
+    loss_left=((0, 1.0), (1, 0.5), (4, 0.0)),
 )
 
 
@@ -40,15 +40,22 @@ def profiles(draw: st.DrawFn) -> HeadProfile:
         model="drawn",
         window=draw(st.integers(1, 99)),
         sinks=draw(st.integers(0, 9)),
-        need=tuple(tuple(draw(losses) for _ in range(count)) for count in heads),
+        importance=tuple(tuple(draw(losses) for _ in range(count)) for count in heads),
         order=tuple(draw(st.permutations(pairs))),
-        left=tuple((count, draw(losses)) for count in counts),
+        loss_left=tuple((count, draw(losses)) for count in counts),
     )
 
 
 @given(profiles())
 def test_a_profile_survives_json(profile: HeadProfile) -> None:
     assert parse_profile(json.loads(json.dumps(profile_json(profile))), "it") == profile
+
+
+@given(profiles())
+def test_format_1_still_loads(profile: HeadProfile) -> None:
+    old = json.loads(json.dumps(profile_json(profile))) | {"format": 1}
+    old["need"], old["left"] = old.pop("importance"), old.pop("loss_left")
+    assert parse_profile(old, "it") == profile
 
 
 @given(profiles())
@@ -67,12 +74,12 @@ def test_layers_come_in_the_order_of_their_first_heads(profile: HeadProfile) -> 
         ({"window": 0}, "window=0 must be at least 1"),
         ({"sinks": -1}, "sinks=-1 must be at least 0"),
         ({"fingerprint": ""}, "fingerprint=''"),
-        ({"need": ()}, "every layer's heads"),
-        ({"need": ((0.1, float("nan")), (0.5, 0.0))}, "nan in a profile"),
+        ({"importance": ()}, "every layer's heads"),
+        ({"importance": ((0.1, float("nan")), (0.5, 0.0))}, "nan in a profile"),
         ({"order": PROFILE.order[:3]}, "order of a profile has 3 pairs"),
         ({"order": (*PROFILE.order[:3], (1, 0))}, "each of the 4 pairs"),
-        ({"left": ((2, 0.5), (1, 1.0))}, "must increase"),
-        ({"left": ((5, 0.5),)}, "to 4 at most"),
+        ({"loss_left": ((2, 0.5), (1, 1.0))}, "must increase"),
+        ({"loss_left": ((5, 0.5),)}, "to 4 at most"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(change: dict[str, Any], said: str) -> None:
@@ -83,9 +90,10 @@ def test_what_does_not_fit_together_is_refused(change: dict[str, Any], said: str
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[]", "not a profile of format 1"),
-        ('{"format": 2}', "not a profile of format 1"),
+        ("[]", "not a profile of format 2"),
+        ('{"format": 3}', "not a profile of format 2"),
         ('{"format": 1}', "damaged profile"),
+        ('{"format": 2}', "damaged profile"),
         ("{", "not JSON"),
     ],
 )

@@ -16,9 +16,9 @@ PROFILE = HeadProfile(
     model="tiny",
     window=16,
     sinks=4,
-    need=((0.0, 0.0),) * 12,
+    importance=((0.0, 0.0),) * 12,
     order=PAIRS[7:] + PAIRS[:7],
-    left=(),
+    loss_left=(),
 )
 
 

@@ -1,1 +1,1 @@
-"""Which KV heads of a model need a long history, measured by probes without gradients."""
+"""Measure head profiles: which KV heads of a model are retrieval heads."""

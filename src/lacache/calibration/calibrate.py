@@ -1,4 +1,4 @@
-"""Find the need for history of every KV head of a model, by probes and without gradients."""
+"""Measure the importance of a long history for every KV head, by probes and without gradients."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,21 +12,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lacache.calibration.emulation import Emulation
-from lacache.calibration.journal import Journal
 from lacache.calibration.probes import KINDS, Probe, make_probes
 from lacache.calibration.pruning import Pair, prune, round_sizes
+from lacache.calibration.store import Journal
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, ModelError
 from lacache.models.fingerprint import fingerprint
 from lacache.policies.head_profile import HeadProfile
 
 LEAST_GAP = 0.1
-"""Nats per answer that windows everywhere must cost, for a kind of probe to say anything."""
+"""Least cost of windows in all heads, in nats per answer, for a kind of probe to count."""
 
 _DIGITS = 5
-
-
-# A probe is read at once, with attention from all to all.
+# A probe is one forward, with attention from all tokens to all.
 _MOST_TOKENS = 100_000
 _MOST_PROBES = 1000
 
@@ -34,18 +32,18 @@ _MOST_PROBES = 1000
 @final
 @dataclass(frozen=True)
 class Settings:
-    """What a calibration depends on, besides the model and the text.
+    """Settings of a calibration, besides the model and the document.
 
     Args:
-        window: newest tokens that a head without history sees.
-        sinks: first tokens that it sees besides.
+        window: recent tokens that a streaming head sees.
+        sinks: attention sinks that it sees besides.
         length: tokens of a probe.
-        per_kind: probes of each kind.
-        share: of the heads left, how many get a window after each round.
-        seed: of what the probes draw by chance.
+        per_kind: number of probes of each kind.
+        share: share of the remaining heads that get a window after each round of pruning.
+        seed: of the random parts of the probes.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a value is out of range.
     """
 
     window: int = 64
@@ -61,7 +59,7 @@ class Settings:
         validate_int("per_kind", self.per_kind, 1, _MOST_PROBES)
         validate_int("seed", self.seed, 0)
         validate_int("length", self.length, 1, _MOST_TOKENS)
-        # A probe must be longer than what a windowed head sees by a good deal.
+        # A probe must be much longer than what a streaming head sees.
         least = 2 * (self.window + self.sinks)
         if self.length < least:
             raise ConfigError(
@@ -71,7 +69,7 @@ class Settings:
         list(round_sizes(1, self.share))
 
     def num_steps(self, num_heads: Sequence[int]) -> int:
-        """How many forwards a calibration takes, most of them through a part of the layers."""
+        """Return the number of forwards, most of them through some of the layers only."""
         probes = self.per_kind * len(KINDS)
         return probes * (2 + sum(1 + size for size in round_sizes(sum(num_heads), self.share)))
 
@@ -86,27 +84,27 @@ def calibrate(
     settings: Settings | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> HeadProfile:
-    """Measure a model's profile.
+    """Measure the head profile of a model.
 
     The loss of the answers in probes is measured with windows emulated by masks, first for one
-    head at a time, then in rounds that give windows to more and more heads. Losses count as
-    shares of what windows everywhere cost, which is averaged over the kinds of probes.
+    head at a time, then in rounds that give windows to more and more heads. Losses are shares of
+    what windows in all heads cost, averaged over the kinds of probes.
 
     Args:
         model: a causal language model of transformers.
         tokenizer: its tokenizer.
         haystack: running text to hide probes in.
-        name: the model's name, for people.
-        journal: a file for what was measured, from which an interrupted calibration goes on. It
-            stays, for the caller to delete once the profile is safe.
+        name: display name of the model.
+        journal: a file for measurements, with which an interrupted calibration resumes. The
+            caller deletes it once the profile is saved.
         settings: of the probes; None for the defaults.
-        on_step: called with the number of forwards done since the last call; they add up to
-            `settings.num_steps(...)`.
+        on_step: called with the number of forwards done since the last call; the sum of all calls
+            is `settings.num_steps(...)`.
 
     Raises:
-        InputError: the text is too short, or the journal cannot be written.
-        ModelError: the model answers no kind of probe, so that nothing can be told.
-        UnsupportedModelError: layers or attention that cannot be masked.
+        InputError: the haystack is too short, or the journal cannot be written.
+        ModelError: windows cost the model nothing in any kind of probe.
+        UnsupportedModelError: layers or attention that take no mask.
     """
     settings = settings or Settings()
     probes = make_probes(
@@ -116,40 +114,37 @@ def calibrate(
         per_kind=settings.per_kind,
         seed=settings.seed,
     )
-    print_of_model = fingerprint(model)
-    texts = sha256(repr(probes).encode()).hexdigest()
-    weight = next(model.parameters())
-    notes = Journal(
+    model_fingerprint = fingerprint(model)
+    measurements = Journal(
         journal,
         {
-            "fingerprint": print_of_model,
-            "dtype": str(weight.dtype),
-            "probes_sha256": texts,
+            "fingerprint": model_fingerprint,
+            "dtype": str(next(model.parameters()).dtype),
+            "probes_sha256": sha256(repr(probes).encode()).hexdigest(),
             **asdict(settings),
         },
     )
     emulation = Emulation(model, window=settings.window, sinks=settings.sinks)
-    measurer = _Measurer(emulation, probes, notes, on_step or (lambda _steps: None))
+    measurer = _Measurer(emulation, probes, measurements, on_step or (lambda _steps: None))
     pairs = [(layer, head) for layer, n in enumerate(emulation.num_heads) for head in range(n)]
     ranking = prune(pairs, measurer.costs, share=settings.share)
-    profile = HeadProfile(
-        fingerprint=print_of_model,
+    return HeadProfile(
+        fingerprint=model_fingerprint,
         model=name,
         window=settings.window,
         sinks=settings.sinks,
-        need=tuple(
-            tuple(round(ranking.need[layer, head], _DIGITS) for head in range(n))
+        importance=tuple(
+            tuple(round(ranking.importance[layer, head], _DIGITS) for head in range(n))
             for layer, n in enumerate(emulation.num_heads)
         ),
         order=tuple(ranking.order),
-        left=tuple((count, round(cost, _DIGITS)) for count, cost in ranking.left),
+        loss_left=tuple((count, round(cost, _DIGITS)) for count, cost in ranking.loss_left),
     )
-    return profile
 
 
 @final
 class _Measurer:
-    """Losses of probes as shares of what windows everywhere cost."""
+    """Measure losses of probes as shares of what windows in all heads cost."""
 
     def __init__(
         self,
@@ -163,7 +158,7 @@ class _Measurer:
         self._on_step = on_step
         self._probes = probes
         nowhere = self._keep(frozenset())
-        # Everything is what a probe's loss is compared with, windows everywhere are the scale.
+        # The loss with all tokens in all heads is 0 of the scale, windows in all heads are 1.
         ends = [self._losses(number, ~nowhere, [nowhere]) for number in range(len(probes))]
         self._full = [full for full, _ in ends]
         gaps = {
@@ -175,12 +170,12 @@ class _Measurer:
             raise ModelError(
                 "windows in all layers cost this model nothing in any kind of probe "
                 f"({', '.join(f'{kind} {gap:.2f}' for kind, gap in gaps.items())} nats), so it "
-                "makes no use of what is far back and needs no profile; use one policy for all "
+                "makes no use of distant tokens and needs no profile; use one policy for all "
                 "layers"
             )
 
     def costs(self, keeping: frozenset[Pair], pairs: Sequence[Pair]) -> list[float]:
-        """See `lacache.calibration.pruning.Costs`."""
+        """Measure costs, as `lacache.calibration.pruning.Costs` defines them."""
         keep = self._keep(keeping)
         changes = [self._keep(keeping - {pair}) for pair in pairs]
         by_kind: dict[str, list[list[float]]] = {kind: [] for kind in self._gaps}
@@ -195,7 +190,7 @@ class _Measurer:
         return [fmean(column) for column in zip(*means, strict=True)]
 
     def _losses(self, number: int, keep: Tensor, changes: Sequence[Tensor]) -> list[float]:
-        """Nats per answer of a probe with `keep`, then with each of `changes`."""
+        """Return the nats per answer of a probe with `keep`, then with each of `changes`."""
         bits = "".join(map(str, keep.int().flatten().tolist()))
         key = f"{number} {bits} {len(changes)}"
         is_known = key in self._journal
@@ -205,9 +200,9 @@ class _Measurer:
         return losses
 
     def _measure(self, probe: Probe, keep: Tensor, changes: Sequence[Tensor]) -> list[float]:
-        rows, targets = torch.tensor(probe.rows()), torch.tensor(probe.targets())
+        positions, targets = torch.tensor(probe.positions()), torch.tensor(probe.targets())
         losses = []
-        for logits in self._emulation.variants(probe.token_ids, rows, keep, changes):
+        for logits in self._emulation.variants(probe.token_ids, positions, keep, changes):
             loss = cross_entropy(logits, targets.to(logits.device), reduction="sum")
             losses.append(float(loss) / len(probe.answers))
             self._on_step(1)

@@ -1,7 +1,7 @@
-"""Windows by masks: some KV heads see only sinks and a window, in one dense forward, no cache.
+"""Emulate windows by masks: some KV heads see only sinks and a window, without a cache.
 
-Positions stay the original ones. That is not what a cache with positions by slot computes, but it
-says what a head can no longer see, at the price of a plain forward.
+Tokens keep their original positions. A cache with positions by slot computes something else, but
+the mask hides the same tokens from a head, at the price of a plain forward.
 """
 
 import inspect
@@ -20,18 +20,18 @@ from lacache.models.model_info import model_info
 
 @final
 class Emulation:
-    """A model in which chosen KV heads have a window only.
+    """A model in which chosen KV heads see only sinks and a window.
 
     Args:
         model: a causal language model of transformers whose attention is eager or sdpa.
-        window: newest tokens that a head without history sees, the own one included.
-        sinks: first tokens that it sees besides.
+        window: recent tokens that a streaming head sees, the current one included.
+        sinks: attention sinks that it sees besides.
 
     Raises:
-        ConfigError: a window below 1 or sinks below 0.
-        ModelError: no language-model head.
-        UnsupportedModelError: layers or attention that cannot be masked.
-        UnsupportedOperationError: another attention implementation.
+        ConfigError: `window` is below 1 or `sinks` below 0.
+        ModelError: the model has no language-model head.
+        UnsupportedModelError: layers or attention that take no mask.
+        UnsupportedOperationError: the attention implementation is another one.
     """
 
     def __init__(self, model: Any, *, window: int, sinks: int) -> None:
@@ -57,50 +57,49 @@ class Emulation:
         self._layers = _find_layers(decoder, info.text_config.num_hidden_layers)
         self._growing = [layer.index for layer in info.growing]
         self._attentions = [_find_attention(self._layers[i], i) for i in self._growing]
-        self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._takes_positions = "logits_to_keep" in inspect.signature(model.forward).parameters
 
-    def logits(self, token_ids: Sequence[int], rows: Tensor, keep: Tensor) -> Tensor:
-        """What the model predicts after some tokens.
+    def logits(self, token_ids: Sequence[int], positions: Tensor, keep: Tensor) -> Tensor:
+        """Return the model's logits after some of the tokens.
 
         Args:
-            token_ids: the text.
-            rows: numbers of the tokens [R] whose logits are wanted.
-            keep: bool [L, H]; True for KV heads that see everything. H is the most heads of any
-                layer; what a layer lacks of them is ignored.
+            token_ids: the sequence.
+            positions: int [R], the tokens whose logits are returned.
+            keep: bool [L, H]; True for KV heads that see all tokens. H is the most heads of any
+                layer; surplus entries of a layer are ignored.
 
         Returns:
             Logits [R, V] in float32.
         """
         with self._masked(len(token_ids), keep):
-            return self._forward(token_ids, rows)
+            return self._forward(token_ids, positions)
 
     def variants(
-        self, token_ids: Sequence[int], rows: Tensor, keep: Tensor, changes: Sequence[Tensor]
+        self, token_ids: Sequence[int], positions: Tensor, keep: Tensor, changes: Sequence[Tensor]
     ) -> Iterator[Tensor]:
-        """Logits with `keep`, and then with each of `changes`, as `logits` gives them.
+        """Yield the `logits` with `keep`, then with each of `changes`.
 
-        Layers below the first one that a change touches give what they gave before, so they are
-        computed once.
+        Layers below the first one that a change affects are computed once and replayed.
         """
         outputs: list[Any] = []
         with self._masked(len(token_ids), keep), _recorded(self._layers, outputs):
-            logits = self._forward(token_ids, rows)
+            logits = self._forward(token_ids, positions)
         yield logits
         for change in changes:
             touched = (change != keep).any(dim=1).nonzero()
             same = self._growing[int(touched[0])] if len(touched) else len(self._layers)
             with self._masked(len(token_ids), change), _replayed(self._layers, outputs[:same]):
-                logits = self._forward(token_ids, rows)
+                logits = self._forward(token_ids, positions)
             yield logits
 
     @torch.no_grad()
-    def _forward(self, token_ids: Sequence[int], rows: Tensor) -> Tensor:
+    def _forward(self, token_ids: Sequence[int], positions: Tensor) -> Tensor:
         device = self._model.get_input_embeddings().weight.device
         ids = torch.tensor([list(token_ids)], device=device)
-        rows = rows.to(device)
-        wanted = {"logits_to_keep": rows} if self._takes_rows else {}
+        positions = positions.to(device)
+        wanted = {"logits_to_keep": positions} if self._takes_positions else {}
         logits: Tensor = self._model(input_ids=ids, use_cache=False, **wanted).logits[0]
-        return (logits if self._takes_rows else logits[rows]).float()
+        return (logits if self._takes_positions else logits[positions]).float()
 
     @contextmanager
     def _masked(self, num_tokens: int, keep: Tensor) -> Iterator[None]:
@@ -116,7 +115,7 @@ class Emulation:
 
 
 def visible_tokens(num_tokens: int, window: int, sinks: int) -> Tensor:
-    """Which tokens (last axis) each token sees: bool [2, N, N], first windowed, then all."""
+    """Return the tokens (last axis) that each token sees: bool [2, N, N], windowed, then all."""
     token = torch.arange(num_tokens)
     causal = token <= token[:, None]
     recent = token > token[:, None] - window
@@ -124,7 +123,7 @@ def visible_tokens(num_tokens: int, window: int, sinks: int) -> Tensor:
 
 
 def _mask_hook(visible: Tensor) -> Any:
-    """A forward pre-hook that gives an attention module this mask: bool [Hkv, N, N]."""
+    """Return a forward pre-hook that passes this mask, bool [Hkv, N, N], to an attention module."""
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
@@ -164,7 +163,7 @@ def _find_attention(layer: nn.Module, index: int) -> nn.Module:
 
 @contextmanager
 def _recorded(layers: Sequence[nn.Module], outputs: list[Any]) -> Iterator[None]:
-    """Append what each layer gives to `outputs`."""
+    """Append the output of each layer to `outputs`."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         outputs.append(output)
@@ -177,10 +176,10 @@ def _recorded(layers: Sequence[nn.Module], outputs: list[Any]) -> Iterator[None]
 
 @contextmanager
 def _replayed(layers: Sequence[nn.Module], outputs: Sequence[Any]) -> Iterator[None]:
-    """Let the first layers give `outputs` without computing."""
+    """Make the first layers return `outputs` without computing."""
     with ExitStack() as stack:
         for layer, output in zip(layers, outputs, strict=False):
-            # Of this one module, and only as long as the block lasts.
+            # Set on this one module, and only while the block lasts.
             before = vars(layer).get("forward")
             layer.forward = lambda *_args, _output=output, **_kwargs: _output
             stack.callback(_restore, layer, before)

@@ -1,7 +1,7 @@
-"""From costs to an order: windows for more and more heads, where they cost least.
+"""Order heads by importance: give windows to more and more heads, where they cost least.
 
-Heads stand in for each other, so what a window costs changes with what else has a window. Hence
-rounds: measure every head that still sees everything, give windows to the cheapest share of them,
+Heads stand in for each other, so the cost of a window depends on which other heads have one. Hence
+rounds: measure every head that still sees all tokens, give windows to the cheapest share of them,
 measure again.
 """
 
@@ -15,21 +15,21 @@ Pair = tuple[int, int]
 """A layer and one of its KV heads."""
 
 Costs = Callable[[frozenset[Pair], Sequence[Pair]], list[float]]
-"""Of `(keeping, pairs)`: the cost when the pairs `keeping` see everything, and then, for each of
-`pairs`, when that one has a window as well."""
+"""A function of `(keeping, pairs)`: it returns the cost when the heads `keeping` see all tokens,
+and then, for each of `pairs`, when that head has a window as well."""
 
 
 @final
 class Ranking(NamedTuple):
-    """Result of pruning; `HeadProfile` documents each field."""
+    """The result of pruning; `HeadProfile` documents each field."""
 
-    need: dict[Pair, float]
+    importance: dict[Pair, float]
     order: list[Pair]
-    left: list[tuple[int, float]]
+    loss_left: list[tuple[int, float]]
 
 
 def round_sizes(count: int, share: float) -> Iterator[int]:
-    """How many heads still see everything, round by round.
+    """Yield how many heads still see all tokens, round by round.
 
     Raises:
         ConfigError: the share is not in (0, 1].
@@ -42,30 +42,30 @@ def round_sizes(count: int, share: float) -> Iterator[int]:
 
 
 def prune(pairs: Sequence[Pair], costs: Costs, *, share: float) -> Ranking:
-    """Order pairs by their need for history.
+    """Order pairs by the importance of a long history for them.
 
     Args:
-        pairs: all there are.
-        costs: measures.
-        share: of the pairs left, how many get a window after each round; one at least.
+        pairs: every pair of the model.
+        costs: measures the cost of windows.
+        share: share of the remaining pairs that get a window after each round; one pair at least.
 
     Raises:
         ConfigError: the share is not in (0, 1].
     """
     kept = list(pairs)
-    need: dict[Pair, float] = {}
-    freed: list[Pair] = []
-    left: list[tuple[int, float]] = []
+    importance: dict[Pair, float] = {}
+    windowed: list[Pair] = []
+    loss_left: list[tuple[int, float]] = []
     sizes = [*round_sizes(len(kept), share), 0]
     for size, next_size in pairwise(sizes):
         base, *measured = costs(frozenset(kept), kept)
         cost = dict(zip(kept, measured, strict=True))
-        if not need:
-            need = {pair: cost[pair] - base for pair in kept}
-        left.append((size, base))
+        if not importance:
+            importance = {pair: cost[pair] - base for pair in kept}
+        loss_left.append((size, base))
         # Ties go by depth, so that the same measurements give the same order.
         cheapest = sorted(kept, key=lambda pair: (cost[pair], pair))[: size - next_size]
-        freed += cheapest
+        windowed += cheapest
         kept = [pair for pair in kept if pair not in cheapest]
-    # At last all have a window, which is 1 by definition of the scale.
-    return Ranking(need, freed[::-1], [(0, 1.0), *left[::-1]])
+    # With windows in all heads the loss is 1 by definition of the scale.
+    return Ranking(importance, windowed[::-1], [(0, 1.0), *loss_left[::-1]])

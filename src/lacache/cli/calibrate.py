@@ -1,4 +1,4 @@
-"""`lacache calibrate`: which layers and KV heads of a model need a long history."""
+"""`lacache calibrate`: find the retrieval heads of a model and write its head profile."""
 
 from __future__ import annotations
 
@@ -25,21 +25,19 @@ def calibrate(
     text: Annotated[
         str | None,
         typer.Option(
-            help="A built-in text or a text file to hide the probes in. Default: Hamlet.",
+            help="A built-in corpus or a text file to hide the probes in. Default: Hamlet.",
             show_default=False,
         ),
     ] = None,
-    window: Annotated[
-        int, typer.Option(help="Newest tokens that a head without history sees.")
-    ] = 64,
-    sinks: Annotated[int, typer.Option(help="First tokens that it sees besides.")] = 4,
+    window: Annotated[int, typer.Option(help="Recent tokens that a streaming head sees.")] = 64,
+    sinks: Annotated[int, typer.Option(help="Attention sinks that it sees besides.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens of a probe.")] = 600,
-    probes: Annotated[int, typer.Option(help="Probes of each of the five kinds.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of what the probes draw by chance.")] = 0,
+    probes: Annotated[int, typer.Option(help="Number of probes of each of the five kinds.")] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of the random parts of the probes.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The profile to write. Default: the user's cache, where it is found again.",
+            help="The profile to write. Default: the folder in which profiles are looked up.",
             show_default=False,
         ),
     ] = None,
@@ -50,20 +48,19 @@ def calibrate(
     dtype: DtypeOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
 ) -> None:
-    """Find which layers and KV heads of a model need a long history, without gradients.
+    """Find the retrieval heads of a model, without gradients.
 
     Measures how much worse answers become when heads see only a short window: first one head at a
-    time, then more and more of them. What was measured is kept after an interruption, and the
-    same command goes on from there.
+    time, then more and more of them. After an interruption the same command resumes.
     """
     validate_loading(model, dtype=dtype, threads=threads)
     validate_int("probes", probes, 1, 1000)
 
     from rich.console import Console
 
-    from lacache.calibration import store
     from lacache.calibration.calibrate import Settings
     from lacache.calibration.calibrate import calibrate as measure
+    from lacache.calibration.store import journal_path, profile_path, save_profile
     from lacache.common.records import validate_replaceable
     from lacache.corpora import DEFAULT_TEXT, load_text
     from lacache.evals.plots.drawing import require_matplotlib, validate_png
@@ -79,24 +76,27 @@ def calibrate(
         validate_replaceable(plot)
     source = load_text(DEFAULT_TEXT if text is None else text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
-    of_model = fingerprint(loaded.model)
-    path = out or store.profile_path(of_model)
+    model_fingerprint = fingerprint(loaded.model)
+    journal = journal_path(model_fingerprint)
+    path = out or profile_path(model_fingerprint)
     validate_replaceable(path)
     steps = settings.num_steps(model_info(loaded.model).num_heads)
     console = Console(stderr=True)
-    console.print(f"Calibrating {loaded.name} ({of_model}) with {source.name}", highlight=False)
+    console.print(
+        f"Calibrating {loaded.name} ({model_fingerprint}) with {source.name}", highlight=False
+    )
     with _progress(console, steps) as on_step:
         profile = measure(
             loaded.model,
             loaded.tokenizer,
             source.content,
             name=loaded.name,
-            journal=store.journal_path(of_model),
+            journal=journal,
             settings=settings,
             on_step=on_step,
         )
-    store.save_profile(profile, path)
-    store.journal_path(of_model).unlink(missing_ok=True)
+    save_profile(profile, path)
+    journal.unlink(missing_ok=True)
     if as_json:
         typer.echo(json.dumps(profile_json(profile)))
     else:
@@ -140,22 +140,22 @@ def _show(profile: HeadProfile) -> None:
     total = len(profile.order)
     console.print(
         f"\n{profile.model}: {profile.num_layers} layers, {total} KV heads; loss of the answers, "
-        "0 as with a full cache, 1 as with windows everywhere\n",
+        "0 as with a full cache, 1 as with windows in all heads\n",
         style="bold",
     )
-    needy = Table(box=box.SIMPLE_HEAD, title="Neediest KV heads", title_justify="left")
+    heads = Table(box=box.SIMPLE_HEAD, title="Most important KV heads", title_justify="left")
     for name in ("layer", "head", "loss if this one alone has a window"):
-        needy.add_column(name, justify="right")
+        heads.add_column(name, justify="right")
     for layer, head in profile.order[:10]:
-        needy.add_row(str(layer), str(head), f"{profile.need[layer][head]:.3f}")
-    console.print(needy)
-    left = Table(
+        heads.add_row(str(layer), str(head), f"{profile.importance[layer][head]:.3f}")
+    console.print(heads)
+    losses = Table(
         box=box.SIMPLE_HEAD,
-        title=f"The neediest keep everything, the others {profile.window} tokens",
+        title=f"The most important keep all tokens, the others {profile.window}",
         title_justify="left",
     )
     for name in ("heads", "share of heads", "loss left"):
-        left.add_column(name, justify="right")
-    for count, loss in profile.left:
-        left.add_row(str(count), f"{count / total:.0%}", f"{loss:.3f}")
-    console.print(left)
+        losses.add_column(name, justify="right")
+    for count, loss in profile.loss_left:
+        losses.add_row(str(count), f"{count / total:.0%}", f"{loss:.3f}")
+    console.print(losses)

@@ -1,8 +1,8 @@
-"""Profiles: which KV heads of a model need a long history, as `lacache calibrate` measures it.
+"""Head profiles: which KV heads of a model are retrieval heads, as `lacache calibrate` measures.
 
-Few heads copy from far back; all others do as well with a short window ("retrieval heads",
-arXiv 2404.15574). A profile says which, so that a capacity can go where it is needed. It is known
-ahead, so what is kept still depends on counts alone.
+Few heads copy from far back ("retrieval heads", arXiv 2404.15574); the streaming heads do as well
+with a short window. With a profile a policy gives each head the capacity that it makes use of. The
+profile is fixed before a prompt is seen, so what is kept still depends on counts alone.
 """
 
 import math
@@ -16,44 +16,45 @@ from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, InputError
 
 SHIPPED = Path(__file__).parent / "profiles"
-"""Profiles that come with the package."""
+"""The folder of profiles that ship with the package."""
 
-_FORMAT = 1
-_NEEDY_DEPTH = 0.65
+_FORMAT = 2
+_FORMAT_1_NAMES = {"importance": "need", "loss_left": "left"}
+_LIKELY_DEPTH = 0.65
 
 
 @final
 @dataclass(frozen=True)
 class HeadProfile:
-    """Each KV head's need for a long history.
+    """The importance of a long history for each KV head of a model.
 
-    Layers are counted over those with a growing cache, in order of depth.
+    Layers are counted over those with a growing cache, from the first to the last.
 
     Args:
-        fingerprint: of the model's configuration and weights, joined by "-".
-        model: its name, for people.
-        window: newest tokens that a head without history saw in the probes.
-        sinks: first tokens that it saw besides.
-        need: per layer and KV head, how much of what windows everywhere cost is lost when this
-            head alone has a window: 0 is nothing, 1 as much as windows everywhere. Slightly
-            negative where a window helps.
-        order: every pair (layer, KV head) once, the neediest first. Not the order of `need`:
-            heads stand in for each other, so the order comes from giving windows to more and
-            more heads.
-        left: pairs (count, loss): the loss on the same scale when the first `count` pairs of
-            `order` have everything and all others a window, counts increasing.
+        fingerprint: hashes of the model's configuration and weights, joined by "-".
+        model: display name of the model.
+        window: recent tokens that a streaming head saw in the probes.
+        sinks: attention sinks that it saw besides.
+        importance: share of the full loss by layer and KV head: the loss of answers when this
+            head alone has a window, on a scale where 0 is a full cache and 1 is windows in all
+            heads. Slightly negative where a window helps.
+        order: every pair (layer, KV head) once, the most important first. This is not the order
+            of `importance`: heads stand in for each other, so the order comes from giving windows
+            to more and more heads.
+        loss_left: pairs (count, loss): the loss on the same scale when the first `count` pairs of
+            `order` keep all tokens and the other heads have windows. Counts increase.
 
     Raises:
-        ConfigError: these do not fit together.
+        ConfigError: the values do not fit together.
     """
 
     fingerprint: str
     model: str
     window: int
     sinks: int
-    need: tuple[tuple[float, ...], ...]
+    importance: tuple[tuple[float, ...], ...]
     order: tuple[tuple[int, int], ...]
-    left: tuple[tuple[int, float], ...]
+    loss_left: tuple[tuple[int, float], ...]
 
     def __post_init__(self) -> None:
         validate_int("window", self.window, 1)
@@ -61,20 +62,25 @@ class HeadProfile:
         for name in ("fingerprint", "model"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
-                raise ConfigError(f"{name}={value!r} of a profile must be a text; calibrate again")
-        if not self.need or not all(self.need):
-            raise ConfigError("need of a profile must hold every layer's heads; calibrate again")
-        numbers = [*(value for row in self.need for value in row), *(loss for _, loss in self.left)]
+                raise ConfigError(
+                    f"{name}={value!r} of a profile must be a string; calibrate again"
+                )
+        if not self.importance or not all(self.importance):
+            raise ConfigError(
+                "importance of a profile must hold every layer's heads; calibrate again"
+            )
+        numbers = [value for row in self.importance for value in row]
+        numbers += [loss for _, loss in self.loss_left]
         for number in numbers:
             if not isinstance(number, int | float) or not math.isfinite(number):
                 raise ConfigError(f"{number!r} in a profile must be a number; calibrate again")
-        pairs = {(layer, head) for layer, row in enumerate(self.need) for head in range(len(row))}
+        pairs = {(layer, head) for layer, n in enumerate(self.num_heads) for head in range(n)}
         if len(self.order) != len(pairs) or set(self.order) != pairs:
             raise ConfigError(
                 f"order of a profile has {len(self.order)} pairs and must hold each of the "
-                f"{len(pairs)} pairs (layer, KV head) of need once; calibrate again"
+                f"{len(pairs)} pairs (layer, KV head) of importance once; calibrate again"
             )
-        counts = [count for count, _ in self.left]
+        counts = [count for count, _ in self.loss_left]
         if counts != sorted(set(counts)) or any(not 0 <= c <= len(pairs) for c in counts):
             raise ConfigError(
                 f"counts {counts} of a profile must increase, from 0 to {len(pairs)} at most; "
@@ -83,49 +89,49 @@ class HeadProfile:
 
     @property
     def num_layers(self) -> int:
-        """Layers with a growing cache."""
-        return len(self.need)
+        """Number of layers with a growing cache."""
+        return len(self.importance)
 
     @property
     def num_heads(self) -> tuple[int, ...]:
-        """KV heads of each of these layers."""
-        return tuple(len(row) for row in self.need)
+        """Number of KV heads of each of these layers."""
+        return tuple(len(row) for row in self.importance)
 
     def layers(self) -> tuple[int, ...]:
-        """Every layer, the neediest first: by the best place of its heads in the order."""
+        """Return every layer, the most important first, by its first head in `order`."""
         return tuple(dict.fromkeys(layer for layer, _ in self.order))
 
     def matches(self, fingerprint: str) -> bool:
-        """Whether these are the very weights that were measured."""
+        """Return whether a model has exactly the measured configuration and weights."""
         return self.fingerprint == fingerprint
 
     def resembles(self, fingerprint: str) -> bool:
-        """Whether the configuration is the one measured, whatever the weights.
+        """Return whether a model has the measured configuration, with any weights.
 
-        Fine-tuned and quantised versions of one model are alike in which heads need history; a
+        Fine-tuned and quantised versions of one model share their retrieval heads; a
         model trained anew with the same configuration is not.
         """
         return self.fingerprint.split("-")[0] == fingerprint.split("-")[0]
 
 
 def layers_by_depth(num_layers: int) -> tuple[int, ...]:
-    """A guess for a model without a profile: every layer, the likely neediest first.
+    """Guess the order of layers by importance for a model without a profile.
 
-    Layers near 0.65 of the depth come first. This is a rule of thumb from few models: the
-    neediest heads of SmolLM2-135M (30 layers) lie in layers 18, 23 and 17, and the neediest layer
-    of a model of 24 layers was 16. It misses what is early (layer 8 of SmolLM2-135M is its
-    second), and it says nothing about heads. Calibrate, where that is possible.
+    Layers near 0.65 of the depth come first. This is a rule of thumb from few models: the most
+    important heads of SmolLM2-135M (30 layers) lie in layers 18, 23 and 17, and the most important
+    layer of a model of 24 layers was 16. It misses early layers (layer 8 of SmolLM2-135M is its
+    second), and cannot tell the heads of a layer apart. Calibrate where that is possible.
 
     Raises:
         ConfigError: `num_layers` is below 1.
     """
     validate_int("num_layers", num_layers, 1)
-    distance = [abs((layer + 0.5) / num_layers - _NEEDY_DEPTH) for layer in range(num_layers)]
+    distance = [abs((layer + 0.5) / num_layers - _LIKELY_DEPTH) for layer in range(num_layers)]
     return tuple(sorted(range(num_layers), key=distance.__getitem__))
 
 
 def profile_json(profile: HeadProfile) -> dict[str, Any]:
-    """A profile as what JSON can hold; `parse_profile` is the way back."""
+    """Return a profile as plain JSON; `parse_profile` is the inverse."""
     return {
         "format": _FORMAT,
         "fingerprint": profile.fingerprint,
@@ -134,35 +140,40 @@ def profile_json(profile: HeadProfile) -> dict[str, Any]:
         "num_heads": list(profile.num_heads),
         "window": profile.window,
         "sinks": profile.sinks,
-        "need": [list(row) for row in profile.need],
+        "importance": [list(row) for row in profile.importance],
         "order": [list(pair) for pair in profile.order],
-        "left": [list(pair) for pair in profile.left],
+        "loss_left": [list(pair) for pair in profile.loss_left],
     }
 
 
 def parse_profile(content: Any, name: str) -> HeadProfile:
-    """The profile in a JSON object.
+    """Build a profile from a JSON object of format 2, or of format 1, which used other names.
 
     Args:
         content: the object.
         name: what to call it in errors.
 
     Raises:
-        InputError: it is none, or of a format that this version does not know.
+        InputError: the object is not a profile, or of a format that this version does not read.
     """
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    version = content.get("format") if isinstance(content, dict) else None
+    if version not in (1, _FORMAT):
         raise InputError(
             f"{name} is not a profile of format {_FORMAT}; make one with lacache calibrate"
         )
+    if version == 1:
+        content = content | {
+            new: content[old] for new, old in _FORMAT_1_NAMES.items() if old in content
+        }
     try:
         return HeadProfile(
             fingerprint=content["fingerprint"],
             model=content["model"],
             window=content["window"],
             sinks=content["sinks"],
-            need=tuple(tuple(row) for row in content["need"]),
+            importance=tuple(tuple(row) for row in content["importance"]),
             order=tuple((layer, head) for layer, head in content["order"]),
-            left=tuple((count, loss) for count, loss in content["left"]),
+            loss_left=tuple((count, loss) for count, loss in content["loss_left"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
@@ -175,7 +186,7 @@ def read_profile(path: Path) -> HeadProfile:
     """Read a profile from a file.
 
     Raises:
-        InputError: it cannot be read or is not a profile.
+        InputError: the file cannot be read or is not a profile.
     """
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
@@ -189,13 +200,13 @@ def read_profile(path: Path) -> HeadProfile:
 
 
 def find_profile(fingerprint: str, folders: Sequence[Path] = ()) -> HeadProfile | None:
-    """The profile of a model, or else of one with the same configuration.
+    """Find the profile of a model, or else of another model with the same configuration.
 
-    Ask `HeadProfile.matches` which of the two it is.
+    `HeadProfile.matches` distinguishes the two.
 
     Args:
-        fingerprint: of the model.
-        folders: where to look before the profiles that come with the package.
+        fingerprint: the model's.
+        folders: searched before the profiles that ship with the package.
 
     Raises:
         InputError: the model's own profile cannot be read.
@@ -209,7 +220,7 @@ def find_profile(fingerprint: str, folders: Sequence[Path] = ()) -> HeadProfile 
 
 
 def _profiles(folder: Path, fingerprint: str) -> Iterable[HeadProfile]:
-    """Those in a folder; what cannot be read matters only where it is the model's own."""
+    """Yield a folder's readable profiles; only the model's own must be readable."""
     for path in sorted(folder.glob("*.json")):
         try:
             yield read_profile(path)

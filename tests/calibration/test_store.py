@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lacache.calibration.journal import Journal
+from lacache.calibration.store import Journal
 from lacache.errors import InputError
 
 
