@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lacache.common.records import environment, write_record
-from lacache.corpora import load_document
+from lacache.corpora import load_text
 from lacache.evals.perplexity import difference, perplexity
 from lacache.evals.reading import PROTOCOL, model_record, policy_record, read, tokens_sha256
 from lacache.models import load_model
@@ -69,7 +69,7 @@ def main() -> None:
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("reading", total=len(TEXTS) * len(chosen) * given.tokens)
         for name in TEXTS:
-            content = load_document(name).content
+            content = load_text(name).content
             token_ids = loaded.tokenizer(content, verbose=False)["input_ids"][: given.tokens]
             base: tuple[float, ...] = ()
             for label, policy in chosen.items():

@@ -1,4 +1,4 @@
-"""LaCache: a KV cache of constant size for endless reading and writing (arXiv 2507.14204)."""
+"""LaCache: a KV cache of constant size for decoder LLMs (arXiv 2507.14204)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from lacache.engine.session import Session
     from lacache.engine.stream import stream
     from lacache.policies.full import Full
+    from lacache.policies.grammar import parse_policy
     from lacache.policies.groups import Group, Groups
     from lacache.policies.ladder import Ladder
+    from lacache.policies.paper import Paper
     from lacache.policies.retrieval_heads import RetrievalHeads
     from lacache.policies.streaming import Streaming
 
@@ -22,15 +24,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "CacheReport": "lacache.cache.report",
     "Engine": "lacache.engine.engine",
-    "LaCache": "lacache.cache.lacache",
     "Full": "lacache.policies.full",
     "Group": "lacache.policies.groups",
     "Groups": "lacache.policies.groups",
-    "RetrievalHeads": "lacache.policies.retrieval_heads",
+    "LaCache": "lacache.cache.lacache",
     "Ladder": "lacache.policies.ladder",
+    "Paper": "lacache.policies.paper",
+    "RetrievalHeads": "lacache.policies.retrieval_heads",
     "Sampling": "lacache.engine.sampling",
     "Session": "lacache.engine.session",
     "Streaming": "lacache.policies.streaming",
+    "parse_policy": "lacache.policies.grammar",
     "stream": "lacache.engine.stream",
 }
 
@@ -42,11 +46,13 @@ __all__ = [
     "Groups",
     "LaCache",
     "Ladder",
+    "Paper",
     "RetrievalHeads",
     "Sampling",
     "Session",
     "Streaming",
     "__version__",
+    "parse_policy",
     "stream",
 ]
 

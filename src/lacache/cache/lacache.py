@@ -1,6 +1,6 @@
 """The cache that users hold: a transformers Cache of bounded size."""
 
-from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal, final
 from weakref import ref
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache.choice import choose_plan
 from lacache.cache.group import LayerGroup
 from lacache.cache.grouped_layer import GroupedLayer, refuse_taking_back
 from lacache.cache.guard import guard
@@ -21,116 +20,83 @@ from lacache.cache.split_layer import SplitLayer
 from lacache.common.validation import validate_prefill
 from lacache.errors import InputError, ModelError, UnsupportedOperationError
 from lacache.models.decoder import find_decoder
-from lacache.models.model_info import ModelInfo, model_info
-from lacache.policies.budget import Budget
-from lacache.policies.resolve import PolicySource
-from lacache.policies.schedule import Plan
+from lacache.models.fingerprint import model_shape
+from lacache.models.model_info import model_info
+from lacache.policies import (
+    DEFAULT_POLICY,
+    BoundPolicy,
+    BudgetLike,
+    Policy,
+    bind_policy,
+    parse_policy,
+    validate_budget,
+)
 
 Prefill = Literal["chunked", "dense"]
 
 
 @final
 class LaCache(ReadingCache):
-    """A bounded number of tokens, however long the text; see `from_model`."""
+    """A KV cache of a bounded number of tokens, however long the text.
+
+    For any causal language model of transformers. The model stays as it is; its decoder gets a
+    forward hook that acts on these caches only.
+
+    Args:
+        model: of transformers.
+        budget: an int is tokens per layer (the capacity); a float in (0, 1] is a share of the
+            first prompt, rounded up, but never less than the policy can work with (of its first
+            chunk with generate's prefill_chunk_size, as the rest is not known then); a text such
+            as "64MiB" is bytes for one sequence over all layers with a growing cache, rounded
+            down. None for policies that take no budget (full, groups).
+        policy: which tokens are kept, as an object or as text: "balanced" (the default), "local",
+            "global", "paper", "ladder:span=15:overlap=0", "streaming", "full", ...; see
+            `lacache.policies`. A model with a head profile (lacache calibrate) gets a long history
+            for its retrieval heads with the first three; without one, "balanced" and "local" are
+            a ladder over all layers.
+        prefill: "chunked" compacts while it prefills, so memory is bounded at all times; "dense"
+            prefills the first input with a full cache and then compacts it, as the paper does for
+            LongBench and needles.
+
+    Raises:
+        ConfigError: the budget or the policy cannot work for this model.
+        UnsupportedModelError: the model's caches or positions are not understood.
+    """
 
     def __init__(
-        self, model: Any, info: ModelInfo, plan_for: PolicySource, prefill: Prefill
-    ) -> None:
-        """Not for users: make a cache with `LaCache.from_model`."""
-        super().__init__([])
-        self._decoder = ref(find_decoder(model))
-        self._facts = info
-        self._plan_for = plan_for
-        self._prefill = prefill
-        self._start(1)
-
-    @classmethod
-    def from_model(
-        cls,
+        self,
         model: Any,
-        config: Plan | Budget | None = None,
+        budget: BudgetLike | None = None,
+        policy: Policy | str = DEFAULT_POLICY,
         *,
-        budget: Budget | None = None,
-        preset: str | None = None,
-        policy: str | None = None,
-        span: int | None = None,
-        overlap: int | None = None,
-        sinks: int | None = None,
-        recent: int | None = None,
-        evict_batch: int | None = None,
-        geometry: str | None = None,
-        unit: int | None = None,
-        window_layers: Iterable[int] | None = None,
         prefill: Prefill = "chunked",
-    ) -> "LaCache":
-        """A cache for `model`, any causal language model of transformers.
-
-        Args:
-            model: the model; its decoder gets a forward hook that acts on these caches only.
-            config: a policy (Ladder, Streaming, Full), a RetrievalHeads, Groups with a
-                policy each, or a budget.
-            budget: an int is tokens per layer (the capacity); a float in (0, 1] is a share of the
-                first prompt, rounded up, but never less than the policy can work with (of its
-                first chunk with generate's prefill_chunk_size, as the rest is not known then);
-                a text such as "64MiB" is bytes for one sequence
-                over all layers with a growing cache, rounded down.
-            preset: "balanced" (the default for a budget), "local", "global" or "paper"; see
-                docs/quality.md. But for "paper", a model with a profile (lacache calibrate) gets
-                a long history for the KV heads that need one; without a profile "balanced" and
-                "local" are a gentle ladder over all layers.
-            policy: "ladder", "streaming" or "full", for a budget, instead of a preset; "ladder" if
-                one of the options below is given, other than sinks.
-            span: see Ladder; without it, half of the layers.
-            overlap: see Ladder; without span and overlap, four fifths of the span.
-            sinks: see Ladder, as the others.
-            recent: newest tokens that no compaction touches.
-            evict_batch: slots that one compaction frees; larger reads long prompts faster.
-            geometry: "interleaved" or "consecutive".
-            unit: neighbouring tokens kept or dropped together.
-            window_layers: layers, counted over those with a growing cache, that keep a window.
-            prefill: "chunked" compacts while it reads, so memory is bounded at all times;
-                "dense" reads the first input with a full cache and then compacts it, as the
-                paper does for LongBench and needles.
-
-        Raises:
-            ConfigError: the budget or an option cannot work for this model.
-            UnsupportedModelError: the model's caches or positions are not understood.
-        """
+    ) -> None:
         validate_prefill(prefill)
-        options = {
-            "span": span,
-            "overlap": overlap,
-            "sinks": sinks,
-            "recent": recent,
-            "evict_batch": evict_batch,
-            "geometry": geometry,
-            "unit": unit,
-            "window_layers": window_layers or None,
-        }
+        super().__init__([])
         info = model_info(model)
-        plan_for = choose_plan(
-            model,
-            config,
-            budget=budget,
-            preset=preset,
-            policy=policy,
-            options=options,
+        decoder = find_decoder(model)
+        self._decoder = ref(decoder)
+        self._info = info
+        self._bind = partial(
+            bind_policy,
+            (valid := parse_policy(policy)),
+            validate_budget(valid, budget),
+            model_shape(model, valid),
             bytes_per_token=info.bytes_per_token,
         )
-        decoder = find_decoder(model)
+        self._prefill = prefill
+        self._start(1)
         guard(decoder)
-        cache = cls(model, info, plan_for, prefill)
-        if len(cache._groups) > 1:
-            guard_masks(decoder, cache.growing_layers)
-        return cache
+        if len(self._groups) > 1:
+            guard_masks(decoder, self.growing_layers)
 
     def __repr__(self) -> str:
         return f"LaCache({self.policy}, {self.report()})"
 
     @property
-    def policy(self) -> Plan:
-        """What the layers keep; with a share as budget, as far as it is known yet."""
-        return self._plan_for(self._prompt_tokens)
+    def policy(self) -> BoundPolicy:
+        """Policy and capacity; with a share as budget, as far as it is known yet."""
+        return self._bound
 
     def kept_tokens(self, layer_idx: int, kv_head: int | None = None) -> list[int]:
         """Original numbers of the tokens that a layer holds now, in slot order.
@@ -151,7 +117,7 @@ class LaCache(ReadingCache):
                 f"layer {layer_idx} is a native {type(layer).__name__}; try one of "
                 f"{self.growing_layers}"
             )
-        num_heads = next(g.num_heads for g in self._facts.growing if g.index == layer_idx)
+        num_heads = next(g.num_heads for g in self._info.growing if g.index == layer_idx)
         if kv_head is not None and not 0 <= kv_head < num_heads:
             raise InputError(f"kv_head={kv_head} must be in 0 to {num_heads - 1}")
         part = layer.part_of(kv_head)
@@ -160,7 +126,7 @@ class LaCache(ReadingCache):
     def report(self) -> CacheReport:
         """Where the cache stands."""
         return make_report(
-            self._bound,
+            self._bound.groups,
             [group.kept for group in self._groups],
             compactions=max(group.compactions for group in self._groups),
             num_bytes=sum(
@@ -189,7 +155,7 @@ class LaCache(ReadingCache):
         """Refuse another model."""
         if decoder is not self._decoder():
             raise ModelError(
-                "this cache was made from another model; make one with LaCache.from_model(model)"
+                "this cache was made from another model; make one with LaCache(model, ...)"
             )
 
     def validate_input(self, first_position: int | None, batch_size: int) -> None:
@@ -216,7 +182,7 @@ class LaCache(ReadingCache):
         """
         state = max(self._groups, key=lambda group: group.schedule.capacity).settled()
         # Native sliding layers keep rotated keys, so there positions must go on counting.
-        first = state.num_seen if self._facts.has_native else state.num_cached
+        first = state.num_seen if self._info.has_native else state.num_cached
         return torch.arange(first, first + num_new)
 
     def begin(self, num_new: int, first_position: int) -> None:
@@ -224,7 +190,7 @@ class LaCache(ReadingCache):
         dense = self._is_dense()
         for group in self._groups:
             group.begin(num_new, first_position, dense=dense)
-        if self._facts.has_native:
+        if self._info.has_native:
             # Native layers change without a word, perhaps before any of ours.
             for group in self._groups:
                 group.touch()
@@ -260,7 +226,7 @@ class LaCache(ReadingCache):
     @property
     def growing_layers(self) -> list[int]:
         """Indices of the layers that the policy rules; the others are native."""
-        return [layer.index for layer in self._facts.growing]
+        return [layer.index for layer in self._info.growing]
 
     @property
     def _num_seen(self) -> int:
@@ -269,15 +235,15 @@ class LaCache(ReadingCache):
     def _start(self, prompt_tokens: int) -> None:
         """Make empty layers for a first prompt of that many tokens."""
         self._prompt_tokens = prompt_tokens
-        layers: list[Any] = DynamicCache(config=self._facts.text_config).layers
+        layers: list[Any] = DynamicCache(config=self._info.text_config).layers
         parts: dict[int, dict[tuple[int, ...], BoundedLayer]] = {}
         self._groups: list[LayerGroup] = []
-        self._bound = self.policy.bind_groups(self._facts.num_heads)
-        for bound in self._bound:
+        self._bound = self._bind(prompt_tokens=prompt_tokens)
+        for bound in self._bound.groups:
             group = LayerGroup(bound.schedule)
             self._groups.append(group)
             for depth, heads in bound.heads.items():
-                layer = self._facts.growing[depth]
+                layer = self._info.growing[depth]
                 part = BoundedLayer(group, bound.pattern(depth), layer.rotation)
                 parts.setdefault(layer.index, {})[heads] = part
         for index, of_layer in parts.items():

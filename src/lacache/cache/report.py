@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from operator import mul
 from typing import final
 
+from lacache.policies import BoundGroup
 from lacache.policies.groups import mean_capacity
 from lacache.policies.kept import KeptTokens, coverage
-from lacache.policies.schedule import BoundGroup
 
 
 @final

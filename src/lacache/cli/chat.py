@@ -17,33 +17,24 @@ from lacache.cli.options import (
     BudgetOption,
     CompileOption,
     DtypeOption,
-    EvictBatchOption,
-    GeometryOption,
     KvDtypeOption,
     MinPOption,
     ModelOption,
-    OverlapOption,
-    PlanOption,
     PolicyOption,
-    PresetOption,
-    RecentOption,
     RepetitionPenaltyOption,
     SeedOption,
-    SpanOption,
     StopOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
     TopPOption,
-    UnitOption,
     WeightsOption,
-    WindowLayersOption,
 )
 from lacache.cli.prompt import validate_text
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
 from lacache.errors import ConfigError, InputError
-from lacache.policies.budget import parse_budget
+from lacache.policies import DEFAULT_POLICY
 
 _HELP = """\
 /state  what the cache holds
@@ -70,16 +61,7 @@ def chat(
         ),
     ] = -1,
     budget: BudgetOption = None,
-    preset: PresetOption = None,
-    policy: PolicyOption = None,
-    plan: PlanOption = None,
-    span: SpanOption = None,
-    overlap: OverlapOption = None,
-    recent: RecentOption = None,
-    evict_batch: EvictBatchOption = None,
-    geometry: GeometryOption = None,
-    unit: UnitOption = None,
-    window_layers: WindowLayersOption = "",
+    policy: PolicyOption = DEFAULT_POLICY,
     kv_dtype: KvDtypeOption = None,
     temperature: TemperatureOption = 0.7,
     top_k: TopKOption = 0,
@@ -96,23 +78,23 @@ def chat(
 ) -> None:
     """Talk with a model for as long as you like, in constant memory.
 
-    The system prompt is pinned: the sinks are all tokens before your first word, or what a --plan
-    says. Each turn costs only its own tokens, at any length of the conversation. The budget is in
-    tokens or bytes.
-    Reads lines from a terminal or a pipe; /help lists the commands.
+    The system prompt is pinned: the attention sinks are all tokens before your first word. Each
+    turn costs only its own tokens, at any length of the conversation. The budget is in tokens or
+    bytes. Reads lines from a terminal or a pipe; /help lists the commands.
     """
     if max_new_tokens == 0 or max_new_tokens < -1:
         raise InputError(
             f"max_new_tokens={max_new_tokens} must be -1 (up to the model) or at least 1; try 512"
         )
-    if budget is not None and parse_budget(budget).share:
+    options = CacheOptions.parse(budget, policy)
+    if options.budget is not None and options.budget.share:
         raise ConfigError(
             f"budget={budget} is a share of a prompt, and how long a conversation gets is not "
             "known; try 512 (tokens) or '64MiB' (bytes)"
         )
 
     validate_loading(model, dtype=dtype, threads=threads)
-    validate_memory(budget)
+    validate_memory(options.budget)
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -126,19 +108,6 @@ def chat(
     how = EngineOptions(compile=compile or False, kv_dtype=kv_dtype, weights=weights)
     if system is not None:
         validate_text(system, "the system prompt")
-    options = CacheOptions(
-        preset=preset,
-        policy=policy,
-        plan=plan,
-        budget=budget,
-        span=span,
-        overlap=overlap,
-        recent=recent,
-        evict_batch=evict_batch,
-        geometry=geometry,
-        unit=unit,
-        window_layers=window_layers,
-    )
 
     from lacache.engine.chat_template import ChatTemplate
     from lacache.engine.conversation import Conversation
@@ -147,8 +116,8 @@ def chat(
 
     loaded = load_model(model, dtype=dtype, threads=threads)
     template = ChatTemplate(loaded.tokenizer, system)
-    if policy != "full" and plan is None:
-        options = replace(options, sinks=max(template.num_pinned, 1))
+    pinning = options.policy.with_sinks(template.num_pinned)
+    options = replace(options, policy=pinning)
     open_text = opener(loaded.model, options, how, template.num_pinned, sampling)
     conversation = Conversation(
         open_text, template, eos_token_ids=eos_token_ids(loaded.model, loaded.tokenizer)

@@ -102,7 +102,7 @@ def demo(
 
     from lacache.cache.static.shape import bytes_per_token
     from lacache.common.records import environment, read_record, validate_writable, write_record
-    from lacache.corpora import DEFAULT_DOCUMENT, load_document
+    from lacache.corpora import DEFAULT_TEXT, load_text
     from lacache.engine.sampling import Sampling
     from lacache.evals.compare import compare, conclusions
     from lacache.evals.plots import (
@@ -116,7 +116,7 @@ def demo(
     from lacache.models.model_info import model_info
 
     require_matplotlib()
-    source = load_document(DEFAULT_DOCUMENT if text is None else text)
+    source = load_text(DEFAULT_TEXT if text is None else text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     token_ids = _first_tokens(loaded, source.content, source.name, tokens + 1)
 

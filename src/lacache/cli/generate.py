@@ -16,34 +16,25 @@ from lacache.cli.options import (
     BudgetOption,
     CompileOption,
     DtypeOption,
-    EvictBatchOption,
-    GeometryOption,
     KvDtypeOption,
     MinPOption,
     ModelOption,
-    OverlapOption,
-    PlanOption,
     PolicyOption,
     PrefillOption,
-    PresetOption,
-    RecentOption,
     RepetitionPenaltyOption,
     SeedOption,
-    SinksOption,
-    SpanOption,
     StopOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
     TopPOption,
-    UnitOption,
     WeightsOption,
-    WindowLayersOption,
 )
 from lacache.cli.prompt import read_prompt
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
 from lacache.errors import InputError
+from lacache.policies import DEFAULT_POLICY
 
 
 def generate(
@@ -79,17 +70,7 @@ def generate(
         typer.Option("--json", help="Print one JSON object at the end instead of the text."),
     ] = False,
     budget: BudgetOption = None,
-    preset: PresetOption = None,
-    policy: PolicyOption = None,
-    plan: PlanOption = None,
-    span: SpanOption = None,
-    overlap: OverlapOption = None,
-    sinks: SinksOption = None,
-    recent: RecentOption = None,
-    evict_batch: EvictBatchOption = None,
-    geometry: GeometryOption = None,
-    unit: UnitOption = None,
-    window_layers: WindowLayersOption = "",
+    policy: PolicyOption = DEFAULT_POLICY,
     prefill: PrefillOption = "chunked",
     kv_dtype: KvDtypeOption = None,
     temperature: TemperatureOption = 0.7,
@@ -114,23 +95,9 @@ def generate(
             f"max_new_tokens={max_new_tokens} must be -1 (without end) or at least 0; try 256"
         )
     validate_loading(model, dtype=dtype, threads=threads)
-    options = CacheOptions(
-        preset=preset,
-        policy=policy,
-        plan=plan,
-        budget=budget,
-        span=span,
-        overlap=overlap,
-        sinks=sinks,
-        recent=recent,
-        evict_batch=evict_batch,
-        geometry=geometry,
-        unit=unit,
-        window_layers=window_layers,
-        prefill=prefill,
-    )
+    options = CacheOptions.parse(budget, policy, prefill)
     if prefill == "chunked":  # dense takes what the prompt needs
-        validate_memory(budget)
+        validate_memory(options.budget)
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,

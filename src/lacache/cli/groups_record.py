@@ -3,27 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lacache.policies.bind import BoundPolicy
 from lacache.policies.groups import mean_capacity
 from lacache.policies.kept import coverage, kept_after
-from lacache.policies.schedule import UNBOUNDED, Plan
+from lacache.policies.schedule import UNBOUNDED
 
 
-def groups_record(
-    plan: Plan, num_heads: Sequence[int], num_seen: int, *, settled: bool
-) -> dict[str, Any]:
-    """Counts for each group and, once for all KV heads that hold the same, the tokens.
+def groups_record(bound: BoundPolicy, num_seen: int, *, settled: bool) -> dict[str, Any]:
+    """Return counts for each group and, once for all KV heads that hold the same, the tokens.
 
     `kept` are distinct lists of token numbers in slot order, `head_to_kept` says for each layer
     and KV head which list it has. With `settled`, a compaction that is due has run.
-
-    Raises:
-        ConfigError: the plan cannot work for these layers.
     """
-    bound = plan.bind_groups(num_heads)
     lists: list[list[int]] = []
-    head_to_kept = [[0] * heads for heads in num_heads]
+    head_to_kept = [[0] * heads for heads in bound.shape.num_heads]
     groups = []
-    for group in bound:
+    for group in bound.groups:
         kept = kept_after(group.schedule, num_seen)
         is_due = kept.schedule.is_full(kept.state)
         if settled:
@@ -44,7 +39,7 @@ def groups_record(
                 "compaction_due": is_due,
             }
         )
-    mean = mean_capacity(bound)
+    mean = mean_capacity(bound.groups)
     held = [len(lists[number]) for heads in head_to_kept for number in heads]
     return {
         "num_seen": num_seen,

@@ -10,69 +10,42 @@ import typer
 
 from lacache.cli.groups_record import describe_heads, groups_record
 from lacache.cli.ladder_record import ladder_record
-from lacache.cli.layers import parse_layers
-from lacache.cli.options import (
-    GeometryOption,
-    OverlapOption,
-    PlanOption,
-    PolicyOption,
-    RecentOption,
-    SinksOption,
-    SpanOption,
-    UnitOption,
-    WindowLayersOption,
-)
-from lacache.cli.policy import make_policy, make_preset, preset_note
+from lacache.cli.options import PolicyOption
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.policies.groups import Groups, Member
-from lacache.policies.kept import kept_after
-from lacache.policies.plan_record import load_plan
-from lacache.policies.retrieval_heads import RetrievalHeads
-from lacache.policies.schedule import Plan, Policy, Schedule
+from lacache.policies import (
+    DEFAULT_POLICY,
+    BoundPolicy,
+    Groups,
+    LayerPolicy,
+    ModelShape,
+    Policy,
+    RetrievalHeads,
+    Schedule,
+    bind_policy,
+    kept_after,
+    parse_budget,
+    parse_policy,
+)
+from lacache.policies.policy import Member
 
 _MOST_HELD = 10_000_000
 
 
 def inspect(
     layers: Annotated[int, typer.Option("--layers", help="Layers of the model.")],
-    seen: Annotated[int, typer.Option("--seen", help="How many tokens were read.")],
-    capacity: Annotated[
-        int | None,
-        typer.Option(
-            "--capacity",
-            "--budget",
-            "-b",
-            help="Most tokens that a layer holds, the newest included; of a plan with groups, on "
-            "average. Needed but for full.",
-        ),
-    ] = None,
-    preset: Annotated[
+    seen: Annotated[int, typer.Option("--seen", help="How many tokens were prefilled.")],
+    budget: Annotated[
         str | None,
         typer.Option(
-            "--preset",
-            help="balanced, local, global or paper, for a model without a profile.",
+            "--budget",
+            "-b",
+            help="Most tokens that a layer holds, the newest included, averaged over KV heads. "
+            "Needed but for full and groups.",
             show_default=False,
-            rich_help_panel="Cache",
         ),
     ] = None,
-    policy: PolicyOption = None,
-    span: SpanOption = None,
-    overlap: OverlapOption = None,
-    sinks: SinksOption = None,
-    recent: RecentOption = None,
-    evict_batch: Annotated[
-        int | None,
-        typer.Option(
-            "--evict_batch",
-            help="Slots that one compaction frees. Default: 1.",
-            show_default=False,
-            rich_help_panel="Cache",
-        ),
-    ] = None,
-    geometry: GeometryOption = None,
-    unit: UnitOption = None,
-    window_layers: WindowLayersOption = "",
+    policy: PolicyOption = DEFAULT_POLICY,
     before_compaction: Annotated[
         bool,
         typer.Option(
@@ -81,12 +54,11 @@ def inspect(
             "compaction that the next token causes has not run.",
         ),
     ] = False,
-    plan: PlanOption = None,
     heads: Annotated[
         int | None,
         typer.Option(
             "--heads",
-            help="KV heads of each layer, for a plan that tells them apart. Default: 1.",
+            help="KV heads of each layer, for a policy that tells them apart. Default: 1.",
             show_default=False,
         ),
     ] = None,
@@ -106,45 +78,28 @@ def inspect(
     validate_int("seen", seen, 0)
     if heads is not None:
         validate_int("heads", heads, 1, 256)
-    options: dict[str, Any] = {
-        "capacity": capacity,
-        "span": span,
-        "overlap": overlap,
-        "sinks": sinks,
-        "recent": recent,
-        "evict_batch": evict_batch,
-        "geometry": geometry,
-        "unit": unit,
-        "window_layers": parse_layers(window_layers) or None,
-    }
-    chosen: Plan
-    note = ""
-    if plan is not None:
-        _refuse_beside(f"--plan; set it in {plan}", preset=preset, policy=policy, **options)
-        chosen = load_plan(plan)
-        heads = _heads_for(chosen, heads, plan)
-    elif preset is not None:
-        others = {k: v for k, v in options.items() if k not in ("capacity", "sinks")}
-        _refuse_beside(f"--preset {preset}; leave one of them out", policy=policy, **others)
-        chosen = make_preset(preset, [heads or 1] * layers, capacity=capacity, sinks=sinks)
-        note = preset_note(preset)
-    else:
-        chosen = make_policy("ladder" if policy is None else policy, layers, **options)
+    parsed = parse_policy(policy)
+    heads = _heads_for(parsed, heads)
+    if budget is not None and not parse_budget(budget).tokens:
+        raise ConfigError(
+            f"budget={budget} must be a number of tokens, as there is no model and no prompt; try "
+            "--budget 512"
+        )
+    bound = bind_policy(
+        parsed, budget, ModelShape((heads,) * layers), bytes_per_token=1, prompt_tokens=1
+    )
+    _validate_size([group.schedule for group in bound.groups], seen)
     show: Callable[[], None]
-    if plan is None and isinstance(chosen, Policy):
-        schedule = chosen.bind(layers)
-        _validate_size([schedule], seen)
-        kept = kept_after(schedule, seen)
+    if isinstance(parsed, LayerPolicy):
+        kept = kept_after(bound.groups[0].schedule, seen)
         is_due = kept.schedule.is_full(kept.state)
         if not before_compaction:
             kept.settle()
         record = ladder_record(kept) | {"compaction_due": is_due}
-        show = partial(_show, chosen, record, before_compaction=before_compaction)
+        show = partial(_show, bound, record, before_compaction=before_compaction)
     else:
-        num_heads = [heads or 1] * layers
-        _validate_size([group.schedule for group in chosen.bind_groups(num_heads)], seen)
-        record = groups_record(chosen, num_heads, seen, settled=not before_compaction)
-        show = partial(_show_groups, record, num_heads, before_compaction=before_compaction)
+        record = groups_record(bound, seen, settled=not before_compaction)
+        show = partial(_show_groups, bound, record, before_compaction=before_compaction)
     if plot is not None:
         from lacache.evals.plots import plot_ladder
 
@@ -152,8 +107,6 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(record))
     else:
-        if note:
-            typer.echo(note)
         show()
     if plot is not None:
         typer.echo(f"wrote {plot}", err=True)
@@ -165,37 +118,31 @@ def _validate_size(schedules: Sequence[Schedule], seen: int) -> None:
     if held > _MOST_HELD:
         raise ConfigError(
             f"seen={seen} makes {held:,} tokens that layers hold, and at most {_MOST_HELD:,} are "
-            "shown; try a smaller --capacity or --seen"
+            "shown; try a smaller --budget or --seen"
         )
 
 
-def _refuse_beside(what: str, **options: Any) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise ConfigError(f"{', '.join(given)} cannot be given beside {what}")
-
-
-def _heads_for(plan: Plan, heads: int | None, path: Path) -> int:
-    """The KV heads of each layer, which a plan that tells them apart does not say."""
-    told = [member for member in _members(plan) if isinstance(member, tuple)]
-    if heads is None and told:
+def _heads_for(policy: Policy, heads: int | None) -> int:
+    """Return the KV heads of each layer, which a policy that tells them apart does not say."""
+    pairs = [member for member in _members(policy) if isinstance(member, tuple)]
+    if heads is None and pairs:
         raise ConfigError(
-            f"--heads is not given, and {path} tells KV heads apart, such as number {told[0][1]} "
-            f"of layer {told[0][0]}; say how many each layer of the model has: --heads "
-            f"{1 + max(head for _, head in told)} or more"
+            f"--heads is not given, and the policy names KV heads, such as number {pairs[0][1]} "
+            f"of layer {pairs[0][0]}; give how many each layer of the model has: --heads "
+            f"{1 + max(head for _, head in pairs)} or more"
         )
     return heads or 1
 
 
-def _members(plan: Plan) -> Sequence[Member]:
-    if isinstance(plan, RetrievalHeads):
-        return [member for members in (plan.history, *plan.tiers) for member in members]
-    if isinstance(plan, Groups):
-        return [member for group in plan.groups for member in group.members]
+def _members(policy: Policy) -> Sequence[Member]:
+    if isinstance(policy, RetrievalHeads):
+        return [member for members in policy.heads for member in members]
+    if isinstance(policy, Groups):
+        return [member for group in policy.groups for member in group.members]
     return ()
 
 
-def _show_groups(record: dict[str, Any], num_heads: list[int], *, before_compaction: bool) -> None:
+def _show_groups(bound: BoundPolicy, record: dict[str, Any], *, before_compaction: bool) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -203,6 +150,9 @@ def _show_groups(record: dict[str, Any], num_heads: list[int], *, before_compact
     from lacache.cli.ranges import describe
 
     console = Console(highlight=False)
+    console.print(f"{bound}", markup=False, soft_wrap=True)
+    if bound.policy.needs_profile:
+        console.print("For a model without a head profile; lacache calibrate makes one.")
     console.print(
         f"{record['num_seen']:,} tokens seen, {record['mean_cached']:,.1f} held by a KV head on "
         f"average and {record['coverage']:,} by some head"
@@ -224,14 +174,14 @@ def _show_groups(record: dict[str, Any], num_heads: list[int], *, before_compact
             table.add_row(
                 str(number),
                 capacity,
-                describe_heads(having, num_heads),
+                describe_heads(having, bound.shape.num_heads),
                 f"{len(tokens):,}",
                 describe(tokens),
             )
     console.print(table)
 
 
-def _show(config: Policy, record: dict[str, Any], *, before_compaction: bool) -> None:
+def _show(bound: BoundPolicy, record: dict[str, Any], *, before_compaction: bool) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -239,7 +189,7 @@ def _show(config: Policy, record: dict[str, Any], *, before_compaction: bool) ->
     from lacache.cli.ranges import describe
 
     console = Console(highlight=False)
-    console.print(f"{config}", markup=False, soft_wrap=True)
+    console.print(f"{bound}", markup=False, soft_wrap=True)
     if not record["compaction_due"]:
         when = "right after the last token; no compaction is due"
     elif before_compaction:

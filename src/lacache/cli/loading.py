@@ -4,7 +4,7 @@ from lacache.common.memory import physical_bytes
 from lacache.common.validation import validate_dtype, validate_threads
 from lacache.errors import ConfigError
 from lacache.models import model_name
-from lacache.policies.budget import parse_budget
+from lacache.policies import Budget
 
 
 def validate_loading(model: str | None, *, dtype: str, threads: int) -> None:
@@ -19,14 +19,14 @@ def validate_loading(model: str | None, *, dtype: str, threads: int) -> None:
     model_name(model)
 
 
-def validate_memory(budget: str | None, rows: int = 1) -> None:
+def validate_memory(budget: Budget | None, rows: int = 1) -> None:
     """Refuse a budget in bytes that the machine does not have for each of so many texts.
 
     Raises:
         ConfigError: that.
     """
     if budget is not None:
-        validate_bytes(budget, parse_budget(budget).num_bytes, rows)
+        validate_bytes(str(budget), budget.num_bytes, rows)
 
 
 def validate_bytes(budget: str, num_bytes: int, rows: int = 1) -> None:

@@ -12,6 +12,7 @@ from lacache.cli.cache_options import CacheOptions
 from lacache.common.home import cache_home
 from lacache.common.validation import validate_kv_dtype, validate_weights
 from lacache.errors import ConfigError
+from lacache.policies import Full
 
 if TYPE_CHECKING:
     from lacache.engine.engine import Engine
@@ -67,7 +68,7 @@ def opener(
 
     Raises:
         ConfigError: the options cannot work for this model.
-        InputError: the plan cannot be read.
+        InputError: a head profile cannot be read.
         UnsupportedModelError: the model's caches or positions are not understood.
     """
     from lacache.engine.cached_writer import CachedWriter
@@ -77,7 +78,7 @@ def opener(
     # Neither of the first two is of fixed size; the state of linear layers it doesn't hold.
     why_not = (
         "a full cache runs without"
-        if cache_options.policy == "full"
+        if isinstance(cache_options.policy, Full)
         else "dense prefill runs without"
         if cache_options.prefill == "dense"
         else "models with linear attention run without"
@@ -86,7 +87,7 @@ def opener(
     )
     if why_not is not None:
         engine_options.validate_needless(why_not)
-        cache = cache_options.make(model, prompt_tokens)
+        cache = cache_options.new_cache(model)
         return lambda: CachedWriter(model, cache, sampling)
     engine = new_engine(model, cache_options, engine_options, prompt_tokens)
     return lambda: engine.open(sampling)
@@ -110,24 +111,17 @@ def new_engine(
 
     Raises:
         ConfigError: the options cannot work for this model.
-        InputError: the plan cannot be read.
+        InputError: a head profile cannot be read.
         UnsupportedModelError: the model is not understood.
     """
-    from lacache.cache.static.fit import fit_bytes
     from lacache.engine.engine import Engine
-    from lacache.models.model_info import model_info
-
-    plan = fit_bytes(
-        model_info(model),
-        cache_options.plan_budget(),
-        lambda per_token: cache_options.plan_for(model, prompt_tokens, per_token),
-        engine_options.kv_dtype,
-    )
 
     def make() -> Engine:
-        return Engine.from_model(
+        return Engine(
             model,
-            plan,
+            cache_options.budget,
+            cache_options.policy,
+            prompt_tokens=prompt_tokens,
             rows=rows,
             kv_dtype=engine_options.kv_dtype,
             weights=engine_options.weights,

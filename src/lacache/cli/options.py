@@ -1,7 +1,6 @@
 """Options that several commands share. What each value must be is checked where it is used."""
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,32 +9,13 @@ _CACHE = "Cache"
 _SAMPLING = "Sampling"
 _MODEL = "Model"
 
-PresetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--preset",
-        help="balanced, local (prose, chat), global (finding what is far back) or paper. "
-        "Default: balanced, unless options of one policy are given.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
-PlanOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--plan",
-        help="A JSON file with a plan, such as groups of layers with capacities of their own; "
-        "instead of a preset, a policy and its options.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
 PolicyOption = Annotated[
-    str | None,
+    str,
     typer.Option(
         "--policy",
-        help="ladder, streaming or full, instead of a preset.",
-        show_default=False,
+        help="Which tokens are kept: balanced, local (prose, chat), global (finding what is far "
+        "back), paper, ladder, streaming or full, with settings after colons, such as "
+        "ladder:span=15:overlap=0; or @FILE with such a text.",
         rich_help_panel=_CACHE,
     ),
 ]
@@ -45,85 +25,7 @@ BudgetOption = Annotated[
         "--budget",
         "-b",
         help="Tokens per layer (512), a share of the prompt (0.5) or bytes (64MiB). "
-        "Default: 512; none for the policy full.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
-SpanOption = Annotated[
-    int | None,
-    typer.Option(
-        "--span",
-        help="Layers in a row that keep a token. Default: half of the layers.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
-OverlapOption = Annotated[
-    int | None,
-    typer.Option(
-        "--overlap",
-        help="Layers that neighbouring runs share. Default: 0 beside --span, else four fifths "
-        "of the span.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
-SinksOption = Annotated[
-    int | None,
-    typer.Option(
-        "--sinks",
-        help="First tokens, never evicted. Default: 4.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
-RecentOption = Annotated[
-    int | None,
-    typer.Option(
-        "--recent",
-        help="Newest tokens that no compaction touches. Default: half of the capacity, or what "
-        "the sinks and one band leave.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
-EvictBatchOption = Annotated[
-    int | None,
-    typer.Option(
-        "--evict_batch",
-        help="Slots that one compaction frees. Default: an eighth of the capacity, at least 1 and "
-        "no more than the sinks leave, because a long prompt is read in pieces of up to this "
-        "length, and longer pieces are read much faster; 1 forgets least at a time.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
-GeometryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--geometry",
-        help="interleaved (the released code) or consecutive (the paper's text). "
-        "Default: interleaved.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
-UnitOption = Annotated[
-    int | None,
-    typer.Option(
-        "--unit",
-        help="Neighbouring tokens that are kept or dropped together. Default: 1.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
-WindowLayersOption = Annotated[
-    str,
-    typer.Option(
-        "--window-layers",
-        help="Layers that drop their oldest tokens instead of thinning, such as 0-9,20. "
-        "Default: none.",
+        "Default: 512; none for full and groups.",
         show_default=False,
         rich_help_panel=_CACHE,
     ),

@@ -13,23 +13,13 @@ from lacache.cli.opening import EngineOptions, new_engine
 from lacache.cli.options import (
     DEFAULT_THREADS,
     DtypeOption,
-    EvictBatchOption,
-    GeometryOption,
     KvDtypeOption,
     ModelOption,
-    OverlapOption,
-    PlanOption,
-    PresetOption,
-    RecentOption,
-    SinksOption,
-    SpanOption,
-    UnitOption,
     WeightsOption,
-    WindowLayersOption,
 )
 from lacache.common.packages import require_modules
 from lacache.errors import ConfigError
-from lacache.policies.budget import parse_budget
+from lacache.policies import DEFAULT_POLICY, Full, parse_budget, parse_policy, validate_budget
 from lacache.server.address import validate_address
 
 KEY_VARIABLE = "LACACHE_API_KEY"
@@ -111,25 +101,16 @@ def serve(
             rich_help_panel="Cache",
         ),
     ] = None,
-    preset: PresetOption = None,
     policy: Annotated[
         str | None,
         typer.Option(
             "--policy",
-            help="ladder or streaming, instead of a preset.",
+            help="Which tokens are kept; as for lacache generate, but for full. "
+            "Default: balanced; ladder with --engine vllm.",
             show_default=False,
             rich_help_panel="Cache",
         ),
     ] = None,
-    plan: PlanOption = None,
-    span: SpanOption = None,
-    overlap: OverlapOption = None,
-    sinks: SinksOption = None,
-    recent: RecentOption = None,
-    evict_batch: EvictBatchOption = None,
-    geometry: GeometryOption = None,
-    unit: UnitOption = None,
-    window_layers: WindowLayersOption = "",
     kv_dtype: KvDtypeOption = None,
     weights: WeightsOption = None,
     compile: Annotated[
@@ -153,8 +134,6 @@ def serve(
     validate_address(host, api_key)
     if engine == "vllm":
         ours = {
-            "--preset": preset,
-            "--plan": plan,
             "--kv-dtype": kv_dtype,
             "--weights": weights,
             "--compile": compile or None,
@@ -172,27 +151,25 @@ def serve(
                 f"{', '.join(named)} cannot be given with --engine vllm; leave it out, or see what "
                 "vLLM's server has for it"
             )
-        given = {
-            "span": span,
-            "overlap": overlap,
-            "sinks": sinks,
-            "recent": recent,
-            "evict_batch": evict_batch,
-            "geometry": geometry,
-            "unit": unit,
-        }
         own = {"--host": host, "--port": str(port), "--dtype": dtype}
-        _start_vllm(model, budget, policy, given, window_layers, own, options or [], api_key)
+        _start_vllm(model, budget, policy, own, options or [], api_key)
         return
     if options:
         raise ConfigError(f"{options[0]} stands after --, for vLLM; give --engine vllm too")
-    if also and plan is not None:
-        raise ConfigError(f"--also {also[0]} needs a budget, and --plan {plan} is one of its own")
-    for given_budget in (budget, *(also or ())):
-        if given_budget is not None and parse_budget(given_budget).share:
+    cache_options = CacheOptions.parse(budget, DEFAULT_POLICY if policy is None else policy)
+    if isinstance(cache_options.policy, Full):
+        raise ConfigError(
+            "policy='full' keeps every token, and a server's memory is fixed; try --policy ladder"
+        )
+    further = {
+        other: replace(cache_options, budget=validate_budget(cache_options.policy, other))
+        for other in also or ()
+    }
+    for given in (cache_options, *further.values()):
+        if given.budget is not None and given.budget.share:
             raise ConfigError(
-                f"budget={given_budget} is a share of a prompt, and a server reads many prompts; "
-                "try 512 (tokens) or '64MiB' (bytes)"
+                f"budget={given.budget} is a share of a prompt, and a server prefills many "
+                "prompts; try 512 (tokens) or '64MiB' (bytes)"
             )
     if len(set(also or ())) < len(also or ()):
         raise ConfigError(f"--also {' --also '.join(also or ())} has a budget twice; leave one out")
@@ -207,29 +184,10 @@ def serve(
         raise ConfigError(f"--disk {disk} needs a folder; give --folder too")
     threads = DEFAULT_THREADS if threads is None else threads
     validate_loading(model, dtype=dtype, threads=threads)
-    if policy == "full":
-        raise ConfigError(
-            "policy='full' keeps every token, and a server's memory is fixed; try --policy ladder"
-        )
-    cache_options = CacheOptions(
-        budget=budget,
-        preset=preset,
-        policy=policy,
-        plan=plan,
-        span=span,
-        overlap=overlap,
-        sinks=sinks,
-        recent=recent,
-        evict_batch=evict_batch,
-        geometry=geometry,
-        unit=unit,
-        window_layers=window_layers,
-    )
-    further = {other: replace(cache_options, budget=other, plan=None) for other in also or ()}
     how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
     rows = 4 if rows is None else rows
-    for given_budget in (budget, *further):
-        validate_memory(given_budget, rows)
+    for given in (cache_options, *further.values()):
+        validate_memory(given.budget, rows)
     require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
     from lacache.models import load_model
     from lacache.server.limits import Limits
@@ -277,13 +235,10 @@ def _start_vllm(
     model: str | None,
     budget: str | None,
     policy: str | None,
-    given: dict[str, Any],
-    window_layers: str,
     own: dict[str, str],
     options: list[str],
     api_key: str | None,
 ) -> None:
-    from lacache.cli.layers import parse_layers
     from lacache.integrations.vllm.serving import start
     from lacache.integrations.vllm.settings import Settings
 
@@ -293,9 +248,5 @@ def _start_vllm(
             f"budget={budget} must be a number of tokens, as vLLM shares out memory before it sees "
             "a prompt; try --budget 512"
         )
-    layers = parse_layers(window_layers)
-    named = {name: value for name, value in given.items() if value is not None}
-    if layers:
-        named["window_layers"] = layers
-    settings = Settings(tokens, policy or "ladder", named)
-    start(settings, model, own, options, api_key=api_key)
+    chosen: Any = parse_policy("ladder" if policy is None else policy)
+    start(Settings(tokens, chosen), model, own, options, api_key=api_key)

@@ -1,13 +1,12 @@
 """Many endless sequences over one model, in memory that is known before the first token."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from os import PathLike
 from typing import Any, final
 
 from torch import Tensor
 
-from lacache.cache.choice import choose_plan
 from lacache.cache.static.fit import fit_bytes
 from lacache.cache.static.row_state import put_row
 from lacache.common.validation import validate_int
@@ -27,9 +26,17 @@ from lacache.engine.session import Session
 from lacache.engine.snapshot import Snapshot, new_sampler, snapshot_kind, validate_snapshot
 from lacache.engine.token_stream import TokenStream
 from lacache.errors import CompilerError, ConfigError, InputError
+from lacache.models.fingerprint import model_shape
 from lacache.models.model_info import model_info
-from lacache.policies.budget import Budget, parse_budget
-from lacache.policies.schedule import Plan
+from lacache.policies import (
+    DEFAULT_POLICY,
+    BoundPolicy,
+    BudgetLike,
+    Policy,
+    bind_policy,
+    parse_policy,
+    validate_budget,
+)
 
 # Others wait for a segment; alone, only its masks grow with its length.
 _SEGMENT, _SEGMENT_ALONE = 128, 1024
@@ -38,7 +45,7 @@ _AHEAD = 1024
 
 @final
 class Engine:
-    """Reads and writes up to `rows` sequences side by side; made by `Engine.from_model`.
+    """Reads and writes up to `rows` sequences side by side.
 
     Every call of `step` reads one segment of one prompt, and adds one token to each sequence that
     writes. So a long prompt makes the others wait for one segment at a time. All rows are computed
@@ -47,108 +54,72 @@ class Engine:
     An engine, its sessions and its streams belong to one thread. A session holds its row until it
     is closed.
 
-        engine = Engine.from_model(model, budget=512, rows=4)
+        engine = Engine(model, budget=512, rows=4)
         streams = [engine.submit(prompt, max_new_tokens=100) for prompt in prompts]
         texts = [list(stream) for stream in streams]
+
+    Args:
+        model: a causal language model of transformers, on one device; it stays as it is, and its
+            weights are shared, not copied.
+        budget: tokens per layer, or bytes of one sequence such as "64MiB"; both count keys twice
+            where positions move them (docs/adr/0009). A share needs `prompt_tokens`.
+        policy: which tokens are kept, as an object or as text; see `LaCache`.
+        prompt_tokens: length of the prompt of which the budget is a share.
+        rows: sequences side by side. All memory for them is taken now: `num_bytes`.
+        segment: most tokens of a prompt in one forward. By default 128, or 1,024 where there is
+            one row, since nobody waits.
+        kv_dtype: "int8" or "float8_e4m3fn" stores keys and values in eight bits with a scale for
+            each token and head; None is the model's own type. What it costs in quality:
+            docs/performance.md.
+        weights: "int8" quantizes the linear layers, in a copy; None takes the model's weights.
+        compile: compile the step with torch.compile, and on CPU the kernels for one token and for
+            compactions with a C++ compiler. The first step then takes seconds, or minutes where
+            nothing like it was compiled before; each later one is faster. Where either fails, a
+            warning says why and steps run without it.
+
+    Raises:
+        ConfigError: an option cannot work for this model.
+        MissingExtraError: `weights` without the extra "int8".
+        UnsupportedModelError: the model is not understood; `LaCache` may take it.
     """
 
-    def __init__(self, runner: Runner, segment: int | None) -> None:
-        """Not for users: make one with `Engine.from_model`."""
-        self._runner = runner
-        self._scheduler = Scheduler(runner, segment)
-
-    @classmethod
-    def from_model(
-        cls,
+    def __init__(
+        self,
         model: Any,
-        config: Plan | Budget | None = None,
+        budget: BudgetLike | None = None,
+        policy: Policy | str = DEFAULT_POLICY,
         *,
-        budget: Budget | None = None,
-        preset: str | None = None,
-        policy: str | None = None,
-        span: int | None = None,
-        overlap: int | None = None,
-        sinks: int | None = None,
-        recent: int | None = None,
-        evict_batch: int | None = None,
-        geometry: str | None = None,
-        unit: int | None = None,
-        window_layers: Iterable[int] | None = None,
+        prompt_tokens: int | None = None,
         rows: int = 1,
         segment: int | None = None,
         kv_dtype: str | None = None,
         weights: str | None = None,
         compile: bool = False,
-    ) -> "Engine":
-        """An engine for `model`, a causal language model of transformers, which stays as it is.
-
-        Args:
-            model: on one device; its weights are shared, not copied.
-            config: a policy, a RetrievalHeads, Groups, or a budget.
-            budget: tokens per layer, or bytes of one sequence such as "64MiB"; both count keys
-                twice where positions move them (docs/adr/0009). A share needs the length of a
-                prompt, and prompts differ.
-            preset: see `LaCache.from_model`, as for the options up to `window_layers`.
-            policy: "ladder" or "streaming" instead of a preset.
-            span: of a ladder.
-            overlap: of a ladder.
-            sinks: first tokens, never evicted.
-            recent: newest tokens that no compaction touches.
-            evict_batch: slots that one compaction frees.
-            geometry: "interleaved" or "consecutive".
-            unit: neighbouring tokens kept or dropped together.
-            window_layers: layers that keep a window.
-            rows: sequences side by side. All memory for them is taken now: `num_bytes`.
-            segment: most tokens of a prompt that are read at once. By default 128, or 1,024 where
-                there is one row, since nobody waits.
-            kv_dtype: "int8" or "float8_e4m3fn" stores keys and values in eight bits with a scale
-                for each token and head; None is the model's own type. What it costs in quality:
-                docs/performance.md.
-            weights: "int8" quantizes the linear layers, in a copy; None takes the model's weights.
-            compile: compile the step with torch.compile, and on CPU the kernels for one token and
-                for compactions with a C++ compiler. The first step then takes seconds, or minutes
-                where nothing like it was compiled before; each later one is faster. Where either
-                fails, a warning says why and steps run without it.
-
-        Raises:
-            ConfigError: an option cannot work for this model.
-            MissingExtraError: `weights` without the extra "int8".
-            UnsupportedModelError: the model is not understood; `LaCache` may take it.
-        """
+    ) -> None:
         validate_int("rows", rows, 1)
         if segment is not None:
             validate_int("segment", segment, 1)
         info = model_info(model)
-        for given in (config, budget):
-            if given is not None and not isinstance(given, Plan) and parse_budget(given).share:
-                raise ConfigError(
-                    f"budget={given} is a share of a prompt, and an engine reads many prompts; try "
-                    "512 (tokens) or '64MiB' (bytes)"
-                )
-        options = {
-            "span": span,
-            "overlap": overlap,
-            "sinks": sinks,
-            "recent": recent,
-            "evict_batch": evict_batch,
-            "geometry": geometry,
-            "unit": unit,
-            "window_layers": window_layers or None,
-        }
-
-        def choose(bytes_per_token: int) -> Plan:
-            return choose_plan(
-                model,
-                config,
-                budget=budget,
-                preset=preset,
-                policy=policy,
-                options=options,
+        valid = parse_policy(policy)
+        valid_budget = validate_budget(valid, budget)
+        if valid_budget is not None and valid_budget.share and prompt_tokens is None:
+            raise ConfigError(
+                f"budget={budget} is a share of a prompt, and an engine prefills many prompts; try "
+                "512 (tokens) or '64MiB' (bytes), or give prompt_tokens"
+            )
+        shape = model_shape(model, valid)
+        bound = fit_bytes(
+            info,
+            valid_budget,
+            lambda bytes_per_token: bind_policy(
+                valid,
+                valid_budget,
+                shape,
                 bytes_per_token=bytes_per_token,
-            )(1)
-
-        given_budget = budget if isinstance(config, Plan) or config is None else config
-        plan = fit_bytes(info, given_budget, choose, kv_dtype)
+                prompt_tokens=prompt_tokens or 1,
+            ),
+            kv_dtype,
+        )
         backend: Backend | None = "inductor" if compile else None
         kernels = compile and model.device.type == "cpu"
         if kernels:
@@ -160,19 +131,20 @@ class Engine:
                     stacklevel=2,
                 )
                 kernels = False
-        runner = Runner(model, plan, rows, backend, kv_dtype, weights, kernels=kernels)
-        return cls(runner, segment or (_SEGMENT if rows > 1 else _SEGMENT_ALONE))
+        self._runner = Runner(model, bound, rows, backend, kv_dtype, weights, kernels=kernels)
+        chunk = segment or (_SEGMENT if rows > 1 else _SEGMENT_ALONE)
+        self._scheduler = Scheduler(self._runner, chunk)
 
     def __repr__(self) -> str:
         return (
-            f"Engine({self.plan}, {self._scheduler.num_open} of {len(self._runner.store.rows)} "
+            f"Engine({self.policy}, {self._scheduler.num_open} of {len(self._runner.store.rows)} "
             f"rows in use, {self.num_bytes:,} bytes)"
         )
 
     @property
-    def plan(self) -> Plan:
-        """What every sequence keeps."""
-        return self._runner.shape.plan
+    def policy(self) -> BoundPolicy:
+        """Policy and capacity of every sequence."""
+        return self._runner.shape.bound
 
     @property
     def num_bytes(self) -> int:

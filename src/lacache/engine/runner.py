@@ -24,7 +24,7 @@ from lacache.errors import UnsupportedModelError
 from lacache.models.decoder import cache_name
 from lacache.models.fingerprint import fingerprint
 from lacache.models.model_info import model_info
-from lacache.policies.schedule import Plan
+from lacache.policies import BoundPolicy
 
 Backend = str | Callable[..., Any]
 
@@ -52,7 +52,7 @@ class Runner:
 
     Args:
         model: of transformers; it stays as it is.
-        plan: what is kept.
+        bound: what is kept.
         rows: how many sequences there is room for.
         backend: of torch.compile, for steps; None runs them eagerly.
         kv_dtype: what keys and values are stored in; see StaticShape.
@@ -64,7 +64,7 @@ class Runner:
     def __init__(
         self,
         model: Any,
-        plan: Plan,
+        bound: BoundPolicy,
         rows: int,
         backend: Backend | None,
         kv_dtype: str | None = None,
@@ -72,7 +72,7 @@ class Runner:
         attend: Attend | None = None,
         kernels: bool = False,
     ) -> None:
-        self.shape = StaticShape(model_info(model), plan, kv_dtype)
+        self.shape = StaticShape(model_info(model), bound, kv_dtype)
         self.fingerprint = fingerprint(model)
         self.weights = weights
         self._model, own = private_model(model)

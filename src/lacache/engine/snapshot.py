@@ -18,7 +18,6 @@ from lacache.engine.sampler import Sampler, SamplerState
 from lacache.engine.sampling import Sampling
 from lacache.engine.snapshot_file import Header, read_snapshot, write_snapshot
 from lacache.errors import ConfigError, InputError
-from lacache.policies.plan_record import plan_record
 from lacache.policies.schedule import State
 from lacache.policies.timetable import Timetable
 
@@ -28,7 +27,7 @@ _REMEDIES = {
     "weights": "make the engine with the snapshot's weights",
     "model": "load the model with which it was saved",
     "positions": "load the model with the configuration with which it was saved",
-    "plan": "make the engine with the snapshot's plan: read_plan(read_header(path)['plan'])",
+    "policy": "make the engine with the snapshot's policy, read_header(path)['policy']",
 }
 """What both must have in common, and what to do where they differ; the first difference is told."""
 
@@ -221,7 +220,7 @@ def _asked_of(runner: Runner) -> Header:
         "model": runner.fingerprint,
         # The same weights may be told to rotate keys in another way.
         "positions": config.rope_parameters,
-        "plan": plan_record(shape.plan),
+        "policy": str(shape.bound.explicit()),
     }
     same: Header = json.loads(json.dumps(asked))
     return same

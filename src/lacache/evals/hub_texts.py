@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from lacache.common.packages import require_modules
-from lacache.corpora import Document, load_document
+from lacache.corpora import Text, load_text
 from lacache.errors import InputError
 
 _HUB: Mapping[str, tuple[str, dict[str, Any], str]] = {
@@ -17,14 +17,14 @@ _HUB: Mapping[str, tuple[str, dict[str, Any], str]] = {
 HUB_TEXTS = tuple(_HUB)
 
 
-def load_named_text(name: str) -> Document:
+def load_named_text(name: str) -> Text:
     """A text of the hub by name, a built-in one, or a file.
 
     Raises:
         InputError: there is no such text, or it could not be had.
         MissingExtraError: a package that it needs is not installed.
     """
-    return _from_hub(name) if name in _HUB else load_document(name)
+    return _from_hub(name) if name in _HUB else load_text(name)
 
 
 def validate_named_text(name: str) -> None:
@@ -37,14 +37,14 @@ def validate_named_text(name: str) -> None:
     if name in _HUB:
         _require_datasets(name)
     else:
-        load_document(name)
+        load_text(name)
 
 
 def _require_datasets(name: str) -> None:
     require_modules("datasets", why=f"text {name!r}", extra="hub")
 
 
-def _from_hub(name: str) -> Document:
+def _from_hub(name: str) -> Text:
     _require_datasets(name)
     datasets = import_module("datasets")
     path, options, joint = _HUB[name]
@@ -56,6 +56,4 @@ def _from_hub(name: str) -> Document:
             f"text {name!r} could not be had from the hub as {path} "
             f"({' '.join(str(error).split())[:120]}); check the network, or give a local file"
         ) from error
-    return Document(
-        name=name, source=f"data set {path} of the hub", licence="unknown", content=content
-    )
+    return Text(name=name, source=f"data set {path} of the hub", licence="unknown", content=content)

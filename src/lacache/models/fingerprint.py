@@ -10,6 +10,7 @@ from torch import Tensor
 from lacache.common.home import profiles_folder
 from lacache.models.decoder import find_decoder
 from lacache.models.model_info import model_info
+from lacache.policies import ModelShape, Policy
 from lacache.policies.head_profile import HeadProfile, find_profile
 
 _PER_TENSOR = 32
@@ -72,3 +73,14 @@ def _sample(weight: Tensor) -> Tensor:
     places = torch.arange(_PER_TENSOR, device=flat.device) * (flat.numel() - 1) // (_PER_TENSOR - 1)
     # Adding 0.0 makes negative zeros positive.
     return (flat[places].to(torch.bfloat16) + 0.0).cpu().view(torch.int16)
+
+
+def model_shape(model: Any, policy: Policy) -> ModelShape:
+    """Return what a policy must know of a model, its head profile where the policy needs one.
+
+    Raises:
+        InputError: a profile cannot be read.
+        UnsupportedModelError: the model's caches or positions are not understood.
+    """
+    profile = model_profile(model) if policy.needs_profile else None
+    return ModelShape(model_info(model).num_heads, profile)

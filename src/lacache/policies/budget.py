@@ -7,8 +7,6 @@ from typing import final
 
 from lacache.errors import ConfigError
 
-Budget = int | float | str
-
 _UNITS = {"B": 1}
 _UNITS |= {f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}
 _UNITS |= {f"{p}iB": 1024**i for i, p in enumerate("KMGT", 1)}
@@ -17,57 +15,76 @@ _EXAMPLES = "try 512 (tokens), 0.5 (share of the prompt) or '64MiB' (bytes)"
 
 @final
 @dataclass(frozen=True)
-class ParsedBudget:
-    """Exactly one of the three is set; the others are 0."""
+class Budget:
+    """A size of cache. Exactly one of the three is set; the others are 0.
+
+    Args:
+        tokens: per layer, averaged over KV heads.
+        share: of the first prompt.
+        num_bytes: of one sequence, over all layers with a growing cache.
+    """
 
     tokens: int = 0
     share: float = 0.0
     num_bytes: int = 0
 
+    def __str__(self) -> str:
+        return str(self.tokens or self.share or f"{self.num_bytes}B")
+
     def capacity(self, *, bytes_per_token: int, prompt_tokens: int, smallest: int) -> int:
-        """Tokens per layer.
+        """Return the tokens per layer.
 
         Tokens stay as they are. A share is rounded up, and never below `smallest`, so that a short
-        prompt works too. Bytes are for one sequence, over all layers that hold a growing cache,
-        rounded down to whole tokens.
+        prompt works too. Bytes are rounded down to whole tokens.
+
+        Raises:
+            ConfigError: tokens or bytes are below `smallest`.
         """
-        if self.tokens:
-            return self.tokens
         if self.share:
             return max(math.ceil(self.share * prompt_tokens), smallest)
-        tokens = self.num_bytes // bytes_per_token
-        if tokens < smallest:
+        tokens = self.tokens or self.num_bytes // bytes_per_token
+        if tokens >= smallest:
+            return tokens
+        if self.tokens:
             raise ConfigError(
-                f"a budget of {self.num_bytes} bytes holds {tokens} tokens of {bytes_per_token} "
-                f"bytes, and at least {smallest} are needed; try '{smallest * bytes_per_token}B'"
+                f"budget={tokens} must be at least {smallest} tokens for this policy and model; "
+                f"try budget={smallest}"
             )
-        return tokens
+        raise ConfigError(
+            f"a budget of {self.num_bytes} bytes holds {tokens} tokens of {bytes_per_token} bytes, "
+            f"and at least {smallest} are needed; try '{smallest * bytes_per_token}B'"
+        )
 
 
-def parse_budget(value: object) -> ParsedBudget:
-    """Read a budget: an int is tokens, a float in (0, 1] a share, a text with a unit bytes.
+BudgetLike = Budget | int | float | str
 
-    Texts without a unit are read as the number that they spell, as a command line gives them.
+
+def parse_budget(value: object) -> Budget:
+    """Parse a budget: an int is tokens, a float in (0, 1] a share, a text with a unit bytes.
+
+    Texts without a unit are the number that they spell, as a command line gives them.
 
     Raises:
         ConfigError: anything else.
     """
+    if isinstance(value, Budget):
+        return value
     if isinstance(value, bool):
         raise ConfigError(f"budget={value!r} is not a budget; {_EXAMPLES}")
     if isinstance(value, int):
         if value < 1:
             raise ConfigError(f"budget={value} must be at least 1 token; {_EXAMPLES}")
-        return ParsedBudget(tokens=value)
+        return Budget(tokens=value)
     if isinstance(value, float):
         if not 0.0 < value <= 1.0:
             raise ConfigError(f"budget={value} as a share must be in (0, 1]; {_EXAMPLES}")
-        return ParsedBudget(share=value)
+        return Budget(share=value)
     if isinstance(value, str) and len(value) <= 40:
         return _parse_text(value.strip())
     raise ConfigError(f"budget={str(value)[:40]!r} is not a budget; {_EXAMPLES}")
 
 
-def _parse_text(text: str) -> ParsedBudget:
+def _parse_text(text: str) -> Budget:
     if re.fullmatch(r"[+-]?\d+", text):
         return parse_budget(int(text))
     if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)", text):
@@ -81,4 +98,4 @@ def _parse_text(text: str) -> ParsedBudget:
     num_bytes = int(float(match[1]) * units[match[2].lower()])
     if num_bytes < 1:
         raise ConfigError(f"budget={text!r} must be at least 1 byte; {_EXAMPLES}")
-    return ParsedBudget(num_bytes=num_bytes)
+    return Budget(num_bytes=num_bytes)

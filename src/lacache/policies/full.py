@@ -1,41 +1,41 @@
 """The full cache: keeps everything, as transformers does by default."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
-from lacache.policies.schedule import UNBOUNDED, Policy, Schedule, SlotRanges, State
+from lacache.policies.policy import LayerPolicy
+from lacache.policies.schedule import UNBOUNDED, Schedule, SlotRanges, State
 
 
 @final
 @dataclass(frozen=True)
-class Full(Policy):
-    """Every layer keeps every token, and memory grows with each."""
+class Full(LayerPolicy):
+    """Every layer keeps every token, and the cache grows with each."""
 
-    def smallest_capacity(self, num_layers: int) -> int:
-        """Unbounded."""
-        return UNBOUNDED
+    names: ClassVar = {"full": {}}
+    takes_budget: ClassVar[bool] = False
 
-    def bind(self, num_layers: int) -> "FullSchedule":
-        """The schedule, the same at any depth."""
+    def schedule(self, num_layers: int, capacity: int = UNBOUNDED) -> "FullSchedule":
+        """Return the schedule, the same at any depth; a capacity is ignored."""
         return FullSchedule(num_layers)
 
 
 @final
 class FullSchedule(Schedule):
-    """Never full, so never compacted."""
+    """A schedule that is never full, and so never compacts."""
 
     def __init__(self, num_layers: int) -> None:
         self.capacity = UNBOUNDED
         self.patterns = (0,) * num_layers
 
     def start(self) -> State:
-        """Empty."""
+        """Return the state of an empty cache."""
         return State(0, 0, 0)
 
     def compact(self, state: State) -> State:
-        """Nothing to free."""
+        """Return the state unchanged: nothing is freed."""
         return state
 
     def evicted_slots(self, state: State, pattern: int) -> SlotRanges:
-        """Nothing."""
+        """Return no slots."""
         return []

@@ -1,4 +1,4 @@
-"""Groups: layers, or single KV heads of layers, that share one policy and so one capacity.
+"""Groups: layers, or single KV heads of layers, that share one policy and one capacity.
 
 A layer that needs a long history can have it, and the others a short window, at the same total
 bytes. What each group keeps still depends on counts alone. One group of all layers is the paper's
@@ -7,14 +7,19 @@ case.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.policies.schedule import UNBOUNDED, BoundGroup, Plan, Policy
-
-Member = int | tuple[int, int]
-"""A layer with all its KV heads, or one pair (layer, KV head)."""
+from lacache.policies.policy import (
+    BoundGroup,
+    LayerPolicy,
+    Member,
+    ModelShape,
+    Policy,
+    format_members,
+)
+from lacache.policies.schedule import UNBOUNDED
 
 
 @final
@@ -26,58 +31,86 @@ class Group:
         policy: what each member keeps; a ladder's depth counts the layers of this group alone.
         members: layer numbers, counted over the layers with a growing cache, or pairs
             (layer, KV head).
+        capacity: most tokens that each member holds; None for a policy without a limit.
 
     Raises:
-        ConfigError: not a policy, no members, or something else among them.
+        ConfigError: not a policy of layers, no members or capacity, or something else among them.
     """
 
-    policy: Policy
+    policy: LayerPolicy
     members: tuple[Member, ...]
+    capacity: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy, Policy):
+        if not isinstance(self.policy, LayerPolicy):
             raise ConfigError(
-                f"policy={self.policy!r} of a group must be a policy; try Streaming(512)"
+                f"policy={str(self.policy)!r} of a group must be a policy of whole layers; try "
+                "Streaming()"
             )
-        if isinstance(self.members, str) or not isinstance(self.members, Iterable):
+        if self.policy.takes_budget:
+            if self.capacity is None:
+                raise ConfigError(
+                    f"a group with policy {self.policy} needs a capacity in tokens; try "
+                    "capacity=512"
+                )
+            validate_int("capacity", self.capacity, 1)
+        elif self.capacity is not None:
             raise ConfigError(
-                f"members={self.members!r} must be a sequence; try members=(0, 1, (2, 0))"
+                f"capacity={self.capacity} cannot be given with policy {self.policy}, which keeps "
+                "everything; leave it out"
             )
-        members = tuple(m if isinstance(m, int) else _pair(m) for m in self.members)
-        for member in members:
-            for number in member if isinstance(member, tuple) else (member,):
-                validate_int("members", number, 0)
+        members = validate_members(self.members)
         if not members:
             raise ConfigError("members=() leaves a group without layers; give at least one")
         object.__setattr__(self, "members", members)
 
+    def __str__(self) -> str:
+        capacity = () if self.capacity is None else (str(self.capacity),)
+        return "@".join((format_members(self.members), *capacity, str(self.policy)))
+
 
 @final
 @dataclass(frozen=True)
-class Groups(Plan):
+class Groups(Policy):
     """Groups that together hold every KV head of every layer exactly once.
 
     Raises:
-        ConfigError: from the constructor for an empty or wrong sequence; from `bind_groups` for
-            a head in no group or in two, or a policy that cannot work for the layers of its group.
+        ConfigError: from the constructor for an empty or wrong sequence; from `bind` for a head
+            in no group or in two, or a policy that cannot work for the layers of its group.
     """
 
     groups: tuple[Group, ...]
 
+    names: ClassVar = {"groups": {}}
+    takes_budget: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
+        if isinstance(self.groups, str) or not isinstance(self.groups, Iterable):
+            raise ConfigError(f"groups={self.groups!r} must be a sequence of Group")
         object.__setattr__(self, "groups", tuple(self.groups))
         if not self.groups:
             raise ConfigError("groups=() holds nothing; give at least one Group")
         for group in self.groups:
             if not isinstance(group, Group):
-                raise ConfigError(f"groups holds {group!r}; each must be a Group(policy, members)")
+                raise ConfigError(
+                    f"groups holds {group!r}; each must be a Group(policy, members, capacity)"
+                )
 
-    def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
-        """The groups over layers with `num_heads` KV heads each, in order of depth."""
+    def __str__(self) -> str:
+        return "groups:" + "/".join(map(str, self.groups))
+
+    def with_sinks(self, sinks: int) -> "Groups":
+        """Return these groups, each with at least `sinks` attention sinks."""
+        return Groups(
+            tuple(Group(g.policy.with_sinks(sinks), g.members, g.capacity) for g in self.groups)
+        )
+
+    def bind(self, shape: ModelShape, capacity: int = UNBOUNDED) -> tuple[BoundGroup, ...]:
+        """Return the groups in a model; each has a capacity of its own."""
         owner: dict[tuple[int, int], int] = {}
         for number, group in enumerate(self.groups):
             for member in group.members:
-                for pair in heads_of(member, num_heads):
+                for pair in heads_of(member, shape.num_heads):
                     if pair in owner:
                         where = (
                             f"twice in group {number}"
@@ -88,7 +121,7 @@ class Groups(Plan):
                             f"KV head {pair[1]} of layer {pair[0]} is {where}; name it once"
                         )
                     owner[pair] = number
-        for layer, heads in enumerate(num_heads):
+        for layer, heads in enumerate(shape.num_heads):
             for head in range(heads):
                 if (layer, head) not in owner:
                     raise ConfigError(
@@ -96,23 +129,38 @@ class Groups(Plan):
                         f"layer) or ({layer}, {head}) to the members of one"
                     )
         return tuple(
-            _bind(group.policy, sorted(pair for pair, n in owner.items() if n == number))
+            _bind(group, sorted(pair for pair, n in owner.items() if n == number))
             for number, group in enumerate(self.groups)
         )
 
 
 def mean_capacity(groups: Sequence[BoundGroup]) -> float:
-    """Most tokens that KV heads ever hold on average: what the bytes follow from."""
+    """Return the most tokens that KV heads ever hold on average: what the bytes follow from."""
     schedules = [group.schedule for group in groups]
     heads = [group.num_heads for group in groups]
     if any(schedule.final_capacity == UNBOUNDED for schedule in schedules):
         return UNBOUNDED
     # What all may hold is linear in the tokens seen between these.
-    turns = {turn for s in schedules for turn in (s.capacity, s.steady_from)}
+    bends = {num_seen for s in schedules for num_seen in (s.capacity, s.steady_from)}
     most = max(
-        sum(min(n, s.limit(n)) * h for s, h in zip(schedules, heads, strict=True)) for n in turns
+        sum(min(n, s.limit(n)) * h for s, h in zip(schedules, heads, strict=True)) for n in bends
     )
     return most / sum(heads)
+
+
+def validate_members(members: object) -> tuple[Member, ...]:
+    """Return members as layers and pairs (layer, KV head).
+
+    Raises:
+        ConfigError: they are no sequence, or hold something else.
+    """
+    if isinstance(members, str) or not isinstance(members, Iterable):
+        raise ConfigError(f"members={members!r} must be a sequence; try members=(0, 1, (2, 0))")
+    valid = tuple(m if isinstance(m, int) else _pair(m) for m in members)
+    for member in valid:
+        for number in member if isinstance(member, tuple) else (member,):
+            validate_int("members", number, 0)
+    return valid
 
 
 def _pair(member: object) -> tuple[int, int]:
@@ -122,7 +170,7 @@ def _pair(member: object) -> tuple[int, int]:
 
 
 def pairs_of(members: Iterable[Member], num_heads: Sequence[int]) -> list[tuple[int, int]]:
-    """The pairs (layer, KV head) of members, each once and in order of depth.
+    """Return the pairs (layer, KV head) of members, each once and in order of depth.
 
     Raises:
         ConfigError: no such layer or head.
@@ -131,7 +179,7 @@ def pairs_of(members: Iterable[Member], num_heads: Sequence[int]) -> list[tuple[
 
 
 def heads_of(member: Member, num_heads: Sequence[int]) -> list[tuple[int, int]]:
-    """The pairs (layer, KV head) of a member.
+    """Return the pairs (layer, KV head) of a member.
 
     Raises:
         ConfigError: no such layer or head.
@@ -152,8 +200,9 @@ def heads_of(member: Member, num_heads: Sequence[int]) -> list[tuple[int, int]]:
     return [(layer, head)]
 
 
-def _bind(policy: Policy, pairs: list[tuple[int, int]]) -> BoundGroup:
+def _bind(group: Group, pairs: list[tuple[int, int]]) -> BoundGroup:
     heads: dict[int, tuple[int, ...]] = {}
     for layer, head in pairs:
         heads[layer] = (*heads.get(layer, ()), head)
-    return BoundGroup(policy.bind(len(heads)), heads)
+    capacity = UNBOUNDED if group.capacity is None else group.capacity
+    return BoundGroup(group.policy.schedule(len(heads), capacity), heads, group.policy)

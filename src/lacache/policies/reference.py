@@ -3,39 +3,50 @@
 It shares no code with the fast path, geometry included.
 """
 
-from lacache.policies.ladder import Ladder
 from lacache.policies.schedule import State
 
 
 def reference_kept(
-    config: Ladder, num_layers: int, recent: int, num_seen: int, *, settled: bool
+    num_seen: int,
+    *,
+    settled: bool,
+    num_layers: int,
+    capacity: int,
+    span: int,
+    overlap: int,
+    sinks: int,
+    recent: int,
+    evict_batch: int,
+    geometry: str = "interleaved",
+    unit: int = 1,
+    window_layers: tuple[int, ...] = (),
 ) -> tuple[State, list[list[int]]]:
-    """State and, per layer, the original numbers of the tokens kept after `num_seen` tokens.
+    """Return state and, per layer, the original numbers of the tokens kept after `num_seen`.
 
     Token by token and layer by layer, as in the canonical schedule. `settled` runs the
-    compaction that is due after the last token, if one is, as the released code does.
+    compaction that is due after the last token, if one is, as the released code does. The other
+    arguments are a ladder's, all of them in layers, slots or tokens.
     """
-    step = config.span - config.overlap
+    step = span - overlap
     band = 1
-    while (band - 1) * step < num_layers - config.span:
+    while (band - 1) * step < num_layers - span:
         band += 1
     kept_units = 1
-    while kept_units * step < config.span:
+    while kept_units * step < span:
         kept_units += 1
     kept_units = min(kept_units, band)
     freed_units = band - kept_units
-    unit = config.unit
 
     def phase(layer: int) -> int:
-        if config.geometry == "interleaved":
+        if geometry == "interleaved":
             return layer % (freed_units + 1)
         moved = 0
-        while moved < freed_units and moved * step < layer - config.span + 1:
+        while moved < freed_units and moved * step < layer - span + 1:
             moved += 1
         return moved
 
     layers: list[list[int]] = [[] for _ in range(num_layers)]
-    cursor = config.sinks
+    cursor = sinks
 
     def compact() -> None:
         nonlocal cursor
@@ -43,15 +54,15 @@ def reference_kept(
         limit = num_cached - recent
         available = (limit - cursor) // (band * unit)
         if available <= 0:
-            cursor = config.sinks
+            cursor = sinks
             available = (limit - cursor) // (band * unit)
         thinned = 0
-        while thinned < available and thinned * freed_units * unit < config.evict_batch:
+        while thinned < available and thinned * freed_units * unit < evict_batch:
             thinned += 1
         gone = thinned * freed_units * unit
         for layer, tokens in enumerate(layers):
-            if layer in config.window_layers:
-                slots = [*range(config.sinks), *range(config.sinks + gone, num_cached)]
+            if layer in window_layers:
+                slots = [*range(sinks), *range(sinks + gone, num_cached)]
             else:
                 slots = list(range(cursor))
                 for j in range(thinned):
@@ -63,10 +74,10 @@ def reference_kept(
         cursor += thinned * kept_units * unit
 
     for token in range(num_seen):
-        if len(layers[0]) == config.capacity:
+        if len(layers[0]) == capacity:
             compact()
         for tokens in layers:
             tokens.append(token)
-    if settled and len(layers[0]) == config.capacity:
+    if settled and len(layers[0]) == capacity:
         compact()
     return State(num_seen, len(layers[0]), cursor), layers

@@ -1,27 +1,228 @@
-"""A long history for the KV heads that need one, a short window for the others, at equal bytes."""
+"""A long history for the retrieval heads, a short window for the streaming heads, at equal bytes.
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import final
+Few KV heads copy from far back ("retrieval heads", arXiv 2404.15574); all others do as well with a
+window. Which they are comes from the model's head profile or from the user, before the first
+token, so what is kept still depends on counts alone.
+"""
 
-from lacache.common.validation import validate_int
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+from lacache.common.validation import validate_int, validate_number
 from lacache.errors import ConfigError
-from lacache.policies.geometry import default_span_overlap
-from lacache.policies.groups import Group, Groups, Member, pairs_of
+from lacache.policies.groups import Group, Groups, pairs_of, validate_members
+from lacache.policies.head_profile import layers_by_depth
 from lacache.policies.ladder import Ladder
-from lacache.policies.schedule import BoundGroup, Plan, Policy
+from lacache.policies.policy import (
+    EVICT_BATCH,
+    SINKS,
+    BoundGroup,
+    LayerPolicy,
+    Member,
+    ModelShape,
+    Policy,
+    format_members,
+    in_slots,
+    parse_members,
+    text_form,
+    validate_slots,
+)
+from lacache.policies.schedule import UNBOUNDED
 from lacache.policies.shrinking_window import ShrinkingWindow
 from lacache.policies.streaming import Streaming
 
+Tiers = tuple[tuple[Member, ...], ...]
 
-def split_by_need(
-    order: Sequence[Member], share: float, most: float
-) -> tuple[tuple[Member, ...], ...]:
-    """A history and its tiers, from members in order of need.
+
+def _parse_tiers(text: str) -> Tiers:
+    return tuple(map(parse_members, text.split("/")))
+
+
+def _format_tiers(tiers: Tiers) -> str:
+    return "/".join(map(format_members, tiers))
+
+
+_TIERS_FORM = text_form(_parse_tiers, _format_tiers, "8.0+17/12.1")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RetrievalHeads(Policy):
+    """Retrieval heads get a history in the bytes that streaming heads, with a window, leave.
+
+    The history never ends, as it is a ladder over its own layers: once its capacity is reached,
+    its older part is compacted again and again.
 
     Args:
-        order: layers or pairs, the neediest first.
+        share: of the KV heads, how many keep a history, most important first, by the model's head
+            profile. Give it or `heads`.
+        most: share of the KV heads in the history and all tiers together. Each tier adds a
+            quarter of what stands before it; it holds everything until the history and the tiers
+            before it need its bytes, so less important heads lose theirs first.
+        heads: layers, or pairs (layer, KV head), in place of a profile: the history first, then
+            the tiers.
+        window: capacity of the streaming heads in the end, as a share of the whole. Until the
+            history has grown so long, they hold what it leaves.
+        without_profile: what a model without a profile gets: "ladder", one ladder over all
+            layers, or "depth", a history for the layers that are likely by their depth.
+        sinks: first tokens, never evicted.
+        evict_batch: tokens from one compaction to the next, or a share of the capacity; a full
+            history frees as many, or a little more.
+        span: of the history's ladder; see Ladder, as for all below.
+        overlap: of the history's ladder.
+        recent: newest tokens of the history that no compaction touches.
+        geometry: "interleaved" or "consecutive".
+        unit: neighbouring tokens that are kept or evicted together.
+
+    Raises:
+        ConfigError: a value out of range; from `bind` for groups that cannot work in that model.
+    """
+
+    share: float | None = None
+    most: float = 0.0
+    heads: Tiers = field(default=(), metadata=_TIERS_FORM)
+    window: float = 0.5
+    without_profile: str = "ladder"
+    sinks: int = SINKS
+    evict_batch: float = EVICT_BATCH
+    span: int | None = None
+    overlap: int | None = None
+    recent: float | None = None
+    geometry: str = "interleaved"
+    unit: int = 1
+
+    names: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "balanced": {"share": 0.07, "most": 0.3, "window": 0.75},
+        "local": {"share": 0.1, "window": 0.85},
+        "global": {"share": 0.1, "most": 0.3, "window": 0.25, "without_profile": "depth"},
+        "retrieval": {},
+    }
+    needs_profile: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.heads, str) or not isinstance(self.heads, Iterable):
+            raise ConfigError(
+                f"heads={self.heads!r} must be a sequence of tiers; try heads=((1, (2, 0)), (3,))"
+            )
+        tiers = tuple(validate_members(members) for members in self.heads)
+        if not all(tiers):
+            raise ConfigError(f"heads={self.heads!r} has an empty tier; leave it out")
+        object.__setattr__(self, "heads", tiers)
+        if self.heads and (self.share is not None or self.most):
+            raise ConfigError(
+                f"heads cannot be given with share={self.share} or most={self.most}, which choose "
+                "them; leave one out (as text: retrieval:heads=8.0+17)"
+            )
+        if not self.heads and self.share is None:
+            raise ConfigError("neither share nor heads was given; try share=0.07")
+        for name in ("share", "most", "window"):
+            value = getattr(self, name)
+            if value is not None:
+                validate_number(name, value, 0.5)
+                low_is_fine = name == "most" and value == 0
+                if not (0.0 < value < 1.0 or low_is_fine):
+                    raise ConfigError(
+                        f"{name}={value} as a share must be in (0, 1); try {name}=0.5"
+                    )
+        if self.without_profile not in ("ladder", "depth"):
+            raise ConfigError(
+                f"without_profile={self.without_profile!r} must be 'ladder' or 'depth'; try "
+                "without_profile='ladder'"
+            )
+        validate_int("sinks", self.sinks, 0)
+        validate_slots("evict_batch", self.evict_batch, 1)
+        self._ladder(self.evict_batch)
+
+    def bind(self, shape: ModelShape, capacity: int) -> tuple[BoundGroup, ...]:
+        """Return the history first, then the tiers, then the streaming heads."""
+        tiers = self._tiers(shape)
+        if not tiers:
+            return self._ladder(self.evict_batch).bind(shape, capacity)
+        least = max(1, int(capacity * self.window))
+        evict_batch = in_slots(self.evict_batch, capacity, most=least - self.sinks)
+        if least < self.sinks + evict_batch:
+            raise ConfigError(
+                f"window={self.window} of capacity={capacity} is {least} tokens, and at least "
+                f"{self.sinks + evict_batch} = sinks {self.sinks} + evict_batch {evict_batch} are "
+                "needed; try a larger budget or window"
+            )
+        num_heads = shape.num_heads
+        pairs = [pairs_of(members, num_heads) for members in tiers]
+        named = {pair for tier in pairs for pair in tier}
+        streaming = [
+            (layer, head)
+            for layer, heads in enumerate(num_heads)
+            for head in range(heads)
+            if (layer, head) not in named
+        ]
+        if not streaming:
+            raise ConfigError(
+                "history and tiers hold every KV head, so nothing is left for windows; try "
+                "policy='ladder'"
+            )
+        total = sum(num_heads)
+
+        def capacity_of(num_before: int) -> int:
+            """Tokens that so many heads can hold while all others have their window.
+
+            Less a few, so that the tiers compact at the same tokens and the history is full at
+            one of them, which makes for longer chunks.
+            """
+            tokens = least + (capacity - least) * total // num_before
+            return tokens - (tokens - capacity) % evict_batch
+
+        history = self._history(len({layer for layer, _ in pairs[0]}), evict_batch)
+        groups = [Group(history, tuple(pairs[0]), capacity_of(len(pairs[0])))]
+        num_before = len(pairs[0])
+        for tier in (*pairs[1:], streaming):
+            window = ShrinkingWindow(
+                least=least,
+                history_heads=num_before,
+                window_heads=len(tier),
+                sinks=self.sinks,
+                evict_batch=evict_batch,
+            )
+            num_before += len(tier)
+            groups.append(Group(window, tuple(tier), capacity_of(num_before)))
+        return Groups(tuple(groups)).bind(shape, UNBOUNDED)
+
+    def _tiers(self, shape: ModelShape) -> Tiers:
+        """Return the history and its tiers; nothing where one ladder takes their place."""
+        if self.share is None:
+            return self.heads
+        order: Sequence[Member]
+        if shape.profile is not None:
+            order = shape.profile.order
+        elif self.without_profile == "depth":
+            order = layers_by_depth(shape.num_layers)
+        else:
+            return ()
+        return split_by_importance(order, self.share, self.most)
+
+    def _history(self, num_layers: int, evict_batch: int) -> LayerPolicy:
+        if num_layers == 1:
+            # One layer alone has no ladder to stand on.
+            return Streaming(self.sinks, evict_batch)
+        return self._ladder(evict_batch)
+
+    def _ladder(self, evict_batch: float) -> Ladder:
+        return Ladder(
+            span=self.span,
+            overlap=self.overlap,
+            sinks=self.sinks,
+            recent=self.recent,
+            evict_batch=evict_batch,
+            geometry=self.geometry,
+            unit=self.unit,
+        )
+
+
+def split_by_importance(order: Sequence[Member], share: float, most: float) -> Tiers:
+    """Return a history and its tiers.
+
+    Args:
+        order: layers or pairs, the most important first.
         share: of them in the history; one at least.
         most: share in the history and all tiers together, but one member. Each tier adds a quarter
             of what stands before it.
@@ -33,145 +234,3 @@ def split_by_need(
         start, end = end, min(last, end + max(1, end // 4))
         parts.append(tuple(order[start:end]))
     return tuple(parts)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class RetrievalHeads(Plan):
-    """Few KV heads find what is far back; they get what the others, with a window, leave.
-
-    The history never ends, as it is a ladder over its own layers: once its capacity is reached,
-    its older part is thinned again and again.
-
-    Args:
-        capacity: tokens per KV head on average: the cache has the bytes of one with that
-            capacity in every layer.
-        history: layers, or pairs (layer, KV head), that keep a history.
-        window: capacity of all others in the end, as a share of `capacity`. Until the history has
-            grown so long, they hold what it leaves: the bytes are in use at all times, up to one
-            evict_batch.
-        tiers: more layers or pairs, in order of their need. Each tier holds everything until the
-            history and the tiers before it need its bytes, so the last ones give way first; those
-            in no tier before all of them.
-        sinks: first tokens, never evicted.
-        evict_batch: tokens that come in from one compaction to the next; a full history frees as
-            many, or a little more, at moments of its own.
-        span: of the history's ladder, in layers of the history; by default half of them.
-        overlap: likewise; without span and overlap, four fifths of the span.
-        recent: newest tokens of the history that no compaction touches; by default half.
-        geometry: "interleaved" or "consecutive".
-        unit: neighbouring tokens that are kept or dropped together.
-
-    Raises:
-        ConfigError: a value out of range, or groups that cannot work in that model.
-    """
-
-    capacity: int
-    history: tuple[Member, ...]
-    window: float = 0.5
-    tiers: tuple[tuple[Member, ...], ...] = ()
-    sinks: int = 4
-    evict_batch: int = 1
-    span: int | None = None
-    overlap: int | None = None
-    recent: int | None = None
-    geometry: str = "interleaved"
-    unit: int = 1
-
-    def __post_init__(self) -> None:
-        validate_int("capacity", self.capacity, 1)
-        validate_int("sinks", self.sinks, 0)
-        validate_int("evict_batch", self.evict_batch, 1)
-        if not isinstance(self.window, int | float) or not 0.0 < self.window < 1.0:
-            raise ConfigError(
-                f"window={self.window!r} as a share must be in (0, 1); try window=0.5"
-            )
-        smallest = self.sinks + self.evict_batch
-        if self.window_capacity < smallest:
-            raise ConfigError(
-                f"window={self.window} of capacity={self.capacity} is {self.window_capacity} "
-                f"tokens, and at least {smallest} = sinks {self.sinks} + evict_batch "
-                f"{self.evict_batch} are needed; try capacity={math.ceil(smallest / self.window)}"
-            )
-        window = Streaming(self.window_capacity, self.sinks, self.evict_batch)
-        object.__setattr__(self, "history", Group(window, self.history).members)
-        if isinstance(self.tiers, str) or not isinstance(self.tiers, Iterable):
-            raise ConfigError(
-                f"tiers={self.tiers!r} must be a sequence of tiers; try tiers=((1, (2, 0)), (3,))"
-            )
-        tiers = tuple(Group(window, members).members for members in self.tiers)
-        object.__setattr__(self, "tiers", tiers)
-
-    @property
-    def window_capacity(self) -> int:
-        """Capacity of the KV heads without a history, in the end."""
-        return max(1, int(self.capacity * self.window))
-
-    def history_capacity(self, num_heads: Sequence[int]) -> int:
-        """Capacity of the KV heads with a history: what the others leave in the end."""
-        return self._capacity(len(pairs_of(self.history, num_heads)), sum(num_heads))
-
-    def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
-        """The history first, then the tiers, then all others."""
-        tiers = [pairs_of(members, num_heads) for members in (self.history, *self.tiers)]
-        named = {pair for tier in tiers for pair in tier}
-        others = [
-            (layer, head)
-            for layer, heads in enumerate(num_heads)
-            for head in range(heads)
-            if (layer, head) not in named
-        ]
-        if not others:
-            what = "history and tiers hold" if self.tiers else "history holds"
-            raise ConfigError(
-                f"{what} every KV head, so nothing is left for windows; use one ladder for all "
-                "layers (preset balanced without a profile, or a Ladder)"
-            )
-        groups = [Group(self._thinned(num_heads), tuple(tiers[0]))]
-        neediest = len(tiers[0])
-        for tier in (*tiers[1:], others):
-            window = self._shrinking(neediest, len(tier), sum(num_heads))
-            groups.append(Group(window, tuple(tier)))
-            neediest += len(tier)
-        return Groups(tuple(groups)).bind_groups(num_heads)
-
-    def _capacity(self, num_neediest: int, heads: int) -> int:
-        """Tokens that so many KV heads can hold while all others have their window.
-
-        Less a few, so that the tiers compact at the same tokens and the history is full at one of
-        them, which makes for longer segments.
-        """
-        window = self.window_capacity
-        capacity = window + (self.capacity - window) * heads // num_neediest
-        return capacity - (capacity - self.capacity) % self.evict_batch
-
-    def _shrinking(self, before: int, tier: int, heads: int) -> ShrinkingWindow:
-        """The window of a tier with so many KV heads, after so many with more need."""
-        return ShrinkingWindow(
-            capacity=self._capacity(before + tier, heads),
-            least=self.window_capacity,
-            history_heads=before,
-            window_heads=tier,
-            sinks=self.sinks,
-            evict_batch=self.evict_batch,
-        )
-
-    def _thinned(self, num_heads: Sequence[int]) -> Policy:
-        capacity = self.history_capacity(num_heads)
-        num_layers = len({layer for layer, _ in pairs_of(self.history, num_heads)})
-        if num_layers == 1:
-            # One layer alone has no ladder to stand on.
-            return Streaming(capacity, self.sinks, self.evict_batch)
-        span, overlap = default_span_overlap(num_layers) if self.span is None else (self.span, 0)
-        if self.overlap is not None:
-            overlap = self.overlap
-        return Ladder(
-            capacity=capacity,
-            span=span,
-            overlap=overlap,
-            sinks=self.sinks,
-            recent=self.recent,
-            evict_batch=self.evict_batch,
-            geometry=self.geometry,
-            unit=self.unit,
-        )

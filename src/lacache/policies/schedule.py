@@ -1,4 +1,4 @@
-"""What a plan is: schedules of compactions that depend on counts alone.
+"""Schedules of compactions: which slots are evicted when, by token counts alone.
 
 Every host (transformers cache, engine, vLLM) runs the same schedule: before token number
 `num_seen` is inserted, if the cache is full, one compaction runs. Full is `num_cached == capacity`,
@@ -7,8 +7,6 @@ but for windows that shrink.
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, final
 
 UNBOUNDED = sys.maxsize
@@ -37,7 +35,10 @@ class State(NamedTuple):
 
 
 class Schedule(ABC):
-    """A policy bound to a number of layers. Layers with the same pattern keep the same tokens."""
+    """A policy bound to a number of layers. Layers with the same pattern keep the same tokens.
+
+    Schedules with the same settings are equal.
+    """
 
     capacity: int
     """Most tokens that a layer ever holds, the newest included."""
@@ -45,6 +46,12 @@ class Schedule(ABC):
     """Per layer, the number of its pattern."""
     steady_from: int = 0
     """Tokens seen from which on slots and cursor alone decide, and so the schedule is periodic."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.capacity, self.patterns))
 
     @property
     def final_capacity(self) -> int:
@@ -78,55 +85,3 @@ class Schedule(ABC):
     def settle(self, state: State) -> State:
         """The state that the next token finds: after the compaction, if one is due."""
         return self.compact(state) if self.is_full(state) else state
-
-
-@final
-@dataclass(frozen=True)
-class BoundGroup:
-    """KV heads that share one schedule, in a model."""
-
-    schedule: Schedule
-    heads: Mapping[int, tuple[int, ...]]
-    """Per layer, which of its KV heads are in the group; both in increasing order."""
-
-    def pattern(self, layer: int) -> int:
-        """The pattern of a layer in the group's schedule."""
-        return self.schedule.patterns[list(self.heads).index(layer)]
-
-    @property
-    def num_heads(self) -> int:
-        """KV heads over all layers of the group."""
-        return sum(len(heads) for heads in self.heads.values())
-
-
-class Plan(ABC):
-    """What a cache keeps in a model. Subclasses are frozen dataclasses."""
-
-    @abstractmethod
-    def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
-        """The groups over layers with `num_heads` KV heads each, in order of depth.
-
-        Raises:
-            ConfigError: this configuration cannot work for these layers.
-        """
-
-
-class Policy(Plan, ABC):
-    """A plan with one group, of all layers."""
-
-    @abstractmethod
-    def bind(self, num_layers: int) -> Schedule:
-        """The schedule for a model with `num_layers` layers that hold a growing cache.
-
-        Raises:
-            ConfigError: this configuration cannot work at that depth.
-        """
-
-    @abstractmethod
-    def smallest_capacity(self, num_layers: int) -> int:
-        """The least capacity with which this configuration works at that depth, in tokens."""
-
-    def bind_groups(self, num_heads: Sequence[int]) -> tuple[BoundGroup, ...]:
-        """One group of all KV heads."""
-        heads = {layer: tuple(range(n)) for layer, n in enumerate(num_heads)}
-        return (BoundGroup(self.bind(len(num_heads)), heads),)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import final
 
+from lacache.policies import BoundGroup
 from lacache.policies.kept import kept_after
-from lacache.policies.schedule import BoundGroup
 from lacache.server.json import Json
 
 

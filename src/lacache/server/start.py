@@ -170,7 +170,7 @@ def _served(
             files = PrefixFiles(folder / "prefixes", engine.kind, keeping.disk_bytes)
     info = model_info(model)
     holding = Holding(
-        engine.plan.bind_groups(info.num_heads),
+        engine.policy.groups,
         len(info.growing),
         engine.row_bytes,
         info.bytes_per_token,

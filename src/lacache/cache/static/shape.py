@@ -1,4 +1,4 @@
-"""What the buffers of a model and a plan look like, and so how many bytes they take."""
+"""What the buffers of a model and a bound policy look like, and so how many bytes they take."""
 
 from dataclasses import dataclass
 from typing import final
@@ -9,7 +9,7 @@ from lacache.cache.static.quantized import bytes_per_state
 from lacache.common.validation import validate_kv_dtype
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.models.model_info import GrowingLayer, ModelInfo
-from lacache.policies.schedule import UNBOUNDED, BoundGroup, Plan
+from lacache.policies import UNBOUNDED, BoundGroup, BoundPolicy
 
 
 @final
@@ -19,31 +19,31 @@ class StaticShape:
 
     Args:
         info: of the model.
-        plan: what is kept.
+        bound: what is kept.
         kv_dtype: "int8" or "float8_e4m3fn", with a scale for each token and head; None is the
             model's own type. Layers whose attention is a window by itself stay in the model's.
 
     Raises:
-        ConfigError: the plan keeps everything, so nothing fixed can hold it; or there is no such
+        ConfigError: the policy keeps everything, so nothing fixed can hold it; or there is no such
             kv_dtype.
         UnsupportedModelError: the model has layers with a state of another kind.
-        UnsupportedOperationError: the plan divides a layer whose attention has sinks of its own.
+        UnsupportedOperationError: the policy divides a layer whose attention has sinks of its own.
     """
 
     info: ModelInfo
-    plan: Plan
+    bound: BoundPolicy
     kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.info.linear:
             raise UnsupportedModelError(
                 f"layer {self.info.linear[0]} is linear attention, whose state the engine does "
-                "not hold; use LaCache.from_model and lacache.stream with this model"
+                "not hold; use LaCache and lacache.stream with this model"
             )
         if any(group.schedule.capacity == UNBOUNDED for group in self.groups):
             raise ConfigError(
-                f"{type(self.plan).__name__} keeps every token, and the engine's memory is fixed; "
-                "give a budget, or use LaCache.from_model and lacache.stream"
+                f"{self.bound.policy} keeps every token, and the engine's memory is fixed; "
+                "give a budget, or use LaCache and lacache.stream"
             )
         for group in self.groups:
             for depth, heads in group.heads.items():
@@ -57,8 +57,8 @@ class StaticShape:
 
     @property
     def groups(self) -> tuple[BoundGroup, ...]:
-        """The plan's groups in this model."""
-        return self.plan.bind_groups(self.info.num_heads)
+        """Groups of KV heads and their schedules."""
+        return self.bound.groups
 
     @property
     def row_bytes(self) -> int:
@@ -72,7 +72,7 @@ class StaticShape:
 
     @property
     def growing_bytes(self) -> int:
-        """The same, of the layers that the plan rules: keys twice, where positions move them."""
+        """The same, of the growing layers: keys twice, where positions move them."""
         return sum(
             len(heads)
             * group.schedule.capacity
@@ -83,7 +83,7 @@ class StaticShape:
 
 
 def bytes_per_token(info: ModelInfo, kv_dtype: str | None = None) -> int:
-    """Of one token in every layer that a plan rules.
+    """Of one token in every growing layer.
 
     Raises:
         ConfigError: there is no such kv_dtype.

@@ -15,9 +15,9 @@ from lacache.integrations.kvpress.models import (
     validate_layers,
     validate_rotary,
 )
-from lacache.policies.kept import kept_after
-from lacache.policies.resolve import budget_source, validate_options
-from lacache.policies.schedule import Policy
+from lacache.policies import Ladder, ModelShape, kept_after, parse_budget
+from lacache.policies.ladder import LadderSchedule
+from lacache.policies.policy import EVICT_BATCH, SINKS
 
 try:
     from kvpress import SUPPORTED_MODELS, BasePress
@@ -60,9 +60,9 @@ class LadderPress(BasePress):
     compression_ratio: float = 0.0
     span: int | None = None
     overlap: int | None = None
-    sinks: int = 4
-    recent: int | None = None
-    evict_batch: int = 1
+    sinks: int = SINKS
+    recent: float | None = None
+    evict_batch: float = EVICT_BATCH
     geometry: str = "interleaved"
     unit: int = 1
     window_layers: tuple[int, ...] = ()
@@ -70,7 +70,7 @@ class LadderPress(BasePress):
 
     def __post_init__(self) -> None:
         self._validate_ratio()
-        validate_options(self._share(), "ladder", self._options())
+        self._ladder()
 
     def post_init_from_model(self, model: Any) -> None:
         """Refuse what cannot work with this model; kvpress calls it before the model runs.
@@ -85,7 +85,7 @@ class LadderPress(BasePress):
         validate_layers(config)
         if self.rerotate:
             validate_rotary(model, SUPPORTED_MODELS)
-        self._policy(config.num_hidden_layers, num_tokens=1).bind(config.num_hidden_layers)
+        self._schedule(config.num_hidden_layers, num_tokens=1)
 
     def compress(
         self,
@@ -118,7 +118,7 @@ class LadderPress(BasePress):
         refuse_padding(kwargs.get("attention_mask"))
         layer: Any = module
         num_layers = layer.config.num_hidden_layers
-        kept = _kept(self._policy(num_layers, num_tokens), num_layers, num_tokens)
+        kept = _kept(self._schedule(num_layers, num_tokens), num_tokens)
         tokens = torch.tensor(kept[layer.layer_idx], device=keys.device)
         keys, values = keys[:, :, tokens], values[:, :, tokens]
         if self.rerotate:
@@ -136,35 +136,36 @@ class LadderPress(BasePress):
                 "compression_ratio=0.5"
             )
 
-    def _options(self) -> dict[str, Any]:
-        """The settings of the ladder, as far as given."""
-        options = {
-            "span": self.span,
-            "overlap": self.overlap,
-            "sinks": self.sinks,
-            "recent": self.recent,
-            "evict_batch": self.evict_batch,
-            "geometry": self.geometry,
-            "unit": self.unit,
-            "window_layers": self.window_layers,
-        }
-        return {name: value for name, value in options.items() if value is not None}
+    def _ladder(self) -> Ladder:
+        return Ladder(
+            span=self.span,
+            overlap=self.overlap,
+            sinks=self.sinks,
+            recent=self.recent,
+            evict_batch=self.evict_batch,
+            geometry=self.geometry,
+            unit=self.unit,
+            window_layers=self.window_layers,
+        )
 
     def _share(self) -> float:
         # A ratio of 0.7 is a budget of 0.3, and not of 0.30000000000000004.
         return round(1.0 - self.compression_ratio, 12)
 
-    def _policy(self, num_layers: int, num_tokens: int) -> Policy:
-        source = budget_source(
-            self._share(), "ladder", self._options(), num_layers=num_layers, bytes_per_token=1
+    def _schedule(self, num_layers: int, num_tokens: int) -> LadderSchedule:
+        ladder = self._ladder()
+        shape = ModelShape.of_layers(num_layers)
+        capacity = parse_budget(self._share()).capacity(
+            bytes_per_token=1,
+            prompt_tokens=num_tokens,
+            smallest=ladder.smallest_capacity(shape),
         )
-        return source(num_tokens)
+        return ladder.schedule(num_layers, capacity)
 
 
 @lru_cache(maxsize=1)
-def _kept(policy: Policy, num_layers: int, num_tokens: int) -> tuple[list[int], ...]:
-    """Per layer the tokens that the one after `num_tokens` finds; all layers ask for the same."""
-    schedule = policy.bind(num_layers)
+def _kept(schedule: LadderSchedule, num_tokens: int) -> tuple[list[int], ...]:
+    """Return per layer the tokens that the one after `num_tokens` finds, once for all layers."""
     kept = kept_after(schedule, num_tokens)
     kept.settle()
     return tuple(kept.by_pattern[pattern] for pattern in schedule.patterns)

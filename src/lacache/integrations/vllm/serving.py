@@ -76,7 +76,7 @@ def server_arguments(
         # Before vLLM takes half a minute to say so at the end of long tracebacks.
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         settings.schedule(config.get_text_config().num_hidden_layers)
-    said = {"budget": settings.budget, "policy": settings.policy, **settings.options}
+    said = {"budget": settings.budget, "policy": str(settings.policy)}
     given = {"--model": str(folder or called), "--additional-config": json.dumps({KEY: said})}
     defaults = {"--max-model-len": str(MAX_MODEL_LEN)}
     if folder is not None:

@@ -7,8 +7,7 @@ from typing import Any, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.policies.resolve import budget_source, default_evict_batch
-from lacache.policies.schedule import Schedule
+from lacache.policies import Full, Ladder, LayerPolicy, Schedule, parse_policy
 
 KEY = "lacache"
 """The key of vLLM's `additional_config` that holds the settings."""
@@ -23,16 +22,15 @@ class Settings:
 
     Args:
         budget: slots of each sequence in each layer.
-        policy: by name.
-        options: the policy's other fields.
+        policy: one schedule for all layers.
 
     Raises:
-        ConfigError: the budget is no number of tokens.
+        ConfigError: the budget is no number of tokens, or the policy divides layers or is
+            unbounded.
     """
 
     budget: int
-    policy: str = "ladder"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    policy: LayerPolicy = field(default_factory=Ladder)
 
     def __post_init__(self) -> None:
         if not isinstance(self.budget, int) or isinstance(self.budget, bool):
@@ -41,6 +39,13 @@ class Settings:
                 "before it sees a prompt; try budget=512"
             )
         validate_int("budget", self.budget, 1)
+        if not isinstance(self.policy, LayerPolicy):
+            raise ConfigError(
+                f"policy={self.policy} gives KV heads different capacities, and vLLM's pages hold "
+                "one policy for all layers; try policy='ladder', or lacache.Engine"
+            )
+        if isinstance(self.policy, Full):
+            raise ConfigError("policy='full' must be bounded; try 'ladder', or leave lacache out")
 
     @classmethod
     def read(
@@ -73,14 +78,13 @@ class Settings:
         options = dict(given)
         if "budget" not in options:
             raise ConfigError(f'{where} must have a budget; try {{"budget": 512}}')
-        for name in ("preset", "plan"):
-            if name in options:
-                raise ConfigError(
-                    f"{where} has a {name}, and vLLM's pages hold one policy for all layers; give "
-                    "span and overlap, or use lacache.Engine"
-                )
-        budget, policy = options.pop("budget"), options.pop("policy", "ladder")
-        return cls(budget, policy, options)
+        for name in options.keys() - {"budget", "policy"}:
+            raise ConfigError(
+                f"{where} has no setting {name!r}; settings of a policy stand in its text, such "
+                "as ladder:span=15:overlap=0"
+            )
+        policy: Any = parse_policy(options.get("policy", "ladder"))
+        return cls(options["budget"], policy)
 
     def schedule(self, num_layers: int) -> Schedule:
         """The schedule of a model with that many layers.
@@ -88,12 +92,4 @@ class Settings:
         Raises:
             ConfigError: these settings cannot work for it, or nothing would be bounded.
         """
-        if self.policy == "full":
-            raise ConfigError("policy='full' must be bounded; try 'ladder', or leave lacache out")
-        sinks = self.options.get("sinks", 0)
-        evict_batch = default_evict_batch(self.budget, sinks if isinstance(sinks, int) else 0)
-        options = {"evict_batch": evict_batch} | dict(self.options)
-        policy = budget_source(
-            self.budget, self.policy, options, num_layers=num_layers, bytes_per_token=1
-        )(0)
-        return policy.bind(num_layers)
+        return self.policy.schedule(num_layers, self.budget)

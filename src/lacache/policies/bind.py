@@ -1,0 +1,100 @@
+"""From a policy and a budget to schedules: the one place where they meet a model."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from lacache.errors import ConfigError
+from lacache.policies.budget import Budget, BudgetLike, parse_budget
+from lacache.policies.groups import Group, Groups
+from lacache.policies.policy import BoundGroup, Member, ModelShape, Policy
+from lacache.policies.schedule import UNBOUNDED
+
+
+@final
+@dataclass(frozen=True)
+class BoundPolicy:
+    """What a cache keeps in one model, at one capacity.
+
+    Args:
+        policy: its settings.
+        capacity: tokens per layer, averaged over KV heads; UNBOUNDED where the policy takes no
+            budget.
+        groups: KV heads and their schedules.
+        shape: of the model.
+    """
+
+    policy: Policy
+    capacity: int
+    groups: tuple[BoundGroup, ...]
+    shape: ModelShape
+
+    def __str__(self) -> str:
+        return (
+            str(self.policy) if self.capacity == UNBOUNDED else f"{self.policy} at {self.capacity}"
+        )
+
+    def explicit(self) -> Groups:
+        """Return the same as groups with capacities, which need no profile and no budget."""
+        return Groups(tuple(map(self._group, self.groups)))
+
+    def _group(self, group: BoundGroup) -> Group:
+        members: list[Member] = []
+        for layer, heads in group.heads.items():
+            whole = len(heads) == self.shape.num_heads[layer]
+            members += [layer] if whole else [(layer, head) for head in heads]
+        capacity = group.schedule.capacity
+        return Group(group.policy, tuple(members), None if capacity == UNBOUNDED else capacity)
+
+    def record(self) -> dict[str, Any]:
+        """Return policy and capacity as plain JSON; a capacity of null is not the budget's."""
+        capacity = None if self.capacity == UNBOUNDED else self.capacity
+        return {"policy": str(self.policy), "capacity": capacity}
+
+
+def validate_budget(policy: Policy, budget: BudgetLike | None) -> Budget | None:
+    """Return the budget of a policy, or None for a policy that takes none.
+
+    Raises:
+        ConfigError: the budget is missing, is none, or cannot be given with this policy.
+    """
+    if not policy.takes_budget:
+        if budget is not None:
+            raise ConfigError(
+                f"budget={budget} cannot be given with policy {str(policy)[:60]!r}, which is "
+                "unbounded or has capacities of its own; leave the budget out"
+            )
+        return None
+    if budget is None:
+        raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
+    return parse_budget(budget)
+
+
+def bind_policy(
+    policy: Policy,
+    budget: BudgetLike | None,
+    shape: ModelShape,
+    *,
+    bytes_per_token: int,
+    prompt_tokens: int,
+) -> BoundPolicy:
+    """Return what a policy keeps in a model.
+
+    Args:
+        policy: which tokens are kept.
+        budget: how many; None for a policy that takes no budget.
+        shape: of the model.
+        bytes_per_token: keys and values of one token over all layers with a growing cache.
+        prompt_tokens: length of the first prompt, of which a budget may be a share.
+
+    Raises:
+        ConfigError: policy or budget cannot work for this model.
+    """
+    valid = validate_budget(policy, budget)
+    if valid is None:
+        return BoundPolicy(policy, UNBOUNDED, policy.bind(shape, UNBOUNDED), shape)
+    capacity = valid.capacity(
+        bytes_per_token=bytes_per_token,
+        prompt_tokens=prompt_tokens,
+        smallest=policy.smallest_capacity(shape),
+    )
+    return BoundPolicy(policy, capacity, policy.bind(shape, capacity), shape)

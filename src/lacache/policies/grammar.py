@@ -1,0 +1,163 @@
+"""The text form of policies: `name`, `name:field=value:field=value`, or `@file` that holds one.
+
+It passes unquoted through a shell, and through lists that split at commas. `str(policy)` writes
+it. Tuples are joined by `+`; layers are `0-11+14`, KV heads `12.0`. Groups are
+`groups:MEMBERS@CAPACITY@POLICY/MEMBERS@CAPACITY@POLICY`, such as
+`groups:0-11@512@ladder:span=6/12-29@128@streaming`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from lacache.common.files import refuse_device
+from lacache.errors import ConfigError, InputError
+from lacache.policies.full import Full
+from lacache.policies.groups import Group, Groups
+from lacache.policies.ladder import Ladder
+from lacache.policies.paper import Paper
+from lacache.policies.policy import LayerPolicy, Policy, parse_members
+from lacache.policies.retrieval_heads import RetrievalHeads
+from lacache.policies.shrinking_window import ShrinkingWindow
+from lacache.policies.streaming import Streaming
+from lacache.policies.uniform import Uniform
+
+Kinds = tuple[type[Policy], ...]
+
+POLICIES: Kinds = (
+    RetrievalHeads,
+    Ladder,
+    Paper,
+    Streaming,
+    Uniform,
+    Full,
+    Groups,
+    ShrinkingWindow,
+)
+"""Every policy that a cache can follow. A new one adds a line here."""
+
+DEFAULT_POLICY = "balanced"
+
+
+def parse_policy(value: object, kinds: Kinds = POLICIES) -> Policy:
+    """Return the policy that a text stands for; a policy is returned as it is.
+
+    Args:
+        value: a policy or its text.
+        kinds: the policies that there are.
+
+    Raises:
+        ConfigError: no such policy or setting, one that is missing, or a value out of range.
+        InputError: a file that cannot be read.
+    """
+    if isinstance(value, Policy):
+        return value
+    if not isinstance(value, str):
+        raise ConfigError(
+            f"policy={value!r} must be a policy or its text; try policy={DEFAULT_POLICY!r}"
+        )
+    text = value.strip()
+    if text.startswith("@"):
+        text = _read(Path(text[1:]))
+    name, _, rest = text.partition(":")
+    by_name = policy_names(kinds)
+    if name not in by_name:
+        near = get_close_matches(name, by_name, 1) or [DEFAULT_POLICY]
+        raise ConfigError(
+            f"policy={name[:60]!r} must be one of {', '.join(by_name)}, with settings such as "
+            f"ladder:span=15:overlap=0; try {near[0]}"
+        )
+    kind, settings = by_name[name]
+    if kind is Groups:
+        return Groups(tuple(_parse_group(part, kinds) for part in rest.split("/")))
+    given = _parse_settings(name, kind, rest)
+    make: Callable[..., Policy] = kind
+    return make(**{**settings, **given})
+
+
+def policy_names(kinds: Kinds = POLICIES) -> dict[str, tuple[type[Policy], Mapping[str, Any]]]:
+    """Return each name of the text form, with its class and the settings that it stands for."""
+    return {name: (kind, settings) for kind in kinds for name, settings in kind.names.items()}
+
+
+def _read(path: Path) -> str:
+    """Return the text of a file, without comments and white space."""
+    refuse_device(path, "policy ")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a text file with a policy") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not UTF-8 text; give a text file with a policy") from error
+    text = "".join("".join(line.partition("#")[0].split()) for line in lines)
+    if text.startswith("{"):
+        raise InputError(
+            f"{path} is JSON, as lacache 0.1 wrote plans; write the policy as text, such as "
+            "ladder:span=15:overlap=0"
+        )
+    if text.startswith("@"):
+        raise InputError(f"{path} names another file; give the policy itself")
+    return text
+
+
+def _parse_settings(name: str, kind: type[Policy], text: str) -> dict[str, Any]:
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    types = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for part in text.split(":") if text else ():
+        key, equals, value = part.partition("=")
+        if key not in known:
+            raise ConfigError(
+                f"policy {name!r} has no setting {key!r}; use {', '.join(known) or 'none'}"
+            )
+        if not equals or not value:
+            raise ConfigError(f"setting {key!r} of policy {name!r} has no value; write {key}=VALUE")
+        if key in given:
+            raise ConfigError(f"setting {key!r} of policy {name!r} is given twice; give it once")
+        given[key] = _parse_value(name, known[key], types[key], value)
+    for key, setting in known.items():
+        if setting.default is MISSING and key not in given:
+            raise ConfigError(f"policy {name!r} needs {key}; write {name}:{key}=VALUE")
+    return given
+
+
+def _parse_value(name: str, setting: "Field[Any]", type_: Any, text: str) -> Any:
+    accepts = set(get_args(type_)) or {type_}
+    try:
+        if "parse" in setting.metadata:
+            return setting.metadata["parse"](text)
+        if str in accepts:
+            return text
+        # A float takes whole numbers too, and keeps them whole: slots are no share.
+        if int in accepts or not set(text) & set(".einEIN"):
+            return int(text)
+        return float(text)
+    except ValueError as error:
+        example = setting.metadata.get("example") or ("4" if int in accepts else "0.1")
+        raise ConfigError(
+            f"{setting.name}={text} of policy {name!r} cannot be read; try {setting.name}={example}"
+        ) from error
+
+
+def _parse_group(text: str, kinds: Kinds) -> Group:
+    members, first, rest = text.partition("@")
+    capacity, second, policy_text = rest.partition("@")
+    if not second:
+        capacity, policy_text = "", rest
+    try:
+        if not first:
+            raise ValueError
+        numbers = parse_members(members)
+        tokens = int(capacity) if capacity else None
+    except ValueError as error:
+        raise ConfigError(
+            f"group {text[:60]!r} must be MEMBERS@CAPACITY@POLICY; try 0-11@512@streaming"
+        ) from error
+    policy = parse_policy(policy_text, kinds)
+    if not isinstance(policy, LayerPolicy):
+        raise ConfigError(
+            f"policy {policy} cannot be that of a group; use one such as ladder or streaming"
+        )
+    return Group(policy, numbers, tokens)
