@@ -248,7 +248,7 @@ def main() -> int:
             seen, samples = asyncio.run(soak(address, psutil.Process(process.pid), seconds))
             lost = lost_tokens(address, seen)
             metrics = httpx.get(f"{address}/metrics").text
-            left = re.search(r"lacache_rows_in_use\{[^}]*\} (\S+)", metrics)
+            left = re.search(r"lacache_running_sequences\{[^}]*\} (\S+)", metrics)
             process.terminate()
             process.wait(60)
         finally:

@@ -12,9 +12,8 @@ from openai import OpenAI
 
 from lacache import Engine, Ladder
 from lacache.server.app import make_app
-from lacache.server.keeping import Keeping
-from lacache.server.limits import Limits
 from lacache.server.service import Service
+from lacache.server.settings import Limits, StorageSettings
 from lacache.server.start import make_service
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 
@@ -32,7 +31,7 @@ def service(
     rows: int = 2,
     *,
     is_endless: bool = False,
-    keeping: Keeping | None = None,
+    storage: StorageSettings | None = None,
     engines: Mapping[str, Engine] | None = None,
     **limits: Any,
 ) -> Iterator[Service]:
@@ -42,7 +41,7 @@ def service(
         tiny_llama(),
         tiny_tokenizer(),
         Limits(**limits),
-        keeping or Keeping(),
+        storage or StorageSettings(),
         eos=frozenset() if is_endless else None,
     ) as one:
         yield one

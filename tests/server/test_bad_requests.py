@@ -14,8 +14,8 @@ from hypothesis.strategies import SearchStrategy
 from starlette.testclient import TestClient
 
 from lacache.server.app import make_app
-from lacache.server.keeping import Keeping
 from lacache.server.service import Service
+from lacache.server.settings import StorageSettings
 from tests.server.serving import listening, service
 
 JSON = st.recursive(
@@ -160,7 +160,7 @@ REQUESTS = (
 def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder: Path = tmp_path_factory.mktemp("state")
     with (
-        service(keeping=Keeping(folder=folder), waiting=4) as one,
+        service(storage=StorageSettings(folder=folder), waiting=4) as one,
         listening(one) as address,
         httpx.Client(base_url=address, timeout=20) as http,
     ):
@@ -274,7 +274,8 @@ def test_other_names_of_the_server_are_refused() -> None:
             ):
                 answer = http.get("/health", headers={"host": host})
                 assert answer.status_code == 400
-                assert "the server is not called so" in answer.json()["error"]["message"]
+                message = answer.json()["error"]["message"]
+                assert f"Host header {host!r} is not allowed; use 127.0.0.1 or" in message
 
 
 def test_more_texts_than_can_ever_be_taken() -> None:

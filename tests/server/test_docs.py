@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lacache.cli.app import app
-from lacache.server.keeping import Keeping
+from lacache.server.settings import StorageSettings
 from tests.server.serving import NAME, listening, service
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
@@ -20,7 +20,10 @@ COMMANDS = [line for kind, block in BLOCKS if kind == "console" for line in bloc
 
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
-    with service(keeping=Keeping(folder=tmp_path / "state")) as one, listening(one) as address:
+    with (
+        service(storage=StorageSettings(folder=tmp_path / "state")) as one,
+        listening(one) as address,
+    ):
         yield address
 
 

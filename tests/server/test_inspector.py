@@ -381,7 +381,7 @@ def test_what_is_refused_is_said_and_not_lost(browser: Browser) -> None:
         expect(problem).to_be_hidden()
         expect(page.locator("#key")).to_be_hidden()
         say(page, "y" * 300)
-        expect(problem).to_contain_text("this server reads at most 150; shorten it")
+        expect(problem).to_contain_text("this server accepts at most 150; shorten it")
         expect(page.locator("#text")).to_have_value("y" * 300)
         expect(page.locator("article")).to_have_count(0)
         page.fill("#text", "")
@@ -411,7 +411,7 @@ def test_a_busy_server(browser: Browser) -> None:
         pieces = stream.iter_text()
         next(pieces)
         say(page, "the sea")
-        expect(page.locator("#problem")).to_contain_text("come again. Try again in 5 s.")
+        expect(page.locator("#problem")).to_contain_text("the queue is full; retry in 5 s.")
         expect(page.locator("#text")).to_have_value("the sea")
 
 

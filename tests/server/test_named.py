@@ -13,8 +13,8 @@ import pytest
 from lacache.engine import snapshot_file
 from lacache.engine.chat_template import ChatTemplate
 from lacache.errors import ConfigError, InputError
-from lacache.server.keeping import Keeping
 from lacache.server.service import Service
+from lacache.server.settings import StorageSettings
 from tests.engine.tiny import END, tiny_tokenizer
 from tests.server.serving import NAME, listening, new_engine, service
 
@@ -24,7 +24,7 @@ GREEDY = {"temperature": 0, "max_tokens": 9}
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Service, httpx.Client]]:
     with (
-        service(keeping=Keeping(folder=tmp_path)) as one,
+        service(storage=StorageSettings(folder=tmp_path)) as one,
         listening(one) as address,
         httpx.Client(base_url=f"{address}/v1", timeout=20) as http,
     ):
@@ -135,7 +135,7 @@ def test_they_survive_a_restart(tmp_path: Path) -> None:
     said = []
     for turn in turns:
         with (
-            service(keeping=Keeping(folder=tmp_path)) as one,
+            service(storage=StorageSettings(folder=tmp_path)) as one,
             listening(one) as address,
             httpx.Client(base_url=f"{address}/v1") as http,
         ):
@@ -174,7 +174,7 @@ def test_without_a_folder_there_are_none() -> None:
 
 def test_one_text_at_a_time(tmp_path: Path) -> None:
     with (
-        service(keeping=Keeping(folder=tmp_path), is_endless=True) as one,
+        service(storage=StorageSettings(folder=tmp_path), is_endless=True) as one,
         listening(one) as address,
         httpx.Client(base_url=f"{address}/v1") as http,
     ):
@@ -204,7 +204,7 @@ def begun(http: httpx.Client) -> Iterator[Iterator[str]]:
 
 def test_who_goes_leaves_what_was_written(tmp_path: Path) -> None:
     with (
-        service(keeping=Keeping(folder=tmp_path), is_endless=True) as one,
+        service(storage=StorageSettings(folder=tmp_path), is_endless=True) as one,
         listening(one) as address,
         httpx.Client(base_url=f"{address}/v1") as http,
     ):
@@ -220,17 +220,17 @@ def test_who_goes_leaves_what_was_written(tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_server_keeps_what_was_written(tmp_path: Path) -> None:
-    keeping = Keeping(folder=tmp_path)
+    storage = StorageSettings(folder=tmp_path)
     with (
-        service(keeping=keeping, is_endless=True) as one,
+        service(storage=storage, is_endless=True) as one,
         listening(one) as address,
         httpx.Client(base_url=f"{address}/v1") as http,
     ):
         good(http.post("/sessions", json={"name": "a"}))
         with begun(http) as lines:
             one.served(None).thread.close()
-            assert "the server is ending" in list(lines)[-4]
-    with service(keeping=keeping) as one:
+            assert "the server is shutting down" in list(lines)[-4]
+    with service(storage=storage) as one:
         sessions = one.served(None).sessions
         assert sessions is not None
         num_seen = sessions.info("a").num_seen
@@ -241,14 +241,14 @@ def test_the_end_of_the_server_keeps_what_was_written(tmp_path: Path) -> None:
 def test_a_folder_has_one_server(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        service(keeping=Keeping(folder=tmp_path)),
+        service(storage=StorageSettings(folder=tmp_path)),
         pytest.raises(InputError, match="another server uses"),
-        service(keeping=Keeping(folder=tmp_path)),
+        service(storage=StorageSettings(folder=tmp_path)),
     ):
         pass
     with (
         pytest.raises(InputError, match="cannot use the folder"),
-        service(keeping=Keeping(folder=tmp_path / "file")),
+        service(storage=StorageSettings(folder=tmp_path / "file")),
     ):
         pass
 
@@ -256,7 +256,7 @@ def test_a_folder_has_one_server(tmp_path: Path) -> None:
 def test_each_size_of_cache_has_its_own(tmp_path: Path) -> None:
     engines = {NAME: new_engine(), f"{NAME}@48": new_engine(capacity=48)}
     with (
-        service(keeping=Keeping(folder=tmp_path), engines=engines) as one,
+        service(storage=StorageSettings(folder=tmp_path), engines=engines) as one,
         listening(one) as address,
         httpx.Client(base_url=f"{address}/v1") as http,
     ):
@@ -287,7 +287,7 @@ def test_each_size_of_cache_has_its_own(tmp_path: Path) -> None:
 def test_two_of_a_kind_are_refused() -> None:
     engines = {NAME: new_engine(), f"{NAME}@40": new_engine()}
     with (
-        pytest.raises(ConfigError, match="tiny@40 keeps the same as tiny"),
+        pytest.raises(ConfigError, match="tiny@40 and tiny keep the same tokens"),
         service(engines=engines),
     ):
         pass

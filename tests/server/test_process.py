@@ -87,7 +87,7 @@ def test_it_ends_when_it_is_asked_to_and_keeps_what_was_written(
             lines = stream.iter_lines()
             next(lines)
             one.process.send_signal(signal.SIGTERM)
-            assert "the server is ending" in "".join(lines)
+            assert "the server is shutting down" in "".join(lines)
         _, errors = one.process.communicate(timeout=30)
         assert one.process.returncode == 0
         assert "Traceback" not in errors

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lacache.server.keeping import Keeping
 from lacache.server.service import Service
+from lacache.server.settings import StorageSettings
 from tests.engine.tiny import tiny_tokenizer
 from tests.server.serving import NAME, client, listening, service
 
@@ -19,9 +19,9 @@ Ask = Any
 
 
 @contextmanager
-def asked(keeping: Keeping, **options: Any) -> Iterator[tuple[Service, Ask]]:
+def asked(storage: StorageSettings, **options: Any) -> Iterator[tuple[Service, Ask]]:
     with (
-        service(keeping=keeping, **options) as one,
+        service(storage=storage, **options) as one,
         listening(one) as address,
         client(address) as openai,
     ):
@@ -61,7 +61,7 @@ def talk(asks: list[Ask], num_turns: int, most_words: int = 9, **settings: Any) 
 )
 def test_the_text_is_that_of_a_prompt_read_anew(settings: dict[str, Any]) -> None:
     with ExitStack() as stack:
-        servers = [stack.enter_context(asked(Keeping(memory_bytes=n))) for n in (2**24, 0)]
+        servers = [stack.enter_context(asked(StorageSettings(memory_bytes=n))) for n in (2**24, 0)]
         answers = talk([ask for _, ask in servers], 7, **settings)
     for number, (known, anew) in enumerate(answers):
         assert known.choices[0].message.content == anew.choices[0].message.content
@@ -73,7 +73,7 @@ def test_the_text_is_that_of_a_prompt_read_anew(settings: dict[str, Any]) -> Non
 
 @pytest.mark.slow
 def test_the_two_hundredth_turn_costs_what_the_second_does() -> None:
-    with asked(Keeping(memory_bytes=2**22)) as (one, ask):
+    with asked(StorageSettings(memory_bytes=2**22)) as (one, ask):
         answers = [answer for (answer,) in talk([ask], 200, 2, temperature=0)]
         read = [answer.usage.prompt_tokens - reused(answer) for answer in answers]
         assert max(read[1:]) < 150
@@ -83,7 +83,7 @@ def test_the_two_hundredth_turn_costs_what_the_second_does() -> None:
 
 def test_the_same_again_reads_nothing() -> None:
     messages: list[Any] = [{"role": "user", "content": "the cat " * 20}]
-    with asked(Keeping()) as (_, ask):
+    with asked(StorageSettings()) as (_, ask):
         answers = [
             ask(model=NAME, messages=messages, max_tokens=9, temperature=0) for _ in range(2)
         ]
@@ -95,7 +95,7 @@ def test_what_was_read_survives_a_restart(tmp_path: Path) -> None:
     messages: list[Any] = [{"role": "user", "content": "the cat " * 20}]
     told = []
     for _ in range(2):
-        with asked(Keeping(folder=tmp_path)) as (_, ask):
+        with asked(StorageSettings(folder=tmp_path)) as (_, ask):
             told.append(ask(model=NAME, messages=messages, max_tokens=9, temperature=0))
     assert (reused(told[0]), reused(told[1])) == (0, told[1].usage.prompt_tokens)
     assert told[0].choices[0].message.content == told[1].choices[0].message.content

@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from lacache.server.app import make_app
-from lacache.server.keeping import Keeping
+from lacache.server.settings import StorageSettings
 from tests.server.serving import service
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     folder = tmp_path_factory.mktemp("state")
-    with service(keeping=Keeping(folder=folder), new_tokens=3) as one:
+    with service(storage=StorageSettings(folder=folder), new_tokens=3) as one:
         yield make_app(one)
 
 

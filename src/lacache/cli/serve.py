@@ -20,7 +20,7 @@ from lacache.cli.options import (
 from lacache.common.packages import require_modules
 from lacache.errors import ConfigError
 from lacache.policies import DEFAULT_POLICY, Full, parse_budget, parse_policy, validate_budget
-from lacache.server.address import validate_address
+from lacache.server.settings import Limits, StorageSettings, validate_address
 
 KEY_VARIABLE = "LACACHE_API_KEY"
 
@@ -173,12 +173,10 @@ def serve(
             )
     if len(set(also or ())) < len(also or ()):
         raise ConfigError(f"--also {' --also '.join(also or ())} has a budget twice; leave one out")
-    from lacache.server.keeping import Keeping
-
-    keeping = Keeping(
-        memory_bytes=_bytes("--memory", memory, Keeping.memory_bytes),
+    storage = StorageSettings(
+        memory_bytes=_bytes("--memory", memory, StorageSettings.memory_bytes),
         folder=folder,
-        disk_bytes=_bytes("--disk", disk, Keeping.disk_bytes),
+        disk_bytes=_bytes("--disk", disk, StorageSettings.disk_bytes),
     )
     if disk is not None and folder is None:
         raise ConfigError(f"--disk {disk} needs a folder; give --folder too")
@@ -190,13 +188,11 @@ def serve(
         validate_memory(given.budget, rows)
     require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
     from lacache.models import load_model
-    from lacache.server.limits import Limits
-    from lacache.server.start import bind, make_service, validate_folder
-    from lacache.server.start import serve as answer
+    from lacache.server.start import listen, make_service, run, validate_folder
 
     limits = Limits() if waiting is None else Limits(waiting=waiting)
     validate_folder(folder)
-    with bind(host, port, api_key) as listening:
+    with listen(host, port) as listening:
         loaded = load_model(model, dtype=dtype, threads=threads)
         engines = {loaded.name: new_engine(loaded.model, cache_options, how, 1, rows)}
         for other, options_of_other in further.items():
@@ -208,12 +204,12 @@ def serve(
                 f"{name}: {rows} texts side by side, {served.row_bytes / 2**20:.1f} MiB each",
                 err=True,
             )
-        with make_service(engines, loaded.model, loaded.tokenizer, limits, keeping) as service:
+        with make_service(engines, loaded.model, loaded.tokenizer, limits, storage) as service:
             at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
             typer.echo(
                 f"listening at {at}/v1, with a page to look at {at}/; Ctrl-C ends it", err=True
             )
-            answer(service, listening, api_key=api_key)
+            run(service, listening, api_key=api_key)
 
 
 def _bytes(option: str, given: str | None, default: int) -> int:

@@ -1,11 +1,12 @@
-"""OpenAI's API over HTTP.
+"""An HTTP server with OpenAI's API.
 
-Where to begin reading:
+Start reading here:
 
-- `start`: from engines to a server that listens. `app`: what stands before the routes.
-- `routes`, `session_routes`, `inspector`, `page/`: what can be asked. `schemas`, `documented`,
-  `answers`, `logprobs`: in what format.
-- `service`, `prompts`, `texts`: from a request to jobs, and from what is told of them to an answer.
-- `job`, `origin`, `writing`, `engine_thread`: a text that waits, begins somewhere, is written.
-- `state/`: what is kept of texts between requests.
+- `start` builds a service from engines and runs it; `settings` has its options.
+- `app`, `middleware` and `errors` are the ASGI application around the routes.
+- `routes`, `session_routes` and `inspector` (with `page/`) are the routes; `schemas` are the
+  bodies of requests, `answers` and `logprobs` those of responses.
+- `service`, `prompts` and `texts` turn a request into jobs, and their events into a response.
+- `job`, `origin`, `writing` and `engine_thread` run the jobs on an engine.
+- `state/` stores what is kept between requests: the prefix cache and named sessions.
 """

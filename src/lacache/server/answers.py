@@ -1,39 +1,14 @@
-"""Answers and errors in OpenAI's format."""
+"""Answers in OpenAI's format."""
 
 import time
 from collections.abc import Sequence
 from typing import final
 from uuid import uuid4
 
-from lacache.errors import ConfigError, InputError, LaCacheError
 from lacache.server import logprobs
-from lacache.server.errors import ServerError
 from lacache.server.job import Finished, Piece
-from lacache.server.json import Json
 from lacache.server.logprobs import TokenText
-
-
-def error_body(
-    message: str, *, kind: str = "invalid_request_error", param: str | None = None
-) -> Json:
-    """An error."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
-
-
-INTERNAL = error_body("the server failed; its log says why", kind="server_error")
-
-
-def of_error(error: LaCacheError | ServerError) -> Json:
-    """What an error says, in one line."""
-    text = " ".join(str(error).split())
-    if isinstance(error, ServerError):
-        return error_body(text, kind=error.kind)
-    return error_body(text) if is_clients(error) else error_body(text, kind="server_error")
-
-
-def is_clients(error: LaCacheError) -> bool:
-    """Whether another request would do better."""
-    return isinstance(error, InputError | ConfigError)
+from lacache.server.schemas import Json
 
 
 def usage(num_prompt: int, num_reused: int, num_new: int) -> Json:
@@ -123,7 +98,7 @@ class Answer:
     def _logprobs(self, piece: Piece) -> Json | None:
         if self._text_of is None or not piece.tokens:
             return None
-        form = logprobs.of_chat if self._is_chat else logprobs.of_completion
+        form = logprobs.chat_logprobs if self._is_chat else logprobs.completion_logprobs
         return form(piece.tokens, self._text_of)
 
 

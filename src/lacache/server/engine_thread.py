@@ -12,7 +12,7 @@ from typing import Any, final
 
 from lacache.engine.engine import Engine
 from lacache.errors import InputError
-from lacache.server.errors import BusyError, ClosedError, LateError
+from lacache.server.errors import QueueFullError, RequestTimeoutError, ShutdownError
 from lacache.server.job import Event, Failed, Job
 from lacache.server.writing import Writing
 
@@ -69,8 +69,8 @@ class EngineThread:
 
         Raises:
             InputError: they are more than could ever be taken.
-            BusyError: too many wait.
-            ClosedError: the server ends.
+            QueueFullError: too many wait.
+            ShutdownError: the server ends.
         """
         if len(jobs) > self._most:
             raise InputError(
@@ -79,9 +79,9 @@ class EngineThread:
             )
         with self._lock:
             if self._is_closed:
-                raise ClosedError
+                raise ShutdownError
             if self._open + len(jobs) > self._most:
-                raise BusyError
+                raise QueueFullError
             self._open += len(jobs)
             for job in jobs:
                 self._news.put(job)
@@ -116,13 +116,13 @@ class EngineThread:
             self._start_waiting()
             self._step()
         for one in list(self._writing):
-            self._cut(one, ClosedError())
+            self._cut(one, ShutdownError())
         while not self._news.empty():
             left = self._news.get()
             if left is not None:
                 self._waiting.append(left)
         for job in self._waiting:
-            self._end(job, Failed(ClosedError()))
+            self._end(job, Failed(ShutdownError()))
 
     @property
     def _is_idle(self) -> bool:
@@ -146,10 +146,10 @@ class EngineThread:
         for job in list(self._waiting):
             if job.is_given_up or job.is_late:
                 self._waiting.remove(job)
-                self._end(job, Failed(LateError()))
+                self._end(job, Failed(RequestTimeoutError()))
         for one in list(self._writing):
             if one.job.is_given_up or one.job.is_late:
-                self._cut(one, LateError())
+                self._cut(one, RequestTimeoutError())
 
     def _start_waiting(self) -> None:
         while self._waiting and self._engine.num_free:

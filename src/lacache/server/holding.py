@@ -5,7 +5,7 @@ from typing import final
 
 from lacache.policies import BoundGroup
 from lacache.policies.kept import kept_after
-from lacache.server.json import Json
+from lacache.server.schemas import Json
 
 
 @final

@@ -1,46 +1,45 @@
-"""Log probabilities in OpenAI's two formats."""
+"""Log probabilities in OpenAI's two formats, for completions and for chats."""
 
 from collections.abc import Callable, Sequence
 
 from lacache.engine.logprobs import TokenLogprobs
 from lacache.server.job import Token
-from lacache.server.json import Json
+from lacache.server.schemas import Json
 
 TokenText = Callable[[int], str]
-"""The text of one token by itself."""
+"""Function that returns the text of a single token."""
 
 
-def of_chat(tokens: Sequence[Token], text_of: TokenText) -> Json:
-    """For a chat."""
+def chat_logprobs(tokens: Sequence[Token], text_of: TokenText) -> Json:
+    """Return the `logprobs` of a chat choice."""
     return {
         "content": [
-            {**_entry(text_of(token.id), told.logprob), "top_logprobs": _top(told, text_of)}
-            for token, told in _told(tokens)
+            {
+                **_entry(text_of(token.id), logprobs.logprob),
+                "top_logprobs": [_entry(text_of(top), logprob) for top, logprob in logprobs.top],
+            }
+            for token, logprobs in _pairs(tokens)
         ],
         "refusal": None,
     }
 
 
-def of_completion(tokens: Sequence[Token], text_of: TokenText) -> Json:
-    """For a completion."""
-    told = _told(tokens)
+def completion_logprobs(tokens: Sequence[Token], text_of: TokenText) -> Json:
+    """Return the `logprobs` of a completion choice."""
+    pairs = _pairs(tokens)
     return {
-        "tokens": [text_of(token.id) for token, _ in told],
-        "token_logprobs": [each.logprob for _, each in told],
-        # Tokens that are parts of characters may have the same text; the likeliest counts.
+        "tokens": [text_of(token.id) for token, _ in pairs],
+        "token_logprobs": [each.logprob for _, each in pairs],
+        # Incomplete characters have the same text; the most likely token is kept.
         "top_logprobs": [
-            {text_of(other): logprob for other, logprob in reversed(each.top)} for _, each in told
+            {text_of(other): logprob for other, logprob in reversed(each.top)} for _, each in pairs
         ],
-        "text_offset": [token.offset for token, _ in told],
+        "text_offset": [token.offset for token, _ in pairs],
     }
 
 
-def _told(tokens: Sequence[Token]) -> list[tuple[Token, TokenLogprobs]]:
+def _pairs(tokens: Sequence[Token]) -> list[tuple[Token, TokenLogprobs]]:
     return [(token, token.logprobs) for token in tokens if token.logprobs is not None]
-
-
-def _top(told: TokenLogprobs, text_of: TokenText) -> list[Json]:
-    return [_entry(text_of(token), logprob) for token, logprob in told.top]
 
 
 def _entry(text: str, logprob: float) -> Json:

@@ -1,4 +1,4 @@
-"""Counts and times for Prometheus."""
+"""Prometheus metrics of the server."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,99 +16,107 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 @final
 class Metrics:
-    """In a registry of their own; what is told bears the name of the model."""
+    """All metrics of one server, in a registry of their own, labelled with the model's name."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.answers = Counter(
-            "lacache_answers",
-            "HTTP answers by route and status.",
-            ["route", "status"],
-            registry=self._registry,
+        self.responses = self._counter(
+            "lacache_responses", "HTTP responses by route and status.", "route", "status"
         )
-        self.read = self._counter("lacache_prompt_tokens", "Tokens of prompts that were read.")
-        self.reused = self._counter(
-            "lacache_reused_tokens", "Tokens of prompts that were known and not read again."
+        self.prompt_tokens = self._counter(
+            "lacache_prompt_tokens", "Prompt tokens that were prefilled.", "model"
         )
-        self.new = self._counter("lacache_new_tokens", "Tokens that were written.")
-        self.texts = Counter(
-            "lacache_texts",
-            "Texts that ended: by a stop, by their length, or cut.",
-            ["model", "reason"],
-            registry=self._registry,
+        self.cached_prompt_tokens = self._counter(
+            "lacache_cached_prompt_tokens",
+            "Prompt tokens that a session or the prefix cache had already.",
+            "model",
         )
-        self.first = self._histogram(
-            "lacache_first_piece_seconds", "From a request to the first piece of its text."
+        self.generated_tokens = self._counter(
+            "lacache_generated_tokens", "Tokens that were generated.", "model"
         )
-        self.whole = self._histogram("lacache_text_seconds", "From a request to its text's end.")
+        self.finished_sequences = self._counter(
+            "lacache_finished_sequences",
+            'Sequences that ended, by reason: "stop", "length" or "cut".',
+            "model",
+            "reason",
+        )
+        self.first_token = self._histogram(
+            "lacache_time_to_first_token_seconds", "Time from a request to its first text."
+        )
+        self.sequence = self._histogram(
+            "lacache_sequence_seconds", "Time from a request to the end of its sequence."
+        )
 
     def watch(self, served: Sequence[Served]) -> None:
-        """Tell where these stand whenever anybody asks."""
-        self._registry.register(_Levels(served))
-
-    def request(self, model: str) -> "Clock":
-        """For one request that has come now."""
-        return Clock(self, model)
+        """Add gauges that are read from the engines at each scrape."""
+        self._registry.register(_Gauges(served))
 
     def text(self) -> bytes:
-        """In Prometheus' format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def _counter(self, name: str, about: str) -> Counter:
-        return Counter(name, about, ["model"], registry=self._registry)
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(name, help, labels, registry=self._registry)
 
-    def _histogram(self, name: str, about: str) -> Histogram:
-        return Histogram(name, about, ["model"], registry=self._registry, buckets=_SECONDS)
+    def _histogram(self, name: str, help: str) -> Histogram:
+        return Histogram(name, help, ["model"], registry=self._registry, buckets=_SECONDS)
 
 
 @final
-class Clock:
-    """Counts what is told of one request, whether its client listens or not."""
+class RequestMetrics:
+    """Metrics of one request from now on, whether or not its client stays connected.
+
+    Args:
+        metrics: of the server.
+        model: the name of the model.
+    """
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self._metrics = metrics
         self._model = model
-        self._began = time.monotonic()
-        self._is_first = True
+        self._start = time.monotonic()
+        self._has_text = False
 
-    def tell(self, event: Event) -> None:
-        """An event of one of its texts."""
+    def observe(self, event: Event) -> None:
+        """Count an event of one of the request's sequences."""
         metrics, model = self._metrics, self._model
         if isinstance(event, Began):
-            metrics.reused.labels(model).inc(event.num_reused)
+            metrics.cached_prompt_tokens.labels(model).inc(event.num_reused)
         elif isinstance(event, HasRead):
-            metrics.read.labels(model).inc(event.num_tokens)
-        elif isinstance(event, Piece) and self._is_first:
-            self._is_first = False
-            metrics.first.labels(model).observe(self._seconds())
+            metrics.prompt_tokens.labels(model).inc(event.num_tokens)
+        elif isinstance(event, Piece) and not self._has_text:
+            self._has_text = True
+            metrics.first_token.labels(model).observe(self._seconds())
         elif isinstance(event, Finished | Failed):
             reason = event.reason if isinstance(event, Finished) else "cut"
-            metrics.new.labels(model).inc(event.num_new)
-            metrics.texts.labels(model, reason).inc()
-            metrics.whole.labels(model).observe(self._seconds())
+            metrics.generated_tokens.labels(model).inc(event.num_new)
+            metrics.finished_sequences.labels(model, reason).inc()
+            metrics.sequence.labels(model).observe(self._seconds())
 
     def _seconds(self) -> float:
-        return time.monotonic() - self._began
+        return time.monotonic() - self._start
+
+
+_GAUGES: dict[str, tuple[str, Callable[[Served], int]]] = {
+    "batch_slots": ("Sequences that can run at the same time.", lambda s: s.thread.num_rows),
+    "running_sequences": ("Sequences in a batch slot.", lambda s: s.thread.num_writing),
+    "waiting_sequences": ("Sequences in the queue.", lambda s: s.thread.num_waiting),
+    "sequence_bytes": ("KV cache of one sequence, constant.", lambda s: s.holding.row_bytes),
+    "prefix_cache_bytes": ("Prefix cache in memory.", lambda s: s.prefixes.num_bytes),
+}
 
 
 @final
-class _Levels(Collector):
-    """Numbers that are looked up when they are asked for."""
+class _Gauges(Collector):
+    """Current values of all engines."""
 
     def __init__(self, served: Sequence[Served]) -> None:
         self._served = served
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """One family after the other."""
-        numbers: dict[str, tuple[str, Callable[[Served], int]]] = {
-            "rows": ("Texts that may be written side by side.", lambda s: s.thread.num_rows),
-            "rows_in_use": ("Texts that have a row.", lambda s: s.thread.num_writing),
-            "waiting": ("Texts that wait for a row.", lambda s: s.thread.num_waiting),
-            "row_bytes": ("Of one text, at any length.", lambda s: s.holding.row_bytes),
-            "known_bytes": ("Of known beginnings in memory.", lambda s: s.prefixes.num_bytes),
-        }
-        for name, (about, number) in numbers.items():
-            family = GaugeMetricFamily(f"lacache_{name}", about, labels=["model"])
+        """Yield every gauge with its current value for each model."""
+        for name, (help, value) in _GAUGES.items():
+            family = GaugeMetricFamily(f"lacache_{name}", help, labels=["model"])
             for each in self._served:
-                family.add_metric([each.name], number(each))
+                family.add_metric([each.name], value(each))
             yield family

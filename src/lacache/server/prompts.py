@@ -1,4 +1,4 @@
-"""From a request to the tokens of its prompt."""
+"""Tokenization of the prompts of requests."""
 
 from functools import cached_property
 from typing import Any, final
@@ -9,18 +9,18 @@ from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.checked import checked_tokens
 from lacache.engine.text import TextStream
 from lacache.errors import InputError
-from lacache.server.limits import Limits
 from lacache.server.schemas import ChatRequest, CompletionRequest
+from lacache.server.settings import Limits
 
 
 @final
 class Prompts:
-    """Tokens by a model's tokenizer and chat template.
+    """Tokenizer of prompts: a model's tokenizer and chat template, and the limit of length.
 
     Args:
-        tokenizer: of transformers.
-        vocab_size: tokens that the model knows.
-        limits: how many tokens a prompt may have.
+        tokenizer: a tokenizer of transformers.
+        vocab_size: size of the model's vocabulary.
+        limits: limits the length of a prompt.
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, limits: Limits) -> None:
@@ -29,32 +29,32 @@ class Prompts:
         self._limits = limits
 
     def tokens(self, request: CompletionRequest | ChatRequest, num_seen: int = 0) -> list[int]:
-        """The tokens of a prompt.
+        """Return the token ids of a request's prompt.
 
         Args:
-            request: what came.
-            num_seen: tokens that its session has read before.
+            request: a completion or a chat.
+            num_seen: tokens that its session has processed before.
 
         Raises:
-            InputError: there are none, or too many, or none of this model; or the chat template
-                refuses the messages.
+            InputError: the prompt is empty, too long, has ids outside the vocabulary or no valid
+                text, or the chat template refuses the messages.
         """
         if isinstance(request, CompletionRequest):
-            tokens = self._of_completion(request, num_seen)
+            tokens = self._completion_tokens(request, num_seen)
         else:
-            tokens = self._of_chat(request, num_seen)
+            tokens = self._chat_tokens(request, num_seen)
         if not tokens and not num_seen:
             raise InputError("the prompt is empty and at least 1 token is needed; give some text")
         if len(tokens) > self._limits.prompt_tokens:
             raise InputError(
-                f"the prompt has {len(tokens)} tokens, and this server reads at most "
+                f"the prompt has {len(tokens)} tokens, and this server accepts at most "
                 f"{self._limits.prompt_tokens}; shorten it"
             )
         checked_tokens(tokens, self._vocab_size)
         return tokens
 
     def text_of(self, token: int) -> str:
-        """The text of a token by itself; what is not a whole character comes as U+FFFD."""
+        """Return the text of a single token, with U+FFFD for an incomplete character."""
         text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
         return text
 
@@ -63,29 +63,29 @@ class Prompts:
         return ChatTemplate(self._tokenizer)
 
     def texts_of(self, tokens: list[int]) -> list[str]:
-        """The text that each token completes; special ones have theirs too."""
+        """Return the text that each token completes, special tokens included."""
         text = TextStream(self._tokenizer, skip_special_tokens=False)
         return [text.push(token) for token in tokens]
 
-    def _of_completion(self, request: CompletionRequest, num_seen: int) -> list[int]:
+    def _completion_tokens(self, request: CompletionRequest, num_seen: int) -> list[int]:
         if isinstance(request.prompt, list):
             return request.prompt
-        _validate_whole(request.prompt)
-        # Marks of a text's beginning have no place in its midst.
-        marks = {"add_special_tokens": False} if num_seen else {}
-        ids: list[int] = self._tokenizer(request.prompt, verbose=False, **marks).input_ids
+        _validate_unicode(request.prompt)
+        # A BOS token has no place in the middle of a session.
+        options = {"add_special_tokens": False} if num_seen else {}
+        ids: list[int] = self._tokenizer(request.prompt, verbose=False, **options).input_ids
         return ids
 
-    def _of_chat(self, request: ChatRequest, num_seen: int) -> list[int]:
+    def _chat_tokens(self, request: ChatRequest, num_seen: int) -> list[int]:
         if not self._tokenizer.chat_template:
             raise InputError("the model has no chat template; use /v1/completions")
         for message in request.messages:
-            _validate_whole(message.content)
+            _validate_unicode(message.content)
         if num_seen:
             if [message.role for message in request.messages] != ["user"]:
                 raise InputError(
-                    f"{len(request.messages)} messages came for a session that has begun; send the "
-                    "user's new message alone, as the session knows the others"
+                    f"{len(request.messages)} messages were sent to a session that has begun; send "
+                    "only the new user message, since the session contains the others"
                 )
             return self._template.following(request.messages[0].content)
         messages = [message.model_dump() for message in request.messages]
@@ -99,11 +99,11 @@ class Prompts:
         return ids
 
 
-def _validate_whole(text: str) -> None:
-    """JSON may have half a character, which no tokenizer takes."""
+def _validate_unicode(text: str) -> None:
+    # JSON may contain lone surrogates, which no tokenizer accepts.
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the text has half a character at {error.start}: {text[error.start]!a}; leave it out"
+            f"the text has a lone surrogate at {error.start}: {text[error.start]!a}; remove it"
         ) from error

@@ -1,4 +1,4 @@
-"""OpenAI's routes, and those that tell how the server is."""
+"""OpenAI's routes, the health check and the metrics."""
 
 import asyncio
 import json
@@ -10,27 +10,25 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lacache.errors import LaCacheError
-from lacache.server.answers import INTERNAL, model_info, models_list, of_error
-from lacache.server.documented import ERRORS, may_be
-from lacache.server.errors import ClosedError, ServerError
-from lacache.server.json import Json
-from lacache.server.schemas import ChatRequest, CompletionRequest
+from lacache.server.answers import model_info, models_list
+from lacache.server.errors import INTERNAL_ERROR, ServerError, ShutdownError, error_response
+from lacache.server.schemas import ERRORS, ChatRequest, CompletionRequest, Json, content_types
 from lacache.server.service import Service
 from lacache.server.texts import Texts
 
-_WATCH_SECONDS = 0.5
-_STREAM = may_be("application/json", "text/event-stream")
+_DISCONNECT_POLL_SECONDS = 0.5
+_STREAM = content_types("application/json", "text/event-stream")
 
 
 def router(service: Service) -> APIRouter:
-    """The routes of a service."""
+    """Return the routes of a service."""
     routes = APIRouter(responses=ERRORS)
 
     @routes.head("/health", include_in_schema=False)
     @routes.get("/health")
     async def health() -> Json:
         if not service.is_alive:
-            raise ClosedError
+            raise ShutdownError
         return {"status": "ok"}
 
     @routes.get("/metrics", response_class=PlainTextResponse)
@@ -47,24 +45,25 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/completions", responses=_STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await _answered(service, body, request)
+        return await _respond(service, body, request)
 
     @routes.post("/v1/chat/completions", responses=_STREAM)
     async def chat(body: ChatRequest, request: Request) -> Response:
-        return await _answered(service, body, request)
+        return await _respond(service, body, request)
 
     return routes
 
 
-async def _answered(
+async def _respond(
     service: Service, body: CompletionRequest | ChatRequest, request: Request
 ) -> Response:
+    """Generate for one request; a client that disconnects cancels it and frees its batch slots."""
     texts = await service.begin(body)
     if body.stream:
-        return _Streamed(texts)
+        return _EventStream(texts)
     answer = asyncio.create_task(texts.whole())
     try:
-        while not (await asyncio.wait([answer], timeout=_WATCH_SECONDS))[0]:
+        while not (await asyncio.wait([answer], timeout=_DISCONNECT_POLL_SECONDS))[0]:
             if await request.is_disconnected():
                 return Response(status_code=499)
         return JSONResponse(answer.result())
@@ -74,29 +73,29 @@ async def _answered(
 
 
 @final
-class _Streamed(StreamingResponse):
-    """Texts as server-sent events; when nobody listens any more, they end."""
+class _EventStream(StreamingResponse):
+    """A response as server-sent events, cancelled when its client disconnects."""
 
     def __init__(self, texts: Texts) -> None:
-        super().__init__(_sent(texts.chunks()), media_type="text/event-stream")
+        super().__init__(_events(texts.chunks()), media_type="text/event-stream")
         self._texts = texts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Also where the first piece is never sent."""
+        """Send the events; cancel also if the client disconnects before the first one."""
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._texts.close()
 
 
-async def _sent(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:
-    """An error in the midst of a stream can only be told in it."""
+async def _events(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:
+    # The status has been sent by now, so an error can only be an event.
     try:
         async for chunk in chunks:
             yield f"data: {json.dumps(chunk)}\n\n"
     except (ServerError, LaCacheError) as error:
-        yield f"data: {json.dumps(of_error(error))}\n\n"
+        yield f"data: {json.dumps(error_response(error))}\n\n"
     except Exception:
-        yield f"data: {json.dumps(INTERNAL)}\n\n"
+        yield f"data: {json.dumps(INTERNAL_ERROR)}\n\n"
         raise
     yield "data: [DONE]\n\n"

@@ -9,14 +9,14 @@ from starlette.concurrency import run_in_threadpool
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
 from lacache.server.answers import Answer
-from lacache.server.errors import MissingError
+from lacache.server.errors import NotFoundError
 from lacache.server.job import Job
-from lacache.server.limits import Limits
-from lacache.server.metrics import Metrics
+from lacache.server.metrics import Metrics, RequestMetrics
 from lacache.server.origin import Origin, PromptOrigin, SessionOrigin
 from lacache.server.prompts import Prompts
 from lacache.server.schemas import ChatRequest, CompletionRequest, TextRequest
 from lacache.server.served import Served
+from lacache.server.settings import Limits
 from lacache.server.state.sessions import Sessions
 from lacache.server.texts import Texts
 
@@ -53,24 +53,24 @@ class Service:
         """What is meant by a model's name.
 
         Raises:
-            MissingError: nothing.
+            NotFoundError: nothing.
         """
         if name is None:
             return self._first
         if name not in self.all:
             names = " or ".join(repr(each) for each in self.all)
-            raise MissingError(f"model {name!r} is not here; try {names}")
+            raise NotFoundError(f"model {name!r} is not here; try {names}")
         return self.all[name]
 
     def sessions(self, model: str | None) -> Sessions:
         """The sessions of a model.
 
         Raises:
-            MissingError: no such model, or sessions are not kept.
+            NotFoundError: no such model, or sessions are not kept.
         """
         sessions = self.served(model).sessions
         if sessions is None:
-            raise MissingError("this server keeps no sessions; start it with --folder")
+            raise NotFoundError("this server keeps no sessions; start it with --folder")
         return sessions
 
     @property
@@ -98,11 +98,11 @@ class Service:
         tokens, origins = await run_in_threadpool(self._origins, request, served, samplings)
         is_chat = isinstance(request, ChatRequest)
         prompts = self._prompts
-        text_of = None if request.num_top is None else prompts.text_of
+        text_of = None if request.num_top_logprobs is None else prompts.text_of
         answer = Answer(served.name, is_chat=is_chat, text_of=text_of)
-        clock = self.metrics.request(served.name)
-        texts = Texts(request, tokens, answer, prompts.texts_of, clock)
-        most = min(request.most_new or self.limits.new_tokens, self.limits.new_tokens)
+        metrics = RequestMetrics(self.metrics, served.name)
+        texts = Texts(request, tokens, answer, prompts.texts_of, metrics)
+        most = min(request.max_new_tokens or self.limits.new_tokens, self.limits.new_tokens)
         try:
             jobs = [
                 Job(
@@ -112,7 +112,7 @@ class Service:
                     StopStrings(request.stops),
                     partial(texts.tell, index),
                     self.limits.seconds,
-                    request.num_top,
+                    request.num_top_logprobs,
                 )
                 for index, origin in enumerate(origins)
             ]

@@ -1,4 +1,4 @@
-"""Sessions that have a name: made, listed, forked, carried elsewhere, forgotten."""
+"""Routes that list, create, fork, export, import and delete named sessions."""
 
 from typing import Annotated
 
@@ -6,9 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import StringConstraints
 
-from lacache.server.documented import ERRORS, may_be
-from lacache.server.json import Json
-from lacache.server.schemas import SessionRequest
+from lacache.server.schemas import ERRORS, Json, SessionRequest, content_types
 from lacache.server.service import Service
 from lacache.server.state.sessions import SessionFacts
 
@@ -20,45 +18,45 @@ Name = Annotated[str, StringConstraints(max_length=1_000)]
 
 
 def router(service: Service) -> APIRouter:
-    """The routes of a service; those that are no coroutines run in threads of their own."""
+    """Return the session routes; those that are not coroutines run in threads of their own."""
     routes = APIRouter(prefix=PREFIX, responses=ERRORS)
 
     @routes.get("")
-    def listed(model: str | None = None) -> Json:
+    def list_sessions(model: str | None = None) -> Json:
         sessions = service.sessions(model).all()
-        return {"object": "list", "data": [_told(info) for info in sessions]}
+        return {"object": "list", "data": [_record(info) for info in sessions]}
 
     @routes.post("", status_code=201)
-    def created(body: SessionRequest) -> Json:
-        return _told(service.sessions(body.model).create(body.name))
+    def create_session(body: SessionRequest) -> Json:
+        return _record(service.sessions(body.model).create(body.name))
 
     @routes.get("/{name}")
-    def one(name: Name, model: str | None = None) -> Json:
-        return _told(service.sessions(model).info(name))
+    def get_session(name: Name, model: str | None = None) -> Json:
+        return _record(service.sessions(model).info(name))
 
     @routes.delete("/{name}")
-    def deleted(name: Name, model: str | None = None) -> Json:
+    def delete_session(name: Name, model: str | None = None) -> Json:
         service.sessions(model).delete(name)
         return {"id": name, "object": "session", "deleted": True}
 
     @routes.post("/{name}/fork", status_code=201)
-    def forked(name: Name, body: SessionRequest) -> Json:
-        return _told(service.sessions(body.model).fork(name, body.name))
+    def fork_session(name: Name, body: SessionRequest) -> Json:
+        return _record(service.sessions(body.model).fork(name, body.name))
 
-    @routes.get("/{name}/file", response_class=Response, responses=may_be(_FILE))
-    def exported(name: Name, model: str | None = None) -> Response:
+    @routes.get("/{name}/file", response_class=Response, responses=content_types(_FILE))
+    def export_session(name: Name, model: str | None = None) -> Response:
         return Response(service.sessions(model).exported(name), media_type=_FILE)
 
     @routes.put("/{name}/file", status_code=201, openapi_extra=_UPLOAD)
-    async def imported(name: Name, request: Request, model: str | None = None) -> Json:
+    async def import_session(name: Name, request: Request, model: str | None = None) -> Json:
         sessions = service.sessions(model)
         data = await request.body()
-        return _told(await run_in_threadpool(sessions.imported, name, data))
+        return _record(await run_in_threadpool(sessions.imported, name, data))
 
     return routes
 
 
-def _told(info: SessionFacts) -> Json:
+def _record(info: SessionFacts) -> Json:
     return {
         "id": info.name,
         "object": "session",

@@ -10,9 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from lacache.server.answers import Answer, usage
 from lacache.server.engine_thread import EngineThread
 from lacache.server.job import Began, Event, Failed, Finished, HasRead, Job, Piece
-from lacache.server.json import Json
-from lacache.server.metrics import Clock
-from lacache.server.schemas import TextRequest
+from lacache.server.metrics import RequestMetrics
+from lacache.server.schemas import Json, TextRequest
 
 
 @final
@@ -24,7 +23,7 @@ class Texts:
         tokens: of its prompt.
         answer: the frame.
         texts_of: the text that each of some tokens completes.
-        clock: hears of everything.
+        metrics: of the request.
     """
 
     def __init__(
@@ -33,13 +32,13 @@ class Texts:
         tokens: list[int],
         answer: Answer,
         texts_of: Callable[[list[int]], list[str]],
-        clock: Clock,
+        metrics: RequestMetrics,
     ) -> None:
         self._request = request
         self._tokens = tokens
         self._answer = answer
         self._texts_of = texts_of
-        self._clock = clock
+        self._metrics = metrics
         self._thread: EngineThread | None = None
         self._jobs: list[Job] = []
         self._loop = asyncio.get_running_loop()
@@ -49,7 +48,7 @@ class Texts:
 
     def tell(self, index: int, event: Event) -> None:
         """Something of the text with that number, from any thread."""
-        self._clock.tell(event)
+        self._metrics.observe(event)
         # A loop that has ended has nobody to tell.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
@@ -100,7 +99,7 @@ class Texts:
                 told = _inspected(event)
                 if told:
                     yield self._answer.inspected(told)
-        if self._request.tells_usage:
+        if self._request.includes_usage:
             yield self._answer.counts(self._usage())
 
     async def _told(self) -> AsyncIterator[tuple[int, Event]]:

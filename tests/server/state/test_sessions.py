@@ -9,7 +9,7 @@ from lacache import Engine
 from lacache.engine import snapshot_file
 from lacache.engine.snapshot_file import read_snapshot, write_snapshot
 from lacache.errors import InputError
-from lacache.server.errors import ConflictError, MissingError, StorageError
+from lacache.server.errors import ConflictError, NotFoundError, StorageError
 from lacache.server.state.sessions import Sessions
 from tests.server.serving import new_engine
 
@@ -64,9 +64,9 @@ def test_a_life(folder: Path, engine: Engine) -> None:
 def test_what_is_not_there(folder: Path, engine: Engine) -> None:
     sessions = sessions_in(folder, engine)
     for call in (sessions.info, sessions.delete, sessions.exported, sessions.lease):
-        with pytest.raises(MissingError, match="no session 'a'"):
+        with pytest.raises(NotFoundError, match="no session 'a'"):
             call("a")
-    with pytest.raises(MissingError, match="no session 'a'"):
+    with pytest.raises(NotFoundError, match="no session 'a'"):
         sessions.fork("a", "b")
 
 

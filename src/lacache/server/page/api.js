@@ -59,14 +59,13 @@ async function reason(response) {
       ? "The server refuses this API key. Enter the right one."
       : "The server asks for an API key. Enter it below.";
   }
-  let said;
+  let message;
   try {
-    said = (await response.json()).error.message;
+    message = (await response.json()).error.message;
   } catch {
-    return `The server answers with error ${response.status}.`;
+    return `The server returned status ${response.status}.`;
   }
-  const wait = response.headers.get("Retry-After");
-  return `The server refuses: ${said}.${wait ? ` Try again in ${wait} s.` : ""}`;
+  return `The server refused the request: ${message}.`;
 }
 
 async function* events(stream) {

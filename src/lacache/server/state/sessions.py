@@ -11,7 +11,7 @@ from typing import final
 from lacache.engine.snapshot import Snapshot
 from lacache.engine.snapshot_file import UNFINISHED, read_header, sweep
 from lacache.errors import InputError
-from lacache.server.errors import ConflictError, MissingError, StorageError
+from lacache.server.errors import ConflictError, NotFoundError, StorageError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SUFFIX = ".lacache"
@@ -72,7 +72,7 @@ class Sessions:
         found = []
         for name in sorted(names):
             # One may be deleted meanwhile, and other files are nobody's.
-            with suppress(MissingError, InputError):
+            with suppress(NotFoundError, InputError):
                 found.append(self.info(name))
         return found
 
@@ -80,7 +80,7 @@ class Sessions:
         """Of one.
 
         Raises:
-            MissingError: there is none of that name.
+            NotFoundError: there is none of that name.
         """
         path = self._there(name)
         try:
@@ -108,7 +108,7 @@ class Sessions:
         """Another session that stands where this one stood when it was saved last.
 
         Raises:
-            MissingError: there is none of that name.
+            NotFoundError: there is none of that name.
             ConflictError: there is one of the new name, or as many as may be.
             StorageError: it cannot be read or written.
         """
@@ -122,7 +122,7 @@ class Sessions:
         """Forget one.
 
         Raises:
-            MissingError: there is none of that name.
+            NotFoundError: there is none of that name.
             ConflictError: it is being written.
         """
         path = self._there(name)
@@ -133,7 +133,7 @@ class Sessions:
         """Its file.
 
         Raises:
-            MissingError: there is none of that name.
+            NotFoundError: there is none of that name.
         """
         try:
             return self._there(name).read_bytes()
@@ -168,7 +168,7 @@ class Sessions:
         """The right to go on with a session, which one text has at a time.
 
         Raises:
-            MissingError: there is none of that name.
+            NotFoundError: there is none of that name.
             ConflictError: another text has it.
             StorageError: it cannot be read.
         """
@@ -252,8 +252,8 @@ def _without_folder(error: InputError, path: Path) -> str:
     return str(error).replace(str(path), f"the session {path.name.removesuffix(_SUFFIX)!r}")
 
 
-def _missing(name: str) -> MissingError:
-    return MissingError(
+def _missing(name: str) -> NotFoundError:
+    return NotFoundError(
         f"there is no session {name!r} of this model and budget; POST /v1/sessions makes one"
     )
 

@@ -1,5 +1,0 @@
-"""What JSON holds."""
-
-from typing import Any
-
-Json = dict[str, Any]
