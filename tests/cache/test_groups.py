@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lacache import LaCache, Streaming
-from lacache.cache.masks import visible_keys
+from lacache.cache.hooks import visible_keys
 from lacache.errors import InputError, UnsupportedOperationError
 from lacache.models.decoder import cache_argument
 from lacache.policies import Full, Group, Groups, Ladder

@@ -4,7 +4,7 @@ import torch
 
 from lacache import Ladder
 from lacache.cache.group import LayerGroup
-from lacache.cache.layer import BoundedLayer
+from lacache.cache.layers import BoundedLayer
 from lacache.models.model_info import model_info
 from tests.cache.slow_cache import rotate
 from tests.cache.tiny_models import tiny_model

@@ -132,9 +132,9 @@ def test_left_padding() -> None:
     mask[1, :5] = 0
     ids = random_ids(30, batch_size=2)
     cache = LaCache.from_model(model, CONFIG)
-    with pytest.raises(InputError, match="row 1 of the attention mask has 5 padding tokens"):
+    with pytest.raises(InputError, match="sequence 1 of the attention mask has 5 padding tokens"):
         model.generate(ids, attention_mask=mask, **cache_argument(model, cache), max_new_tokens=2)
-    with pytest.raises(InputError, match="give the rows equal lengths"):
+    with pytest.raises(InputError, match="give sequences of equal lengths"):
         model(ids, attention_mask=mask, **cache_argument(model, cache))
     # Nothing was lost: the same cache reads a batch without padding.
     whole = torch.ones(2, 30, dtype=torch.long)
@@ -180,7 +180,7 @@ def test_generate_with_a_text_that_does_not_go_on() -> None:
     ids = random_ids(30)
     cache = LaCache.from_model(model, CONFIG)
     cache.prefill(model, ids)
-    with pytest.raises(InputError, match="generate\\(\\) needs the whole text so far"):
+    with pytest.raises(InputError, match="generate\\(\\) needs the whole sequence so far"):
         model.generate(ids, **cache_argument(model, cache), max_new_tokens=2)
 
 
@@ -208,7 +208,7 @@ def test_other_rows_than_before() -> None:
     model = tiny_model("llama")
     cache = LaCache.from_model(model, CONFIG)
     cache.prefill(model, random_ids(9))
-    with pytest.raises(InputError, match="2 rows, but the cache holds 1"):
+    with pytest.raises(InputError, match="2 sequences, but the cache holds 1"):
         cache.prefill(model, random_ids(9, batch_size=2))
 
 

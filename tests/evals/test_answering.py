@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from lacache.cache import LaCache, ReadingCache
+from lacache.cache import HookedCache, LaCache
 from lacache.calibration.store import profile_path, save_profile
 from lacache.common.records import Record
 from lacache.errors import ConfigError, InputError, ModelError
@@ -226,7 +226,7 @@ class Cheat(Method):
 
     name: ClassVar[str] = "cheat"
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         return LaCache.from_model(
             model, Streaming(2 * capacity), prefill="dense" if dense else "chunked"
         )
@@ -238,7 +238,7 @@ class Cheat(Method):
 class Liar(Cheat):
     """Holds everything and reports nothing."""
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         cache: Any = LaCache.from_model(model, Full())
         report = cache.report
 
@@ -253,7 +253,7 @@ class Liar(Cheat):
 class Hider(Cheat):
     """Gives the attention more than its layers store."""
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         cache: Any = LaCache.from_model(model, Streaming(capacity))
         update = cache.update
 

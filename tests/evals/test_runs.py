@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from lacache.cache import ReadingCache
+from lacache.cache import HookedCache
 from lacache.common.records import Record, append_record, read_records
 from lacache.errors import ConfigError, InputError
 from lacache.evals.campaign import failures_path, run_all
@@ -225,7 +225,7 @@ class Broken(Method):
 
     name: ClassVar[str] = "broken"
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         raise RuntimeError("out of\nmemory")
 
     def record(self) -> Record:

@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lacache.policies.presets import PRESETS, preset_plan, preset_source
 
 from lacache.errors import ConfigError
 from lacache.policies import Ladder, RetrievalHeads, kept_after, mean_capacity
 from lacache.policies.head_profile import HeadProfile
-from lacache.policies.presets import PRESETS, preset_plan, preset_source
 
 HEADS = (2,) * 12
 PAIRS = tuple((layer, head) for layer in range(12) for head in range(2))

@@ -1,7 +1,7 @@
-"""The transformers cache: any policy of `lacache.policies` on an unpatched model."""
+"""KV caches under a policy: LaCache for transformers, StaticKVCache for the engine."""
 
+from lacache.cache.hooked_cache import HookedCache
 from lacache.cache.lacache import LaCache
-from lacache.cache.reading import ReadingCache
 from lacache.cache.report import CacheReport
 
-__all__ = ["CacheReport", "LaCache", "ReadingCache"]
+__all__ = ["CacheReport", "HookedCache", "LaCache"]

@@ -10,13 +10,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache.group import LayerGroup
-from lacache.cache.grouped_layer import GroupedLayer, refuse_taking_back
-from lacache.cache.guard import guard
-from lacache.cache.layer import BoundedLayer, layer_bytes
-from lacache.cache.masks import guard_masks
-from lacache.cache.reading import ReadingCache
+from lacache.cache.hooked_cache import HookedCache
+from lacache.cache.hooks import install_hooks, install_mask_hooks
+from lacache.cache.layers import BoundedLayer, PolicyLayer, SplitLayer, layer_bytes, refuse_crop
 from lacache.cache.report import CacheReport, make_report
-from lacache.cache.split_layer import SplitLayer
 from lacache.common.validation import validate_prefill
 from lacache.errors import InputError, ModelError, UnsupportedOperationError
 from lacache.models.decoder import find_decoder
@@ -36,7 +33,7 @@ Prefill = Literal["chunked", "dense"]
 
 
 @final
-class LaCache(ReadingCache):
+class LaCache(HookedCache):
     """A KV cache of a bounded number of tokens, however long the text.
 
     For any causal language model of transformers. The model stays as it is; its decoder gets a
@@ -86,9 +83,9 @@ class LaCache(ReadingCache):
         )
         self._prefill = prefill
         self._start(1)
-        guard(decoder)
+        install_hooks(decoder)
         if len(self._groups) > 1:
-            guard_masks(decoder, self.growing_layers)
+            install_mask_hooks(decoder, self.growing_layers)
 
     def __repr__(self) -> str:
         return f"LaCache({self.policy}, {self.report()})"
@@ -99,20 +96,20 @@ class LaCache(ReadingCache):
         return self._bound
 
     def kept_tokens(self, layer_idx: int, kv_head: int | None = None) -> list[int]:
-        """Original numbers of the tokens that a layer holds now, in slot order.
+        """Return the tokens that a layer holds, as indices into the sequence, in slot order.
 
         Args:
-            layer_idx: the layer.
-            kv_head: needed where the heads of a layer are in different groups.
+            layer_idx: the layer's index in the model.
+            kv_head: required where the KV heads of the layer are in different head groups.
 
         Raises:
-            InputError: no such layer or head.
+            InputError: there is no such layer or head.
             UnsupportedOperationError: the layer is native (sliding, linear, shared).
         """
         if not 0 <= layer_idx < len(self.layers):
             raise InputError(f"layer_idx={layer_idx} must be in 0 to {len(self.layers) - 1}")
         layer = self.layers[layer_idx]
-        if not isinstance(layer, GroupedLayer):
+        if not isinstance(layer, PolicyLayer):
             raise UnsupportedOperationError(
                 f"layer {layer_idx} is a native {type(layer).__name__}; try one of "
                 f"{self.growing_layers}"
@@ -120,112 +117,116 @@ class LaCache(ReadingCache):
         num_heads = next(g.num_heads for g in self._info.growing if g.index == layer_idx)
         if kv_head is not None and not 0 <= kv_head < num_heads:
             raise InputError(f"kv_head={kv_head} must be in 0 to {num_heads - 1}")
-        part = layer.part_of(kv_head)
-        return list(part.group.kept.by_pattern[part.pattern])
+        bounded = layer.of_head(kv_head)
+        return list(bounded.group.kept.by_pattern[bounded.pattern])
 
     def report(self) -> CacheReport:
-        """Where the cache stands."""
+        """Return the cache's counts of tokens, and its bytes."""
         return make_report(
             self._bound.groups,
             [group.kept for group in self._groups],
             compactions=max(group.compactions for group in self._groups),
             num_bytes=sum(
                 layer_bytes(layer.keys, layer.values)
-                for layer in (*self._parts(), *self._native_layers())
+                for layer in (*self._bounded_layers(), *self._native_layers())
             ),
         )
 
     def reset(self) -> None:
-        """Forget everything: the cache is as new, with the same configuration."""
+        """Remove all tokens; the policy and the budget stay."""
         self._start(1)
 
-    def resolve(self, num_tokens: int) -> None:
-        """Set the capacity by the length of the first prompt, the longest piece seen of it."""
+    def expect_prompt(self, num_tokens: int) -> None:
+        """Bind the policy to the length of the first prompt: the longest chunk of it so far."""
         if self._num_seen == 0 and num_tokens > self._prompt_tokens:
             # An earlier prompt may have been interrupted before any of it counted.
             self._start(num_tokens)
 
     def next_chunk(self, num_tokens: int) -> int:
-        """Tokens up to the next compaction of any group, or all in a dense prefill."""
+        """Return the tokens up to the next compaction of any group, or all in a dense prefill."""
         if self._is_dense():
             return num_tokens
         return min(num_tokens, *(group.room() for group in self._groups))
 
     def validate_decoder(self, decoder: nn.Module) -> None:
-        """Refuse another model."""
+        """Raise ModelError unless the cache was made for this decoder."""
         if decoder is not self._decoder():
             raise ModelError(
                 "this cache was made from another model; make one with LaCache(model, ...)"
             )
 
     def validate_input(self, first_position: int | None, batch_size: int) -> None:
-        """Refuse input that does not go on where the text stands."""
+        """Raise InputError unless the input continues the cached sequences."""
         if first_position is not None and first_position != self._num_seen:
             raise InputError(
                 f"the input starts at position {first_position}, but the cache has seen "
-                f"{self._num_seen} tokens; generate() needs the whole text so far and at least one "
-                "new token, cache.prefill and lacache.stream need the new tokens alone, and "
+                f"{self._num_seen} tokens; generate() needs the whole sequence so far and at least "
+                "one new token, cache.prefill and lacache.stream need the new tokens alone, and "
                 "cache.reset() starts over"
             )
-        keys = self._parts()[0].keys
+        keys = self._bounded_layers()[0].keys
         if keys is not None and keys.shape[0] != batch_size:
             raise InputError(
-                f"the input has {batch_size} rows, but the cache holds {keys.shape[0]}; use "
-                "cache.batch_repeat_interleave(n) for n continuations of each row, cache.reset() "
-                "or another cache"
+                f"the input has {batch_size} sequences, but the cache holds {keys.shape[0]}; use "
+                "cache.batch_repeat_interleave(n) for n continuations of each sequence, "
+                "cache.reset() or another cache"
             )
 
     def next_positions(self, num_new: int) -> Tensor:
-        """Positions [Q] for the next forward: slots, where the model allows.
+        """Return the position ids [Q] of the next forward: slots, where the model allows.
 
-        Of several groups, the slots of the largest: there positions change least often.
+        With several groups they are the slots of the largest, whose positions change least often.
         """
         state = max(self._groups, key=lambda group: group.schedule.capacity).settled()
-        # Native sliding layers keep rotated keys, so there positions must go on counting.
+        # Native sliding layers keep rotated keys, so positions must be original positions.
         first = state.num_seen if self._info.has_native else state.num_cached
         return torch.arange(first, first + num_new)
 
     def begin(self, num_new: int, first_position: int) -> None:
-        """Open a forward."""
+        """Open a forward of `num_new` tokens, and compact if a compaction is due."""
         dense = self._is_dense()
         for group in self._groups:
             group.begin(num_new, first_position, dense=dense)
         if self._info.has_native:
-            # Native layers change without a word, perhaps before any of ours.
+            # Native layers do not report changes, and may change before any other layer.
             for group in self._groups:
                 group.touch()
 
     def commit(self) -> None:
-        """Close a forward."""
+        """Close the forward: count its tokens.
+
+        Raises:
+            UnsupportedOperationError: the model did not pass the cache to every layer.
+        """
         for group in self._groups:
             group.commit()
-        for part in self._parts():
-            expected = part.group.state.num_cached
-            if part.num_stored() != expected:
+        for layer in self._bounded_layers():
+            expected = layer.group.state.num_cached
+            if layer.num_stored() != expected:
                 raise UnsupportedOperationError(
-                    f"a layer stored {part.num_stored()} tokens where {expected} were counted, "
+                    f"a layer stored {layer.num_stored()} tokens where {expected} were counted, "
                     "as the model did not pass the cache on (gradient checkpointing does that); "
                     "call model.eval() and cache.reset()"
                 )
 
     def key_lengths(self, layer_idx: int) -> tuple[int, ...] | None:
-        """Keys per KV head in the open forward, where the groups hold different numbers."""
+        """Return the number of keys per KV head, where the groups hold different numbers."""
         layer = self.layers[layer_idx]
-        if len(self._groups) == 1 or not isinstance(layer, GroupedLayer):
+        if len(self._groups) == 1 or not isinstance(layer, PolicyLayer):
             return None
         return layer.key_lengths()
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: what was compacted away cannot come back."""
-        refuse_taking_back()
+        """Refuse to crop, as evicted tokens cannot come back."""
+        refuse_crop()
 
     def activate_past_recording(self) -> None:
-        """Refused: it announces that tokens will be taken back."""
-        refuse_taking_back()
+        """Refuse to record, as recording precedes a crop."""
+        refuse_crop()
 
     @property
     def growing_layers(self) -> list[int]:
-        """Indices of the layers that the policy rules; the others are native."""
+        """Indices of the layers under the policy; the others are native."""
         return [layer.index for layer in self._info.growing]
 
     @property
@@ -233,10 +234,10 @@ class LaCache(ReadingCache):
         return self._groups[0].state.num_seen
 
     def _start(self, prompt_tokens: int) -> None:
-        """Make empty layers for a first prompt of that many tokens."""
+        """Make empty layers for a first prompt of `prompt_tokens` tokens."""
         self._prompt_tokens = prompt_tokens
         layers: list[Any] = DynamicCache(config=self._info.text_config).layers
-        parts: dict[int, dict[tuple[int, ...], BoundedLayer]] = {}
+        bounded: dict[int, dict[tuple[int, ...], BoundedLayer]] = {}
         self._groups: list[LayerGroup] = []
         self._bound = self._bind(prompt_tokens=prompt_tokens)
         for bound in self._bound.groups:
@@ -244,24 +245,27 @@ class LaCache(ReadingCache):
             self._groups.append(group)
             for depth, heads in bound.heads.items():
                 layer = self._info.growing[depth]
-                part = BoundedLayer(group, bound.pattern(depth), layer.rotation)
-                parts.setdefault(layer.index, {})[heads] = part
-        for index, of_layer in parts.items():
-            whole = len(of_layer) == 1
-            layers[index] = next(iter(of_layer.values())) if whole else SplitLayer(of_layer)
+                of_heads = BoundedLayer(group, bound.pattern(depth), layer.rotation)
+                bounded.setdefault(layer.index, {})[heads] = of_heads
+        for index, by_heads in bounded.items():
+            whole = len(by_heads) == 1
+            layers[index] = next(iter(by_heads.values())) if whole else SplitLayer(by_heads)
         self.layers = layers
 
     def _is_dense(self) -> bool:
         return self._prefill == "dense" and self._num_seen == 0
 
-    def _parts(self) -> list[BoundedLayer]:
+    def _bounded_layers(self) -> list[BoundedLayer]:
         return [
-            part for layer in self.layers if isinstance(layer, GroupedLayer) for part in layer.parts
+            bounded
+            for layer in self.layers
+            if isinstance(layer, PolicyLayer)
+            for bounded in layer.by_group
         ]
 
     def _native_layers(self) -> list[CacheLayerMixin]:
         return [
             layer
             for layer in self.layers
-            if isinstance(layer, CacheLayerMixin) and not isinstance(layer, GroupedLayer)
+            if isinstance(layer, CacheLayerMixin) and not isinstance(layer, PolicyLayer)
         ]

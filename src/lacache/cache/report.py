@@ -1,4 +1,4 @@
-"""Where a cache stands, in numbers for people."""
+"""The report of a cache: counts of tokens, and bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from lacache.policies.kept import KeptTokens, coverage
 @final
 @dataclass(frozen=True)
 class CacheReport:
-    """Where a cache stands. Counts are tokens; `bytes` covers every layer and row.
+    """Counts of a cache in tokens of one sequence, and its bytes over all layers and sequences.
 
     Where KV heads hold different numbers of tokens, `num_cached` and `capacity` are means over
-    layers and heads, rounded down, `num_evicted` is what was seen less that mean, and `compactions`
-    are those of the group with most.
+    layers and heads, rounded down, `num_evicted` is `num_seen - num_cached`, and `compactions` is
+    the largest of any head group.
     """
 
     num_seen: int
@@ -29,19 +29,19 @@ class CacheReport:
     coverage: int
     """Distinct tokens that at least one layer still holds."""
     most_cached: int
-    """Tokens of the layer or KV head that holds most."""
+    """Tokens in the layer or KV head that holds most."""
 
 
 def make_report(
     groups: Sequence[BoundGroup], kept: Sequence[KeptTokens], compactions: int, num_bytes: int
 ) -> CacheReport:
-    """The report over all groups of a plan.
+    """Return the report over all head groups.
 
     Args:
-        groups: of the plan.
-        kept: what each of them holds.
-        compactions: of the group with most.
-        num_bytes: of every layer and row.
+        groups: the bound policy's head groups.
+        kept: the tokens that each group holds.
+        compactions: the largest number of compactions of any group.
+        num_bytes: bytes over all layers and sequences.
     """
     states = [each.state for each in kept]
     heads = [group.num_heads for group in groups]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lacache.cache import ReadingCache
+from lacache.cache import HookedCache
 from lacache.common.records import Record
 from lacache.engine.eos import eos_token_ids
 from lacache.errors import ConfigError, InputError, ModelError
@@ -198,7 +198,7 @@ def _answer_ids(tokenizer: Any, question: Question) -> list[int]:
 
 
 def _write(
-    model: Any, cache: ReadingCache, logits: Tensor, limit: int, ends: frozenset[int]
+    model: Any, cache: HookedCache, logits: Tensor, limit: int, ends: frozenset[int]
 ) -> tuple[list[int], list[int]]:
     """Decode greedily from logits [1, V].
 
@@ -217,7 +217,7 @@ def _write(
 
 
 def _answer_nll(
-    model: Any, cache: ReadingCache, logits: Tensor, answer: Sequence[int], limit: int | None
+    model: Any, cache: HookedCache, logits: Tensor, answer: Sequence[int], limit: int | None
 ) -> float:
     """Loss of an answer in nats, from logits [1, V] and a copy of the cache that gave them."""
     by_token = [logits]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lacache.cache import LaCache, ReadingCache
+from lacache.cache import HookedCache, LaCache
 from lacache.common.records import Record, environment
 from lacache.engine.cached_writer import CachedWriter
 from lacache.engine.engine import Engine
@@ -181,7 +181,7 @@ def read(
 def score_tokens(
     model: Any,
     token_ids: Sequence[int],
-    cache: ReadingCache,
+    cache: HookedCache,
     *,
     chunk: int = 64,
     on_progress: Callable[[int], None] | None = None,

@@ -7,8 +7,8 @@ from typing import Any, final
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache import ReadingCache
-from lacache.cache.layer import layer_bytes
+from lacache.cache import HookedCache
+from lacache.cache.layers import layer_bytes
 from lacache.errors import LaCacheError
 from lacache.models.decoder import find_decoder, given_cache
 from lacache.models.model_info import model_info
@@ -37,7 +37,7 @@ class Watch:
     def __init__(
         self,
         model: Any,
-        cache: ReadingCache,
+        cache: HookedCache,
         *,
         capacity: int | None,
         on_tokens: Callable[[int], None] | None = None,

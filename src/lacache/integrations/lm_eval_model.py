@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
-from lacache.cache import ReadingCache
+from lacache.cache import HookedCache
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, InputError
 from lacache.evals.answering import Asking, FirstToken
@@ -35,7 +35,7 @@ Request = tuple[Any, list[int], list[int]]
 @final
 @dataclass(frozen=True)
 class _Opened:
-    cache: ReadingCache
+    cache: HookedCache
     limit: int | None
     """Tokens per layer that it may hold on average."""
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lacache.cache.group import LayerGroup
-from lacache.cache.layer import BoundedLayer
+from lacache.cache.layers import BoundedLayer
 from lacache.cache.static.compactions import Compactions
 from lacache.cache.static.row_group import Move, RowGroup
 from lacache.policies.schedule import Schedule

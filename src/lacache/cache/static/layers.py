@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lacache.cache.grouped_layer import EndlessLayer
+from lacache.cache.layers import EvictingLayer
 from lacache.cache.static.attention import Attend
 from lacache.cache.static.part import Part
 from lacache.cache.static.sliding import Ring
@@ -17,7 +17,7 @@ Seen = tuple[Tensor, Tensor, Tensor | None]
 """Keys and values [B, H, N, D], and which of them are visible, bool [B or 1, 1, 1 or Q, N]."""
 
 
-class AttendingLayer(EndlessLayer, ABC):
+class AttendingLayer(EvictingLayer, ABC):
     """Takes new keys and values, and attends to them and to those it has."""
 
     is_compileable = True

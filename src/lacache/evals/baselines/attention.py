@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lacache.cache import ReadingCache
+from lacache.cache import HookedCache
 from lacache.errors import UnsupportedModelError
 
 
-class WatchingCache(ReadingCache, ABC):
+class WatchingCache(HookedCache, ABC):
     """A cache that may want to see attention weights."""
 
     def __init__(self, layers: list[Any]) -> None:

@@ -10,10 +10,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache import CacheReport
-from lacache.cache.grouped_layer import refuse_taking_back
-from lacache.cache.guard import guard
-from lacache.cache.layer import layer_bytes
-from lacache.cache.masks import guard_masks
+from lacache.cache.hooks import install_hooks, install_mask_hooks
+from lacache.cache.layers import layer_bytes, refuse_crop
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
 from lacache.evals.baselines.attention import WatchingCache, watch
@@ -106,9 +104,9 @@ class ScoredCache(WatchingCache):
         for i, layer in enumerate(info.growing):
             layers[layer.index] = ScoredLayer(scorer, ledger, i, layer.rotation, sinks)
         decoder = find_decoder(model)
-        guard(decoder)
+        install_hooks(decoder)
         if len(set(capacities)) > 1:
-            guard_masks(decoder, [layer.index for layer in info.growing])
+            install_mask_hooks(decoder, [layer.index for layer in info.growing])
         if isinstance(scorer, AttentionScorer):
             watch(decoder)
         return cls(model, info, scorer, ledger, layers, dense=dense)
@@ -182,7 +180,7 @@ class ScoredCache(WatchingCache):
         if isinstance(layer, ScoredLayer):
             layer.observe(weights)
 
-    def resolve(self, num_tokens: int) -> None:
+    def expect_prompt(self, num_tokens: int) -> None:
         """Learn how long a dense input is: the longest piece seen of it."""
         if self._dense and self._ledger.num_seen == 0:
             self._ledger.dense_tokens = max(self._ledger.dense_tokens, num_tokens)
@@ -262,11 +260,11 @@ class ScoredCache(WatchingCache):
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Refused: what was evicted cannot come back."""
-        refuse_taking_back()
+        refuse_crop()
 
     def activate_past_recording(self) -> None:
         """Refused: it announces that tokens will be taken back."""
-        refuse_taking_back()
+        refuse_crop()
 
     def _unseen(self) -> int:
         """How many of the next tokens of a dense input the score does not look at."""

@@ -5,7 +5,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lacache.cache.grouped_layer import EndlessLayer
+from lacache.cache.layers import EvictingLayer
 from lacache.errors import UnsupportedModelError, UnsupportedOperationError
 from lacache.evals.baselines.ledger import Ledger
 from lacache.evals.baselines.scorer import AttentionScorer, KeyScorer, Scorer, best
@@ -13,7 +13,7 @@ from lacache.models.rotary import Rotation, Tables
 
 
 @final
-class ScoredLayer(EndlessLayer):
+class ScoredLayer(EvictingLayer):
     """Holds keys as they came in and values, each [1, H, N, D], and where and when they came in.
 
     The token in slot s stands at the position of the next token minus N, plus s: slots, up to a

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from lacache.cache import LaCache, ReadingCache
+from lacache.cache import HookedCache, LaCache
 from lacache.common.records import Record
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.settings import settings_record
@@ -17,7 +17,7 @@ class FullCache(Method):
 
     name: ClassVar[str] = "full"
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         """An empty cache without a limit."""
         return LaCache.from_model(model, Full())
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
-from lacache.cache import LaCache, ReadingCache
+from lacache.cache import HookedCache, LaCache
 from lacache.common.records import Record
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
@@ -74,7 +74,7 @@ class History(Method):
         validate_int("sinks", self.sinks, 0)
         validate_int("unit", self.unit, 1)
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         """An empty cache with a group for the history, each tier and the others."""
         profile = model_profile(model)
         if profile is None and self.members != "depth":

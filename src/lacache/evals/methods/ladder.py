@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from lacache.cache import LaCache, ReadingCache
+from lacache.cache import HookedCache, LaCache
 from lacache.common.records import Record
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
@@ -60,7 +60,7 @@ class LadderMethod(Method):
         if self.recent is not None:
             validate_share("recent", self.recent)
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         """An empty ladder."""
         policy = self.policy(capacity, len(model_info(model).growing))
         return LaCache.from_model(model, policy, prefill="dense" if dense else "chunked")

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from lacache.cache import LaCache, ReadingCache
+from lacache.cache import HookedCache, LaCache
 from lacache.common.records import Record
 from lacache.evals.methods.ladder import LadderMethod
 from lacache.evals.methods.method import Method
@@ -40,7 +40,7 @@ class LadderCounts(Method):
     def policy(self, ladder: Ladder) -> Policy:
         """What keeps as many tokens as a ladder."""
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         """An empty cache."""
         ladder = self._ladder().policy(capacity, len(model_info(model).growing))
         policy = self.policy(ladder)

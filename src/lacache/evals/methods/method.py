@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from lacache.cache import ReadingCache
+from lacache.cache import HookedCache
 from lacache.common.records import Record
 
 
@@ -13,7 +13,7 @@ class Method(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         """An empty cache.
 
         Args:

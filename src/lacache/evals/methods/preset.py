@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from lacache.cache import LaCache, ReadingCache
+from lacache.cache import HookedCache, LaCache
 from lacache.common.records import Record
 from lacache.errors import ConfigError
 from lacache.evals.methods.method import Method
@@ -38,7 +38,7 @@ class PresetMethod(Method):
                 f"preset={self.preset!r} must be one of {', '.join(PRESETS)}; try {DEFAULT_PRESET}"
             )
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         """An empty cache."""
         heads = model_info(model).num_heads
         plan = preset_plan(self.preset, capacity, heads, model_profile(model))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from lacache.cache import ReadingCache
+from lacache.cache import HookedCache
 from lacache.errors import ConfigError
 from lacache.evals.baselines import ScoredCache, Scorer, SnapKV, pyramid
 from lacache.evals.methods.scored import ScoredMethod
@@ -44,7 +44,7 @@ class PyramidKVMethod(ScoredMethod):
         """SnapKV's."""
         return SnapKV(self.window, self.kernel)
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         """An empty cache."""
         evict_batch = evict_batch_slots(self.evict_batch, capacity)
         capacities = pyramid(

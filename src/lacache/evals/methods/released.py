@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from lacache.cache import LaCache, ReadingCache
+from lacache.cache import HookedCache, LaCache
 from lacache.common.records import Record
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
@@ -40,7 +40,7 @@ class ReleasedLadder(Method):
         validate_span(self.span, self.overlap, "interleaved")
         validate_int("sinks", self.sinks, 0)
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         """An empty ladder."""
         policy = self.policy(capacity, len(model_info(model).growing))
         return LaCache.from_model(model, policy, prefill="dense" if dense else "chunked")

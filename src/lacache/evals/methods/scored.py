@@ -4,7 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from lacache.cache import ReadingCache
+from lacache.cache import HookedCache
 from lacache.common.records import Record
 from lacache.common.validation import validate_int
 from lacache.evals.baselines import ScoredCache, Scorer
@@ -37,7 +37,7 @@ class ScoredMethod(Method):
     def scorer(self, capacity: int) -> Scorer:
         """The score, at a capacity in tokens."""
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         """An empty cache."""
         return ScoredCache.from_model(
             model,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from lacache.cache import LaCache, ReadingCache
+from lacache.cache import HookedCache, LaCache
 from lacache.common.records import Record
 from lacache.common.validation import validate_int
 from lacache.evals.methods.method import Method
@@ -35,7 +35,7 @@ class StreamingMethod(Method):
         validate_int("sinks", self.sinks, 0)
         validate_share("evict_batch", self.evict_batch)
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> ReadingCache:
+    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
         """An empty sink window."""
         policy = Streaming(
             capacity, sinks=self.sinks, evict_batch=evict_batch_slots(self.evict_batch, capacity)
