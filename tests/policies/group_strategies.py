@@ -3,25 +3,27 @@
 from hypothesis import strategies as st
 
 from lacache.errors import ConfigError
-from lacache.policies import Full, Group, Groups, Ladder, Policy, ShrinkingWindow, Streaming
+from lacache.policies import Full, Group, Groups, Ladder, LayerPolicy, ShrinkingWindow, Streaming
+
+Sized = tuple[LayerPolicy, int | None]
+"""A policy and its capacity."""
 
 
 @st.composite
-def policies(draw: st.DrawFn, num_layers: int) -> Policy:
-    """A policy that works over so many layers."""
+def policies(draw: st.DrawFn, num_layers: int) -> Sized:
+    """A policy that works over so many layers, with a capacity."""
     while True:
         kind = draw(st.sampled_from(["ladder", "ladder", "streaming", "shrinking", "full"]))
         sinks = draw(st.integers(0, 3))
         if kind == "full":
-            return Full()
+            return Full(), None
         if kind == "shrinking":
             return draw(shrinking_windows())
         if kind == "streaming" or num_layers == 1:
-            return Streaming(draw(st.integers(6, 20)), sinks, evict_batch=draw(st.integers(1, 3)))
+            return Streaming(sinks, draw(st.integers(1, 3))), draw(st.integers(6, 20))
         span = draw(st.integers(1, num_layers - 1))
         try:
-            config = Ladder(
-                capacity=draw(st.integers(6, 30)),
+            ladder = Ladder(
                 span=span,
                 overlap=draw(st.integers(0, span - 1)),
                 sinks=sinks,
@@ -29,25 +31,26 @@ def policies(draw: st.DrawFn, num_layers: int) -> Policy:
                 evict_batch=draw(st.sampled_from([1, 4])),
                 unit=draw(st.sampled_from([1, 2])),
             )
-            config.bind(num_layers)
+            capacity = draw(st.integers(6, 30))
+            ladder.schedule(num_layers, capacity)
         except ConfigError:
             continue
-        return config
+        return ladder, capacity
 
 
 @st.composite
-def shrinking_windows(draw: st.DrawFn) -> ShrinkingWindow:
-    """Windows that shrink quickly enough for a short text to see the end of it."""
+def shrinking_windows(draw: st.DrawFn) -> tuple[ShrinkingWindow, int]:
+    """Windows that shrink quickly enough for a short prompt to see the end of it."""
     sinks, evict_batch = draw(st.integers(0, 3)), draw(st.integers(1, 4))
     least = draw(st.integers(sinks + evict_batch, 16))
-    return ShrinkingWindow(
-        capacity=draw(st.integers(least, 30)),
+    window = ShrinkingWindow(
         least=least,
         history_heads=draw(st.integers(1, 4)),
         window_heads=draw(st.integers(1, 6)),
         sinks=sinks,
         evict_batch=evict_batch,
     )
+    return window, draw(st.integers(least, 30))
 
 
 @st.composite
@@ -61,12 +64,9 @@ def groups(draw: st.DrawFn, num_layers: int, num_heads: int, *, by_head: bool = 
     members = draw(st.permutations(members))
     edges = sorted(draw(st.sets(st.integers(1, len(members) - 1), min_size=1, max_size=2)))
     parts = [members[a:b] for a, b in zip([0, *edges], [*edges, None], strict=True)]
-    return Groups(
-        tuple(
-            Group(
-                draw(policies(len({m[0] if isinstance(m, tuple) else m for m in part}))),
-                tuple(part),
-            )
-            for part in parts
-        )
-    )
+    found = []
+    for part in parts:
+        depth = len({m[0] if isinstance(m, tuple) else m for m in part})
+        policy, capacity = draw(policies(depth))
+        found.append(Group(policy, tuple(part), capacity))
+    return Groups(tuple(found))

@@ -3,25 +3,25 @@
 import pytest
 
 from lacache.errors import ConfigError
-from lacache.policies.budget import ParsedBudget, parse_budget
+from lacache.policies.budget import Budget, parse_budget
 
 
 @pytest.mark.parametrize(
     ("given", "parsed"),
     [
-        (512, ParsedBudget(tokens=512)),
-        ("512", ParsedBudget(tokens=512)),
-        (" 512 ", ParsedBudget(tokens=512)),
-        (0.25, ParsedBudget(share=0.25)),
-        (1.0, ParsedBudget(share=1.0)),
-        ("0.25", ParsedBudget(share=0.25)),
-        ("64MiB", ParsedBudget(num_bytes=64 * 1024**2)),
-        ("64 mib", ParsedBudget(num_bytes=64 * 1024**2)),
-        ("1.5GB", ParsedBudget(num_bytes=1_500_000_000)),
-        ("700B", ParsedBudget(num_bytes=700)),
+        (512, Budget(tokens=512)),
+        ("512", Budget(tokens=512)),
+        (" 512 ", Budget(tokens=512)),
+        (0.25, Budget(share=0.25)),
+        (1.0, Budget(share=1.0)),
+        ("0.25", Budget(share=0.25)),
+        ("64MiB", Budget(num_bytes=64 * 1024**2)),
+        ("64 mib", Budget(num_bytes=64 * 1024**2)),
+        ("1.5GB", Budget(num_bytes=1_500_000_000)),
+        ("700B", Budget(num_bytes=700)),
     ],
 )
-def test_reads(given: object, parsed: ParsedBudget) -> None:
+def test_reads(given: object, parsed: Budget) -> None:
     assert parse_budget(given) == parsed
 
 

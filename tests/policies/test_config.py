@@ -15,9 +15,6 @@ from lacache.policies import Geometry, Ladder, Streaming, default_span_overlap
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"capacity": 0}, "capacity=0 must be at least 1; try capacity=1"),
-        ({"capacity": 6.5}, "capacity=6.5 must be an integer"),
-        ({"capacity": True}, "capacity=True must be an integer"),
         ({"span": 0}, "span=0 must be at least 1"),
         ({"span": 16, "overlap": 16}, "overlap=16 must be below span=16; try overlap=8"),
         ({"span": 1, "overlap": 1}, "overlap=1 must be below span=1; try span=2 or overlap=0"),
@@ -26,6 +23,9 @@ from lacache.policies import Geometry, Ladder, Streaming, default_span_overlap
         ({"sinks": -1}, "sinks=-1 must be at least 0"),
         ({"recent": -1}, "recent=-1 must be at least 0"),
         ({"evict_batch": 0}, "evict_batch=0 must be at least 1"),
+        ({"evict_batch": True}, "evict_batch=True must be an integer"),
+        ({"evict_batch": 1.0}, "evict_batch=1.0 as a share of the capacity must be in (0, 1)"),
+        ({"recent": -0.5}, "recent=-0.5 as a share of the capacity must be in (0, 1)"),
         ({"unit": 0}, "unit=0 must be at least 1"),
         ({"geometry": "spiral"}, "geometry='spiral' must be one of interleaved, consecutive"),
         ({"window_layers": (32,)}, "window_layers=32 must be below the number of layers 32"),
@@ -40,9 +40,10 @@ from lacache.policies import Geometry, Ladder, Streaming, default_span_overlap
     ids=str,
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
-    fields: dict[str, Any] = {"capacity": 64, "span": 16} | options
+    fields: dict[str, Any] = {"span": 16} | options
+    capacity = fields.pop("capacity", 64)
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        Ladder(**fields).bind(32)
+        Ladder(**fields).schedule(32, capacity)
     assert isinstance(caught.value, LaCacheError)
 
 
@@ -86,26 +87,46 @@ def test_consecutive_layers_share_a_token(num_layers: int, data: Any) -> None:
 
 
 def test_configurations_compare_and_hash_by_value() -> None:
-    one = Ladder(capacity=64, span=8, window_layers=[2, 1, 2])  # type: ignore[arg-type]
-    two = Ladder(capacity=64, span=8, window_layers=(1, 2))
+    one = Ladder(span=8, window_layers=[2, 1, 2])  # type: ignore[arg-type]
+    two = Ladder(span=8, window_layers=(1, 2))
     assert one == two
     assert len({one, two}) == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("capacity", "evict_batch", "message"),
     [
-        ({"capacity": 4}, "capacity=4 must be at least 5 = sinks 4 + evict_batch 1"),
-        ({"capacity": 0}, "capacity=0 must be at least 1"),
-        ({"capacity": 9, "evict_batch": 0}, "evict_batch=0 must be at least 1"),
+        (4, 0.1, "capacity=4 must be at least 5 = sinks 4 + evict_batch 1; try capacity=5"),
+        (6, 3, "capacity=6 must be at least 7 = sinks 4 + evict_batch 3; try capacity=7"),
+        (9, 0, "evict_batch=0 must be at least 1"),
     ],
-    ids=str,
 )
-def test_streaming_refusals(options: dict[str, int], message: str) -> None:
+def test_streaming_refusals(capacity: int, evict_batch: float, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        Streaming(**options)
+        Streaming(evict_batch=evict_batch).schedule(2, capacity)
 
 
 @pytest.mark.parametrize(("capacity", "recent"), [(256, 128), (12, 6), (7, 1), (6, 0)])
 def test_the_default_recent_is_half_or_what_is_left(capacity: int, recent: int) -> None:
-    assert Ladder(capacity=capacity, span=16).bind(32).recent == recent
+    assert Ladder(span=16).schedule(32, capacity).recent == recent
+
+
+@pytest.mark.parametrize(
+    ("evict_batch", "capacity", "slots"),
+    [(0.1, 512, 51), (0.1, 9, 1), (0.29, 100, 29), (7, 512, 7)],
+)
+def test_a_share_of_the_capacity_is_rounded_down_to_slots(
+    evict_batch: float, capacity: int, slots: int
+) -> None:
+    assert Ladder(evict_batch=evict_batch).schedule(8, capacity).evict_batch == slots
+    assert Streaming(evict_batch=evict_batch).schedule(8, capacity).evict_batch == slots
+
+
+def test_each_of_span_and_overlap_has_its_own_default() -> None:
+    def geometry(**settings: int) -> tuple[int, int]:
+        found = Ladder(**settings).schedule(6, 100).geometry
+        return found.span, found.overlap
+
+    assert geometry() == (3, 2)
+    assert geometry(overlap=1) == (3, 1)
+    assert geometry(span=3) == (3, 0)

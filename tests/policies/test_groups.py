@@ -12,6 +12,8 @@ from lacache.policies import (
     Group,
     Groups,
     Ladder,
+    ModelShape,
+    RetrievalHeads,
     ShrinkingWindow,
     Streaming,
     mean_capacity,
@@ -19,57 +21,64 @@ from lacache.policies import (
 from lacache.policies.schedule import UNBOUNDED
 from tests.policies.group_strategies import groups
 
-WINDOW = Streaming(10)
+WINDOW = Streaming(evict_batch=1)
+
+
+def window(*members: Any) -> Group:
+    return Group(WINDOW, members, 10)
 
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_every_head_is_in_one_group_with_the_schedule_of_its_depth(data: Any) -> None:
-    plan = data.draw(groups(6, 3))
-    bound = plan.bind_groups((3,) * 6)
+    policy = data.draw(groups(6, 3))
+    bound = policy.bind(ModelShape((3,) * 6))
     pairs = [
         (layer, head) for group in bound for layer, heads in group.heads.items() for head in heads
     ]
     assert sorted(pairs) == [(layer, head) for layer in range(6) for head in range(3)]
-    for group, one in zip(plan.groups, bound, strict=True):
+    for group, one in zip(policy.groups, bound, strict=True):
         depths = sorted({m[0] for m in group.members if isinstance(m, tuple)})
-        schedule = group.policy.bind(len(depths))
+        capacity = UNBOUNDED if group.capacity is None else group.capacity
+        schedule = group.policy.schedule(len(depths), capacity)
         assert list(one.heads) == depths
         assert [one.pattern(layer) for layer in depths] == list(schedule.patterns)
-        assert one.schedule.capacity == schedule.capacity
+        assert one.schedule == schedule
 
 
 def test_one_policy_is_one_group() -> None:
-    (group,) = Ladder(capacity=30, span=2).bind_groups((2, 2, 1, 2))
+    (group,) = Ladder(span=2).bind(ModelShape((2, 2, 1, 2)), 30)
     assert group.heads == {0: (0, 1), 1: (0, 1), 2: (0,), 3: (0, 1)}
     assert group.num_heads == 7
     assert group.schedule.capacity == 30
 
 
 def test_mean_capacity_weighs_by_heads() -> None:
-    plan = Groups((Group(Streaming(100), (0, (1, 0))), Group(Streaming(10), ((1, 1), 2))))
-    assert mean_capacity(plan.bind_groups((2, 2, 2))) == (3 * 100 + 3 * 10) / 6
-    shrinking = ShrinkingWindow(100, 10, history_heads=1, window_heads=1)
-    plan = Groups((Group(shrinking, (0,)), Group(Streaming(50), (1,))))
-    assert mean_capacity(plan.bind_groups((1, 1))) == 75
-    full = Groups((Group(Full(), (0,)), Group(WINDOW, (1,))))
-    assert mean_capacity(full.bind_groups((2, 2))) == UNBOUNDED
+    def mean(*groups: Group, heads: int = 2) -> float:
+        layers = max(m if isinstance(m, int) else m[0] for g in groups for m in g.members) + 1
+        return mean_capacity(Groups(groups).bind(ModelShape((heads,) * layers)))
+
+    long, short = Group(WINDOW, (0, (1, 0)), 100), Group(WINDOW, ((1, 1), 2), 10)
+    assert mean(long, short) == (3 * 100 + 3 * 10) / 6
+    shrinking = ShrinkingWindow(least=10, history_heads=1, window_heads=1, evict_batch=1)
+    assert mean(Group(shrinking, (0,), 100), Group(WINDOW, (1,), 50), heads=1) == 75
+    assert mean(Group(Full(), (0,)), window(1)) == UNBOUNDED
 
 
 @pytest.mark.parametrize(
-    ("plan", "message"),
+    ("parts", "message"),
     [
-        (((WINDOW, (0, 1)),), "KV head 0 of layer 2 is in no group; add 2"),
-        (((WINDOW, (0, 1, 2)), (WINDOW, ((2, 1),))), "KV head 1 of layer 2 is in the groups 0 and"),
-        (((WINDOW, (0, 1, 2, (2, 1))),), "KV head 1 of layer 2 is twice in group 0"),
-        (((WINDOW, (0, 1, 2, 3)),), "layer 3 of a group must be below the number of layers 3"),
-        (((WINDOW, (0, 1, (2, 2))),), "KV head 2 of layer 2 must be below the layer's 2 KV heads"),
-        (((Ladder(capacity=40, span=2), (0, 1)), (WINDOW, (2,))), "span=2 must be below"),
+        ((window(0, 1),), "KV head 0 of layer 2 is in no group; add 2"),
+        ((window(0, 1, 2), window((2, 1))), "KV head 1 of layer 2 is in the groups 0 and"),
+        ((window(0, 1, 2, (2, 1)),), "KV head 1 of layer 2 is twice in group 0"),
+        ((window(0, 1, 2, 3),), "layer 3 of a group must be below the number of layers 3"),
+        ((window(0, 1, (2, 2)),), "KV head 2 of layer 2 must be below the layer's 2 KV heads"),
+        ((Group(Ladder(span=2), (0, 1), 40), window(2)), "span=2 must be below"),
     ],
 )
-def test_what_bind_refuses(plan: Any, message: str) -> None:
+def test_what_bind_refuses(parts: tuple[Group, ...], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        Groups(tuple(Group(*group) for group in plan)).bind_groups((2, 2, 2))
+        Groups(parts).bind(ModelShape((2, 2, 2)))
     assert message in str(raised.value)
 
 
@@ -78,10 +87,14 @@ def test_what_bind_refuses(plan: Any, message: str) -> None:
     [
         (lambda: Groups(()), "groups=() holds nothing"),
         (lambda: Groups((WINDOW,)), "each must be a Group"),  # type: ignore[arg-type]
-        (lambda: Group(WINDOW, ()), "members=() leaves a group without layers"),
-        (lambda: Group(WINDOW, "01"), "must be a sequence"),  # type: ignore[arg-type]
-        (lambda: Group(WINDOW, (-1,)), "members=-1 must be at least 0"),
-        (lambda: Group(WINDOW, ((1, 2, 3),)), "must be a layer (3) or a pair"),  # type: ignore
+        (lambda: Group(WINDOW, (), 10), "members=() leaves a group without layers"),
+        (lambda: Group(WINDOW, "01", 10), "must be a sequence"),  # type: ignore[arg-type]
+        (lambda: Group(WINDOW, (-1,), 10), "members=-1 must be at least 0"),
+        (lambda: Group(WINDOW, ((1, 2, 3),), 10), "must be a layer (3) or a pair"),  # type: ignore
+        (lambda: Group(WINDOW, (1,)), "needs a capacity in tokens"),
+        (lambda: Group(WINDOW, (1,), 0), "capacity=0 must be at least 1"),
+        (lambda: Group(Full(), (1,), 9), "capacity=9 cannot be given with policy full"),
+        (lambda: Group(RetrievalHeads(share=0.1), (1,), 9), "must be a policy of whole layers"),  # type: ignore
         (lambda: Group(512, (1,)), "must be a policy"),  # type: ignore[arg-type]
     ],
 )

@@ -1,67 +1,115 @@
-"""What every policy promises. A new policy adds a row and its slow twin."""
+"""What every policy of layers promises. A new one adds a row and its slow twin."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.errors import ConfigError
-from lacache.policies import POLICIES, Full, Ladder, Policy, Streaming, Timetable, kept_after
-from lacache.policies.reference import reference_kept
+from lacache.policies import (
+    POLICIES,
+    Full,
+    Ladder,
+    LayerPolicy,
+    ModelShape,
+    Paper,
+    ShrinkingWindow,
+    Streaming,
+    Timetable,
+    Uniform,
+    kept_after,
+)
+from tests.policies.slow_window import shrunk
+from tests.policies.strategies import SizedLadder
 
 NUM_LAYERS = 6
-LADDER = Ladder(capacity=24, span=3, overlap=1, recent=6, evict_batch=2)
+CAPACITY = 24
+LADDER = Ladder(span=3, overlap=1, recent=6, evict_batch=2)
 GENTLE = Ladder(
-    capacity=24, span=3, overlap=2, recent=6, geometry="consecutive", window_layers=(1,)
+    span=3, overlap=2, recent=6, evict_batch=1, geometry="consecutive", window_layers=(1,)
 )
+PAPER_RECENT = 6  # 6 layers + 1 - 1 unit that a band of span 3 and overlap 0 frees
+AS_PAPER = Ladder(span=3, overlap=0, recent=PAPER_RECENT, evict_batch=1)
+SHRINKING = ShrinkingWindow(least=10, history_heads=2, window_heads=3, evict_batch=3)
 
 
-def slow_ladder(config: Ladder) -> Callable[[int], list[list[int]]]:
-    return lambda seen: reference_kept(config, NUM_LAYERS, 6, seen, settled=False)[1]
+@dataclass
+class Row:
+    policy: LayerPolicy
+    slow: Callable[[int], list[list[int]]]
+
+
+def slow_ladder(ladder: Ladder) -> Callable[[int], list[list[int]]]:
+    return lambda seen: SizedLadder(ladder, NUM_LAYERS, CAPACITY).slow(seen, settled=False)[1]
+
+
+def slow_uniform(seen: int) -> list[list[int]]:
+    # A band has 3 units of which 2 are kept, so there are phases 0 and 1; the middle is 0.
+    return [slow_ladder(LADDER)(seen)[0]] * NUM_LAYERS
 
 
 def slow_streaming(seen: int) -> list[list[int]]:
     tokens: list[int] = []
     for token in range(seen):
-        if len(tokens) == 20:
+        if len(tokens) == CAPACITY:
             del tokens[4:7]
         tokens.append(token)
     return [tokens] * NUM_LAYERS
 
 
-ROWS: dict[str, tuple[Policy, Callable[[int], list[list[int]]]]] = {
-    "ladder": (LADDER, slow_ladder(LADDER)),
-    "ladder, consecutive with a window": (GENTLE, slow_ladder(GENTLE)),
-    "streaming": (Streaming(20, evict_batch=3), slow_streaming),
-    "full": (Full(), lambda seen: [list(range(seen))] * NUM_LAYERS),
+def slow_shrinking(seen: int) -> list[list[int]]:
+    tokens: list[int] = []
+    for token in range(seen):
+        tokens = [*shrunk(SHRINKING, CAPACITY, tokens, token), token]
+    return [tokens] * NUM_LAYERS
+
+
+ROWS: dict[str, Row] = {
+    "ladder": Row(LADDER, slow_ladder(LADDER)),
+    "ladder, consecutive with a window": Row(GENTLE, slow_ladder(GENTLE)),
+    "paper": Row(Paper(span=3), slow_ladder(AS_PAPER)),
+    "uniform": Row(Uniform(span=3, overlap=1, recent=6, evict_batch=2), slow_uniform),
+    "streaming": Row(Streaming(evict_batch=3), slow_streaming),
+    "shrinking": Row(SHRINKING, slow_shrinking),
+    "full": Row(Full(), lambda seen: [list(range(seen))] * NUM_LAYERS),
 }
 
 
-def test_every_registered_policy_has_a_row() -> None:
-    assert {type(policy) for policy, _ in ROWS.values()} == set(POLICIES.values())
+def test_every_registered_policy_of_layers_has_a_row() -> None:
+    registered = {kind for kind in POLICIES if issubclass(kind, LayerPolicy)}
+    assert {type(row.policy) for row in ROWS.values()} == registered
 
 
 @pytest.mark.parametrize("name", ROWS)
 @given(seen=st.integers(0, 400))
 @settings(max_examples=40, deadline=None)
 def test_keeps_what_the_slow_twin_keeps(name: str, seen: int) -> None:
-    policy, slow = ROWS[name]
-    schedule = policy.bind(NUM_LAYERS)
+    row = ROWS[name]
+    schedule = row.policy.schedule(NUM_LAYERS, CAPACITY)
     kept = kept_after(schedule, seen)
-    assert [kept.by_pattern[p] for p in schedule.patterns] == slow(seen)
+    assert [kept.by_pattern[p] for p in schedule.patterns] == row.slow(seen)
     assert kept.state.num_cached <= schedule.capacity
-    if not isinstance(policy, Full):
+    if name != "full":
         assert Timetable(schedule).state_at(seen) == kept.state
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "full"])
 def test_the_smallest_capacity_works_and_less_does_not(name: str) -> None:
-    policy: Any = ROWS[name][0]
-    smallest = policy.smallest_capacity(NUM_LAYERS)
-    schedule = replace(policy, capacity=smallest).bind(NUM_LAYERS)
+    policy = ROWS[name].policy
+    smallest = policy.smallest_capacity(ModelShape.of_layers(NUM_LAYERS))
+    schedule = policy.schedule(NUM_LAYERS, smallest)
     assert kept_after(schedule, 300).state.num_seen == 300
-    with pytest.raises(ConfigError, match=f"must be at least {smallest}"):
-        replace(policy, capacity=smallest - 1).bind(NUM_LAYERS)
+    with pytest.raises(ConfigError, match=rf"must be at (least {smallest}|most capacity)"):
+        policy.schedule(NUM_LAYERS, smallest - 1)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_schedules_compare_by_value(name: str) -> None:
+    policy = ROWS[name].policy
+    one, two = (policy.schedule(NUM_LAYERS, CAPACITY) for _ in range(2))
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != policy.schedule(NUM_LAYERS + 1, CAPACITY)
+    assert one != Streaming(sinks=1, evict_batch=2).schedule(NUM_LAYERS, CAPACITY)

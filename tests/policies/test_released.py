@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lacache.policies import Ladder, kept_after
+from lacache.policies import Paper, kept_after
+from lacache.policies.ladder import LadderSchedule
 from lacache.policies.reference import reference_kept
 
 TRACES: list[dict[str, Any]] = json.loads(
@@ -14,14 +15,10 @@ TRACES: list[dict[str, Any]] = json.loads(
 )
 
 
-def config_of(trace: dict[str, Any]) -> Ladder:
-    return Ladder.released(
-        trace["cache_size"],
-        trace["start_size"],
-        trace["span"],
-        trace["overlap"],
-        trace["num_layers"],
-    )
+def schedule_of(trace: dict[str, Any]) -> LadderSchedule:
+    policy = Paper(span=trace["span"], overlap=trace["overlap"], sinks=trace["start_size"])
+    capacity = policy.released_capacity(trace["cache_size"], trace["num_layers"])
+    return policy.schedule(trace["num_layers"], capacity)
 
 
 def name_of(trace: dict[str, Any]) -> str:
@@ -36,8 +33,7 @@ def test_there_are_39_traces_with_checkpoints() -> None:
 
 @pytest.mark.parametrize("trace", TRACES, ids=name_of)
 def test_keeps_the_same_tokens(trace: dict[str, Any]) -> None:
-    config = config_of(trace)
-    schedule = config.bind(trace["num_layers"])
+    schedule = schedule_of(trace)
     for checkpoint in trace["checkpoints"]:
         expected = [checkpoint["kept"][i] for i in checkpoint["layer_to_kept"]]
         kept = kept_after(schedule, checkpoint["seen"])
@@ -47,10 +43,18 @@ def test_keeps_the_same_tokens(trace: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("trace", TRACES[::6], ids=name_of)
 def test_so_does_the_slow_reference(trace: dict[str, Any]) -> None:
-    config = config_of(trace)
-    recent = trace["num_layers"] + 1 - config.bind(trace["num_layers"]).geometry.freed
+    schedule = schedule_of(trace)
+    recent = trace["num_layers"] + 1 - schedule.geometry.freed
     for checkpoint in trace["checkpoints"][:3]:
         _, layers = reference_kept(
-            config, trace["num_layers"], recent, checkpoint["seen"], settled=True
+            checkpoint["seen"],
+            settled=True,
+            num_layers=trace["num_layers"],
+            capacity=trace["cache_size"] + schedule.geometry.freed // 2 + 1,
+            span=trace["span"],
+            overlap=trace["overlap"],
+            sinks=trace["start_size"],
+            recent=recent,
+            evict_batch=1,
         )
         assert layers == [checkpoint["kept"][i] for i in checkpoint["layer_to_kept"]]

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.policies import Full, KeptTokens, Ladder, State, Streaming, Timetable, kept_after
-from lacache.policies.reference import reference_kept
-from tests.policies.strategies import ladders
+from tests.policies.strategies import SizedLadder, ladders
 
 LADDER = ladders()
 SEEN = st.integers(0, 500)
@@ -15,12 +14,9 @@ SEEN = st.integers(0, 500)
 
 @given(LADDER, SEEN, st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_fast_equals_the_slow_reference(
-    ladder: tuple[Ladder, int], num_seen: int, settled: bool
-) -> None:
-    config, num_layers = ladder
-    schedule = config.bind(num_layers)
-    state, layers = reference_kept(config, num_layers, schedule.recent, num_seen, settled=settled)
+def test_fast_equals_the_slow_reference(ladder: SizedLadder, num_seen: int, settled: bool) -> None:
+    schedule = ladder.schedule()
+    state, layers = ladder.slow(num_seen, settled=settled)
     kept = kept_after(schedule, num_seen)
     if settled:
         kept.settle()
@@ -33,27 +29,25 @@ def test_fast_equals_the_slow_reference(
 @given(LADDER, SEEN)
 @settings(max_examples=100, deadline=None)
 def test_layers_hold_equally_many_tokens_in_order_within_the_capacity(
-    ladder: tuple[Ladder, int], num_seen: int
+    ladder: SizedLadder, num_seen: int
 ) -> None:
-    config, num_layers = ladder
-    schedule = config.bind(num_layers)
+    schedule = ladder.schedule()
     kept = KeptTokens(schedule)
     for _ in range(num_seen):
         kept.read(1)
         for tokens in kept.by_pattern.values():
-            assert len(tokens) == kept.state.num_cached <= config.capacity
+            assert len(tokens) == kept.state.num_cached <= ladder.capacity
     for tokens in kept.by_pattern.values():
         assert all(a < b for a, b in itertools.pairwise(tokens))
-        assert tokens[: config.sinks] == list(range(min(config.sinks, num_seen)))
+        assert tokens[: ladder.policy.sinks] == list(range(min(ladder.policy.sinks, num_seen)))
         newest = min(schedule.recent, num_seen)
         assert tokens[len(tokens) - newest :] == list(range(num_seen - newest, num_seen))
 
 
 @given(LADDER, st.lists(st.integers(1, 40), max_size=12))
 @settings(max_examples=100, deadline=None)
-def test_chunks_do_not_matter(ladder: tuple[Ladder, int], chunks: list[int]) -> None:
-    config, num_layers = ladder
-    schedule = config.bind(num_layers)
+def test_chunks_do_not_matter(ladder: SizedLadder, chunks: list[int]) -> None:
+    schedule = ladder.schedule()
     in_chunks, at_once = KeptTokens(schedule), KeptTokens(schedule)
     for chunk in chunks:
         in_chunks.read(chunk)
@@ -64,9 +58,8 @@ def test_chunks_do_not_matter(ladder: tuple[Ladder, int], chunks: list[int]) -> 
 
 @given(LADDER, st.integers(0, 3))
 @settings(max_examples=100, deadline=None)
-def test_compactions_are_periodic(ladder: tuple[Ladder, int], periods: int) -> None:
-    config, num_layers = ladder
-    schedule = config.bind(num_layers)
+def test_compactions_are_periodic(ladder: SizedLadder, periods: int) -> None:
+    schedule = ladder.schedule()
     table = Timetable(schedule)
     start, length = table.period_start, table.period_tokens
     assert length > 0
@@ -78,25 +71,25 @@ def test_compactions_are_periodic(ladder: tuple[Ladder, int], periods: int) -> N
 
 @given(LADDER)
 @settings(max_examples=100, deadline=None)
-def test_nothing_is_lost_up_to_the_capacity(ladder: tuple[Ladder, int]) -> None:
-    config, num_layers = ladder
-    kept = kept_after(config.bind(num_layers), config.capacity)
-    assert all(tokens == list(range(config.capacity)) for tokens in kept.by_pattern.values())
+def test_nothing_is_lost_up_to_the_capacity(ladder: SizedLadder) -> None:
+    kept = kept_after(ladder.schedule(), ladder.capacity)
+    assert all(tokens == list(range(ladder.capacity)) for tokens in kept.by_pattern.values())
 
 
 @given(LADDER, st.integers(1, 400))
 @settings(max_examples=100, deadline=None)
-def test_every_pattern_loses_as_many_slots(ladder: tuple[Ladder, int], extra: int) -> None:
-    config, num_layers = ladder
-    schedule = config.bind(num_layers)
-    full = Timetable(schedule).state_at(config.capacity + extra)
-    full = State(full.num_seen, config.capacity, full.cursor)
+def test_every_pattern_loses_as_many_slots(ladder: SizedLadder, extra: int) -> None:
+    schedule = ladder.schedule()
+    full = Timetable(schedule).state_at(ladder.capacity + extra)
+    full = State(full.num_seen, ladder.capacity, full.cursor)
     freed = full.num_cached - schedule.compact(full).num_cached
     assert freed >= 1
     for pattern in set(schedule.patterns):
         runs = schedule.evicted_slots(full, pattern)
         assert sum(stop - start for start, stop in runs) == freed
-        assert all(config.sinks <= a < b <= config.capacity - schedule.recent for a, b in runs)
+        assert all(
+            ladder.policy.sinks <= a < b <= ladder.capacity - schedule.recent for a, b in runs
+        )
 
 
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 5), SEEN)
@@ -104,7 +97,7 @@ def test_every_pattern_loses_as_many_slots(ladder: tuple[Ladder, int], extra: in
 def test_streaming_keeps_sinks_and_the_newest(
     window: int, sinks: int, evict_batch: int, num_seen: int
 ) -> None:
-    schedule = Streaming(sinks + evict_batch + window, sinks, evict_batch).bind(3)
+    schedule = Streaming(sinks, evict_batch).schedule(3, sinks + evict_batch + window)
     kept = kept_after(schedule, num_seen)
     [tokens] = kept.by_pattern.values()
     num_newest = kept.state.num_cached - min(sinks, num_seen)
@@ -117,13 +110,13 @@ def test_streaming_keeps_sinks_and_the_newest(
 
 @given(SEEN)
 def test_full_keeps_everything(num_seen: int) -> None:
-    kept = kept_after(Full().bind(4), num_seen)
+    kept = kept_after(Full().schedule(4), num_seen)
     assert kept.by_pattern == {0: list(range(num_seen))}
     assert not kept.schedule.is_full(kept.state)
 
 
 def test_a_long_schedule_is_planned_from_the_period() -> None:
-    schedule = Ladder(capacity=4096, span=16, recent=32).bind(32)
+    schedule = Ladder(span=16, recent=32, evict_batch=1).schedule(32, 4096)
     table = Timetable(schedule)
     fast = kept_after(schedule, 300_000)
     slow = KeptTokens(schedule)

@@ -1,0 +1,165 @@
+"""Named policies work for any model and budget."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lacache.errors import ConfigError
+from lacache.policies import (
+    BudgetLike,
+    HeadProfile,
+    Ladder,
+    ModelShape,
+    Paper,
+    RetrievalHeads,
+    bind_policy,
+    kept_after,
+    mean_capacity,
+    parse_policy,
+)
+from lacache.policies.bind import BoundPolicy
+
+HEADS = (2,) * 12
+PAIRS = tuple((layer, head) for layer in range(12) for head in range(2))
+PROFILE = HeadProfile(
+    fingerprint="a-b",
+    model="tiny",
+    window=16,
+    sinks=4,
+    importance=((0.0, 0.0),) * 12,
+    order=PAIRS[7:] + PAIRS[:7],
+    loss_left=(),
+)
+NAMES = ("balanced", "local", "global", "paper")
+
+
+def bind(
+    text: str,
+    budget: BudgetLike | None,
+    profile: HeadProfile | None = PROFILE,
+    *,
+    heads: tuple[int, ...] = HEADS,
+    bytes_per_token: int = 8,
+    prompt_tokens: int = 1,
+) -> BoundPolicy:
+    return bind_policy(
+        parse_policy(text),
+        budget,
+        ModelShape(heads, profile),
+        bytes_per_token=bytes_per_token,
+        prompt_tokens=prompt_tokens,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("profile", [None, PROFILE])
+@given(more=st.integers(0, 700), num_layers=st.integers(2, 40), sinks=st.integers(1, 20))
+@settings(max_examples=20, deadline=None)
+def test_every_named_policy_works_from_its_smallest_budget_on(
+    name: str, profile: HeadProfile | None, more: int, num_layers: int, sinks: int
+) -> None:
+    heads = (2,) * num_layers if profile is None else HEADS
+    text = f"{name}:sinks={sinks}"
+    with pytest.raises(ConfigError, match=r"budget=1 must be at least \d+ tokens") as raised:
+        bind(text, 1, profile, heads=heads)
+    smallest = int(str(raised.value).split("at least ")[1].split()[0])
+    capacity = smallest + more
+    groups = bind(text, capacity, profile, heads=heads).groups
+    assert mean_capacity(groups) == capacity
+    in_the_end = sum(group.schedule.final_capacity * group.num_heads for group in groups)
+    assert 0.85 * capacity - 2 <= in_the_end / sum(heads) <= capacity
+    for group in groups:
+        assert kept_after(group.schedule, 3 * capacity).state.num_seen == 3 * capacity
+
+
+@pytest.mark.parametrize("name", ["balanced", "local", "global"])
+def test_a_profile_chooses_the_retrieval_heads(name: str) -> None:
+    policy = parse_policy(name)
+    assert isinstance(policy, RetrievalHeads)
+    assert policy.share is not None
+    history = bind(name, 512).groups[0]
+    pairs = {(layer, head) for layer, heads in history.heads.items() for head in heads}
+    assert len(pairs) == round(policy.share * len(PAIRS))
+    assert pairs == set(PROFILE.order[: len(pairs)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_lost_before_the_budget_is_full(name: str) -> None:
+    for profile in (PROFILE, None):
+        for group in bind(name, 512, profile).groups:
+            kept = kept_after(group.schedule, 512)
+            assert all(tokens == list(range(512)) for tokens in kept.by_pattern.values())
+
+
+def test_without_a_profile_only_global_guesses() -> None:
+    for name in ("balanced", "local"):
+        (group,) = bind(name, 512, None).groups
+        assert group.schedule == Ladder().schedule(12, 512)
+    assert len(bind("global", 512, None).groups) > 1
+
+
+def test_paper_is_the_released_configuration() -> None:
+    policy = Paper()
+    assert policy.released_capacity(299, 32) == 300
+    expected = Ladder(span=16, overlap=0, recent=32, evict_batch=1)
+    assert policy.schedule(32, 300) == expected.schedule(32, 300)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_explicit_groups_are_the_same_without_profile_and_budget(name: str) -> None:
+    for profile in (PROFILE, None):
+        bound = bind(name, 512, profile)
+        explicit = str(bound.explicit())
+        assert bind(explicit, None, None).groups == bound.groups
+        assert parse_policy(explicit) == bound.explicit()
+
+
+def test_budgets_of_each_kind() -> None:
+    def capacity(budget: int | float | str, prompt: int) -> int:
+        return bind("global", budget, bytes_per_token=100, prompt_tokens=prompt).capacity
+
+    assert capacity(500, 1) == capacity(500, 9999) == capacity("50000B", 1) == 500
+    assert capacity(0.25, 2000) == 500
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("profile", [None, PROFILE])
+@given(share=st.floats(0.01, 1.0), prompt=st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_a_share_of_a_short_prompt_works(
+    name: str, profile: HeadProfile | None, share: float, prompt: int
+) -> None:
+    bound = bind(name, share, profile, prompt_tokens=prompt)
+    assert bound.capacity >= share * prompt
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_no_capacity_can_mend_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"at least 2 layers|hold every KV head"):
+        bind(name, 64, None, heads=(2,))
+    with pytest.raises(ConfigError, match="sinks=-1 must be at least 0"):
+        bind(f"{name}:sinks=-1", 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "message"),
+    [
+        ("best", 512, "policy='best' must be one of balanced, local"),
+        ("local", None, "no budget was given; try budget=512"),
+        ("full", 512, "budget=512 cannot be given with policy 'full'"),
+        ("groups:0-11@64@streaming", 512, "budget=512 cannot be given with policy 'groups:"),
+        ("streaming:sinks=600", 512, "budget=512 must be at least 601 tokens"),
+        ("streaming", "16B", "a budget of 16 bytes holds 2 tokens of 8 bytes"),
+    ],
+)
+def test_what_is_refused(text: str, budget: BudgetLike | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bind(text, budget)
+
+
+def test_pinned_tokens_are_at_least_the_sinks() -> None:
+    for text in ("balanced", "ladder:span=3", "paper", "streaming", "groups:0-11@64@ladder"):
+        policy = parse_policy(text).with_sinks(9)
+        assert "sinks=9" in str(policy)
+        assert policy.with_sinks(5) == policy
+    assert str(parse_policy("full").with_sinks(9)) == "full"
