@@ -35,7 +35,17 @@ PARTS = {
     "/page/icon.svg": "image/svg+xml",
 } | {
     f"/page/{name}.js": "text/javascript"
-    for name in ("api", "app", "cells", "counters", "ladder", "state", "talk", "text", "words")
+    for name in (
+        "api",
+        "app",
+        "cells",
+        "conversation",
+        "counters",
+        "format",
+        "ladder",
+        "state",
+        "tokens",
+    )
 }
 
 
@@ -295,7 +305,7 @@ def test_pointing_tells_where_a_token_lives(browser: Browser, address: str) -> N
         page.hover("#shown span:nth-child(1)")
         expect(words).to_contain_text("Token 0, “<|im_start|>”: held in all 5 layers")
         # Of several tokens that are one character, only the last has a text.
-        told = page.evaluate("import('/page/words.js').then(w => w.token(3, '', [1, 1]))")
+        told = page.evaluate("import('/page/format.js').then(m => m.describeToken(3, '', [1, 1]))")
         assert told == "Token 3, a part of a character: held in all 2 layers."
 
 
@@ -326,7 +336,7 @@ def test_a_second_turn_and_a_new_conversation(browser: Browser, address: str) ->
         assert roles == ["user", "assistant", "user"]
         wait(page)
         assert number(page, "seen") > first
-        page.click("#anew")
+        page.click("#new")
         expect(page.locator("#seen")).to_have_text("0")
         expect(page.locator("article")).to_have_count(0)
         expect(page.locator("#compactions")).to_have_text("0")
@@ -372,10 +382,10 @@ def test_what_is_refused_is_said_and_not_lost(browser: Browser) -> None:
         opened(browser, address) as page,
     ):
         problem = page.locator("#problem")
-        expect(problem).to_contain_text("asks for an API key")
+        expect(problem).to_contain_text("needs an API key")
         page.fill("[name=key]", "wrong")
         page.press("[name=key]", "Enter")
-        expect(problem).to_contain_text("refuses this API key")
+        expect(problem).to_contain_text("This API key is wrong")
         page.fill("[name=key]", "secret")
         page.press("[name=key]", "Enter")
         expect(problem).to_be_hidden()
@@ -391,7 +401,7 @@ def test_what_is_refused_is_said_and_not_lost(browser: Browser) -> None:
         expect(page.locator("article")).to_have_count(2)
         page.route("**/v1/chat/completions", lambda route: route.abort())
         say(page, "are you there?")
-        expect(problem).to_contain_text("The server does not answer")
+        expect(problem).to_contain_text("The server cannot be reached")
         expect(page.locator("#text")).to_have_value("are you there?")
 
 

@@ -1,8 +1,8 @@
-// Requests to the server, with every failure in words.
+// Requests to the server, and messages for their failures.
 
 const KEY = "lacache-api-key";
 
-export class Refused extends Error {
+export class RequestError extends Error {
   constructor(message, status = 0) {
     super(message);
     this.status = status;
@@ -33,10 +33,10 @@ export async function* chat(body, signal) {
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new Refused(chunk.error.message);
+    if (chunk.error) throw new RequestError(chunk.error.message);
     yield chunk;
   }
-  throw new Refused("The connection to the server broke off. Is it still running?");
+  throw new RequestError("The connection to the server was lost. Is it running?");
 }
 
 async function request(path, options = {}) {
@@ -47,17 +47,17 @@ async function request(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The server does not answer. Is it still running?");
+    throw new RequestError("The server cannot be reached. Is it running?");
   }
-  if (!response.ok) throw new Refused(await reason(response), response.status);
+  if (!response.ok) throw new RequestError(await reason(response), response.status);
   return response;
 }
 
 async function reason(response) {
   if (response.status === 401) {
     return sessionStorage.getItem(KEY)
-      ? "The server refuses this API key. Enter the right one."
-      : "The server asks for an API key. Enter it below.";
+      ? "This API key is wrong. Enter the key of this server."
+      : "This server needs an API key. Enter it below.";
   }
   let message;
   try {
@@ -72,18 +72,18 @@ async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    let piece;
+    let part;
     try {
-      piece = await reader.read();
+      part = await reader.read();
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Refused("The connection to the server broke off. Is it still running?");
+      throw new RequestError("The connection to the server was lost. Is it running?");
     }
-    if (piece.done) return;
-    const parts = (rest + piece.value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) {
-      if (part.startsWith("data: ")) yield part.slice(6);
+    if (part.done) return;
+    const events = (rest + part.value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      if (event.startsWith("data: ")) yield event.slice(6);
     }
   }
 }

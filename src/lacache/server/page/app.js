@@ -1,20 +1,20 @@
-// The page: what a message sets going, and where everything is shown.
+// The page: sends messages and shows what the server returns.
 
 import * as api from "./api.js";
+import { Conversation } from "./conversation.js";
 import { Counters } from "./counters.js";
 import { Ladder } from "./ladder.js";
 import { CacheState } from "./state.js";
-import { Talk } from "./talk.js";
-import { TextPane } from "./text.js";
-import { number, plural, token as tokenInWords } from "./words.js";
+import { TokenPane } from "./tokens.js";
+import { describeToken, number, plural } from "./format.js";
 
 const find = (id) => document.getElementById(id);
 
 const state = new CacheState(api.inspect, show, report);
 const ladder = new Ladder(find("ladder"), state, (index) => pick(index, true));
-const text = new TextPane(find("tokens"), state, (index) => pick(index, false));
+const tokens = new TokenPane(find("tokens"), state, (index) => pick(index, false));
 const counters = new Counters(find, state, ladder);
-const talk = new Talk(find("messages"), find("welcome"));
+const conversation = new Conversation(find("messages"), find("welcome"));
 const form = find("compose");
 const box = find("text");
 let running = null;
@@ -22,38 +22,38 @@ let running = null;
 function show() {
   counters.update();
   ladder.draw();
-  text.update();
+  tokens.update();
   describe();
 }
 
 function pick(index, isFromPicture) {
   ladder.picked = index;
   ladder.draw();
-  text.pick(index, isFromPicture);
+  tokens.pick(index, isFromPicture);
   describe();
 }
 
 function describe() {
   const { picked } = ladder;
   const isThere = picked !== null && picked < state.texts.length && state.answer;
-  const words = isThere
-    ? tokenInWords(picked, state.texts[picked], picked < state.seen ? state.layersWith(picked) : null)
+  const description = isThere
+    ? describeToken(picked, state.texts[picked], picked < state.seen ? state.layersWith(picked) : null)
     : "";
-  // A live region is read out whenever it is set.
-  if (find("token").textContent !== words) find("token").textContent = words;
+  // A screen reader reads a live region whenever it is set.
+  if (find("token").textContent !== description) find("token").textContent = description;
 }
 
-function tell(words) {
-  if (find("status").textContent !== words) find("status").textContent = words;
+function setStatus(message) {
+  if (find("status").textContent !== message) find("status").textContent = message;
 }
 
 function report(error) {
-  const words = error?.message ?? "";
-  if (find("problem").textContent !== words) find("problem").textContent = words;
+  const message = error?.message ?? "";
+  if (find("problem").textContent !== message) find("problem").textContent = message;
   find("problem").hidden = !error;
   if (!error) return;
   find("key").hidden = error.status !== 401;
-  tell("Something went wrong.");
+  setStatus("Something went wrong.");
 }
 
 async function connect() {
@@ -63,9 +63,9 @@ async function connect() {
     report(null);
     find("key").hidden = true;
     state.use(names[0]);
-    tell("Ready.");
+    setStatus("Ready.");
   } catch (error) {
-    if (!(error instanceof api.Refused)) throw error;
+    if (!(error instanceof api.RequestError)) throw error;
     report(error);
   }
 }
@@ -78,9 +78,9 @@ async function send() {
   report(null);
   box.value = "";
   box.focus();
-  const question = talk.add("user", content);
-  const messages = [...talk.messages];
-  const answer = talk.add("assistant");
+  const question = conversation.add("user", content);
+  const messages = [...conversation.messages];
+  const answer = conversation.add("assistant");
   running = new AbortController();
   setBusy(true);
   let problem = null;
@@ -88,23 +88,23 @@ async function send() {
     await receive(messages, answer);
   } catch (error) {
     if (error.name === "AbortError") answer.note("stopped");
-    else if (error instanceof api.Refused) problem = error;
+    else if (error instanceof api.RequestError) problem = error;
     else throw error;
   } finally {
     running = null;
     setBusy(false);
     if (!answer.message.content) {
-      // Nothing was said: as if it had not been sent, and what was typed is back.
+      // Without any answer, restore the page and the input to before the message was sent.
       answer.remove();
       question.remove();
       box.value = [content, box.value].filter(Boolean).join("\n");
     }
   }
   if (problem) {
-    answer.note("broken off");
+    answer.note("interrupted");
     report(problem);
   } else {
-    tell(counters.summary);
+    setStatus(counters.summary);
   }
 }
 
@@ -117,39 +117,39 @@ async function receive(messages, answer) {
     stream: true,
     inspect: true,
   };
-  tell("Waiting for the server …");
+  setStatus("Waiting for the server …");
   counters.begin();
   for await (const { choices, lacache } of api.chat(body, running.signal)) {
     const choice = choices[0];
     if (choice?.delta.content) answer.append(choice.delta.content);
     if (choice?.finish_reason === "length") answer.note("the answer reached its limit of tokens");
-    if (lacache) learn(lacache);
+    if (lacache) updateState(lacache);
   }
 }
 
-function learn({ prompt, seen, reused, read, new: written }) {
+function updateState({ prompt, seen, reused, read, new: generated }) {
   if (prompt) state.prompt(prompt);
   if (seen !== undefined) {
     state.start(seen);
-    tell(`Reading; ${plural(reused, "token")} of the text were known already.`);
+    setStatus(`Prefill: ${plural(reused, "token")} from the prefix cache.`);
   }
   if (read) {
-    state.read(read);
-    tell(`Reading: ${number(state.seen)} of ${plural(state.texts.length, "token")}`);
+    state.prefill(read);
+    setStatus(`Prefill: ${number(state.seen)} of ${plural(state.texts.length, "token")}`);
   }
-  if (written) {
-    state.write(written);
-    counters.wrote(written.length);
-    tell("Writing …");
+  if (generated) {
+    state.decode(generated);
+    counters.add(generated.length);
+    setStatus("Generating …");
   }
 }
 
 function setBusy(isBusy) {
   find("send").disabled = isBusy;
   find("stop").disabled = !isBusy;
-  find("anew").disabled = isBusy;
+  find("new").disabled = isBusy;
   find("model").disabled = isBusy;
-  talk.isBusy = isBusy;
+  conversation.isBusy = isBusy;
 }
 
 form.addEventListener("submit", (event) => {
@@ -157,7 +157,7 @@ form.addEventListener("submit", (event) => {
   send();
 });
 box.addEventListener("keydown", (event) => {
-  // The Enter that ends the composition of a character is not meant for the page.
+  // An Enter that ends the composition of a character does not send the message.
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   send();
@@ -166,13 +166,13 @@ find("stop").addEventListener("click", () => {
   running?.abort();
   box.focus();
 });
-find("anew").addEventListener("click", () => {
-  talk.clear();
+find("new").addEventListener("click", () => {
+  conversation.clear();
   pick(null);
   report(null);
   state.clear();
   counters.begin();
-  tell("Ready.");
+  setStatus("Ready.");
   box.focus();
 });
 find("model").addEventListener("change", (event) => state.use(event.target.value));

@@ -1,7 +1,7 @@
-// Plain computations on what /inspect answers: `held` are lists of token numbers, ascending, and
-// `layers` says for each KV head of each layer which of the lists it has.
+// Pure functions of the answer of /inspect: `held` are ascending lists of token numbers, and
+// `layers` has, for each KV head of each layer, the index of its list.
 
-/** Maps token numbers to columns; where tokens are more than columns, several share one. */
+/** Maps token numbers to columns; several tokens share one if there are fewer columns. */
 export class Scale {
   constructor(extent, most) {
     this.extent = extent;
@@ -16,14 +16,14 @@ export class Scale {
     return Math.ceil((column * this.extent) / this.columns);
   }
 
-  /** How many of the tokens from `start` to before `stop` are in a column. */
+  /** The number of tokens in [start, stop) that are in a column. */
   size(column, start, stop) {
     const from = Math.max(start, this.first(column));
     return Math.max(0, Math.min(stop, this.first(column + 1)) - from);
   }
 }
 
-/** For each layer, which share of the seen tokens of each column it has. */
+/** For each layer, the share of the seen tokens of each column that it holds. */
 export function shares(held, layers, tail, scale, seen) {
   const [start, stop] = tail;
   const counts = held.map((tokens) => {
@@ -69,8 +69,8 @@ export function meanHeld(held, layers) {
   return layers.reduce((sum, heads) => sum + ofLayer(heads), 0) / layers.length;
 }
 
-/** What was held before and is not held after, in the same form. */
-export function lost(before, tail, after) {
+/** The tokens held before and not after, in the same format. */
+export function evicted(before, tail, after) {
   const held = [];
   const numbers = new Map();
   const layers = before.layers.map((heads, layer) =>

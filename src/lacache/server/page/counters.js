@@ -1,6 +1,6 @@
-// Numbers beside the picture, and the same in words for who cannot see it.
+// Numbers beside the picture, and a text alternative of the picture.
 
-import { bytes, number, plural } from "./words.js";
+import { bytes, number, plural } from "./format.js";
 
 const LABEL_PAUSE = 1000;
 
@@ -16,32 +16,32 @@ export class Counters {
     this.ladder = ladder;
   }
 
-  /** A new answer is measured. */
+  /** Start to measure a new answer. */
   begin() {
     this.#count = 0;
     this.find("speed").textContent = "–";
   }
 
-  wrote(count) {
+  add(count) {
     this.#last = performance.now();
     if (!this.#count) this.#first = this.#last;
     this.#count += count;
     if (this.speed) this.find("speed").textContent = this.speed.toFixed(1);
   }
 
-  /** Tokens per second since the first, which waited for the prompt. */
+  /** Tokens per second after the first, whose time includes the prefill. */
   get speed() {
     return this.#count > 1 ? (1000 * (this.#count - 1)) / (this.#last - this.#first) : 0;
   }
 
   get summary() {
     const speed = this.speed ? `, ${this.speed.toFixed(1)} tokens/s` : "";
-    return this.#count ? `Done: ${plural(this.#count, "token")} written${speed}.` : "Ready.";
+    return this.#count ? `Done: ${plural(this.#count, "token")} generated${speed}.` : "Ready.";
   }
 
   update() {
     const { state } = this;
-    const put = (id, words) => (this.find(id).textContent = words);
+    const put = (id, value) => (this.find(id).textContent = value);
     put("seen", number(state.seen));
     const { answer } = state;
     if (!answer) return;
@@ -50,7 +50,7 @@ export class Counters {
     put("held", number(mean));
     put("held-more", `per layer (mean); ${number(any)} in at least one`);
     put("bytes", bytes(answer.bytes));
-    put("bytes-more", `fixed; a full cache: ${bytes(full)}`);
+    put("bytes-more", `fixed; full cache: ${bytes(full)}`);
     put("compactions", number(answer.compactions));
     put("last-layer", `layer ${answer.layers.length - 1}`);
     put("middle-token", number(this.ladder.extent / 2));
@@ -58,7 +58,7 @@ export class Counters {
     this.#label();
   }
 
-  /** At most once a second: it is long, and screen readers may read it at each change. */
+  /** Update at most once a second: it is long, and screen readers read it at each change. */
   #label() {
     if (this.#timer) return;
     this.#timer = setTimeout(() => {

@@ -1,14 +1,14 @@
-// The picture of the cache: a row for each layer, tokens from left to right.
+// The picture of the KV cache: a row for each layer, tokens from left to right.
 
 import { Scale, shares } from "./cells.js";
 
 const FADE = 900;
-const COLORS = ["held", "dropped", "lost", "mark", "surface"];
+const COLORS = ["held", "evicted", "flash", "mark", "surface"];
 
 export class Ladder {
   picked = null;
-  #lost = null;
-  #lostAt = 0;
+  #flash = null;
+  #flashStart = 0;
   #due = false;
   #colors = {};
   #cells = document.createElement("canvas");
@@ -28,14 +28,14 @@ export class Ladder {
     canvas.addEventListener("pointermove", (event) => this.pick(this.#under(event)));
     canvas.addEventListener("pointerdown", (event) => this.pick(this.#under(event)));
     canvas.addEventListener("pointerleave", (event) => {
-      // A finger always leaves; what it pointed at is still to be read.
+      // A finger always leaves, and its token must stay readable.
       if (event.pointerType === "mouse") this.pick(null);
     });
     canvas.addEventListener("keydown", (event) => this.#move(event));
     this.#recolor();
   }
 
-  /** Tokens that have room; in steps, so that the picture does not shrink with every token. */
+  /** Number of tokens on the x axis; grows in steps, so that the scale rarely changes. */
   get extent() {
     let extent = 64;
     const seen = Math.max(this.state.seen, 1);
@@ -71,7 +71,7 @@ export class Ladder {
     if (canvas.width !== width) canvas.width = width;
     if (canvas.height !== height) canvas.height = height;
     const context = canvas.getContext("2d");
-    // While the server is asked, the last picture stays.
+    // The last picture stays until the server has answered.
     if (!layers && state.seen) return;
     context.clearRect(0, 0, width, height);
     if (!layers) return;
@@ -83,26 +83,26 @@ export class Ladder {
     this.#mark(context, width, height);
   }
 
-  /** How strongly to show what was just dropped. */
+  /** Opacity of the tokens that were just evicted. */
   #fade(now) {
-    const { dropped } = this.state;
-    if (dropped !== this.#lost) {
-      this.#lost = dropped;
-      this.#lostAt = now;
+    const { evicted } = this.state;
+    if (evicted !== this.#flash) {
+      this.#flash = evicted;
+      this.#flashStart = now;
     }
-    if (!dropped?.any || matchMedia("(prefers-reduced-motion: reduce)").matches) return 0;
-    const left = 1 - (now - this.#lostAt) / FADE;
+    if (!evicted?.any || matchMedia("(prefers-reduced-motion: reduce)").matches) return 0;
+    const left = 1 - (now - this.#flashStart) / FADE;
     if (left > 0) this.draw();
     return Math.max(0, left);
   }
 
   #paint(scale, fade) {
-    const { answer, dropped, known, tail } = this.state;
+    const { answer, evicted, known, tail } = this.state;
     const rows = shares(answer.held, answer.layers, tail, scale, known);
-    const gone = fade ? shares(dropped.held, dropped.layers, [0, 0], scale, known) : null;
+    const gone = fade ? shares(evicted.held, evicted.layers, [0, 0], scale, known) : null;
     const image = new ImageData(scale.columns, rows.length);
     const end = known ? scale.column(known - 1) + 1 : 0;
-    const { held, dropped: empty, lost } = this.#colors;
+    const { held, evicted: empty, flash: bright } = this.#colors;
     rows.forEach((row, layer) => {
       for (let column = 0; column < end; column += 1) {
         const at = 4 * (layer * scale.columns + column);
@@ -110,7 +110,7 @@ export class Ladder {
         const flash = gone ? fade * strength(gone[layer][column]) : 0;
         for (let c = 0; c < 3; c += 1) {
           const calm = empty[c] + full * (held[c] - empty[c]);
-          image.data[at + c] = calm + flash * (lost[c] - calm);
+          image.data[at + c] = calm + flash * (bright[c] - calm);
         }
         image.data[at + 3] = 255;
       }
@@ -120,7 +120,7 @@ export class Ladder {
     this.#cells.getContext("2d").putImageData(image, 0, 0);
   }
 
-  /** Lines between rows, and between tokens where these are wide enough. */
+  /** Draw lines between layers, and between tokens if they are wide enough. */
   #rule(context, scale, width, height) {
     const layers = this.state.answer.layers.length;
     context.fillStyle = css(this.#colors.surface);
@@ -147,7 +147,7 @@ export class Ladder {
     context.strokeRect(x - line / 2, line / 2, size + line, height - line);
   }
 
-  /** The token under the pointer; where several share a place, the one that most layers hold. */
+  /** The token under the pointer; of several in one column, the one that most layers hold. */
   #under(event) {
     const box = this.canvas.getBoundingClientRect();
     const scale = new Scale(this.extent, Math.round(box.width));
@@ -180,5 +180,5 @@ const rowHeight = (layers) => {
 
 const css = (color) => `rgb(${color.join(" ")})`;
 
-// One token of a hundred must still be seen.
+// One token of a hundred must be visible.
 const strength = (share) => (share > 0 ? 0.2 + 0.8 * share : 0);

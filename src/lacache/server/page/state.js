@@ -1,28 +1,28 @@
-// What the model has seen, and what its cache holds of that.
-// The server knows the schedule; until `changes_at`, every layer just adds each new token.
+// The tokens that the model has processed, and those of them that its KV cache holds.
+// The server computes the schedule; until `changes_at` tokens, every layer adds each new token.
 
-import { Refused } from "./api.js";
-import { coverage, layersWith, lost, meanHeld } from "./cells.js";
+import { RequestError } from "./api.js";
+import { coverage, evicted, layersWith, meanHeld } from "./cells.js";
 
-// An answer for many layers is megabytes: the faster it comes, the more often it may be asked for.
-const LEAST_PAUSE = 100;
-const REST = 2;
+// An answer for many layers has megabytes, so requests adapt to its transfer time.
+const MIN_PAUSE = 100;
+const PAUSE_RATIO = 2;
 
 export class CacheState {
   texts = [];
   seen = 0;
   answer = null;
-  dropped = null;
+  evicted = null;
 
   #coverage = new Float32Array(0);
   #model = "";
-  #asking = false;
-  #pause = LEAST_PAUSE;
+  #isRequesting = false;
+  #pause = MIN_PAUSE;
 
   /**
-   * @param ask gets what /inspect answers for (seen, model)
-   * @param changed is called after everything that can be seen
-   * @param failed is called with what the server refused
+   * @param ask returns the answer of /inspect for (seen, model)
+   * @param changed is called after every visible change
+   * @param failed is called with a RequestError
    */
   constructor(ask, changed, failed) {
     this.ask = ask;
@@ -43,7 +43,7 @@ export class CacheState {
     this.#follow();
   }
 
-  /** A prompt is about to be read; how much of it is known already is told by `start`. */
+  /** Begin a prompt; `start` then has how many of its tokens need no prefill. */
   prompt(texts) {
     this.texts = texts;
     this.seen = Math.min(this.seen, texts.length);
@@ -51,36 +51,36 @@ export class CacheState {
   }
 
   start(seen) {
-    // What this text has not seen happen must not look as if it had just happened.
+    // Evictions of another conversation must not look as if they had just happened.
     if (seen !== this.seen || seen < this.answer?.num_seen) this.#forget();
     this.seen = seen;
     this.#follow();
   }
 
-  read(count) {
+  prefill(count) {
     this.seen += count;
     this.#follow();
   }
 
-  write(texts) {
+  decode(texts) {
     this.texts.push(...texts);
-    // The model has not read the newest token yet: it reads it to write the next.
+    // The newest token is not in the cache until the next one is generated.
     this.seen = this.texts.length - 1;
     this.#follow();
   }
 
-  /** Tokens of which is certain what the layers hold. */
+  /** Number of tokens for which the answer is exact. */
   get known() {
     return this.answer ? Math.min(this.seen, this.answer.changes_at - 1) : 0;
   }
 
-  /** The tokens read since the answer that every layer holds: first, and one after the last. */
+  /** Range [start, stop) of tokens since the answer, which every layer holds. */
   get tail() {
     const start = this.answer ? this.answer.num_seen : 0;
     return [start, Math.max(start, this.known)];
   }
 
-  /** The share of layers that hold a token; null if it was not read yet. */
+  /** The share of layers that hold a token; null if it is not processed yet. */
   coverage(token) {
     if (token >= this.seen) return null;
     return token < this.#coverage.length ? this.#coverage[token] : 1;
@@ -92,7 +92,7 @@ export class CacheState {
     return token >= num_seen ? layers.map(() => 1) : layersWith(held, layers, token);
   }
 
-  /** Tokens that a layer holds, on average, and those that any layer holds. */
+  /** The mean number of tokens per layer, and the number of tokens in at least one layer. */
   get numbers() {
     const [start, stop] = this.tail;
     return { mean: this.answer.mean + stop - start, any: this.answer.any + stop - start };
@@ -100,7 +100,7 @@ export class CacheState {
 
   #forget() {
     this.answer = null;
-    this.dropped = null;
+    this.evicted = null;
     this.#coverage = new Float32Array(0);
   }
 
@@ -110,25 +110,25 @@ export class CacheState {
 
   async #follow() {
     this.changed();
-    if (this.#asking || !this.#isStale || !this.#model) return;
-    this.#asking = true;
+    if (this.#isRequesting || !this.#isStale || !this.#model) return;
+    this.#isRequesting = true;
     try {
       while (this.#isStale) {
         const [seen, model, before] = [this.seen, this.#model, this.answer];
         const began = performance.now();
         const answer = await this.ask(seen, model);
-        // Meanwhile another model may have been chosen, or the text have begun anew.
+        // Meanwhile the user may have chosen another model or begun a new conversation.
         if (model === this.#model && before === this.answer && seen <= this.seen) {
           this.#accept(answer);
         }
-        this.#pause = Math.max(LEAST_PAUSE, REST * (performance.now() - began));
+        this.#pause = Math.max(MIN_PAUSE, PAUSE_RATIO * (performance.now() - began));
         await new Promise((resolve) => setTimeout(resolve, this.#pause));
       }
     } catch (error) {
-      if (!(error instanceof Refused)) throw error;
+      if (!(error instanceof RequestError)) throw error;
       this.failed(error);
     } finally {
-      this.#asking = false;
+      this.#isRequesting = false;
     }
   }
 
@@ -138,7 +138,7 @@ export class CacheState {
     const share = coverage(held, layers, num_seen);
     answer.any = share.reduce((sum, part) => sum + (part > 0), 0);
     const before = this.answer;
-    this.dropped = before && lost(before, [before.num_seen, Math.min(num_seen, before.changes_at - 1)], answer);
+    this.evicted = before && evicted(before, [before.num_seen, Math.min(num_seen, before.changes_at - 1)], answer);
     this.answer = answer;
     this.#coverage = share;
     this.changed();

@@ -1,12 +1,12 @@
-// The text that the model was given and wrote, each token shaded by the layers that hold it.
+// The prompt and the answer, each token shaded by the share of layers that hold it.
 
-import { number } from "./words.js";
+import { number } from "./format.js";
 
-const MOST = 4000;
+const MAX_SHOWN = 4000;
 const SLACK = 500;
 const LEVELS = 8;
 
-export class TextPane {
+export class TokenPane {
   #first = 0;
   #shown = [];
   #texts = null;
@@ -14,7 +14,7 @@ export class TextPane {
   #picked = null;
 
   /**
-   * @param pane that scrolls
+   * @param pane scrolls the tokens
    * @param state a CacheState
    * @param pick is called with the token that is pointed at, or null
    */
@@ -52,21 +52,21 @@ export class TextPane {
     const isAtEnd = pane.scrollTop + pane.clientHeight >= pane.scrollHeight - 40;
     this.#keepSame();
     const end = state.texts.length;
-    if (end - this.#first - this.#shown.length > MOST) this.#forget(this.#shown.length);
-    if (!this.#shown.length) this.#first = Math.max(0, end - MOST);
+    if (end - this.#first - this.#shown.length > MAX_SHOWN) this.#forget(this.#shown.length);
+    if (!this.#shown.length) this.#first = Math.max(0, end - MAX_SHOWN);
     this.list.append(...this.#make(this.#first + this.#shown.length, end));
-    // Who asked for earlier tokens keeps them.
-    if (isAtEnd && this.#shown.length > MOST + SLACK) this.#forget(this.#shown.length - MOST);
+    // Earlier tokens stay if the user has expanded them.
+    if (isAtEnd && this.#shown.length > MAX_SHOWN + SLACK) this.#forget(this.#shown.length - MAX_SHOWN);
     this.#shade();
     this.earlier.hidden = this.#first === 0;
-    this.earlier.textContent = `Show ${number(Math.min(MOST, this.#first))} of ${number(this.#first)} earlier tokens`;
+    this.earlier.textContent = `Show ${number(Math.min(MAX_SHOWN, this.#first))} of ${number(this.#first)} earlier tokens`;
     if (isAtEnd) pane.scrollTop = pane.scrollHeight;
   }
 
-  /** Take away what the text no longer begins with. */
+  /** Remove the spans that differ from the new prompt. */
   #keepSame() {
     const { texts } = this.state;
-    // A list only grows; a new prompt is a new one.
+    // A list only grows; a new prompt has a new list.
     if (texts === this.#texts) return;
     this.#texts = texts;
     let same = 0;
@@ -102,7 +102,7 @@ export class TextPane {
   }
 
   #expand() {
-    const start = Math.max(0, this.#first - MOST);
+    const start = Math.max(0, this.#first - MAX_SHOWN);
     const after = this.#shown;
     const before = this.pane.scrollHeight;
     this.#shown = [];

@@ -1,4 +1,4 @@
-// Numbers and tokens in words.
+// Formats numbers, sizes and tokens.
 
 const NUMBER = new Intl.NumberFormat("en");
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -27,20 +27,20 @@ export function ranges(numbers) {
   return parts.map(([from, to]) => (from === to ? from : `${from}–${to}`)).join(", ");
 }
 
-// JSON's quotes show spaces and line ends, which a token may consist of. The first tokens of a
-// character have no text: all of it comes with the last.
+// JSON shows spaces and line ends, which a token may consist of. Of several tokens that are one
+// character, only the last has a text.
 const quoted = (text) =>
   !text || text.includes("\uFFFD") ? "a part of a character" : `“${JSON.stringify(text).slice(1, -1)}”`;
 
-/** A token and where it lives. `shares`: of KV heads, per layer; null where it was not read. */
-export function token(index, text, shares) {
+/** Describe a token and the layers that hold it. `shares` of KV heads per layer, or null. */
+export function describeToken(index, text, shares) {
   const name = `Token ${number(index)}, ${quoted(text)}`;
-  if (!shares) return `${name}: the model has not read it yet.`;
+  if (!shares) return `${name}: not processed yet.`;
   const layers = [...shares.keys()];
   const whole = layers.filter((layer) => shares[layer] === 1);
   const part = layers.filter((layer) => shares[layer] > 0 && shares[layer] < 1);
   if (whole.length === layers.length) return `${name}: held in all ${layers.length} layers.`;
-  if (!whole.length && !part.length) return `${name}: dropped, no layer holds it any more.`;
+  if (!whole.length && !part.length) return `${name}: evicted, no layer holds it.`;
   const where = [];
   if (whole.length) where.push(`layers ${ranges(whole)}`);
   if (part.length) where.push(`by some KV heads in ${ranges(part)}`);

@@ -1,6 +1,6 @@
-// The messages, as they are shown and as they are sent again with each new one.
+// The messages, which are shown and sent again with each new one.
 
-export class Talk {
+export class Conversation {
   messages = [];
 
   constructor(log, welcome) {
@@ -29,16 +29,16 @@ export class Talk {
     this.#follow(true);
     return {
       message,
-      append: (piece) => {
+      append: (content) => {
         const isAtEnd = this.#isAtEnd;
-        message.content += piece;
-        text.appendData(piece);
+        message.content += content;
+        text.appendData(content);
         this.#follow(isAtEnd);
       },
-      note: (words) => {
+      note: (content) => {
         const note = document.createElement("p");
         note.className = "note";
-        note.textContent = words;
+        note.textContent = content;
         item.append(note);
         this.#follow(true);
       },
@@ -50,7 +50,7 @@ export class Talk {
     };
   }
 
-  /** A screen reader waits until an answer is whole. */
+  /** Makes screen readers wait until an answer is complete. */
   set isBusy(value) {
     this.log.setAttribute("aria-busy", value);
   }
