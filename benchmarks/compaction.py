@@ -19,7 +19,7 @@ from _steppers import EngineStepper, large_model, random_tokens
 from rich.console import Console
 
 from lacache.common.records import Record, environment, write_record
-from lacache.evals.reading import model_record
+from lacache.evals.provenance import model_record
 from lacache.models import load_model
 from lacache.models.fingerprint import model_profile
 from lacache.models.model_info import model_info

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lacache.cache.static.row_state import RowState
 from lacache.common.records import Record, environment, write_record
-from lacache.evals.reading import model_record
+from lacache.evals.provenance import model_record
 from lacache.models import load_model
 from lacache.models.model_info import model_info
 from lacache.policies.presets import preset_plan

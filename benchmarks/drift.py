@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from lacache import LaCache, Ladder
 from lacache.common.records import Record, environment, write_record
 from lacache.evals.plots import drawing
-from lacache.evals.reading import model_record, policy_record
+from lacache.evals.provenance import model_record, policy_record
 from lacache.policies import kept_after
 
 RESULTS = Path(__file__).parent / "results"

@@ -28,7 +28,7 @@ from lacache.common.records import Record, environment, write_record
 from lacache.engine.engine import Engine
 from lacache.engine.session import Session
 from lacache.evals.plots import drawing
-from lacache.evals.reading import model_record, policy_record
+from lacache.evals.provenance import model_record, policy_record
 from lacache.policies import Ladder
 from lacache.policies.timetable import Timetable
 

@@ -39,7 +39,7 @@ from lacache.engine.engine import Engine
 from lacache.engine.runner import Runner
 from lacache.errors import MissingExtraError
 from lacache.evals.plots import drawing
-from lacache.evals.reading import model_record, policy_record
+from lacache.evals.provenance import model_record, policy_record
 from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
 from lacache.policies import Ladder

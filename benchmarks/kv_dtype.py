@@ -23,7 +23,7 @@ from lacache.common.records import environment, write_record
 from lacache.corpora import load_text
 from lacache.engine.runner import Runner
 from lacache.evals.perplexity import difference, perplexity
-from lacache.evals.reading import PROTOCOL, model_record, tokens_sha256
+from lacache.evals.provenance import model_record, tokens_sha256
 from lacache.models import load_model
 from lacache.policies.presets import DEFAULT_PRESET
 
@@ -97,7 +97,7 @@ def main() -> None:
     }
     record = {
         "benchmark": "kv_dtype",
-        "protocol": PROTOCOL,
+        "prefill": "chunked",
         "model": model_record(loaded.model, loaded.name),
         "budget": BUDGET,
         "preset": DEFAULT_PRESET,

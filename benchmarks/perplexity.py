@@ -9,16 +9,20 @@ default can be chosen here.
 import argparse
 import json
 import math
+import time
 from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
 from rich.progress import Progress
 
+from lacache.cache import LaCache
 from lacache.common.records import environment, write_record
 from lacache.corpora import load_text
+from lacache.evals.monitor import CacheMonitor
 from lacache.evals.perplexity import difference, perplexity
-from lacache.evals.reading import PROTOCOL, model_record, policy_record, read, tokens_sha256
+from lacache.evals.provenance import model_record, policy_record, tokens_sha256
+from lacache.evals.scoring import score_tokens
 from lacache.models import load_model
 from lacache.policies import Full, Ladder, Policy, Streaming, default_span_overlap
 
@@ -71,17 +75,21 @@ def main() -> None:
         for name in TEXTS:
             content = load_text(name).content
             token_ids = loaded.tokenizer(content, verbose=False)["input_ids"][: given.tokens]
-            base: tuple[float, ...] = ()
+            base: list[float] = []
             for label, policy in chosen.items():
                 progress.update(task, description=f"{name}, {label}")
-                reading, _ = read(
+                cache = LaCache.from_model(loaded.model, policy)
+                monitor = CacheMonitor(
                     loaded.model,
-                    token_ids,
-                    policy,
-                    chunk=EVICT_BATCH,
-                    on_progress=lambda n: progress.advance(task, n),
+                    cache,
+                    capacity=None if isinstance(policy, Full) else CAPACITY,
+                    on_tokens=lambda n: progress.advance(task, n),
                 )
-                scored = reading.nll[CAPACITY - 1 :]
+                begun = time.perf_counter()
+                with monitor.monitoring():
+                    nll = score_tokens(loaded.model, token_ids, cache, chunk_size=EVICT_BATCH)
+                seconds = time.perf_counter() - begun
+                scored = nll[CAPACITY - 1 :]
                 if isinstance(policy, Streaming):
                     base = scored
                 row = {
@@ -91,9 +99,9 @@ def main() -> None:
                     "label": label,
                     "policy": policy_record(policy),
                     "perplexity": round(perplexity(scored), 4),
-                    "mean_bytes": round(reading.mean_bytes),
-                    "peak_bytes": max(held.num_bytes for held in reading.held),
-                    "tokens_per_second": round(len(token_ids) / reading.seconds, 1),
+                    "mean_bytes": round(monitor.mean_bytes),
+                    "peak_bytes": round(monitor.peak_bytes),
+                    "tokens_per_second": round(len(token_ids) / seconds, 1),
                 }
                 if base:
                     gap = difference(scored, base)
@@ -108,10 +116,10 @@ def main() -> None:
     }
     record = {
         "benchmark": "perplexity",
-        "protocol": PROTOCOL,
+        "prefill": "chunked",
         "model": about,
         "capacity": CAPACITY,
-        "chunk": EVICT_BATCH,
+        "chunk_size": EVICT_BATCH,
         "scored_from_token": CAPACITY,
         "mean_against_streaming_percent": means,
         "rows": rows,

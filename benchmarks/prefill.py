@@ -30,7 +30,7 @@ from lacache.common.records import Record, environment, write_record
 from lacache.corpora import load_text
 from lacache.engine.engine import Engine
 from lacache.evals.plots import drawing
-from lacache.evals.reading import model_record
+from lacache.evals.provenance import model_record
 from lacache.models import load_model
 from lacache.models.decoder import cache_argument
 from lacache.policies import Ladder

@@ -21,7 +21,7 @@ from lacache import LaCache, Ladder
 from lacache.common.records import environment, write_record
 from lacache.engine.sampling import Sampling
 from lacache.engine.stream import stream
-from lacache.evals.reading import model_record, policy_record
+from lacache.evals.provenance import model_record, policy_record
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
 POLICY = Ladder(capacity=64, span=2, overlap=1)

@@ -41,7 +41,7 @@ from lacache.engine.cpu.arithmetic import has_arithmetic
 from lacache.engine.engine import Engine
 from lacache.engine.session import Session
 from lacache.evals.plots import drawing
-from lacache.evals.reading import model_record
+from lacache.evals.provenance import model_record
 from lacache.models import load_model
 from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info

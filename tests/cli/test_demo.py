@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from lacache.common.records import read_record
-from lacache.evals import reading as reading_module
 from lacache.evals.compare import compare, conclusions
+from lacache.evals.runner import EvalRunner
 from tests.cli.conftest import Run
 
 FILES = ["demo.json", "ladder.png", "memory.png", "perplexity.png"]
@@ -30,7 +30,7 @@ def demo(run: Run, tiny: Path, text: Path, tmp_path: Path) -> Run:
             "--text": text,
             "--tokens": 300,
             "--budget": 48,
-            "--evict_batch": 8,
+            "--chunk-size": 8,
             "--new-tokens": 5,
             "--out": tmp_path / "out",
         }
@@ -50,20 +50,20 @@ def test_it_reads_compares_draws_prints_and_goes_on(demo: Run, tmp_path: Path) -
     assert result.exit_code == 0, result.output
     assert sorted(os.listdir(tmp_path / "out")) == FILES
     record = read_record(tmp_path / "out" / "demo.json")
-    readings = record["readings"]
-    assert [r["policy"]["name"] for r in readings] == ["full", "streaming", "ladder"]
-    assert [r["tokens"] for r in readings] == [300] * 3
-    assert readings[0]["peak_bytes"] > 4 * readings[1]["peak_bytes"]
-    assert readings[1]["peak_bytes"] == readings[2]["peak_bytes"]
-    assert readings[1]["policy"]["evict_batch"] == readings[2]["policy"]["evict_batch"] == 8
-    assert {r["chunk"] for r in readings} == {8}
-    assert "LaCache goes on" in result.stdout
-    rows = compare(readings)
+    runs = record["runs"]
+    assert [r["policy"]["name"] for r in runs] == ["full", "streaming", "ladder"]
+    assert [r["length"] for r in runs] == [300] * 3
+    assert runs[0]["peak_bytes"] > 4 * runs[1]["peak_bytes"]
+    assert runs[1]["peak_bytes"] == runs[2]["peak_bytes"]
+    assert {r["chunk_size"] for r in runs} == {8}
+    assert {r["prefill"] for r in runs} == {"chunked"}
+    assert "LaCache continues" in result.stdout
+    rows = compare(runs)
     assert [row["name"] for row in record["table"]] == [row.name for row in rows]
     lines = [line.replace("*", "").split() for line in result.stdout.splitlines()]
     for row in rows:
         assert [*row.name.split(), *row.numbers] in lines
-    assert record["conclusions"] == conclusions(readings)
+    assert record["conclusions"] == conclusions(runs)
     for sentence in record["conclusions"]:
         assert sentence in squeezed(result.stdout)
 
@@ -73,8 +73,10 @@ def test_json_is_the_record_without_its_long_lists(demo: Run, tmp_path: Path) ->
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
     record = read_record(tmp_path / "out" / "demo.json")
-    for short, full in zip(printed["readings"], record["readings"], strict=True):
-        assert set(full) - set(short) == {"nll", "memory", "kept", "layer_to_kept"}
+    for short, full in zip(printed["runs"], record["runs"], strict=True):
+        assert set(full) - set(short) == {
+            *("nll", "last_seen", "trace", "kept", "head_to_kept"),
+        }
         assert all(full[key] == value for key, value in short.items())
     assert {key: printed[key] for key in ("conclusions", "table")} == {
         key: record[key] for key in ("conclusions", "table")
@@ -88,44 +90,45 @@ def test_the_same_command_gives_the_same_scores_and_text(demo: Run, tmp_path: Pa
     first = json.loads(demo(*options, "--out", tmp_path / "a").stdout)
     second = json.loads(demo(*options, "--out", tmp_path / "b").stdout)
     assert first["continuation"] == second["continuation"]
-    a, b = (read_record(tmp_path / name / "demo.json")["readings"] for name in "ab")
+    a, b = (read_record(tmp_path / name / "demo.json")["runs"] for name in "ab")
     assert [r["nll"] for r in a] == [r["nll"] for r in b]
 
 
-@pytest.mark.parametrize(("budget", "capacity"), [("64", 64), ("0.2", 20), ("0.01", 12)])
+@pytest.mark.parametrize(("budget", "capacity"), [("64", 64), ("0.2", 20)])
 def test_both_bounded_caches_get_the_budget(
     demo: Run, tmp_path: Path, budget: str, capacity: int
 ) -> None:
     assert demo("--budget", budget, "--tokens", 100).exit_code == 0
-    _, streaming, ladder = read_record(tmp_path / "out" / "demo.json")["readings"]
-    assert streaming["policy"]["capacity"] == ladder["policy"]["capacity"] == capacity
+    _, streaming, ladder = read_record(tmp_path / "out" / "demo.json")["runs"]
+    assert streaming["capacity"] == ladder["capacity"] == capacity
     assert streaming["peak_bytes"] == ladder["peak_bytes"]
 
 
 def test_a_budget_in_bytes_is_the_cap(demo: Run, tmp_path: Path) -> None:
     assert demo("--budget", "20KiB", "--tokens", 100).exit_code == 0
-    _, *bounded = read_record(tmp_path / "out" / "demo.json")["readings"]
-    for reading in bounded:
-        assert reading["peak_bytes"] <= 20 * 1024
-        per_token = reading["peak_bytes"] / reading["policy"]["capacity"]
-        assert reading["peak_bytes"] > 20 * 1024 - per_token
+    _, *bounded = read_record(tmp_path / "out" / "demo.json")["runs"]
+    for record in bounded:
+        assert record["peak_bytes"] <= 20 * 1024
+        per_token = record["peak_bytes"] / record["capacity"]
+        assert record["peak_bytes"] > 20 * 1024 - per_token
 
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         ("--tokens", 1, "tokens=1 must be at least 2"),
-        ("--tokens", 100_000, "try --tokens"),
+        ("--tokens", 100_000, "try a shorter length"),
         ("--budget", 0, "at least 1 token"),
         ("--budget", 5, "must be at least"),
-        ("--evict_batch", 0, "evict_batch=0 must be at least 1"),
-        ("--span", 9, "must be below the number of layers"),
+        ("--chunk-size", 0, "chunk_size=0 must be at least 1"),
+        ("--policy", "ladder:span=9", "must be below the number of layers"),
+        ("--policy", "lader", "'lader' must be one of"),
         ("--threads", 0, "threads=0 must be at least 1"),
         ("--new-tokens", -1, "new_tokens=-1 must be at least 0"),
         ("--text", "no/such/file.txt", "is neither a file nor one of"),
         ("--model", "./no/such/model", "does not exist"),
         ("--dtype", "int3", "dtype=int3 must be one of"),
-        ("--geometry", "round", "must be one of interleaved, consecutive"),
+        ("--policy", "ladder:geometry=round", "must be one of interleaved, consecutive"),
     ],
 )
 def test_bad_options_end_in_one_line_before_any_reading(
@@ -137,9 +140,9 @@ def test_bad_options_end_in_one_line_before_any_reading(
     message: str,
 ) -> None:
     def must_not_run(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("reading began")
+        raise AssertionError("a run began")
 
-    monkeypatch.setattr(reading_module, "read", must_not_run)
+    monkeypatch.setattr(EvalRunner, "run_perplexity", must_not_run)
     result = demo(option, value)
     assert result.exit_code == 2
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -157,7 +160,7 @@ def test_an_output_folder_that_cannot_be_written_is_told_at_once(demo: Run, text
 def test_ctrl_c_leaves_nothing_half_written(
     demo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = reading_module.read
+    real = EvalRunner.run_perplexity
     begun = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -166,11 +169,23 @@ def test_ctrl_c_leaves_nothing_half_written(
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(reading_module, "read", interrupted)
+    monkeypatch.setattr(EvalRunner, "run_perplexity", interrupted)
     result = demo()
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "stopped"
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_any_policies_can_be_compared(run: Run, tiny: Path, text: Path, tmp_path: Path) -> None:
+    result = run(
+        *("demo", "--model", tiny, "--text", text, "--tokens", 100, "--budget", 48),
+        *("--policy", "streaming", "--policy", "streaming:sinks=8", "--new-tokens", 0),
+        *("--out", tmp_path / "out"),
+    )
+    assert result.exit_code == 0, result.output
+    labels = [r["label"] for r in read_record(tmp_path / "out" / "demo.json")["runs"]]
+    assert labels == ["streaming", "streaming:sinks=8"]
+    assert "streaming:sinks=8 continues" in result.stdout
 
 
 @pytest.mark.slow
@@ -179,12 +194,12 @@ def test_the_real_demo(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert sorted(os.listdir(tmp_path / "demo")) == FILES
     record = read_record(tmp_path / "demo" / "demo.json")
-    full, streaming, ladder = record["readings"]
+    full, streaming, ladder = record["runs"]
     assert full["model"]["name"] == "SmolLM2-135M-Instruct"
     # A model that reads English, not one that guesses among its 49,152 tokens.
     assert all(10 < r["perplexity"] < 100 for r in (full, streaming, ladder))
     assert streaming["peak_bytes"] == ladder["peak_bytes"] < full["peak_bytes"] / 2
     assert full["nll"][:511] == pytest.approx(ladder["nll"][:511], abs=0.3)
     lines = [line.replace("*", "").split() for line in result.stdout.splitlines()]
-    for row in compare(record["readings"]):
+    for row in compare(record["runs"]):
         assert [*row.name.split(), *row.numbers] in lines

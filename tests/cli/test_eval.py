@@ -7,7 +7,7 @@ import pytest
 
 from lacache.common.records import read_records
 from lacache.evals.methods.registry import METHODS
-from lacache.evals.runs import Bench
+from lacache.evals.runner import EvalRunner
 from lacache.evals.tasks.longbench.prompts import load_prompt
 from lacache.evals.tasks.registry import TASKS
 from tests.cli.conftest import Run
@@ -25,8 +25,8 @@ def evaluate(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         options: dict[object, object] = {
             "--model": tiny,
             "--tasks": "digit",
-            "--methods": "full;streaming;ladder:span=3,sinks=2",
-            "--budgets": "0.5",
+            "--policy": "full;streaming;ladder:span=3,sinks=2",
+            "--budget": "0.5",
             "--lengths": "80",
             "--samples": 2,
             "--out": tmp_path / "runs.jsonl",
@@ -47,8 +47,8 @@ def test_it_measures_records_and_prints(evaluate: Run, out: Path) -> None:
     result = evaluate()
     assert result.exit_code == 0, result.output
     records = read_records(out)
-    assert [r["method"]["name"] for r in records] == ["full", "streaming", "ladder"]
-    assert records[2]["method"]["span"] == 3
+    assert [r["policy"]["name"] for r in records] == ["full", "streaming", "ladder"]
+    assert records[2]["policy"]["span"] == 3
     lines = [line.split() for line in result.stdout.splitlines()]
     assert "digit, 80 tokens, 2 samples, tiny" in result.stdout
     for name, record in zip(("full", "streaming", "ladder:"), records, strict=True):
@@ -71,7 +71,7 @@ def test_a_second_time_nothing_is_run_and_all_is_shown(
     def must_not_run(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a run began")
 
-    monkeypatch.setattr(Bench, "run", must_not_run)
+    monkeypatch.setattr(EvalRunner, "run", must_not_run)
     second = evaluate()
     assert second.exit_code == 0, second.output
     assert "3 of 3 runs were in" in " ".join(second.stderr.split())
@@ -92,26 +92,26 @@ def test_perplexity_of_a_file_has_a_table_of_its_own(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("All work and no play makes a dull text. " * 20)
-    result = evaluate("--tasks", f"ppl:text={text}", "--lengths", 300, "--budgets", "64")
+    result = evaluate("--tasks", f"ppl:text={text}", "--lengths", 300, "--budget", "64")
     assert result.exit_code == 0, result.output
     assert "perplexity" in result.stdout
     assert [r["kind"] for r in read_records(out)] == ["ppl"] * 3
     assert [len(r["nll"]) for r in read_records(out)] == [299] * 3
     shown = json.loads(
         evaluate(
-            "--tasks", f"ppl:text={text}", "--lengths", 300, "--budgets", "64", "--json", None
+            "--tasks", f"ppl:text={text}", "--lengths", 300, "--budget", "64", "--json", None
         ).stdout
     )
     assert all("nll" not in record for record in shown["runs"])
 
 
 def test_the_full_cache_stands_beside_every_protocol(evaluate: Run, out: Path) -> None:
-    result = evaluate("--protocols", "strict,dense", "--first-token", "dense")
+    result = evaluate("--prefill", "chunked,dense", "--first-token", "dense")
     assert result.exit_code == 0, result.output
-    assert [r["protocol"] for r in read_records(out)] == ["strict"] * 3 + ["dense"] * 2
+    assert [r["prefill"] for r in read_records(out)] == ["chunked"] * 3 + ["dense"] * 2
     assert [r["first_token"] for r in read_records(out)][3:] == ["dense"] * 2
-    strict, dense = result.stdout.split("dense, first token from the dense pass")
-    assert " full " in strict
+    chunked, dense = result.stdout.split("dense, first token from the dense pass")
+    assert " full " in chunked
     assert " full " in dense
     told = "counted after the dense pass"
     assert told in " ".join(result.stdout.split())
@@ -122,9 +122,9 @@ def test_a_failed_run_is_told_and_the_others_go_on(
     evaluate: Run, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["/bin/lacache", "eval", "--tasks", "ppl;needle"])
-    result = evaluate("--methods", "ladder:span=3;broken;streaming", "--budgets", "5")
+    result = evaluate("--policy", "ladder:span=3;broken;streaming", "--budget", "5")
     assert result.exit_code == 1, result.output
-    assert [r["method"]["name"] for r in read_records(out)] == ["streaming"]
+    assert [r["policy"]["name"] for r in read_records(out)] == ["streaming"]
     told = " ".join(result.stdout.split())
     assert told.count("failed: digit") == 2
     assert "capacity=5 must be at least" in told
@@ -133,48 +133,48 @@ def test_a_failed_run_is_told_and_the_others_go_on(
     assert (out.parent / "runs.failures.log").exists()
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"2 of 3 runs failed, the others are in {out}; ")
-    assert last.endswith("again: lacache eval --tasks 'ppl;needle'")
+    assert last.endswith("them: lacache eval --tasks 'ppl;needle'")
     printed = json.loads(
-        evaluate("--methods", "broken;streaming", "--budgets", "5", "--json", None).stdout
+        evaluate("--policy", "broken;streaming", "--budget", "5", "--json", None).stdout
     )
     assert [f["error"] for f in printed["failures"]] == ["RuntimeError: out of memory"]
 
 
 def test_where_every_run_fails_the_command_fails(evaluate: Run) -> None:
-    result = evaluate("--methods", "broken")
+    result = evaluate("--policy", "broken")
     assert result.exit_code == 1
     assert "out of memory" in result.stdout
-    assert "1 of 1 runs failed; to try" in result.stderr
+    assert "1 of 1 runs failed; to retry" in result.stderr
 
 
 def test_ctrl_c_keeps_what_was_done(
     evaluate: Run, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Bench.run
+    run = EvalRunner.run
 
-    def interrupted(self: Bench, spec: Any, on_tokens: Any = None) -> Any:
-        if spec.method.name == "ladder":
+    def interrupted(self: EvalRunner, spec: Any, on_tokens: Any = None) -> Any:
+        if spec.policy.name == "ladder":
             raise KeyboardInterrupt
         return run(self, spec, on_tokens)
 
-    monkeypatch.setattr(Bench, "run", interrupted)
+    monkeypatch.setattr(EvalRunner, "run", interrupted)
     result = evaluate()
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-2:] == [
-        "2 of 3 runs are done; the same command goes on there",
+        "2 of 3 runs are done; the same command continues there",
         "stopped",
     ]
-    assert [r["method"]["name"] for r in read_records(out)] == ["full", "streaming"]
+    assert [r["policy"]["name"] for r in read_records(out)] == ["full", "streaming"]
 
 
 def test_a_dry_run_lists_what_would_be_run(evaluate: Run, out: Path) -> None:
     # A name of the hub: nothing is asked for it.
     result = evaluate("--dry-run", None, "--lengths", "80,160", "--model", "no/such-model")
     assert result.exit_code == 0, result.output
-    assert "6 runs, about 1,440 tokens to read." in result.stdout
+    assert "6 runs, about 1,440 tokens to prefill." in result.stdout
     assert "already" not in result.stdout
     printed = json.loads(evaluate("--dry-run", None, "--json", None).stdout)
-    assert [r["method"]["name"] for r in printed["runs"]] == ["full", "streaming", "ladder"]
+    assert [r["policy"]["name"] for r in printed["runs"]] == ["full", "streaming", "ladder"]
     assert printed["tokens"] == 3 * 160
     assert not out.exists()
 
@@ -185,9 +185,9 @@ def test_a_dry_run_subtracts_what_is_in_the_file(evaluate: Run, out: Path, tiny:
     result = evaluate("--dry-run", None, "--lengths", "80,160")
     assert result.exit_code == 0, result.output
     told = " ".join(result.stdout.split())
-    assert "6 runs, about 1,440 tokens to read. 3 are in" in told
+    assert "6 runs, about 1,440 tokens to prefill. 3 are in" in told
     assert "3 left, about 960 tokens." in told
-    assert [line.split()[-1] for line in result.stdout.splitlines() if " strict " in line] == [
+    assert [line.split()[-1] for line in result.stdout.splitlines() if " chunked " in line] == [
         *["done"] * 3,
         *["320"] * 3,
     ]
@@ -258,13 +258,13 @@ def test_the_quick_suite_is_far_smaller_than_the_small_one(run: Run) -> None:
     [
         ("--tasks", "nothing", "task 'nothing' must be one of"),
         ("--tasks", "digit:depth=3", "task digit has no setting 'depth'"),
-        ("--methods", "magic", "method 'magic' must be one of"),
-        ("--methods", ";", "no methods were given"),
-        ("--budgets", "1.5", "budget=1.5 as a share"),
+        ("--policy", "magic", "method 'magic' must be one of"),
+        ("--policy", ";", "no policies were given"),
+        ("--budget", "1.5", "budget=1.5 as a share"),
         ("--lengths", "many", "lengths=many must be whole numbers"),
         ("--lengths", "0", "length=0 must be at least 2"),
-        ("--protocols", "loose", "protocol='loose' must be strict or dense"),
-        ("--first-token", "dense", "needs the dense protocol"),
+        ("--prefill", "loose", "prefill='loose' must be chunked or dense"),
+        ("--first-token", "dense", "needs a dense prefill"),
         ("--first-token", "last", "first_token='last' must be"),
         ("--samples", 0, "samples=0 must be at least 1"),
         ("--seed", -1, "seed=-1 must be at least 0"),
@@ -296,7 +296,7 @@ def test_a_file_of_something_else_is_left_alone(evaluate: Run, tmp_path: Path) -
 @pytest.mark.slow
 def test_the_real_model_finds_a_passkey_in_a_full_cache_alone(run: Run, out: Path) -> None:
     result = run(
-        *("eval", "--tasks", "passkey", "--methods", "full;streaming", "--budgets", "0.3"),
+        *("eval", "--tasks", "passkey", "--policy", "full;streaming", "--budget", "0.3"),
         *("--lengths", 400, "--samples", 2, "--out", out),
     )
     assert result.exit_code == 0, result.output

@@ -11,7 +11,7 @@ from lacache.policies.plan_record import load_plan, plan_record
 from tests.cli.conftest import Run
 
 TEXT = "".join(f"This is line {i} of a text. It goes on for a while.\n" for i in range(110))
-# Two stretches in each half, so that a search takes seconds; too short for a stretch more.
+# Two excerpts in each half, so that a search takes seconds; too short for a excerpt more.
 QUICK = ("--budget", 200, "--length", 1300, "--threads", 1)
 
 
@@ -36,11 +36,11 @@ def test_a_search_from_text_to_plan_and_again_from_its_records(
 ) -> None:
     plan, png = place / "plan.json", place / "front.png"
     command = ("tune", "--model", tiny, "--text", "text.txt", *QUICK)
-    command += ("--methods", "ladder", "--prefer", "text")
+    command += ("--policy", "ladder", "--prefer", "text")
     done = run(*command, "--json", "--plot", png, "--save-plan", plan)
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.stdout)
-    rows = {row["method"]: row for row in found["methods"]}
+    rows = {row["policy"]: row for row in found["policies"]}
     assert set(rows) == {"streaming", "full", "ladder"}
     assert found["capacity"] == 200
     compared = {name: row["compared"] for name, row in rows.items() if row["compared"]}
@@ -83,7 +83,7 @@ def test_a_model_that_finds_no_needles_is_refused(run: Run, tiny: Path, place: P
 def test_a_changed_text_is_not_mixed_with_the_old_one(
     run: Run, tiny: Path, place: Path, knowing: None
 ) -> None:
-    command = ("tune", "--model", tiny, "--text", "text.txt", *QUICK, "--methods", "ladder")
+    command = ("tune", "--model", tiny, "--text", "text.txt", *QUICK, "--policy", "ladder")
     assert run(*command, "--minutes", 0.0001).exit_code == 2
     before = (place / "tune.jsonl").read_bytes()
     (place / "text.txt").write_text(TEXT.replace("while", "wheel"))
@@ -124,9 +124,9 @@ def test_bad_options_are_refused_before_a_model_is_loaded(
         (("--length", 1300, "--budget", "10B"), "budget of 10 bytes"),
         (("--length", 2000, "--budget", 200), "too little text to choose"),
         (("--length", 1, "--budget", 200), "length=1"),
-        (("--length", 1300, "--budget", 200, "--methods", "tova"), "tova has no plan"),
-        (("--length", 1300, "--budget", 200, "--methods", "lader"), "lader"),
-        (("--length", 1300, "--budget", 200, "--methods", "streaming"), "nothing is left"),
+        (("--length", 1300, "--budget", 200, "--policy", "tova"), "tova has no plan"),
+        (("--length", 1300, "--budget", 200, "--policy", "lader"), "lader"),
+        (("--length", 1300, "--budget", 200, "--policy", "streaming"), "nothing is left"),
     ],
 )
 def test_what_does_not_fit_model_or_text_is_refused(

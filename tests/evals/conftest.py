@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -5,14 +6,26 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lacache.common.records import Record
-from lacache.evals.reading import model_record, read
+from lacache.evals.compare import trace_record
+from lacache.evals.methods.registry import parse_method
+from lacache.evals.runner import EvalRunner
+from lacache.evals.runs import RunSpec
+from lacache.evals.tasks.ppl import Perplexity
+from lacache.models import LoadedModel
+from lacache.models.model_info import model_info
 from lacache.policies import Full, Ladder, Policy, Streaming
+from tests.engine.tiny import tiny_tokenizer
 
 TOKENS = 300
 POLICIES: dict[str, Policy] = {
     "full": Full(),
     "streaming": Streaming(48, sinks=2, evict_batch=8),
     "ladder": Ladder(capacity=48, span=2, overlap=1, sinks=2, evict_batch=8),
+}
+SPECS = {
+    "full": "full",
+    "streaming": "streaming:sinks=2,evict_batch=0.16",
+    "ladder": "ladder:span=2,overlap=1,sinks=2,evict_batch=0.16",
 }
 
 
@@ -38,13 +51,22 @@ def token_ids() -> list[int]:
     return torch.randint(0, 64, (TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
+class Drawn(Perplexity):
+    """Random tokens in place of a text."""
+
+    def token_ids(self, tokenizer: Any, *, length: int) -> list[int]:
+        drawn = torch.randint(0, 64, (TOKENS,), generator=torch.Generator().manual_seed(1))
+        ids: list[int] = drawn.tolist()
+        return ids[:length]
+
+
 @pytest.fixture(scope="session")
-def records(model: Any, token_ids: list[int]) -> list[Record]:
-    """The readings of one text with all three caches. Not to be changed."""
-    about = model_record(model, "tiny")
-    return [
-        read(model, token_ids, policy, chunk=8)[0].record(
-            label=name, model=about, text_name="random"
-        )
-        for name, policy in POLICIES.items()
-    ]
+def records(model: Any) -> list[Record]:
+    """The runs of one text with all three policies, as the demo records them. Not to be changed."""
+    runner = EvalRunner(LoadedModel(model, tiny_tokenizer(), "tiny", Path()), chunk_size=8)
+    found = []
+    for name, text in SPECS.items():
+        spec = RunSpec(Drawn("random"), parse_method(text), TOKENS, "48")
+        record, monitor = runner.run_perplexity(spec)
+        found.append({**record, **trace_record(name, monitor, model_info(model).growing)})
+    return found

@@ -13,15 +13,16 @@ from lacache.cache import HookedCache, LaCache
 from lacache.calibration.store import profile_path, save_profile
 from lacache.common.records import Record
 from lacache.errors import ConfigError, InputError, ModelError
-from lacache.evals.answering import Asking, ask
+from lacache.evals.answering import answer_sample
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.ladder import LadderMethod
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.registry import METHODS, parse_method
 from lacache.evals.methods.streaming import StreamingMethod
 from lacache.evals.methods.uniform import UniformStride
+from lacache.evals.monitor import ProtocolError
+from lacache.evals.runs import Protocol
 from lacache.evals.tasks.task import Question, Sample
-from lacache.evals.watch import ProtocolError
 from lacache.models.decoder import cache_argument
 from lacache.models.fingerprint import fingerprint
 from lacache.models.model_info import model_info
@@ -33,9 +34,9 @@ from tests.engine.tiny import tiny_llama, tiny_tokenizer
 from tests.evals.lookup import LAYERS, LOOKING, Digit, lookup_model
 
 TOKENIZER = tiny_tokenizer()
-STRICT = Asking()
-DENSE = Asking("dense", "cache")
-DENSE_FIRST = Asking("dense", "dense")
+CHUNKED = Protocol()
+DENSE = Protocol("dense", "cache")
+DENSE_FIRST = Protocol("dense", "dense")
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +54,18 @@ def put(
     task: Digit,
     spec: str | Method,
     budget: Any,
-    asking: Asking = STRICT,
+    protocol: Protocol = CHUNKED,
     length: int = 100,
 ) -> Record:
     (sample,) = task.samples(TOKENIZER, length=length, count=1, seed=0)
     method = parse_method(spec) if isinstance(spec, str) else spec
-    return ask(model, TOKENIZER, method, parse_budget(budget), asking, task, sample)
+    return answer_sample(model, TOKENIZER, method, parse_budget(budget), protocol, task, sample)
 
 
-@pytest.mark.parametrize("asking", [STRICT, DENSE, DENSE_FIRST])
-def test_a_full_cache_finds_the_needle_anywhere(lookup: Any, asking: Asking) -> None:
+@pytest.mark.parametrize("protocol", [CHUNKED, DENSE, DENSE_FIRST])
+def test_a_full_cache_finds_the_needle_anywhere(lookup: Any, protocol: Protocol) -> None:
     for place in (0, 10, 50, 95):
-        assert put(lookup, Digit(place), "full", 40, asking)["score"] == 1.0
+        assert put(lookup, Digit(place), "full", 40, protocol)["score"] == 1.0
 
 
 def test_a_method_that_drops_the_needle_cannot_answer(lookup: Any) -> None:
@@ -82,12 +83,12 @@ def test_only_the_logits_of_the_dense_pass_know_what_was_dropped(lookup: Any) ->
     assert put(lookup, Digit(90), "streaming", 40, DENSE)["score"] == 1.0
 
 
-@pytest.mark.parametrize("asking", [STRICT, DENSE])
+@pytest.mark.parametrize("protocol", [CHUNKED, DENSE])
 def test_several_questions_are_asked_of_what_the_cache_still_holds(
-    lookup: Any, asking: Asking
+    lookup: Any, protocol: Protocol
 ) -> None:
-    assert put(lookup, Digit(10, 3), "streaming", 40, asking)["scores"] == [0.0] * 3
-    assert put(lookup, Digit(60, 3), "full", 40, asking)["scores"] == [1.0] * 3
+    assert put(lookup, Digit(10, 3), "streaming", 40, protocol)["scores"] == [0.0] * 3
+    assert put(lookup, Digit(60, 3), "full", 40, protocol)["scores"] == [1.0] * 3
 
 
 def test_a_dense_pass_over_the_context_does_not_answer_several_questions(lookup: Any) -> None:
@@ -134,7 +135,9 @@ def test_the_answer_is_right_where_the_schedule_says_that_the_needle_is_held(
 def test_a_full_cache_writes_what_transformers_own_cache_writes(random_model: Any) -> None:
     questions = (Question(" what then? ", ("the 1",), 12),)
     sample = Sample("Of the things that are told, the last one is this:", questions)
-    asked = ask(random_model, TOKENIZER, FullCache(), parse_budget("0.1"), STRICT, Digit(), sample)
+    asked = answer_sample(
+        random_model, TOKENIZER, FullCache(), parse_budget("0.1"), CHUNKED, Digit(), sample
+    )
     ids = TOKENIZER(sample.context + questions[0].text, return_tensors="pt").input_ids
     with torch.no_grad():
         written = random_model.generate(
@@ -168,7 +171,9 @@ def greedy(model: Any, cache: LaCache, ids: list[int], count: int) -> list[int]:
 def test_answers_follow_from_reading_token_by_token(random_model: Any, method: Method) -> None:
     questions = (Question(" one? ", ("the",), 5), Question(" two? ", ("b",), 4))
     sample = Sample("The quick brown fox jumps over the lazy dog again and again.", questions)
-    asked = ask(random_model, TOKENIZER, method, parse_budget(32), STRICT, Digit(), sample)
+    asked = answer_sample(
+        random_model, TOKENIZER, method, parse_budget(32), CHUNKED, Digit(), sample
+    )
     slow: Any = method.open(random_model, capacity=32, dense=False)
     first = greedy(
         random_model, copy.deepcopy(slow), TOKENIZER(sample.context + " one? ").input_ids, 5
@@ -192,11 +197,11 @@ def calibrated(
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("asking", [STRICT, DENSE])
+@pytest.mark.parametrize("protocol", [CHUNKED, DENSE])
 @pytest.mark.usefixtures("calibrated")
-def test_bytes_stay_within_the_budget(random_model: Any, name: str, asking: Asking) -> None:
+def test_bytes_stay_within_the_budget(random_model: Any, name: str, protocol: Protocol) -> None:
     specs = {"released-ladder": "released-ladder:span=3", "history": "history:share=0.5,window=0.5"}
-    sample = put(random_model, Digit(10), specs.get(name, name), "0.6", asking, length=120)
+    sample = put(random_model, Digit(10), specs.get(name, name), "0.6", protocol, length=120)
     per_token = sample["full_bytes"] / 119
     assert sample["prompt_tokens"] == 119
     if name == "full":
@@ -300,26 +305,28 @@ def test_the_end_of_a_text_ends_an_answer(lookup: Any) -> None:
     task = Digit(50)
     question = Question("\n", ("7",), 5)
     sample = Sample("x" * 50 + "7" + "x" * 20, (question,))
-    asked = ask(ending, TOKENIZER, FullCache(), parse_budget(1), STRICT, task, sample)
+    asked = answer_sample(ending, TOKENIZER, FullCache(), parse_budget(1), CHUNKED, task, sample)
     assert asked["predictions"] == [""]
 
 
 @pytest.mark.parametrize(
-    ("protocol", "first_token", "message"),
+    ("prefill", "first_token", "message"),
     [
-        ("loose", "cache", "protocol='loose' must be strict or dense"),
+        ("loose", "cache", "prefill='loose' must be chunked or dense"),
         ("dense", "sparse", "first_token='sparse' must be cache or dense"),
-        ("strict", "dense", "the strict protocol has none"),
+        ("chunked", "dense", "a chunked prefill has none"),
     ],
 )
-def test_bad_protocols_are_refused(protocol: Any, first_token: Any, message: str) -> None:
+def test_bad_protocols_are_refused(prefill: Any, first_token: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Asking(protocol, first_token)
+        Protocol(prefill, first_token)
 
 
 def test_bad_samples_are_refused(random_model: Any) -> None:
     def put_sample(sample: Sample) -> None:
-        ask(random_model, TOKENIZER, FullCache(), parse_budget(9), STRICT, Digit(), sample)
+        answer_sample(
+            random_model, TOKENIZER, FullCache(), parse_budget(9), CHUNKED, Digit(), sample
+        )
 
     with pytest.raises(InputError, match="has 0 questions"):
         put_sample(Sample("x", ()))

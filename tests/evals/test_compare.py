@@ -10,8 +10,8 @@ from lacache.evals.compare import compare, conclusions
 TOKENS = 4096
 
 
-def reading(name: str, label: str, add: float = 0.0, late: float = 0.0, **changes: Any) -> Record:
-    """A made-up reading: common scores, plus `add` from token 512 and `late` in the last 1024."""
+def run(name: str, label: str, add: float = 0.0, late: float = 0.0, **changes: Any) -> Record:
+    """A made-up run: common scores, plus `add` from token 512 and `late` in the last 1024."""
     noise = random.Random(7)
     scores = [noise.gauss(3, 1) for _ in range(TOKENS - 1)]
     own = random.Random(label)
@@ -19,15 +19,16 @@ def reading(name: str, label: str, add: float = 0.0, late: float = 0.0, **change
         x + (add + own.gauss(0, 0.1) * (add != 0) if t >= 512 else 0) + late * (t >= TOKENS - 1024)
         for t, x in enumerate(scores, 1)
     ]
-    policy = {"name": name} | ({} if name == "full" else {"capacity": 512})
     mean = sum(nll) / len(nll)
     return {
-        "kind": "reading",
+        "kind": "ppl",
         "label": label,
-        "policy": policy,
+        "policy": {"name": name},
+        "capacity": None if name == "full" else 512,
         "model": {"name": "m", "trained_context": 3000},
-        "text": {"name": "t", "tokens_sha256": "same"},
-        "tokens": TOKENS,
+        "task": {"name": "ppl", "text": "t", "start": 0},
+        "samples_sha256": "same",
+        "length": TOKENS,
         "nll": nll,
         "perplexity": 2.718281828**mean,
         "peak_bytes": 900 * 2**20 if name == "full" else 100 * 2**20,
@@ -42,8 +43,8 @@ def said(records: list[Record]) -> str:
 
 
 def test_the_winner_follows_the_numbers() -> None:
-    worse, better = reading("ladder", "A", 0.1), reading("ladder", "A", -0.1)
-    base = reading("streaming", "S")
+    worse, better = run("ladder", "A", 0.1), run("ladder", "A", -0.1)
+    base = run("streaming", "S")
     assert "S wins on perplexity" in said([base, worse])
     assert "S is lowest" in said([base, worse])
     assert "A wins on perplexity" in said([base, better])
@@ -51,33 +52,31 @@ def test_the_winner_follows_the_numbers() -> None:
 
 
 def test_ties_are_said() -> None:
-    base = reading("streaming", "S")
-    same = said([base, reading("ladder", "A")])
+    base = run("streaming", "S")
+    same = said([base, run("ladder", "A")])
     assert "where they differ: the same" in same
     assert "(a tie)" in same
-    near = said([base, reading("ladder", "A", 1e-9)])
+    near = said([base, run("ladder", "A", 1e-9)])
     assert "no clear winner" in near
-    rows = compare([base, reading("ladder", "A")])
+    rows = compare([base, run("ladder", "A")])
     assert all(row.best == ("S", "A") for row in rows)
 
 
 def test_speeds_within_five_per_cent_tie() -> None:
-    base = reading("streaming", "S")
+    base = run("streaming", "S")
     for speed, best in [(96.0, ("S", "A")), (94.0, ("S",)), (110.0, ("A",))]:
-        rows = compare([base, reading("ladder", "A", tokens_per_second=speed)])
+        rows = compare([base, run("ladder", "A", tokens_per_second=speed)])
         assert rows[-1].best == best
-    assert "Reading speed: a tie of all" in said(
-        [base, reading("ladder", "A", tokens_per_second=96.0)]
+    assert "Prefill speed: a tie of all" in said([base, run("ladder", "A", tokens_per_second=96.0)])
+    slow_full = run("full", "F", tokens_per_second=50.0)
+    assert "Prefill speed: S and A tie; S 100" in said(
+        [slow_full, base, run("ladder", "A", tokens_per_second=96.0)]
     )
-    slow_full = reading("full", "F", tokens_per_second=50.0)
-    assert "Reading speed: S and A tie; S 100" in said(
-        [slow_full, base, reading("ladder", "A", tokens_per_second=96.0)]
-    )
-    assert "Reading speed: S wins" in said([base, reading("ladder", "A", tokens_per_second=94.0)])
+    assert "Prefill speed: S wins" in said([base, run("ladder", "A", tokens_per_second=94.0)])
 
 
-def test_the_rows_hold_the_best_of_each_stretch() -> None:
-    rows = compare([reading("full", "F", -0.1, late=2.0), reading("streaming", "S")])
+def test_the_rows_hold_the_best_of_each_window() -> None:
+    rows = compare([run("full", "F", -0.1, late=2.0), run("streaming", "S")])
     by_name = {row.name: row for row in rows}
     assert by_name["0 to 511"].best == ("F", "S")
     assert by_name["512 to 1,023"].best == ("F",)
@@ -86,26 +85,26 @@ def test_the_rows_hold_the_best_of_each_stretch() -> None:
 
 
 def test_a_full_cache_that_breaks_away_is_told_with_its_place() -> None:
-    bounded = reading("streaming", "S")
-    broken = said([reading("full", "F", late=2.0), bounded])
+    bounded = run("streaming", "S")
+    broken = said([run("full", "F", late=2.0), bounded])
     assert "F: from about token 3,072 on" in broken
     assert "trained on 3,000 tokens" in broken
-    assert "does not break away" in said([reading("full", "F", -0.1), bounded])
+    assert "does not break away" in said([run("full", "F", -0.1), bounded])
 
 
 def test_a_text_that_never_fills_the_caches_is_told() -> None:
-    short = [reading(n, n, tokens=400) for n in ("streaming", "ladder")]
+    short = [run(n, n, length=400) for n in ("streaming", "ladder")]
     for record in short:
         record["nll"] = record["nll"][:399]
     assert "never filled them" in said(short)
 
 
-def test_only_readings_of_one_text_are_compared() -> None:
-    base = reading("streaming", "S")
-    other = reading("ladder", "A", text={"name": "t", "tokens_sha256": "other"})
-    with pytest.raises(InputError, match="of different tokens"):
+def test_only_runs_of_one_text_are_compared() -> None:
+    base = run("streaming", "S")
+    other = run("ladder", "A", samples_sha256="other")
+    with pytest.raises(InputError, match="on different tokens"):
         compare([base, other])
-    with pytest.raises(InputError, match="0 readings"):
+    with pytest.raises(InputError, match="0 runs"):
         conclusions([])
-    with pytest.raises(InputError, match="is not a reading"):
+    with pytest.raises(InputError, match="is not a perplexity run"):
         compare([{"kind": "demo"}])

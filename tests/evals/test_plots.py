@@ -115,10 +115,10 @@ def test_records_that_do_not_fit_are_refused(tmp_path: Path, records: list[Recor
         plot_ladder({"num_seen": 3}, path)
     with pytest.raises(InputError, match="num_seen=0 leaves nothing"):
         plot_ladder({"num_seen": 0, "kept": [[]], "layer_to_kept": [0]}, path)
-    with pytest.raises(InputError, match="0 readings"):
+    with pytest.raises(InputError, match="0 runs"):
         plot_memory([], path)
-    other = records[0] | {"text": {"name": "t", "tokens_sha256": "other"}}
-    with pytest.raises(InputError, match="of different tokens"):
+    other = records[0] | {"samples_sha256": "other"}
+    with pytest.raises(InputError, match="on different tokens"):
         plot_perplexity([records[1], other], path)
     assert os.listdir(tmp_path) == []
 

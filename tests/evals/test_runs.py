@@ -10,28 +10,30 @@ import torch
 from lacache.cache import HookedCache
 from lacache.common.records import Record, append_record, read_records
 from lacache.errors import ConfigError, InputError
-from lacache.evals.campaign import failures_path, run_all
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.ladder import LadderMethod
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.streaming import StreamingMethod
 from lacache.evals.perplexity import perplexity
-from lacache.evals.reading import read, tokens_sha256
-from lacache.evals.runs import Bench, RunSpec
+from lacache.evals.provenance import tokens_sha256, weights_sha256
+from lacache.evals.record_file import failures_path, run_all
+from lacache.evals.runner import EvalRunner
+from lacache.evals.runs import Protocol, RunSpec
+from lacache.evals.scoring import score_tokens
 from lacache.evals.suite import QUICK, SMALL, Suite
 from lacache.evals.tasks.passkey import Passkey
 from lacache.evals.tasks.ppl import Perplexity
-from lacache.evals.weights import weights_sha256
 from lacache.models import LoadedModel
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 from tests.evals.lookup import Digit, loaded_lookup
 
+DENSE = Protocol("dense")
 SPEC = RunSpec(Digit(), StreamingMethod(), length=80, budget="40", count=4)
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    return Bench(loaded_lookup())
+def runner() -> EvalRunner:
+    return EvalRunner(loaded_lookup())
 
 
 @pytest.fixture
@@ -45,19 +47,19 @@ def timeless(record: Record) -> Record:
     return {k: v for k, v in record.items() if k not in ("seconds", "environment")}
 
 
-def test_the_same_run_gives_the_same_record(bench: Bench) -> None:
-    again = Bench(loaded_lookup())
-    assert timeless(bench.run(SPEC)) == timeless(again.run(SPEC))
+def test_the_same_run_gives_the_same_record(runner: EvalRunner) -> None:
+    again = EvalRunner(loaded_lookup())
+    assert timeless(runner.run(SPEC)) == timeless(again.run(SPEC))
 
 
-def test_a_record_says_what_was_measured_and_how(bench: Bench) -> None:
-    record = bench.run(replace(SPEC, task=Digit(60), seed=3, protocol="dense"))
+def test_a_record_says_what_was_measured_and_how(runner: EvalRunner) -> None:
+    record = runner.run(replace(SPEC, task=Digit(60), seed=3, protocol=DENSE))
     assert json.loads(json.dumps(record)) == record
     assert list(record)[:2] == ["kind", "key"]
     assert record["kind"] == "eval"
     assert record["task"] == {"name": "digit", "place": 60, "questions": 1}
-    assert record["method"] == {"name": "streaming", "sinks": 4, "evict_batch": 0.125}
-    settings = ("length", "count", "seed", "budget", "protocol", "first_token")
+    assert record["policy"] == {"name": "streaming", "sinks": 4, "evict_batch": 0.125}
+    settings = ("length", "count", "seed", "budget", "prefill", "first_token")
     assert [record[name] for name in settings] == [80, 4, 3, "40", "dense", "cache"]
     assert record["model"]["name"] == "lookup"
     assert len(record["model"]["weights_sha256"]) == 64
@@ -73,9 +75,9 @@ def test_a_record_says_what_was_measured_and_how(bench: Bench) -> None:
     assert record["environment"]["threads"] == torch.get_num_threads()
 
 
-def test_intervals_lie_around_the_mean(bench: Bench) -> None:
+def test_intervals_lie_around_the_mean(runner: EvalRunner) -> None:
     spec = replace(SPEC, budget="0.5", count=6)
-    record = bench.run(replace(spec, task=Half()))
+    record = runner.run(replace(spec, task=Half()))
     assert record["score"] == 0.5
     assert record["score_interval"][0] < 0.5 < record["score_interval"][1]
     assert record["nll_interval"][0] < record["nll"] < record["nll_interval"][1]
@@ -100,27 +102,27 @@ class Half(Passkey):
 
 CHANGES: list[dict[str, Any]] = [
     {"task": Digit(11)},
-    {"method": StreamingMethod(sinks=3)},
-    {"method": LadderMethod(span=3)},
+    {"policy": StreamingMethod(sinks=3)},
+    {"policy": LadderMethod(span=3)},
     {"length": 81},
     {"budget": "41"},
     {"count": 5},
     {"seed": 1},
-    {"protocol": "dense"},
-    {"protocol": "dense", "first_token": "dense"},
+    {"protocol": DENSE},
+    {"protocol": Protocol("dense", "dense")},
 ]
 
 
-def test_every_setting_changes_the_key(bench: Bench) -> None:
-    keys = [bench.key(spec) for spec in (SPEC, *(replace(SPEC, **c) for c in CHANGES))]
+def test_every_setting_changes_the_key(runner: EvalRunner) -> None:
+    keys = [runner.key(spec) for spec in (SPEC, *(replace(SPEC, **c) for c in CHANGES))]
     assert len(set(keys)) == len(keys)
-    assert bench.key(replace(SPEC)) == keys[0]
+    assert runner.key(replace(SPEC)) == keys[0]
     changed = loaded_lookup()
     with torch.no_grad():
         changed.model.lm_head.weight[0, 0] = 0.5
-    assert Bench(changed).key(SPEC) != keys[0]
+    assert EvalRunner(changed).key(SPEC) != keys[0]
     # The name under which a model was loaded does not matter.
-    assert Bench(replace(loaded_lookup(), name="other")).key(SPEC) == keys[0]
+    assert EvalRunner(replace(loaded_lookup(), name="other")).key(SPEC) == keys[0]
 
 
 def test_the_hash_of_weights_tells_models_apart() -> None:
@@ -131,22 +133,23 @@ def test_the_hash_of_weights_tells_models_apart() -> None:
 
 
 @pytest.mark.parametrize("method", [FullCache(), StreamingMethod(sinks=2), LadderMethod(span=2)])
-def test_perplexity_is_that_of_reading(text: Path, method: Method) -> None:
+def test_perplexity_is_that_of_scored_tokens(text: Path, method: Method) -> None:
     loaded = LoadedModel(tiny_llama(), tiny_tokenizer(), "tiny", Path())
     task = Perplexity(text=str(text), start=7)
-    record = Bench(loaded).run(RunSpec(task, method, length=600, budget="64"))
+    record = EvalRunner(loaded).run(RunSpec(task, method, length=600, budget="64"))
     ids = loaded.tokenizer(text.read_text()).input_ids[7:607]
-    cache: Any = method.open(loaded.model, capacity=64, dense=False)
-    reading, _ = read(loaded.model, ids, cache.policy, chunk=5)
+    nll = score_tokens(
+        loaded.model, ids, method.open(loaded.model, capacity=64, dense=False), chunk_size=5
+    )
     assert record["kind"] == "ppl"
     assert record["task"] == {"name": "ppl", "text": str(text), "start": 7}
     assert record["samples_sha256"] == tokens_sha256(ids)
-    assert record["nll"] == pytest.approx(reading.nll, abs=2e-3)
-    assert record["perplexity"] == pytest.approx(perplexity(reading.nll), rel=1e-3)
+    assert record["nll"] == pytest.approx(nll, abs=2e-3)
+    assert record["perplexity"] == pytest.approx(perplexity(nll), rel=1e-3)
     low, high = record["perplexity_interval"]
     assert low < record["perplexity"] < high
     assert [b[:2] for b in record["by_position"]] == [[0, 256], [256, 512], [512, 600]]
-    assert record["by_position"][1][2] == pytest.approx(perplexity(reading.nll[255:511]), rel=1e-3)
+    assert record["by_position"][1][2] == pytest.approx(perplexity(nll[255:511]), rel=1e-3)
     per_token = 5 * 2 * 8 * 2 * 4
     assert record["full_bytes"] == 600 * per_token
     full = isinstance(method, FullCache)
@@ -156,17 +159,17 @@ def test_perplexity_is_that_of_reading(text: Path, method: Method) -> None:
 
 
 def test_a_perplexity_run_is_held_to_its_budget(text: Path) -> None:
-    from lacache.evals.watch import ProtocolError
+    from lacache.evals.monitor import ProtocolError
     from tests.evals.test_answering import Cheat
 
-    bench = Bench(LoadedModel(tiny_llama(), tiny_tokenizer(), "tiny", Path()))
+    runner = EvalRunner(LoadedModel(tiny_llama(), tiny_tokenizer(), "tiny", Path()))
     with pytest.raises(ProtocolError):
-        bench.run(RunSpec(Perplexity(text=str(text)), Cheat(), length=300, budget="64"))
+        runner.run(RunSpec(Perplexity(text=str(text)), Cheat(), length=300, budget="64"))
 
 
-def test_a_text_that_is_too_short_is_refused(bench: Bench, text: Path) -> None:
+def test_a_text_that_is_too_short_is_refused(runner: EvalRunner, text: Path) -> None:
     with pytest.raises(InputError, match="try a shorter length or a longer text"):
-        bench.run(RunSpec(Perplexity(text=str(text)), FullCache(), length=100_000))
+        runner.run(RunSpec(Perplexity(text=str(text)), FullCache(), length=100_000))
 
 
 @pytest.mark.parametrize(
@@ -177,8 +180,7 @@ def test_a_text_that_is_too_short_is_refused(bench: Bench, text: Path) -> None:
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"budget": "2.5"}, "budget=2.5 as a share"),
         ({"budget": "x"}, "budget='x' is not a budget"),
-        ({"first_token": "dense"}, "the strict protocol has none"),
-        ({"task": Perplexity(), "count": 1, "protocol": "dense"}, "cannot be for perplexity"),
+        ({"task": Perplexity(), "count": 1, "protocol": DENSE}, "cannot be used for perplexity"),
         ({"task": Perplexity()}, "count=4 of a perplexity run must be 1"),
     ],
 )
@@ -188,35 +190,35 @@ def test_bad_specifications_are_refused(changes: dict[str, Any], message: str) -
 
 
 SPECS = [
-    replace(SPEC, method=method)
+    replace(SPEC, policy=method)
     for method in (FullCache(), StreamingMethod(), LadderMethod(span=3))
 ]
 
 
 def test_runs_go_on_where_they_were_interrupted(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: EvalRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "out" / "runs.jsonl"
-    run = Bench.run
+    run = EvalRunner.run
     begun: list[str] = []
 
-    def interrupted(self: Bench, spec: RunSpec, on_tokens: Any = None) -> Record:
-        begun.append(spec.method.name)
+    def interrupted(self: EvalRunner, spec: RunSpec, on_tokens: Any = None) -> Record:
+        begun.append(spec.policy.name)
         if len(begun) == 3:
             raise KeyboardInterrupt
         return run(self, spec, on_tokens)
 
-    monkeypatch.setattr(Bench, "run", interrupted)
+    monkeypatch.setattr(EvalRunner, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        list(run_all(bench, SPECS, path))
+        list(run_all(runner, SPECS, path))
     first_two = read_records(path)
-    assert [record["method"]["name"] for record in first_two] == ["full", "streaming"]
-    outcomes = list(run_all(bench, SPECS, path))
+    assert [record["policy"]["name"] for record in first_two] == ["full", "streaming"]
+    outcomes = list(run_all(runner, SPECS, path))
     assert begun == ["full", "streaming", "ladder", "ladder"]
-    assert [outcome.was_there for outcome in outcomes] == [True, True, False]
+    assert [outcome.was_recorded for outcome in outcomes] == [True, True, False]
     assert read_records(path)[:2] == first_two
     assert [outcome.record for outcome in outcomes] == read_records(path)
-    assert [timeless(r) for r in read_records(path)] == [timeless(bench.run(s)) for s in SPECS]
+    assert [timeless(r) for r in read_records(path)] == [timeless(runner.run(s)) for s in SPECS]
 
 
 @dataclass(frozen=True)
@@ -232,11 +234,11 @@ class Broken(Method):
         return {"name": self.name}
 
 
-def test_a_run_that_fails_costs_no_other(bench: Bench, tmp_path: Path) -> None:
+def test_a_run_that_fails_costs_no_other(runner: EvalRunner, tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    too_small = replace(SPEC, method=LadderMethod(span=3), budget="5")
-    broken = replace(SPEC, method=Broken())
-    outcomes = list(run_all(bench, [SPECS[0], too_small, broken, SPECS[1]], path))
+    too_small = replace(SPEC, policy=LadderMethod(span=3), budget="5")
+    broken = replace(SPEC, policy=Broken())
+    outcomes = list(run_all(runner, [SPECS[0], too_small, broken, SPECS[1]], path))
     assert [outcome.record is None for outcome in outcomes] == [False, True, True, False]
     assert "capacity=5 must be at least" in outcomes[1].error
     assert outcomes[2].error == "RuntimeError: out of memory"
@@ -246,37 +248,39 @@ def test_a_run_that_fails_costs_no_other(bench: Bench, tmp_path: Path) -> None:
     assert told[0]["traceback"] == ""
     assert "raise RuntimeError" in told[1]["traceback"]
     # They are tried again, as the cause may be gone.
-    assert [o.was_there for o in run_all(bench, [SPECS[0], broken], path)] == [True, False]
+    assert [o.was_recorded for o in run_all(runner, [SPECS[0], broken], path)] == [True, False]
 
 
-def test_other_samples_are_not_mixed_into_a_file(bench: Bench, tmp_path: Path, text: Path) -> None:
+def test_other_samples_are_not_mixed_into_a_file(
+    runner: EvalRunner, tmp_path: Path, text: Path
+) -> None:
     path = tmp_path / "runs.jsonl"
     spec = RunSpec(Perplexity(text=str(text)), FullCache(), length=300)
-    assert [o.error for o in run_all(bench, [spec], path)] == [""]
+    assert [o.error for o in run_all(runner, [spec], path)] == [""]
     text.write_text("Something else. " + text.read_text())
-    other = replace(spec, method=StreamingMethod(), budget="64")
-    (outcome,) = run_all(Bench(loaded_lookup()), [other], path)
+    other = replace(spec, policy=StreamingMethod(), budget="64")
+    (outcome,) = run_all(EvalRunner(loaded_lookup()), [other], path)
     assert "are not those of the records in" in outcome.error
     # The record of the same specification is one of another text, too.
-    (outcome,) = run_all(Bench(loaded_lookup()), [spec], path)
+    (outcome,) = run_all(EvalRunner(loaded_lookup()), [spec], path)
     assert "are not those of the records in" in outcome.error
     assert outcome.record is None
     assert len(read_records(path)) == 1
 
 
-def test_a_file_that_is_no_file_of_records_is_told_at_once(bench: Bench, text: Path) -> None:
+def test_a_file_that_is_no_file_of_records_is_told_at_once(runner: EvalRunner, text: Path) -> None:
     with pytest.raises(InputError, match=r"line 1 of .* is not JSON"):
-        next(run_all(bench, SPECS, text))
+        next(run_all(runner, SPECS, text))
     with pytest.raises(InputError, match="cannot"):
-        next(run_all(bench, SPECS, text / "below-a-file"))
+        next(run_all(runner, SPECS, text / "below-a-file"))
 
 
-def test_the_progress_counts_what_is_read(bench: Bench, tmp_path: Path) -> None:
+def test_the_progress_counts_what_is_read(runner: EvalRunner, tmp_path: Path) -> None:
     counted: list[int] = []
     started: list[RunSpec] = []
     list(
         run_all(
-            bench,
+            runner,
             [SPEC],
             tmp_path / "runs.jsonl",
             on_start=started.append,
@@ -289,20 +293,20 @@ def test_the_progress_counts_what_is_read(bench: Bench, tmp_path: Path) -> None:
     assert SPEC.tokens == 4 * 80
 
 
-def test_records_of_other_kinds_do_not_matter(bench: Bench, tmp_path: Path) -> None:
+def test_records_of_other_kinds_do_not_matter(runner: EvalRunner, tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     append_record(path, {"kind": "something else"})
-    assert [o.was_there for o in run_all(bench, SPECS[:1], path)] == [False]
+    assert [o.was_recorded for o in run_all(runner, SPECS[:1], path)] == [False]
 
 
 TINY = Suite(
     tasks=("passkey", "ppl"),
-    methods=("full", "streaming", "ladder:span=3"),
+    policies=("full", "streaming", "ladder:span=3"),
     budgets=("0.25", "64"),
     lengths=(512, 1024),
     ppl_budgets=("128",),
     ppl_lengths=(2048,),
-    protocols=("strict", "dense"),
+    prefills=("chunked", "dense"),
     first_token="dense",
     samples=3,
     seed=7,
@@ -315,17 +319,17 @@ def test_a_suite_is_every_combination_once() -> None:
     assert len(answers) == 2 * (1 + 2 * 2 * 2)
     for run in answers:
         assert (run.count, run.seed) == (3, 7)
-        assert run.first_token == ("dense" if run.protocol == "dense" else "cache")
-        if isinstance(run.method, FullCache):
-            assert (run.budget, run.protocol) == ("1.0", "strict")
+        assert run.protocol.first_token == ("dense" if run.protocol.is_dense else "cache")
+        if isinstance(run.policy, FullCache):
+            assert (run.budget, run.protocol) == ("1.0", Protocol())
     ppl = [run for run in runs if run.task.name == "ppl"]
-    assert [(run.method.name, run.budget) for run in ppl] == [
+    assert [(run.policy.name, run.budget) for run in ppl] == [
         ("full", "1.0"),
         ("streaming", "128"),
         ("ladder", "128"),
     ]
     assert {(run.length, run.count, run.seed, run.protocol) for run in ppl} == {
-        (2048, 1, 0, "strict")
+        (2048, 1, 0, Protocol())
     }
     assert len(set(runs)) == len(runs) == len(answers) + len(ppl)
 
@@ -338,19 +342,19 @@ def test_runs_of_the_same_samples_follow_each_other() -> None:
 @pytest.mark.parametrize("suite", [SMALL, QUICK])
 def test_the_suites_can_be_run(suite: Suite) -> None:
     assert {run.task.name for run in suite.runs()} >= {"passkey", "needle", "ppl"}
-    assert {run.method.name for run in suite.runs()} == {"full", "streaming", "preset"}
+    assert {run.policy.name for run in suite.runs()} == {"full", "streaming", "preset"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"tasks": ()}, "no tasks were given"),
-        ({"methods": ("x",)}, "method 'x' must be one of"),
+        ({"policies": ("x",)}, "method 'x' must be one of"),
         ({"tasks": ("x",)}, "task 'x' must be one of"),
         ({"samples": 0}, "samples=0 must be at least 1"),
-        ({"protocols": ("loose",), "first_token": "cache"}, "protocol='loose' must be"),
-        ({"protocols": ("strict",)}, "needs the dense protocol"),
-        ({"tasks": ("ppl",), "protocols": ("dense",)}, "nothing is left to run"),
+        ({"prefills": ("loose",), "first_token": "cache"}, "prefill='loose' must be"),
+        ({"prefills": ("chunked",)}, "needs a dense prefill"),
+        ({"tasks": ("ppl",), "prefills": ("dense",)}, "nothing to run"),
     ],
 )
 def test_bad_suites_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -358,8 +362,8 @@ def test_bad_suites_are_refused(changes: dict[str, Any], message: str) -> None:
         replace(TINY, **changes).runs()
 
 
-def test_the_samples_hash_covers_all_that_is_asked(bench: Bench) -> None:
+def test_the_samples_hash_covers_all_that_is_asked(runner: EvalRunner) -> None:
     (sample,) = Digit().samples(None, length=80, count=1, seed=0)
     expected = json.dumps([[sample.context, [["\n", ["0"], 1]]]])
-    record = bench.run(replace(SPEC, count=1))
+    record = runner.run(replace(SPEC, count=1))
     assert record["samples_sha256"] == hashlib.sha256(expected.encode()).hexdigest()

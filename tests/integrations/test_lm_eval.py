@@ -191,8 +191,8 @@ def test_writing_is_bounded_and_that_of_the_cache(folder: Path) -> None:
 
 def test_results_say_what_was_measured(folder: Path) -> None:
     info = make("lacache", folder, **OPTIONS["dense"]).get_model_info()
-    assert info["lacache_method"]["name"] == "streaming"
-    assert (info["lacache_budget"], info["lacache_protocol"]) == ("24", "dense")
+    assert info["lacache_policy"]["name"] == "streaming"
+    assert (info["lacache_budget"], info["lacache_prefill"]) == ("24", "dense")
     assert info["lacache_first_token"] == "cache"
     assert json.dumps(info, default=str)
 
@@ -244,7 +244,7 @@ def task_folder(tmp_path: Path) -> Path:
 
 
 def check_results(results: Any) -> None:
-    method = results["config"]["lacache_method"]
+    method = results["config"]["lacache_policy"]
     assert (method["name"], method["span"], method["overlap"]) == ("ladder", 2, 1)
     assert results["n-samples"]["tiny_writing"]["effective"] == 3
 

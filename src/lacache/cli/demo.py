@@ -1,8 +1,9 @@
-"""`lacache demo`: read a long real text with three caches and compare them."""
+"""`lacache demo`: prefill a long real text with several caches and compare them."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,34 +14,23 @@ import typer
 
 from lacache.cli.computing import computing_dtype
 from lacache.cli.loading import validate_bytes, validate_loading, validate_memory
-from lacache.cli.options import (
-    DEFAULT_THREADS,
-    DtypeOption,
-    GeometryOption,
-    ModelOption,
-    OverlapOption,
-    RecentOption,
-    SinksOption,
-    SpanOption,
-    ThreadsOption,
-    UnitOption,
-)
-from lacache.cli.policy import make_policy
+from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.common.validation import validate_int
-from lacache.errors import InputError
 from lacache.policies.budget import parse_budget
-from lacache.policies.schedule import Policy
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lacache.cache import LaCache
     from lacache.common.records import Record
-    from lacache.engine.writer import Writer
+    from lacache.evals.runs import RunSpec
     from lacache.models import LoadedModel
 
 _LABELS = {"full": "full cache", "streaming": "StreamingLLM", "ladder": "LaCache"}
+_POLICIES = tuple(_LABELS)
 _TOKENS = 12_288
-_LEFT_OUT = ("nll", "memory", "kept", "layer_to_kept")
+_LEFT_OUT = ("nll", "last_seen", "trace", "kept", "head_to_kept")
+_PLOTS = ("ladder.png", "perplexity.png", "memory.png")
 
 
 def demo(
@@ -52,30 +42,29 @@ def demo(
             show_default=False,
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="How many tokens of it to read.")] = _TOKENS,
+    tokens: Annotated[int, typer.Option(help="How many tokens of it to prefill.")] = _TOKENS,
     budget: Annotated[
         str,
         typer.Option(
             "--budget",
             "-b",
-            help="What both bounded caches may hold: tokens per layer (512), a share of the text "
+            help="What each bounded cache may hold: tokens per layer (512), a share of the text "
             "(0.05) or bytes (16MiB).",
         ),
     ] = "512",
-    evict_batch: Annotated[
-        int,
+    policies: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Slots that one compaction should free, in both bounded caches. Also the most "
-            "tokens that any of the three reads at once."
+            "--policy",
+            help="A policy to compare; repeat it for several. The last one continues the text. "
+            "Default: full, streaming and ladder.",
+            show_default=False,
         ),
+    ] = None,
+    chunk_size: Annotated[
+        int, typer.Option(help="Most tokens in one forward, for every policy.")
     ] = 64,
-    sinks: SinksOption = None,
-    span: SpanOption = None,
-    overlap: OverlapOption = None,
-    recent: RecentOption = None,
-    geometry: GeometryOption = None,
-    unit: UnitOption = None,
-    new_tokens: Annotated[int, typer.Option(help="How many tokens to write at the end.")] = 60,
+    new_tokens: Annotated[int, typer.Option(help="How many tokens to generate at the end.")] = 60,
     threads: ThreadsOption = DEFAULT_THREADS,
     dtype: DtypeOption = "auto",
     out: Annotated[
@@ -85,140 +74,115 @@ def demo(
         bool, typer.Option("--json", help="Print JSON in place of the tables.")
     ] = False,
 ) -> None:
-    """Read a long text with a full cache, StreamingLLM and LaCache, and say which won what.
+    """Prefill a long text with a full cache, StreamingLLM and LaCache, and compare them.
 
-    The bounded caches get the same budget and evict_batch, and none of the three prefills
-    more tokens at once than that. Prints perplexity by position, bytes and speed, writes
-    ladder.png, perplexity.png, memory.png and demo.json, and then goes on from what LaCache holds.
+    The bounded caches get the same budget, and all prefill at most --chunk-size tokens at once.
+    Prints perplexity by position, bytes and speed, writes ladder.png, perplexity.png, memory.png
+    and demo.json, and then continues the text from what the last cache holds.
     """
-    # Everything that can be wrong is checked before the minutes of reading.
+    # Everything that can be wrong is checked before the minutes of prefill.
     validate_int("tokens", tokens, 2)
     validate_int("new_tokens", new_tokens, 0)
+    validate_int("chunk_size", chunk_size, 1)
     validate_loading(model, dtype=dtype, threads=threads)
     parsed = parse_budget(budget)
     validate_memory(budget)
 
     from rich.console import Console
 
-    from lacache.cache.static.shape import bytes_per_token
     from lacache.common.records import environment, read_record, validate_writable, write_record
-    from lacache.corpora import DEFAULT_TEXT, load_text
-    from lacache.engine.sampling import Sampling
-    from lacache.evals.compare import compare, conclusions
+    from lacache.corpora import DEFAULT_TEXT
+    from lacache.evals.compare import compare, conclusions, trace_record
+    from lacache.evals.methods.registry import parse_method
     from lacache.evals.plots import (
         plot_ladder,
         plot_memory,
         plot_perplexity,
         require_matplotlib,
     )
-    from lacache.evals.reading import model_record, read
+    from lacache.evals.runner import EvalRunner
+    from lacache.evals.runs import RunSpec
+    from lacache.evals.tasks.ppl import Perplexity
     from lacache.models import load_model
     from lacache.models.model_info import model_info
 
+    chosen = list(dict.fromkeys(map(parse_method, policies or _POLICIES)))
     require_matplotlib()
-    source = load_text(DEFAULT_TEXT if text is None else text)
+    task = Perplexity(DEFAULT_TEXT if text is None else text)
+    task.check()
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
-    token_ids = _first_tokens(loaded, source.content, source.name, tokens + 1)
-
+    # One token more than is prefilled, to continue from.
+    token_ids = task.token_ids(loaded.tokenizer, length=tokens + 1)
     info = model_info(loaded.model)
-    num_layers = len(info.growing)
-
-    def policies(capacity: int) -> dict[str, Policy]:
-        shared = {"capacity": capacity, "sinks": sinks, "evict_batch": evict_batch}
-        ladder = {"span": span, "overlap": overlap, "recent": recent, "geometry": geometry}
-        return {
-            "full": make_policy("full", num_layers),
-            "streaming": make_policy("streaming", num_layers, **shared),
-            "ladder": make_policy("ladder", num_layers, **shared, **ladder, unit=unit),
-        }
-
-    largest = policies(1 << 40)
     capacity = parsed.capacity(
-        bytes_per_token=bytes_per_token(info),
-        prompt_tokens=tokens,
-        smallest=max(
-            policy.smallest_capacity(num_layers)
-            for name, policy in largest.items()
-            if name != "full"
-        ),
+        bytes_per_token=info.bytes_per_token, prompt_tokens=tokens, smallest=1
     )
-    validate_bytes(budget, capacity * bytes_per_token(info))
-    chosen = policies(capacity)
-    for policy in chosen.values():
-        policy.bind(num_layers)
+    validate_bytes(budget, capacity * info.bytes_per_token)
+    specs = [RunSpec(task, policy, tokens, str(capacity)) for policy in chosen]
+    for spec in specs:
+        spec.policy.open(loaded.model, capacity=capacity, dense=False)
     validate_writable(out)
 
     progress_console = Console(stderr=True)
     progress_console.print(
-        f"Reading {tokens:,} tokens of {source.name} with {loaded.name} three times: "
-        f"{capacity:,} tokens per layer for StreamingLLM and LaCache, no limit for the full "
-        f"cache, at most {evict_batch} tokens at once, {threads} thread{'s' * (threads > 1)}.",
+        f"Prefilling {tokens:,} tokens of {task.text} with {loaded.name} and "
+        f"{len(specs)} {'policies' if len(specs) > 1 else 'policy'}: "
+        f"{capacity:,} tokens per layer, no limit for the full cache, "
+        f"at most {chunk_size} tokens at once, {threads} thread{'s' * (threads > 1)}.",
         highlight=False,
     )
-    sampling = Sampling(temperature=0.7, top_p=0.9, seed=0)
-    about = model_record(loaded.model, loaded.name)
-    readings: list[Record] = []
-    writer: Writer | None = None
+    runner = EvalRunner(loaded, chunk_size=chunk_size)
+    runs: list[Record] = []
+    cache: Any = None
     with _progress(progress_console, tokens) as start:
-        for name, policy in chosen.items():
-            # The one before is let go first: a full cache is large.
-            writer = None
-            reading, writer = read(
-                loaded.model,
-                token_ids[:tokens],
-                policy,
-                chunk=evict_batch,
-                sampling=sampling,
-                on_progress=start(_LABELS[name]),
-            )
-            readings.append(reading.record(label=_LABELS[name], model=about, text_name=source.name))
+        for spec, label in zip(specs, _labels(specs), strict=True):
+            # The one before is freed first: a full cache is large.
+            cache = monitor = None
+            run, monitor = runner.run_perplexity(spec, start(label))
+            cache = monitor.cache
+            runs.append({**run, **trace_record(label, monitor, info.growing)})
 
-    said = conclusions(readings)
     record: Record = {
         "kind": "demo",
-        "conclusions": said,
-        "table": [asdict(row) for row in compare(readings)],
+        "conclusions": conclusions(runs),
+        "table": [asdict(row) for row in compare(runs)],
         "environment": environment(),
-        "readings": readings,
+        "runs": runs,
     }
     console = Console(highlight=False)
     if not as_json:
         # Before anything is written: a full disk must not cost the figures.
         _show(console, record)
     write_record(out / "demo.json", record)
-    readings = read_record(out / "demo.json")["readings"]
-    plot_ladder(readings[-1], out / "ladder.png")
-    plot_perplexity(readings, out / "perplexity.png")
-    plot_memory(readings, out / "memory.png")
-
+    runs = read_record(out / "demo.json")["runs"]
+    plot_ladder(runs[-1], out / "ladder.png")
+    plot_perplexity(runs, out / "perplexity.png")
+    plot_memory(runs, out / "memory.png")
     if not as_json:
-        written = ", ".join(
-            str(out / name) for name in ("demo.json", "ladder.png", "perplexity.png", "memory.png")
-        )
+        written = ", ".join(str(out / name) for name in ("demo.json", *_PLOTS))
         console.print(f"\nWrote {written}.\n", soft_wrap=True)
-    assert writer is not None
-    continuation = _go_on(console, loaded, writer, token_ids, new_tokens, quiet=as_json)
+    continuation = _continue(
+        None if as_json else console, loaded, cache, runs[-1]["label"], token_ids, new_tokens
+    )
     if as_json:
-        short = [{k: v for k, v in r.items() if k not in _LEFT_OUT} for r in readings]
-        typer.echo(json.dumps({**record, "readings": short, "continuation": continuation}))
+        short = [{k: v for k, v in run.items() if k not in _LEFT_OUT} for run in runs]
+        typer.echo(json.dumps({**record, "runs": short, "continuation": continuation}))
 
 
-def _first_tokens(loaded: LoadedModel, content: str, name: str, tokens: int) -> list[int]:
-    """The first `tokens` tokens of a text; the last of them starts the continuation."""
-    # Longer than a tokenizer's own limit is what this is about, so it need not warn.
-    token_ids: list[int] = loaded.tokenizer(content, verbose=False)["input_ids"]
-    if len(token_ids) < tokens:
-        remedy = f"try --tokens {len(token_ids) - 1}" if len(token_ids) > 2 else "try a longer text"
-        raise InputError(
-            f"text {name} has {len(token_ids):,} tokens, and {tokens:,} are needed (--tokens and "
-            f"one to go on from); {remedy}"
-        )
-    return token_ids[:tokens]
+def _labels(specs: Sequence[RunSpec]) -> list[str]:
+    """Return a policy's own label where only one policy of its name is compared."""
+    names = Counter(spec.policy.name for spec in specs)
+    return [
+        _LABELS.get(spec.policy.name, spec.policy_text)
+        if names[spec.policy.name] == 1
+        else spec.policy_text
+        for spec in specs
+    ]
 
 
 @contextmanager
 def _progress(console: Console, tokens: int) -> Iterator[Callable[[str], Callable[[int], None]]]:
-    """Progress bars; the function given starts one more and returns how to move it on."""
+    """Yield a function that starts a progress bar and returns how to advance it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -229,7 +193,7 @@ def _progress(console: Console, tokens: int) -> Iterator[Callable[[str], Callabl
     )
 
     columns = (
-        TextColumn("{task.description:<12}"),
+        TextColumn("{task.description:<12}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("tokens"),
@@ -252,70 +216,76 @@ def _show(console: Console, record: Record) -> None:
 
     from lacache.evals.compare import TIE_IN_SPEED
 
-    readings: Sequence[Record] = record["readings"]
-    first = readings[0]
+    runs: Sequence[Record] = record["runs"]
+    first = runs[0]
     console.print(
-        f"\n{first['tokens']:,} tokens of {first['text']['name']}, "
+        f"\n{first['length']:,} tokens of {first['task']['text']}, "
         f"{first['model']['name']} in {first['model']['dtype']}",
         style="bold",
     )
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for reading in readings:
-        table.add_column(reading["label"], justify="right", no_wrap=True)
+    for run in runs:
+        table.add_column(run["label"], justify="right", no_wrap=True)
     group = None
     for row in record["table"]:
         if row["group"] != group:
             group = row["group"]
             table.add_row(f"[bold]{group}[/bold]")
         numbers = (
-            f"[bold]{number} *[/bold]" if reading["label"] in row["best"] else f"{number}  "
-            for number, reading in zip(row["numbers"], readings, strict=True)
+            f"[bold]{number} *[/bold]" if run["label"] in row["best"] else f"{number}  "
+            for number, run in zip(row["numbers"], runs, strict=True)
         )
         table.add_row(f"  {row['name']}", *numbers)
     console.print(table)
     console.print(
         f"* best of its row; equal numbers tie, and so do speeds within {TIE_IN_SPEED:.0%}"
     )
-    for reading in readings[1:]:
-        settings = ", ".join(
-            f"{name} {value}"
-            for name, value in reading["policy"].items()
-            if name != "name" and value is not None and value != ()
-        )
-        console.print(f"{reading['label']}: {settings}", soft_wrap=True)
+    for run in runs:
+        if run["capacity"]:
+            settings = {"capacity": run["capacity"], **run["policy"]}
+            shown = ", ".join(
+                f"{name} {value}"
+                for name, value in settings.items()
+                if name != "name" and value is not None and value != []
+            )
+            console.print(f"{run['label']}: {shown}", soft_wrap=True)
     console.print()
     for sentence in record["conclusions"]:
         console.print(f"- {sentence}", markup=False)
 
 
-def _go_on(
-    console: Console,
+def _continue(
+    console: Console | None,
     loaded: LoadedModel,
-    writer: Writer,
+    cache: LaCache,
+    label: str,
     token_ids: list[int],
     new_tokens: int,
-    *,
-    quiet: bool,
 ) -> dict[str, Any]:
     """Stream a continuation of the text from what the cache holds."""
+    from lacache.engine.cached_writer import CachedWriter
+    from lacache.engine.sampling import Sampling
     from lacache.engine.text import TextStream
 
-    held = writer.report()
     before = loaded.tokenizer.decode(token_ids[-24:])
-    if not quiet:
+    if console is not None:
+        held = cache.report()
         console.print(
-            f"LaCache goes on from what it holds, {held.num_cached:,} tokens in each layer and "
+            f"{label} continues from what it holds, {held.num_cached:,} tokens in each layer and "
             f"{held.coverage:,} different ones in all (temperature 0.7):\n"
         )
         console.print(f"... {before}", style="dim", markup=False, end="")
-    pieces = TextStream(loaded.tokenizer)
-    written = []
+    writer = CachedWriter(loaded.model, cache, Sampling(temperature=0.7, top_p=0.9, seed=0))
+    decoded = TextStream(loaded.tokenizer)
+    parts = []
+
+    def emit(part: str, end: str = "") -> None:
+        parts.append(part)
+        if console is not None:
+            console.print(part, markup=False, end=end, soft_wrap=True)
+
     for token in writer.write(token_ids[-1:], max_new_tokens=new_tokens):
-        written.append(pieces.push(token))
-        if not quiet:
-            console.print(written[-1], markup=False, end="", soft_wrap=True)
-    written.append(pieces.flush())
-    if not quiet:
-        console.print(written[-1], markup=False, soft_wrap=True)
-    return {"before": before, "text": "".join(written)}
+        emit(decoded.push(token))
+    emit(decoded.flush(), end="\n")
+    return {"before": before, "text": "".join(parts)}

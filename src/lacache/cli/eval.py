@@ -1,4 +1,4 @@
-"""`lacache eval`: what bounded caches cost in quality, measured."""
+"""`lacache eval`: measure what bounded caches cost in quality."""
 
 from __future__ import annotations
 
@@ -41,25 +41,28 @@ def eval(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="Tasks with settings, such as `passkey;needle:haystack=wikipedia`, parted by "
+            help="Tasks with settings, such as `passkey;needle:haystack=wikipedia`, separated by "
             "; or given several times: passkey, needle, multiturn, ppl and more.",
             show_default=False,
             rich_help_panel=_SUITE,
         ),
     ] = None,
-    methods: Annotated[
+    policies: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods with settings, such as `streaming;ladder:span=15,recent=0.5`.",
+            "--policy",
+            help="A policy with its settings; repeat it for several: full, streaming, ladder:span=15.",
             show_default=False,
             rich_help_panel=_SUITE,
         ),
     ] = None,
     budgets: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Tokens per layer (512), shares of the prompt (0.25) or bytes (16MiB), parted "
-            "by commas.",
+            "--budget",
+            "-b",
+            help="Tokens per layer (512), a share of the prompt (0.25) or bytes (16MiB); several "
+            "with commas or by repeating it.",
             show_default=False,
             rich_help_panel=_SUITE,
         ),
@@ -72,11 +75,12 @@ def eval(
             rich_help_panel=_SUITE,
         ),
     ] = None,
-    protocols: Annotated[
-        str | None,
+    prefills: Annotated[
+        list[str] | None,
         typer.Option(
-            help="strict reads in segments, never holding more than the budget; dense reads the "
-            "prompt with a full cache, then compacts. Default: strict.",
+            "--prefill",
+            help="chunked never holds more than the budget; dense prefills the prompt with a full "
+            "cache, then compacts; chunked,dense runs both. Default: chunked.",
             show_default=False,
             rich_help_panel=_SUITE,
         ),
@@ -84,7 +88,7 @@ def eval(
     first_token: Annotated[
         str | None,
         typer.Option(
-            help="In the dense protocol, where the first answer token comes from: cache (the "
+            help="With a dense prefill, where the first answer token comes from: cache (the "
             "compacted one) or dense (the dense pass). Default: cache.",
             show_default=False,
             rich_help_panel=_SUITE,
@@ -127,10 +131,10 @@ def eval(
 ) -> None:
     """Measure what bounded caches cost: retrieval and perplexity at equal bytes.
 
-    Without options a small suite, 40 minutes at most on 2 cores with the default model; with
-    `recipe NAME` a table of the paper, for its model unless --model names another. Records go to a
-    file as they are made; the same command again goes on where it stopped. A run that fails does
-    not stop the others, and makes the exit code 1.
+    Without options this runs a small suite, 40 minutes at most on 2 cores with the default model;
+    with `recipe NAME` a table of the paper, for its model unless --model names another. Records are
+    appended to a file; the same command again continues where it stopped. A run that fails does not
+    stop the others, and makes the exit code 1.
     """
     validate_dtype(dtype)
     validate_threads(threads)
@@ -145,15 +149,15 @@ def eval(
         changes["seed"] = seed
     if tasks is not None:
         changes["tasks"] = tuple(split_specs(tasks))
-    if methods is not None:
-        changes["methods"] = tuple(split_specs(methods))
+    if policies is not None:
+        changes["policies"] = tuple(split_specs(policies))
     if budgets is not None:
         changes["budgets"] = changes["ppl_budgets"] = tuple(_parts(budgets))
     if lengths is not None:
-        numbers = tuple(_number("lengths", part) for part in _parts(lengths))
+        numbers = tuple(_number("lengths", part) for part in _parts([lengths]))
         changes["lengths"] = changes["ppl_lengths"] = numbers
-    if protocols is not None:
-        changes["protocols"] = tuple(_parts(protocols))
+    if prefills is not None:
+        changes["prefills"] = tuple(_parts(prefills))
     if first_token is not None:
         changes["first_token"] = cast(Literal["cache", "dense"], first_token)
     if samples is not None:
@@ -172,8 +176,8 @@ def eval(
         return
     model_name(model)
 
-    from lacache.cli.evaluating import evaluate
-    from lacache.evals.campaign import validate_appendable
+    from lacache.cli.eval_run import evaluate
+    from lacache.evals.record_file import validate_appendable
     from lacache.models import load_model
 
     validate_appendable(out)
@@ -204,8 +208,8 @@ def _move(loaded: LoadedModel, device: str) -> None:
         raise ConfigError(f"device={device} cannot be used ({reason}); try --device cpu") from error
 
 
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]
+def _parts(texts: list[str]) -> list[str]:
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
 
 
 def _number(name: str, text: str) -> int:

@@ -1,4 +1,4 @@
-"""What an evaluation would run, without running it."""
+"""The dry run of `lacache eval`: what would run, and what is missing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lacache.cli.run_labels import budget_label, in_words, method_label, protocol_label, task_label
+from lacache.cli.eval_run import spaced
 from lacache.errors import LaCacheError
-from lacache.evals.campaign import in_file
+from lacache.evals.record_file import recorded_specs
 from lacache.evals.runs import RunSpec
 from lacache.models import model_name
 
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class EvalPlan:
-    """Runs, which of them a file of records holds, and what they lack."""
+    """Runs, which of them a file of records holds, and what they need and do not find."""
 
     specs: Sequence[RunSpec]
     model: str
     out: Path
-    there: frozenset[RunSpec]
+    recorded: frozenset[RunSpec]
     missing: dict[str, str]
-    """By model or task, what is not there."""
+    """By model or task, the reason."""
 
     @property
     def left(self) -> list[RunSpec]:
-        """What is not in the file yet."""
-        return [spec for spec in self.specs if spec not in self.there]
+        """The runs that are not in the file yet."""
+        return [spec for spec in self.specs if spec not in self.recorded]
 
 
 def plan_eval(
     specs: Sequence[RunSpec], model: str | None, out: Path, *, dtype: str = "auto"
 ) -> EvalPlan:
-    """Look at the file of records, and at the files and packages that the runs need.
+    """Check the file of records, and the files and packages that the runs need.
 
-    Neither the model nor the network is asked.
+    Neither the model nor the network is used.
 
     Raises:
         InputError: the file of records cannot be read.
@@ -59,19 +59,19 @@ def plan_eval(
         name = model_name(model)
     except LaCacheError as error:
         missing[f"model {model}"] = str(error)
-    there = in_file(specs, out, model=name, dtype=dtype)
-    for spec in {task_label(spec): spec for spec in specs if spec not in there}.values():
+    recorded = recorded_specs(specs, out, model=name, dtype=dtype)
+    for spec in {spec.task_text: spec for spec in specs if spec not in recorded}.values():
         try:
             spec.task.check()
         except LaCacheError as error:
-            missing[f"task {task_label(spec)}"] = str(error)
-    return EvalPlan(specs, name, out, frozenset(there), missing)
+            missing[f"task {spec.task_text}"] = str(error)
+    return EvalPlan(specs, name, out, frozenset(recorded), missing)
 
 
 def show_plan(plan: EvalPlan, recipe: Recipe | None = None, *, as_json: bool = False) -> None:
-    """Print the runs and the tokens that each reads, about; those of a recipe in short.
+    """Print the runs and their tokens, about; those of a recipe in short.
 
-    Ends with exit code 1 if anything is missing.
+    Exits with code 1 if anything is missing.
     """
     if as_json:
         typer.echo(json.dumps(_json(plan)))
@@ -79,8 +79,8 @@ def show_plan(plan: EvalPlan, recipe: Recipe | None = None, *, as_json: bool = F
         console = Console(highlight=False)
         if recipe is None:
             console.print(_runs(plan))
-            if "dense" in {spec.first_token for spec in plan.specs}:
-                console.print("In the dense protocol the first token is from the dense pass.")
+            if "dense" in {spec.protocol.first_token for spec in plan.specs}:
+                console.print("With a dense prefill the first token is from the dense pass.")
         else:
             _show_recipe(console, plan, recipe)
         _show_sums(console, plan)
@@ -93,7 +93,7 @@ def _json(plan: EvalPlan) -> dict[str, object]:
         "model": plan.model,
         "out": str(plan.out),
         "runs": [
-            {**spec.record(), "tokens": spec.tokens, "in_out": spec in plan.there}
+            {**spec.record(), "tokens": spec.tokens, "in_out": spec in plan.recorded}
             for spec in plan.specs
         ],
         "tokens": _tokens(plan.specs),
@@ -107,21 +107,21 @@ def _runs(plan: EvalPlan) -> Table:
     table.add_column("task", overflow="fold")
     table.add_column("length", justify="right", no_wrap=True)
     table.add_column("samples", justify="right", no_wrap=True)
-    table.add_column("method", overflow="fold")
-    for name in ("budget", "protocol"):
+    table.add_column("policy", overflow="fold")
+    for name in ("budget", "prefill"):
         table.add_column(name)
     table.add_column("tokens", justify="right", no_wrap=True)
     last = ""
     for spec in plan.specs:
-        task = task_label(spec)
+        task = spec.task_text
         table.add_row(
-            "" if task == last else in_words(task),
+            "" if task == last else spaced(task),
             f"{spec.length:,}",
             str(spec.count),
-            in_words(method_label(spec)),
-            budget_label(spec),
-            spec.protocol,
-            "done" if spec in plan.there else f"{spec.tokens:,}",
+            spaced(spec.policy_text),
+            spec.budget_text,
+            spec.protocol.prefill,
+            "done" if spec in plan.recorded else f"{spec.tokens:,}",
         )
         last = task
     return table
@@ -135,20 +135,20 @@ def _show_recipe(console: Console, plan: EvalPlan, recipe: Recipe) -> None:
         console.print(f"models of the recipe, with --model: {', '.join(others)}", markup=False)
     budgets: dict[str, dict[str, None]] = defaultdict(dict)
     for spec in plan.specs:
-        budgets[method_label(spec)][budget_label(spec)] = None
-    console.print("methods, and their budgets:")
-    for method, of_method in budgets.items():
-        told = ", ".join(filter(None, of_method))
-        console.print(Text(f"  {method}" + (f" at {told}" if told else "")), soft_wrap=True)
-    protocols = dict.fromkeys(protocol_label(spec) for spec in plan.specs if budget_label(spec))
-    console.print(f"protocol: {'; '.join(protocols)}", markup=False)
+        budgets[spec.policy_text][spec.budget_text] = None
+    console.print("policies, and their budgets:")
+    for policy, of_policy in budgets.items():
+        at = ", ".join(filter(None, of_policy))
+        console.print(Text(f"  {policy}" + (f" at {at}" if at else "")), soft_wrap=True)
+    prefills = dict.fromkeys(spec.protocol.label for spec in plan.specs if not spec.is_full)
+    console.print(f"prefill: {'; '.join(prefills)}", markup=False)
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("task", overflow="fold")
     for name in ("lengths", "samples", "seeds", "runs", "tokens"):
         table.add_column(name, justify="right")
     by_task: dict[str, list[RunSpec]] = defaultdict(list)
     for spec in plan.specs:
-        by_task[task_label(spec)].append(spec)
+        by_task[spec.task_text].append(spec)
     for task, specs in by_task.items():
         table.add_row(
             task,
@@ -163,18 +163,18 @@ def _show_recipe(console: Console, plan: EvalPlan, recipe: Recipe) -> None:
 
 def _show_sums(console: Console, plan: EvalPlan) -> None:
     runs = "run" if len(plan.specs) == 1 else "runs"
-    told = f"{len(plan.specs):,} {runs}, about {_tokens(plan.specs):,} tokens to read."
-    if plan.there:
-        verb = "is" if len(plan.there) == 1 else "are"
+    message = f"{len(plan.specs):,} {runs}, about {_tokens(plan.specs):,} tokens to prefill."
+    if plan.recorded:
+        verb = "is" if len(plan.recorded) == 1 else "are"
         left = f"{len(plan.left):,} left, about {_tokens(plan.left):,} tokens"
-        told += (
-            f" {len(plan.there):,} {verb} in {plan.out} already, as the settings and the model's "
-            f"name say: {left if plan.left else 'nothing is left'}."
+        message += (
+            f" {len(plan.recorded):,} {verb} in {plan.out} already, by settings and model "
+            f"name: {left if plan.left else 'nothing is left'}."
         )
-    console.print(told, markup=False, soft_wrap=True)
+    console.print(message, markup=False, soft_wrap=True)
     for what, error in plan.missing.items():
-        told = f"missing for {what}: {' '.join(error.split())}"
-        console.print(Text(told, style="red"), soft_wrap=True)
+        message = f"missing for {what}: {' '.join(error.split())}"
+        console.print(Text(message, style="red"), soft_wrap=True)
 
 
 def _span(numbers: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""`lacache tune`: the configuration that suits a model and a text at a budget."""
+"""`lacache tune`: find the policy that suits a model and a text at a budget."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from lacache.policies.budget import ParsedBudget, parse_budget
 
 if TYPE_CHECKING:
     from lacache.evals.methods.method import Method
+    from lacache.evals.runs import RunSpec
 
 _SHARE_LENGTH = 2048
 _LEAST_LENGTH = 1024
-_WISHES = ("both", "text", "recall")
+_GOALS = ("both", "text", "recall")
 
 
 def tune(
@@ -29,7 +30,7 @@ def tune(
         typer.Option(
             "--text",
             "-t",
-            help="What the model is to read: a UTF-8 file, or a built-in text such as "
+            help="A text like those the model will prefill: a UTF-8 file, or a built-in text such as "
             "shakespeare:hamlet.",
         ),
     ],
@@ -49,7 +50,7 @@ def tune(
     length: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of a stretch of the text. Default: four times the budget, at least 1024, "
+            help="Tokens of an excerpt of the text. Default: four times the budget, at least 1024, "
             "and no more than the model's context; 2048 for a share.",
             show_default=False,
         ),
@@ -58,18 +59,18 @@ def tune(
         str,
         typer.Option(
             help="Which recommendation to use and save: text (least perplexity), recall (most "
-            "of what was read can be asked for) or both."
+            "answers about the text) or both."
         ),
     ] = "both",
-    methods: Annotated[
+    policies: Annotated[
         list[str] | None,
         typer.Option(
-            help="Candidates instead of the built-in list, such as "
-            "`ladder:recent=0.75;history:window=0.5`.",
+            "--policy",
+            help="A candidate instead of the built-in list; repeat it for several.",
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of stretches and needles.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of excerpts and needles.")] = 0,
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = DEFAULT_THREADS,
     out: Annotated[
@@ -87,42 +88,41 @@ def tune(
         bool, typer.Option("--json", help="Print all figures as JSON in place of the tables.")
     ] = False,
 ) -> None:
-    """Find the best configuration for a model and a text in bounded time.
+    """Find the best policy for a model and a text in bounded time.
 
     Compares candidates at equal bytes on one half of the text, by perplexity and by the loss of
-    answers about needles hidden in it; gives more text to the better half of them, again and
-    again; then measures the winners and StreamingLLM on the other half. Without text and time for
-    two stretches of each half it advises nothing. The same command again goes on where it stopped.
+    answers about needles hidden in it; repeatedly gives more text to the better half of them; then
+    measures the winners and StreamingLLM on the other half. Without text and time for two excerpts
+    of each half it recommends nothing. The same command again continues where it stopped.
     """
     validate_loading(model, dtype=dtype, threads=threads)
     validate_int("seed", seed, 0)
-    if prefer not in _WISHES:
-        raise ConfigError(f"prefer={prefer!r} must be one of {', '.join(_WISHES)}; try both")
+    if prefer not in _GOALS:
+        raise ConfigError(f"prefer={prefer!r} must be one of {', '.join(_GOALS)}; try both")
     parsed = parse_budget(budget)
 
     from rich.console import Console
 
     from lacache.cli.tuning import show, show_use, tuning_bars
     from lacache.common.records import validate_replaceable, write_record
-    from lacache.evals.campaign import validate_appendable
-    from lacache.evals.hub_texts import load_named_text
+    from lacache.evals.record_file import Outcome, run_all, validate_appendable
+    from lacache.evals.runner import EvalRunner
+    from lacache.evals.hub_documents import load_named_document
     from lacache.evals.plots.drawing import require_matplotlib, validate_png
     from lacache.evals.plots.tuning import plot_tuning
-    from lacache.evals.runs import Bench
-    from lacache.evals.specs import split_specs
+        from lacache.evals.specs import split_specs
     from lacache.evals.tuning.candidates import plan_of
-    from lacache.evals.tuning.measure import measuring
+    from lacache.evals.tuning.found import Settings, validate_minutes
     from lacache.evals.tuning.result import RULES, tuning_record
     from lacache.evals.tuning.search import Search
-    from lacache.evals.tuning.settings import Settings, validate_minutes
     from lacache.evals.tuning.split import split_text
     from lacache.models import load_model
     from lacache.models.model_info import model_info
 
     validate_minutes(minutes)
-    specs = None if methods is None else split_specs(methods)
+    specs = None if policies is None else split_specs(policies)
     if specs == []:
-        raise ConfigError("no methods were given; give at least one, or leave --methods out")
+        raise ConfigError("no policies were given; give at least one, or leave --policy out")
     if plot is not None:
         validate_png(plot)
         require_matplotlib()
@@ -130,7 +130,7 @@ def tune(
     if save_plan is not None:
         validate_replaceable(save_plan)
     validate_appendable(out)
-    load_named_text(text)
+    load_named_document(text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     info = model_info(loaded.model)
     context = getattr(info.text_config, "max_position_embeddings", None)
@@ -139,11 +139,18 @@ def tune(
     parts = split_text(loaded.tokenizer, text, length=length, seed=seed)
     console = Console(stderr=True, highlight=False)
     candidates = _candidates(loaded.model, capacity, specs, console)
+    runner = EvalRunner(loaded)
     with tuning_bars(console, minutes) as bars:
-        measure = measuring(Bench(loaded), out, on_start=bars.on_start, on_tokens=bars.on_tokens)
+
+        def measure(spec: RunSpec) -> Outcome:
+            (outcome,) = run_all(
+                runner, [spec], out, on_start=bars.on_start, on_tokens=bars.on_tokens
+            )
+            return outcome
+
         found = Search(settings, parts, candidates, measure, bars.on_step).run()
     plans = {
-        wish: plan_of(loaded.model, getattr(found.recommended, wish), capacity) for wish in RULES
+        goal: plan_of(loaded.model, getattr(found.recommended, goal), capacity) for goal in RULES
     }
     record = tuning_record(found, settings, parts, budget=budget, model=loaded.name, plans=plans)
     if save_plan is not None:
@@ -164,7 +171,7 @@ def tune(
 def _sizes(
     budget: ParsedBudget, length: int | None, bytes_per_token: int, context: int | None
 ) -> tuple[int, int]:
-    """Capacity, and tokens of a stretch."""
+    """Return the capacity, and the tokens of an excerpt."""
     if length is not None:
         validate_int("length", length, 2)
     capacity = budget.capacity(
@@ -173,7 +180,7 @@ def _sizes(
     if length is not None or budget.share:
         return capacity, length or _SHARE_LENGTH
     length = max(_LEAST_LENGTH, 4 * capacity)
-    # Beyond its context the full cache, which the needles are tried on, is not itself any more.
+    # Beyond its context the full cache, which the needles are tried on, does not work.
     return capacity, length if context is None else min(length, context)
 
 

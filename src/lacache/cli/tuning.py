@@ -1,4 +1,4 @@
-"""Bars while a configuration is searched, and tables of what was found."""
+"""Progress bars of `lacache tune`, and the tables of its result."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,29 +21,29 @@ _KIB = 1024
 
 @final
 class TuningBars:
-    """One bar for the time, one for the run at work."""
+    """One bar for the time, one for the current run."""
 
     def __init__(self, progress: Progress, minutes: float) -> None:
         self._progress = progress
         self._time = progress.add_task("starting", total=minutes * 60)
         self._run = progress.add_task("", total=None)
 
-    def on_step(self, told: str, seconds: float) -> None:
-        """A stretch begins, after so many seconds of measuring."""
-        self._progress.update(self._time, completed=seconds, description=told)
+    def on_step(self, step: str, seconds: float) -> None:
+        """Show the step that begins, after so many seconds of measuring."""
+        self._progress.update(self._time, completed=seconds, description=step)
 
     def on_start(self, spec: RunSpec) -> None:
-        """A run begins."""
+        """Show the run that begins."""
         self._progress.reset(self._run, total=spec.tokens, description=spec.label)
 
     def on_tokens(self, num_tokens: int) -> None:
-        """So many more tokens were read."""
+        """Advance the run's bar."""
         self._progress.advance(self._run, num_tokens)
 
 
 @contextmanager
 def tuning_bars(console: Console, minutes: float) -> Iterator[TuningBars]:
-    """Bars on stderr, which go at the end."""
+    """Show bars on stderr until the block ends."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -55,8 +55,8 @@ def tuning_bars(console: Console, minutes: float) -> Iterator[TuningBars]:
 
 
 def show(console: Console, record: Record) -> None:
-    """Print which figures a choice was made on, and what the winners do on held-out text."""
-    rows: list[Record] = record["methods"]
+    """Print the figures that the choice was made on, and the winners on held-out text."""
+    rows: list[Record] = record["policies"]
     compared = [row for row in rows if row["compared"] is not None]
     held_out = sorted(
         (row for row in rows if row["held_out"] is not None),
@@ -64,7 +64,7 @@ def show(console: Console, record: Record) -> None:
     )
     console.print(
         f"\n{record['model']} on {record['text']}: {record['capacity']:,} tokens per layer, "
-        f"stretches of {record['length']:,} tokens, strict protocol, "
+        f"excerpts of {record['length']:,} tokens, "
         f"{record['seconds'] / 60:.1f} minutes of measuring",
         style="bold",
         markup=False,
@@ -76,19 +76,19 @@ def show(console: Console, record: Record) -> None:
     console.print(_compared_table(compared))
     figures = held_out[0]["held_out"]
     console.print(
-        f"The winners on the second half, which nothing was chosen on: {figures['stretches']} × "
+        f"The winners on the second half, unused for the choice: {figures['excerpts']} × "
         f"{record['length']:,} tokens and {figures['needles']} other needles."
     )
     console.print(_held_out_table(held_out))
     console.print(
-        "Intervals of perplexity are over blocks of the text; those of needles are over stretches, "
+        "Intervals of perplexity are over blocks of the text; those of needles are over excerpts, "
         f"and of fewer than {FEWEST_CLEAR} too narrow to call a difference clear. Loss is that of "
         "a right answer in nats, found the share of right answers. Against StreamingLLM, or vs., "
         "is on the same tokens and needles. * is on the Pareto front: no other is as good in both "
         "and better in one."
     )
-    for method, told in record["failed"].items():
-        console.print(Text(f"failed: {method}: {told}", style="red"), soft_wrap=True)
+    for policy, error in record["failed"].items():
+        console.print(Text(f"failed: {policy}: {error}", style="red"), soft_wrap=True)
     if record["untried"]:
         console.print(
             f"Not tried for want of time: {'; '.join(record['untried'])}. With more --minutes they "
@@ -105,15 +105,15 @@ def show_use(
     num_heads: Sequence[int],
     saved: Path | None,
 ) -> None:
-    """Print what is recommended for each wish, and how to use the preferred one."""
+    """Print the recommendation for each goal, and how to use the preferred one."""
     console.print("\nRecommended, by the figures of the first half:", style="bold")
-    by_method = {row["method"]: row for row in record["methods"]}
-    for wish, method in record["recommended"].items():
+    by_method = {row["policy"]: row for row in record["policies"]}
+    for goal, policy in record["recommended"].items():
         console.print(
-            Text(f"  {wish}: {method} ({record['rules'][wish]}){_held(by_method[method])}"),
+            Text(f"  {goal}: {policy} ({record['rules'][goal]}){_held(by_method[policy])}"),
             soft_wrap=True,
         )
-    method = record["recommended"][prefer]
+    policy = record["recommended"][prefer]
     console.print(f"\nTo use the one for {prefer}:", style="bold")
     if saved is None:
         kind = type(plan).__name__
@@ -129,7 +129,7 @@ def show_use(
             "from lacache.policies.plan_record import load_plan",
             f"cache = LaCache.from_model(model, load_plan(Path({str(saved)!r})))",
         ]
-    lines.append(f"lacache eval --methods '{method}' --budgets {record['capacity']}")
+    lines.append(f"lacache eval --policy '{policy}' --budget {record['capacity']}")
     if saved is not None and len(set(num_heads)) == 1:
         lines.append(
             f"lacache inspect --plan {saved} --layers {len(num_heads)} --heads {num_heads[0]} "
@@ -141,14 +141,14 @@ def show_use(
 
 def _compared_table(rows: Sequence[Record]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("method", overflow="fold", min_width=12)
-    for name in ("stretches", "perplexity", "vs.", "loss", "vs.", "found"):
+    table.add_column("policy", overflow="fold", min_width=12)
+    for name in ("excerpts", "perplexity", "vs.", "loss", "vs.", "found"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         figures, relative = row["compared"], row["compared_against"]
         table.add_row(
             _label(row, "compared"),
-            str(figures["stretches"]),
+            str(figures["excerpts"]),
             f"{figures['perplexity']:,.2f}",
             f"×{relative['ratio']:.3f}",
             f"{figures['loss']:.2f}",
@@ -160,7 +160,7 @@ def _compared_table(rows: Sequence[Record]) -> Table:
 
 def _held_out_table(rows: Sequence[Record]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("method", overflow="fold", min_width=10)
+    table.add_column("policy", overflow="fold", min_width=10)
     for name in ("", "with 95 % interval", "against StreamingLLM"):
         table.add_column(name, no_wrap=True)
     for row in rows:
@@ -172,7 +172,7 @@ def _held_out_table(rows: Sequence[Record]) -> Table:
             _with(figures, "score", ".0%"),
             "{:,.0f}, peak {:,.0f}".format(*sizes),
         ]
-        is_reference = row["method"] == "streaming"
+        is_reference = row["policy"] == "streaming"
         others = [f"×{_with(relative, 'ratio', '.3f')}", _with(relative, "loss", "+.2f")]
         table.add_row(
             _label(row, "held_out"),
@@ -185,28 +185,27 @@ def _held_out_table(rows: Sequence[Record]) -> Table:
 
 
 def _label(row: Record, part: str) -> Text:
-    """A method, marked if it is on the front."""
+    """Return a policy's text, with a star if it is on the front."""
     if row["name"] == "full":
         return Text("full cache, which has more bytes")
-    return Text(f"{row['method']} *" if row["on_front"][part] else row["method"])
+    return Text(f"{row['policy']} *" if row["on_front"][part] else row["policy"])
 
 
 def _with(figures: Record, name: str, form: str) -> str:
-    """A figure and its interval."""
+    """Return a figure and its interval."""
     low, high = (format(end, form) for end in figures[f"{name}_interval"])
     return f"{figures[name]:{form}} [{low}, {high}]"
 
 
 def _held(row: Record) -> str:
-    """What the held-out half says of a recommendation."""
+    """Return what the held-out half shows about a recommendation."""
     if row["held_out_against"] is None:
         return ""
-    if row["method"] == "streaming":
+    if row["policy"] == "streaming":
         return "; nothing that was tried is better at it"
-    told = verdict(row["held_out_against"])
     names: dict[str, Any] = {"perplexity": "perplexity", "loss": "loss of the answers"}
     sides = [
         f"{names[name]} {'no clear difference' if side == 'not clear' else side}"
-        for name, side in told.items()
+        for name, side in verdict(row["held_out_against"]).items()
     ]
     return f"; held out, against StreamingLLM: {', '.join(sides)}"

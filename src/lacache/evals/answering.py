@@ -1,10 +1,10 @@
-"""Asking one sample of a cache: read the context, then question by question, under a protocol."""
+"""Answer one sample: prefill the context, then question by question, under a protocol."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -14,59 +14,20 @@ from lacache.cache import HookedCache
 from lacache.common.records import Record
 from lacache.engine.eos import eos_token_ids
 from lacache.errors import ConfigError, InputError, ModelError
-from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
+from lacache.evals.monitor import CacheMonitor, open_monitored
+from lacache.evals.runs import Protocol
 from lacache.evals.tasks.task import Question, Sample, Task
-from lacache.evals.watch import Watch
 from lacache.models.decoder import cache_argument
-from lacache.models.model_info import model_info
 from lacache.policies.budget import ParsedBudget
-
-Protocol = Literal["strict", "dense"]
-FirstToken = Literal["cache", "dense"]
-PROTOCOLS = ("strict", "dense")
-FIRST_TOKENS = ("cache", "dense")
 
 _DIGITS = 5
 
 
 @final
 @dataclass(frozen=True)
-class Asking:
-    """How samples are asked.
-
-    Args:
-        protocol: "strict" reads in segments, so that nothing is ever read from a cache larger than
-            the budget. "dense" reads the first input with a full cache and compacts it then: the
-            prompt, or the context alone where several questions follow, so that no method knows
-            them while it chooses what to keep.
-        first_token: where the first answer token comes from: "cache", the compacted one (in
-            "dense" the last token of the prompt is then read after the compaction), or "dense",
-            the logits of the dense pass, as in the paper.
-
-    Raises:
-        ConfigError: another value, or "dense" as the first token of a strict run.
-    """
-
-    protocol: Protocol = "strict"
-    first_token: FirstToken = "cache"
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise ConfigError(f"protocol={self.protocol!r} must be strict or dense; try strict")
-        if self.first_token not in FIRST_TOKENS:
-            raise ConfigError(f"first_token={self.first_token!r} must be cache or dense; try cache")
-        if self.protocol == "strict" and self.first_token == "dense":
-            raise ConfigError(
-                "first_token='dense' needs a dense pass, and the strict protocol has none; try "
-                "first_token='cache' or protocol='dense'"
-            )
-
-
-@final
-@dataclass(frozen=True)
 class Answer:
-    """What was made of one question."""
+    """The answer to one question."""
 
     prediction: str
     nll: float
@@ -74,30 +35,29 @@ class Answer:
 
 
 @torch.no_grad()
-def ask(
+def answer_sample(
     model: Any,
     tokenizer: Any,
-    method: Method,
+    policy: Method,
     budget: ParsedBudget,
-    asking: Asking,
+    protocol: Protocol,
     task: Task,
     sample: Sample,
     *,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Record:
-    """Ask all questions of a sample, in a new cache, and score the answers.
+    """Answer all questions of a sample, in a new cache, and score the answers.
 
-    Token ids of the context and of each question are made apart and joined, after the start token
-    if the tokenizer adds one. Decoding is greedy, up to the question's limit or the end of text.
-    The questions go on in one cache, each after the answer that was given to the one before.
+    Context and questions are tokenized apart and joined, after the start token if the tokenizer
+    adds one. Decoding is greedy, up to the question's limit or an end token. All questions
+    continue in one cache, each after the answer that was given to the one before.
 
     Args:
         model: a causal language model of transformers.
         tokenizer: its tokenizer.
-        method: what bounds the cache.
-        budget: resolved with the tokens of the context and the first question; in bytes, it is
-            for the growing layers of one sequence.
-        asking: the protocol.
+        policy: what the cache keeps.
+        budget: resolved with the tokens of the context and the first question.
+        protocol: how the prompt reaches the cache.
         task: scores the answers.
         sample: the context and at least one question.
         on_tokens: called with the number of new tokens after each forward of the sample, besides
@@ -107,54 +67,39 @@ def ask(
         The sample's part of a run's record.
 
     Raises:
-        ConfigError: the method cannot work with this capacity or model, or the sample's questions
+        ConfigError: the policy cannot work with this capacity or model, or the sample's questions
             do not go with the protocol.
         InputError: a sample without a question or with an empty prompt.
-        ModelError: the model gives something that is not a number.
+        ModelError: the model returns something that is not a finite number.
         ProtocolError: the cache held more than its capacity.
     """
     if not sample.questions:
         raise InputError(f"a sample of {task.name} has 0 questions; give at least one")
-    several = len(sample.questions) > 1
-    if several and asking.first_token == "dense":
+    if len(sample.questions) > 1 and protocol.first_token == "dense":
         raise ConfigError(
             f"task {task.name} asks {len(sample.questions)} questions about a context that is "
-            "compacted before them, so first_token='dense' cannot be; try first_token='cache'"
+            "compacted before them, so first_token='dense' cannot be used; try first_token='cache'"
         )
-    context, first, *later = _token_ids(tokenizer, sample)
-    prompt_tokens = len(context) + len(first)
+    context, *questions = _token_ids(tokenizer, sample)
+    prompt_tokens = len(context) + len(questions[0])
     if prompt_tokens < 2:
         raise InputError(f"a prompt of {prompt_tokens} tokens is too short; give at least 2")
-    capacity = budget.capacity(
-        bytes_per_token=model_info(model).bytes_per_token,
-        prompt_tokens=prompt_tokens,
-        smallest=1,
+    monitor = open_monitored(
+        model, policy, budget, prompt_tokens, dense=protocol.is_dense, on_tokens=on_tokens
     )
-    dense = asking.protocol == "dense"
-    cache = method.open(model, capacity=capacity, dense=dense)
-    limit = None if isinstance(method, FullCache) else capacity
-    watch = Watch(model, cache, capacity=limit, on_tokens=on_tokens)
-    ends = eos_token_ids(model, tokenizer)
-    unread = context
+    cache, ends = monitor.cache, eos_token_ids(model, tokenizer)
+    pending = context
     answers: list[Answer] = []
-    for question, ids in zip(sample.questions, (first, *later), strict=True):
+    for question, ids in zip(sample.questions, questions, strict=True):
         is_first = not answers
-        if is_first and several and context:
-            # Whatever the method, the context is read before the first question is known.
-            pieces = [context, ids]
-        elif is_first and dense and asking.first_token == "cache":
-            joined = [*unread, *ids]
-            pieces = [joined[:-1], joined[-1:]]
-        else:
-            pieces = [[*unread, *ids]]
-        for number, piece in enumerate(filter(None, pieces)):
-            with watch.watching(dense=dense and is_first and number == 0):
-                logits = cache.prefill(model, _tensor(piece, model))
-        nll = _answer_nll(model, cache, logits, _answer_ids(tokenizer, question), limit)
-        with watch.watching():
-            written, unread = _write(model, cache, logits, question.max_new_tokens, ends)
-        text = tokenizer.decode(written, skip_special_tokens=True)
-        answers.append(Answer(text, nll))
+        inputs = _first_inputs(context, questions, protocol) if is_first else [[*pending, *ids]]
+        for number, chunk in enumerate(filter(None, inputs)):
+            with monitor.monitoring(dense=protocol.is_dense and is_first and number == 0):
+                logits = cache.prefill(model, _tensor(chunk, model))
+        nll = _answer_nll(model, monitor, logits, _answer_ids(tokenizer, question))
+        with monitor.monitoring():
+            generated, pending = _generate(model, cache, logits, question.max_new_tokens, ends)
+        answers.append(Answer(tokenizer.decode(generated, skip_special_tokens=True), nll))
     scores = [task.score(a.prediction, q) for a, q in zip(answers, sample.questions, strict=True)]
     return {
         "score": round(fmean(scores), _DIGITS),
@@ -164,27 +109,43 @@ def ask(
         "answers": [list(q.answers) for q in sample.questions],
         "predictions": [a.prediction for a in answers],
         "prompt_tokens": prompt_tokens,
-        "capacity": capacity if limit is not None else None,
-        "peak_bytes": round(watch.peak_bytes),
-        "mean_bytes": round(watch.mean_bytes),
-        "full_bytes": watch.full_bytes,
+        "capacity": monitor.capacity,
+        "peak_bytes": round(monitor.peak_bytes),
+        "mean_bytes": round(monitor.mean_bytes),
+        "full_bytes": monitor.full_bytes,
         "info": dict(sample.info),
     }
 
 
+def _first_inputs(
+    context: list[int], questions: Sequence[list[int]], protocol: Protocol
+) -> Iterator[list[int]]:
+    """Yield what is prefilled up to the first answer; with a dense prefill, the first densely."""
+    if len(questions) > 1:
+        # Whatever the policy, the context is prefilled before the first question is known.
+        yield context
+        yield questions[0]
+    elif protocol.is_dense and protocol.first_token == "cache":
+        *before, last = context + questions[0]
+        yield before
+        yield [last]
+    else:
+        yield context + questions[0]
+
+
 def _token_ids(tokenizer: Any, sample: Sample) -> list[list[int]]:
-    """Of the context, with the start token, and of each question."""
+    """Tokenize the context, with the start token, and each question."""
     texts = [sample.context, *(question.text for question in sample.questions)]
     ids: list[list[int]] = [
         tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts
     ]
-    # What the tokenizer adds to no text at all is what it starts every text with.
+    # What the tokenizer adds to an empty text is what it starts every text with.
     ids[0] = [*tokenizer("").input_ids, *ids[0]]
     return ids
 
 
 def _answer_ids(tokenizer: Any, question: Question) -> list[int]:
-    """Tokens of the first right answer, after a space where the question ends in none."""
+    """Tokenize the first right answer, after a space where the question does not end in one."""
     answer = question.answers[0] if question.answers else ""
     if not answer:
         raise InputError(
@@ -197,33 +158,31 @@ def _answer_ids(tokenizer: Any, question: Question) -> list[int]:
     return ids
 
 
-def _write(
+def _generate(
     model: Any, cache: HookedCache, logits: Tensor, limit: int, ends: frozenset[int]
 ) -> tuple[list[int], list[int]]:
     """Decode greedily from logits [1, V].
 
     Returns:
-        The tokens written, without one that ends the text, and those of them not read yet.
+        The generated tokens, without an end token, and those of them not in the cache yet.
     """
-    written: list[int] = []
+    generated: list[int] = []
     while True:
         token = int(logits.argmax(dim=-1))
         if token in ends:
-            return written, []
-        written.append(token)
-        if len(written) >= limit:
-            return written, [token]
+            return generated, []
+        generated.append(token)
+        if len(generated) >= limit:
+            return generated, [token]
         logits = cache.prefill(model, _tensor([token], model))
 
 
-def _answer_nll(
-    model: Any, cache: HookedCache, logits: Tensor, answer: Sequence[int], limit: int | None
-) -> float:
-    """Loss of an answer in nats, from logits [1, V] and a copy of the cache that gave them."""
+def _answer_nll(model: Any, monitor: CacheMonitor, logits: Tensor, answer: Sequence[int]) -> float:
+    """Return the loss of an answer in nats, from logits [1, V] and a copy of their cache."""
     by_token = [logits]
     if len(answer) > 1:
-        fork = copy.deepcopy(cache)
-        with Watch(model, fork, capacity=limit).watching():
+        fork = copy.deepcopy(monitor.cache)
+        with CacheMonitor(model, fork, capacity=monitor.capacity).monitoring():
             output = model(
                 input_ids=_tensor(answer[:-1], model), **cache_argument(model, fork), use_cache=True
             )

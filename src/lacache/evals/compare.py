@@ -1,27 +1,29 @@
-"""What a set of readings says: a table of numbers and plain sentences, all from the records."""
+"""Compare perplexity runs of one text: a table and plain sentences, all from their records."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from lacache.common.records import Record
 from lacache.errors import InputError
+from lacache.evals.monitor import CacheMonitor
 from lacache.evals.perplexity import buckets, difference, doubling_edges, running
+from lacache.models.model_info import GrowingLayer
 
 TIE_IN_SPEED = 0.05
 """Speeds closer than this share count as a tie: a machine is rarely quieter than that."""
 
 _WINDOW = 512
 _FEW = 4
-"""Fewer stretches than these are too little text to name a winner."""
+"""Fewer windows than these are too little text to name a winner."""
 _MIB = 2**20
 
 
 @final
 @dataclass(frozen=True)
 class Row:
-    """One measure: a printed number for each reading, and who did best; more than one is a tie."""
+    """One metric: a printed number for each run, and the labels of the best; several are a tie."""
 
     group: str
     name: str
@@ -29,17 +31,50 @@ class Row:
     best: tuple[str, ...]
 
 
+def trace_record(label: str, monitor: CacheMonitor, growing: Sequence[GrowingLayer]) -> Record:
+    """Return what a run's record gets for the plots, besides its figures.
+
+    Args:
+        label: what the run is called.
+        monitor: of the run, with its cache as the text has left it.
+        growing: the model's layers with a growing cache.
+
+    Returns:
+        The label, `trace` (after each forward: tokens seen, tokens per layer, bytes), and `kept`
+        with `head_to_kept`: which tokens each KV head of each layer holds, equal lists once.
+    """
+    cache: Any = monitor.cache
+    lists: dict[tuple[int, ...], int] = {}
+    by_layer = [
+        [
+            lists.setdefault(tuple(cache.kept_tokens(layer.index, head)), len(lists))
+            for head in range(layer.num_heads)
+        ]
+        for layer in growing
+    ]
+    return {
+        "label": label,
+        "trace": [list(held) for held in monitor.trace],
+        "num_seen": cache.report().num_seen,
+        "kept": [list(tokens) for tokens in lists],
+        "head_to_kept": by_layer,
+    }
+
+
 def compare(records: Sequence[Record]) -> list[Row]:
-    """Perplexity by position, bytes and speed of readings of the same tokens.
+    """Tabulate perplexity by position, bytes and speed.
 
     Numbers that are printed alike are a tie, and so are speeds within `TIE_IN_SPEED`.
 
+    Args:
+        records: perplexity runs of the same tokens, each with a "label".
+
     Raises:
-        InputError: no readings, or readings of different tokens.
+        InputError: no runs, or runs on different tokens.
     """
     validate_same_text(records)
-    first = min((r["policy"].get("capacity", _WINDOW) for r in records), default=_WINDOW)
-    edges = doubling_edges(first, records[0]["tokens"])
+    first = min((r["capacity"] for r in records if r["capacity"]), default=_WINDOW)
+    edges = doubling_edges(first, records[0]["length"])
     by_record = [buckets(record["nll"], edges) for record in records]
     rows = [
         _row(
@@ -65,39 +100,42 @@ def compare(records: Sequence[Record]) -> list[Row]:
 
 
 def conclusions(records: Sequence[Record]) -> list[str]:
-    """Which reading won what, in sentences.
+    """Return in sentences which run is best in what.
 
     Raises:
-        InputError: no readings, or readings of different tokens.
+        InputError: no runs, or runs on different tokens.
     """
     validate_same_text(records)
-    sentences = [_overall(records)]
-    bounded = [r for r in records if r["policy"]["name"] != "full"]
-    sentences += [_pair(r, bounded[0]) for r in bounded[1:]]
-    sentences += [_full(r, bounded) for r in records if r["policy"]["name"] == "full" and bounded]
-    sentences += [_memory(records), _speed(records)]
-    return sentences
+    bounded = [r for r in records if r["capacity"]]
+    full = [r for r in records if not r["capacity"]]
+    return [
+        _overall(records),
+        *(_pair(r, bounded[0]) for r in bounded[1:]),
+        *(_full(r, bounded) for r in full if bounded),
+        _memory(records),
+        _speed(records),
+    ]
 
 
 def validate_same_text(records: Sequence[Record]) -> None:
-    """Raise InputError unless these are readings, at least one, of the same tokens."""
+    """Raise InputError unless these are perplexity runs, at least one, on the same tokens."""
     if not records:
-        raise InputError("0 readings leave nothing to compare; give at least one")
+        raise InputError("0 runs leave nothing to compare; give at least one")
     for record in records:
-        if record.get("kind") != "reading":
+        if record.get("kind") != "ppl":
             raise InputError(
-                f"a record of kind {record.get('kind')!r} is not a reading; give the readings of "
-                "a demo.json"
+                f"a record of kind {record.get('kind')!r} is not a perplexity run; give the runs "
+                "of a demo.json"
             )
-    if len({record["text"]["tokens_sha256"] for record in records}) > 1:
+    if len({record["samples_sha256"] for record in records}) > 1:
         raise InputError(
-            "the readings are of different tokens, and only readings of the same ones can be "
-            "compared; read one text with each cache"
+            "the runs are on different tokens, and only runs on the same ones can be compared; "
+            "run one text with each policy"
         )
 
 
 def _row(group: str, name: str, records: Sequence[Record], values: Sequence[float]) -> Row:
-    """A row in which less is better."""
+    """Make a row in which less is better."""
     numbers = tuple(_number(value) for value in values)
     least = numbers[values.index(min(values))]
     best = tuple(r["label"] for r, n in zip(records, numbers, strict=True) if n == least)
@@ -111,13 +149,13 @@ def _number(value: float) -> str:
 def _overall(records: Sequence[Record]) -> str:
     ordered = sorted(records, key=lambda r: float(r["perplexity"]))
     best, *others = ordered
-    told = [
+    rest = [
         f"{r['label']} {_number(r['perplexity'])} ({_more(r['perplexity'], best['perplexity'])})"
         for r in others
     ]
     return (
-        f"Perplexity over all {records[0]['tokens']:,} tokens: {best['label']} is lowest with "
-        f"{_number(best['perplexity'])}" + "".join(f"; {text}" for text in told) + "."
+        f"Perplexity over all {records[0]['length']:,} tokens: {best['label']} is lowest with "
+        f"{_number(best['perplexity'])}" + "".join(f"; {text}" for text in rest) + "."
     )
 
 
@@ -129,22 +167,22 @@ def _more(value: float, least: float) -> str:
 
 
 def _pair(record: Record, base: Record) -> str:
-    """Two bounded caches, over the tokens that at least one of them read when full."""
-    start = min(r["policy"]["capacity"] for r in (record, base))
+    """Compare two bounded caches, over the tokens that came when at least one was full."""
+    start = min(int(r["capacity"]) for r in (record, base))
     ours, theirs = record["nll"][start - 1 :], base["nll"][start - 1 :]
     if not ours:
         return (
-            f"{record['label']} against {base['label']}: the text of {record['tokens']:,} tokens "
+            f"{record['label']} against {base['label']}: the text of {record['length']:,} tokens "
             "never filled them, so they are the same."
         )
-    stretches = list(zip(running(ours, _WINDOW), running(theirs, _WINDOW), strict=True))
-    wins = sum(a.perplexity < b.perplexity for a, b in stretches)
-    losses = sum(a.perplexity > b.perplexity for a, b in stretches)
+    windows = list(zip(running(ours, _WINDOW), running(theirs, _WINDOW), strict=True))
+    wins = sum(a.perplexity < b.perplexity for a, b in windows)
+    losses = sum(a.perplexity > b.perplexity for a, b in windows)
     gap = difference(ours, theirs)
     percent, error = 100 * math.expm1(gap.mean), 100 * gap.error
     if gap.mean == 0:
         verdict = "the same"
-    elif not gap.is_clear or len(stretches) < _FEW:
+    elif not gap.is_clear or len(windows) < _FEW:
         verdict = (
             f"no clear winner ({record['label']} {percent:+.2f} %, standard error {error:.2f})"
         )
@@ -156,13 +194,13 @@ def _pair(record: Record, base: Record) -> str:
         )
     return (
         f"{record['label']} against {base['label']}, from token {start:,} on, where they differ: "
-        f"{verdict}; {record['label']} is lower in {wins} of {len(stretches)} stretches of "
+        f"{verdict}; {record['label']} is lower in {wins} of {len(windows)} windows of "
         f"about {_WINDOW} tokens, {base['label']} in {losses}."
     )
 
 
 def _full(full: Record, bounded: Sequence[Record]) -> str:
-    """From where on the full cache has left what the model was trained for."""
+    """State where the full cache leaves what the model was trained for."""
     context = full["model"].get("trained_context")
     trained = f" (the model was trained on {context:,} tokens)" if context else ""
     windows = running(full["nll"], _WINDOW)
@@ -180,12 +218,12 @@ def _full(full: Record, bounded: Sequence[Record]) -> str:
             )
     return (
         f"{full['label']}: its perplexity does not break away from that of the bounded caches "
-        f"within {full['tokens']:,} tokens{trained}."
+        f"within {full['length']:,} tokens{trained}."
     )
 
 
 def _memory(records: Sequence[Record]) -> str:
-    return _said(
+    return _ordered(
         "Peak cache bytes",
         records,
         lambda r: float(r["peak_bytes"]),
@@ -195,8 +233,8 @@ def _memory(records: Sequence[Record]) -> str:
 
 
 def _speed(records: Sequence[Record]) -> str:
-    return _said(
-        "Reading speed",
+    return _ordered(
+        "Prefill speed",
         records,
         lambda r: -float(r["tokens_per_second"]),
         lambda r: f"{r['label']} {r['tokens_per_second']:,.0f} tokens/s",
@@ -204,17 +242,17 @@ def _speed(records: Sequence[Record]) -> str:
     )
 
 
-def _said(
+def _ordered(
     what: str,
     records: Sequence[Record],
-    measure: Callable[[Record], float],
-    told: Callable[[Record], str],
+    metric: Callable[[Record], float],
+    shown: Callable[[Record], str],
     alike: Callable[[float, float], bool],
 ) -> str:
-    """Sorted from the best on, with those that tie for it named first."""
-    ordered = sorted(records, key=measure)
-    best = [r["label"] for r in ordered if alike(measure(r), measure(ordered[0]))]
+    """List the runs from the best on, after the ones that tie for it."""
+    ordered = sorted(records, key=metric)
+    best = [r["label"] for r in ordered if alike(metric(r), metric(ordered[0]))]
     winner = f"{best[0]} wins" if len(best) == 1 else f"{' and '.join(best)} tie"
     if len(best) == len(records) and len(best) > 1:
         winner = "a tie of all"
-    return f"{what}: {winner}; " + ", ".join(told(r) for r in ordered) + "."
+    return f"{what}: {winner}; " + ", ".join(shown(r) for r in ordered) + "."

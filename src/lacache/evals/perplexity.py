@@ -21,7 +21,7 @@ class Bucket(NamedTuple):
 
 @final
 class Difference(NamedTuple):
-    """How much higher one mean negative log-likelihood is than another, in nats per token."""
+    """Difference of two mean negative log-likelihoods, in nats per token."""
 
     mean: float
     error: float
@@ -33,12 +33,12 @@ class Difference(NamedTuple):
 
 
 def perplexity(nll: Sequence[float]) -> float:
-    """The exponential of the mean negative log-likelihood in nats."""
+    """Return the exponential of the mean negative log-likelihood in nats."""
     return math.exp(fmean(nll))
 
 
 def doubling_edges(first: int, tokens: int) -> list[int]:
-    """Positions 0, first, 2 first, 4 first, ... and `tokens`."""
+    """Return the positions 0, first, 2 first, 4 first, ... and `tokens`."""
     edges = [0]
     edge = first
     while edge < tokens:
@@ -48,7 +48,7 @@ def doubling_edges(first: int, tokens: int) -> list[int]:
 
 
 def buckets(nll: Sequence[float], edges: Sequence[int]) -> list[Bucket]:
-    """The perplexity between neighbouring edges, which must be increasing positions."""
+    """Return the perplexity between neighbouring edges, which must be increasing positions."""
     return [
         Bucket(start, stop, perplexity(nll[max(start - 1, 0) : stop - 1]))
         for start, stop in pairwise(edges)
@@ -57,9 +57,9 @@ def buckets(nll: Sequence[float], edges: Sequence[int]) -> list[Bucket]:
 
 
 def running(nll: Sequence[float], window: int) -> list[Bucket]:
-    """The perplexity of every whole `window` of tokens in a row, and of a last shorter one.
+    """Return the perplexity of each window of `window` tokens, and of a last shorter one.
 
-    A last window of less than half the length goes with the one before it.
+    A last window of less than half the length is merged into the one before it.
     """
     tokens = len(nll) + 1
     edges = list(range(0, tokens, window))
@@ -68,8 +68,29 @@ def running(nll: Sequence[float], window: int) -> list[Bucket]:
     return buckets(nll, [*edges, tokens])
 
 
+def last_seen(token_ids: Sequence[int]) -> list[int]:
+    """Return how far back, in tokens, the same token last followed the same token.
+
+    A model that still sees that place can continue as the text continued there, so a token whose
+    distance is beyond the recent window is one that a longer memory can help with. This depends on
+    the text alone, on no policy and no loss.
+
+    Args:
+        token_ids: a text [N].
+
+    Returns:
+        For each token but the first [N - 1], the distance; 0 where the pair occurs first.
+    """
+    places: dict[tuple[int, int], int] = {}
+    distances = []
+    for place, pair in enumerate(pairwise(token_ids), start=1):
+        distances.append(place - places[pair] if pair in places else 0)
+        places[pair] = place
+    return distances
+
+
 def difference(nll: Sequence[float], other: Sequence[float], block: int = 128) -> Difference:
-    """The mean of `nll - other` over the same tokens, with its standard error.
+    """Return the mean of `nll - other` over the same tokens, with its standard error.
 
     Neighbouring tokens are not independent, so the error is that of the means of blocks of
     `block` tokens (of two halves, where there are fewer than two blocks). Infinite for one token.

@@ -1,45 +1,78 @@
-"""One run of the harness, from its specification to its record."""
+"""The specification of one run: task, policy, length, budget and protocol."""
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Any, final
+from typing import Literal, final
 
-from lacache.common.records import Record, environment
+from lacache.common.records import Record
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.evals.answering import Asking, FirstToken, Protocol, ask
-from lacache.evals.bootstrap import block_interval, mean_interval
-from lacache.evals.dependencies import last_seen
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.settings import settings_record
-from lacache.evals.perplexity import buckets, doubling_edges, perplexity
-from lacache.evals.reading import model_record, score_tokens, tokens_sha256
 from lacache.evals.specs import format_spec
 from lacache.evals.tasks.ppl import Perplexity
-from lacache.evals.tasks.task import Sample, Task
-from lacache.evals.watch import Watch
-from lacache.evals.weights import weights_sha256
-from lacache.models import LoadedModel
-from lacache.models.model_info import model_info
+from lacache.evals.tasks.task import Task
 from lacache.policies.budget import ParsedBudget, parse_budget
 
 HARNESS = 1
-"""Goes up when the same specification would give other figures, so that old runs are not reused."""
+"""Version of the figures: raised when the same specification would give other ones."""
 
-_DIGITS = 5
-_NLL_DIGITS = 4
-_CHUNK = 256
-_FIRST_BUCKET = 256
-
+Prefill = Literal["chunked", "dense"]
+FirstToken = Literal["cache", "dense"]
 
 # Far beyond what anybody would wait for; a typing slip must not fill the memory.
 MOST_TOKENS = 10_000_000
 MOST_SAMPLES = 100_000
+
+
+@final
+@dataclass(frozen=True)
+class Protocol:
+    """How a prompt reaches the cache, and which logits give the first answer token.
+
+    Args:
+        prefill: "chunked" compacts during prefill, so that no forward attends to more than the
+            budget. "dense" prefills the first input with a full cache and compacts it then: the
+            prompt, or the context alone where several questions follow, so that no policy knows
+            them while it chooses what to keep.
+        first_token: where the first answer token comes from: "cache", the compacted one (with a
+            dense prefill the prompt's last token then follows after the compaction), or "dense",
+            the logits of the dense pass, as in the paper.
+
+    Raises:
+        ConfigError: another value, or "dense" as the first token of a chunked prefill.
+    """
+
+    prefill: Prefill = "chunked"
+    first_token: FirstToken = "cache"
+
+    def __post_init__(self) -> None:
+        if self.prefill not in ("chunked", "dense"):
+            raise ConfigError(f"prefill={self.prefill!r} must be chunked or dense; try chunked")
+        if self.first_token not in ("cache", "dense"):
+            raise ConfigError(f"first_token={self.first_token!r} must be cache or dense; try cache")
+        if not self.is_dense and self.first_token == "dense":
+            raise ConfigError(
+                "first_token='dense' needs a dense pass, and a chunked prefill has none; try "
+                "first_token='cache' or prefill='dense'"
+            )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the first input is prefilled with a full cache."""
+        return self.prefill == "dense"
+
+    @property
+    def label(self) -> str:
+        """The prefill, and with a dense one where the first token is from."""
+        if not self.is_dense:
+            return "chunked"
+        return f"dense, first token from the {self.first_token}" + (
+            " pass" if self.first_token == "dense" else ""
+        )
+
+
+CHUNKED = Protocol()
 
 
 @final
@@ -49,27 +82,25 @@ class RunSpec:
 
     Args:
         task: questions about contexts, or the perplexity of a text.
-        method: what bounds the cache.
+        policy: what the cache keeps.
         length: tokens of a prompt with its answer, or of the text.
         budget: tokens per layer ("512"), a share of the prompt or text ("0.25") or bytes
             ("16MiB"). The full cache has none, and keeps "1.0".
         count: samples; 1 for perplexity.
         seed: of the samples.
-        protocol: see `Asking`; perplexity is always strict.
-        first_token: see `Asking`.
+        protocol: perplexity is always chunked.
 
     Raises:
         ConfigError: a value out of range, or values that do not go together.
     """
 
     task: Task | Perplexity
-    method: Method
+    policy: Method
     length: int
     budget: str = "1.0"
     count: int = 1
     seed: int = 0
-    protocol: Protocol = "strict"
-    first_token: FirstToken = "cache"
+    protocol: Protocol = CHUNKED
 
     def __post_init__(self) -> None:
         validate_int("length", self.length, 2, MOST_TOKENS)
@@ -77,221 +108,67 @@ class RunSpec:
         validate_int("seed", self.seed, 0)
         object.__setattr__(self, "budget", str(self.budget))
         parse_budget(self.budget)
-        Asking(self.protocol, self.first_token)
-        if isinstance(self.task, Perplexity) and self.protocol == "dense":
+        if self.is_perplexity and self.protocol.is_dense:
             raise ConfigError(
-                "protocol='dense' cannot be for perplexity, where every token is scored as it is "
-                "read; try protocol='strict'"
+                "prefill='dense' cannot be used for perplexity, which scores every token as it "
+                "comes; try prefill='chunked'"
             )
-        if isinstance(self.task, Perplexity) and self.count != 1:
+        if self.is_perplexity and self.count != 1:
             raise ConfigError(f"count={self.count} of a perplexity run must be 1; try count=1")
 
     @property
     def parsed_budget(self) -> ParsedBudget:
-        """The budget, read."""
+        """The budget, parsed."""
         return parse_budget(self.budget)
 
     @property
+    def is_perplexity(self) -> bool:
+        """Whether it measures perplexity instead of answers."""
+        return isinstance(self.task, Perplexity)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it runs the full cache, which has neither budget nor protocol."""
+        return isinstance(self.policy, FullCache)
+
+    @property
     def tokens(self) -> int:
-        """About how many tokens it reads."""
+        """About how many tokens it prefills."""
         return self.length * self.count
 
     @property
+    def task_text(self) -> str:
+        """The task and its settings, as on the command line."""
+        return format_spec(self.task.name, self.task)
+
+    @property
+    def policy_text(self) -> str:
+        """The policy and its settings, as on the command line."""
+        return format_spec(self.policy.name, self.policy)
+
+    @property
+    def budget_text(self) -> str:
+        """The budget; empty for the full cache."""
+        return "" if self.is_full else self.budget
+
+    @property
     def label(self) -> str:
-        """For progress and logs."""
-        budget = "" if isinstance(self.method, FullCache) else f" at {self.budget}"
-        protocol = "" if self.protocol == "strict" else f", {self.protocol}"
-        method = format_spec(self.method.name, self.method)
-        return f"{self.task.name} {self.length:,}: {method}{budget}{protocol}"
+        """A line for progress and logs."""
+        budget = "" if self.is_full else f" at {self.budget}"
+        dense = ", dense" if self.protocol.is_dense else ""
+        return f"{self.task.name} {self.length:,}: {self.policy_text}{budget}{dense}"
 
     def record(self) -> Record:
-        """The part of a record that is known before the run."""
+        """Return the part of a record that is known before the run."""
         return {
-            "kind": "ppl" if isinstance(self.task, Perplexity) else "eval",
+            "kind": "ppl" if self.is_perplexity else "eval",
             "harness": HARNESS,
             "task": settings_record(self.task.name, self.task),
             "length": self.length,
             "count": self.count,
             "seed": self.seed,
-            "method": self.method.record(),
+            "policy": self.policy.record(),
             "budget": self.budget,
-            "protocol": self.protocol,
-            "first_token": self.first_token,
+            "prefill": self.protocol.prefill,
+            "first_token": self.protocol.first_token,
         }
-
-
-@final
-class Bench:
-    """A model to run on, with what is the same for many runs: its hash, and the last samples."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._model: Any = loaded.model
-        self._tokenizer: Any = loaded.tokenizer
-        about = model_record(loaded.model, loaded.name)
-        self._about = {**about, "weights_sha256": weights_sha256(loaded.model)}
-        self._made: tuple[object, Any] = (None, None)
-        self._hashes: dict[object, str] = {}
-
-    def key(self, spec: RunSpec) -> str:
-        """SHA-256 of the specification and the model: the same key is the same run."""
-        model = {name: self._about[name] for name in ("architecture", "dtype", "weights_sha256")}
-        inputs = spec.method.inputs_sha256(self._model)
-        if inputs:
-            model["method_inputs_sha256"] = inputs
-        text = json.dumps({**spec.record(), "model": model}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def same_samples(self, spec: RunSpec) -> str:
-        """`samples_key` of the record that this specification will have."""
-        return samples_key({**spec.record(), "model": self._about})
-
-    def samples_sha256(self, spec: RunSpec) -> str:
-        """SHA-256 of all that a run reads and asks, worked out once.
-
-        Raises:
-            LaCacheError: the samples cannot be made.
-        """
-        key = (spec.task, spec.length, spec.count, spec.seed)
-        if key not in self._hashes:
-            self._hashes[key] = (
-                tokens_sha256(self._ids(spec, spec.task))
-                if isinstance(spec.task, Perplexity)
-                else _samples_sha256(self._samples(spec, spec.task))
-            )
-        return self._hashes[key]
-
-    def run(self, spec: RunSpec, on_tokens: Callable[[int], None] | None = None) -> Record:
-        """Run it.
-
-        Args:
-            spec: what to measure.
-            on_tokens: called with the number of tokens after each forward.
-
-        Returns:
-            The record.
-
-        Raises:
-            LaCacheError: anything that makes the run impossible; see `ask` and `score_tokens`.
-        """
-        begun = time.perf_counter()
-        if isinstance(spec.task, Perplexity):
-            measured = self._read(spec, spec.task, on_tokens)
-        else:
-            measured = self._ask(spec, spec.task, on_tokens)
-        kind, *settings = spec.record().items()
-        return {
-            **dict([kind]),
-            "key": self.key(spec),
-            **dict(settings),
-            "method_inputs_sha256": spec.method.inputs_sha256(self._model),
-            "model": self._about,
-            **measured,
-            "seconds": round(time.perf_counter() - begun, 3),
-            "environment": environment(),
-        }
-
-    def _ask(self, spec: RunSpec, task: Task, on_tokens: Callable[[int], None] | None) -> Record:
-        samples = self._samples(spec, task)
-        asking = Asking(spec.protocol, spec.first_token)
-        asked = [
-            ask(
-                self._model,
-                self._tokenizer,
-                spec.method,
-                spec.parsed_budget,
-                asking,
-                task,
-                sample,
-                on_tokens=on_tokens,
-            )
-            for sample in samples
-        ]
-        scores, losses = ([sample[name] for sample in asked] for name in ("score", "nll"))
-        capacities = [sample["capacity"] for sample in asked]
-        return {
-            "samples_sha256": _samples_sha256(samples),
-            "score": round(fmean(scores), _DIGITS),
-            "score_interval": _rounded(mean_interval(scores)),
-            "nll": round(fmean(losses), _DIGITS),
-            "nll_interval": _rounded(mean_interval(losses)),
-            "capacity": None if None in capacities else fmean(capacities),
-            **{
-                name: round(fmean(sample[name] for sample in asked), 1)
-                for name in ("peak_bytes", "mean_bytes", "full_bytes")
-            },
-            "samples": asked,
-        }
-
-    def _read(
-        self, spec: RunSpec, task: Perplexity, on_tokens: Callable[[int], None] | None
-    ) -> Record:
-        ids = self._ids(spec, task)
-        capacity = spec.parsed_budget.capacity(
-            bytes_per_token=model_info(self._model).bytes_per_token,
-            prompt_tokens=len(ids),
-            smallest=1,
-        )
-        cache = spec.method.open(self._model, capacity=capacity, dense=False)
-        limit = None if isinstance(spec.method, FullCache) else capacity
-        watch = Watch(self._model, cache, capacity=limit, on_tokens=on_tokens)
-        with watch.watching():
-            nll = score_tokens(self._model, ids, cache, chunk=_CHUNK)
-        low, high = block_interval(nll)
-        return {
-            "samples_sha256": tokens_sha256(ids),
-            "perplexity": round(perplexity(nll), _DIGITS),
-            "perplexity_interval": _rounded((perplexity([low]), perplexity([high]))),
-            "by_position": [
-                [b.start, b.stop, round(b.perplexity, _DIGITS)]
-                for b in buckets(nll, doubling_edges(_FIRST_BUCKET, len(ids)))
-            ],
-            "capacity": limit,
-            "peak_bytes": round(watch.peak_bytes),
-            "mean_bytes": round(watch.mean_bytes),
-            "full_bytes": watch.full_bytes,
-            "nll": [round(value, _NLL_DIGITS) for value in nll],
-            "last_seen": last_seen(ids),
-        }
-
-    def _samples(self, spec: RunSpec, task: Task) -> Sequence[Sample]:
-        made: Sequence[Sample] = self._once(
-            (task, spec.length, spec.count, spec.seed),
-            lambda: task.samples(
-                self._tokenizer, length=spec.length, count=spec.count, seed=spec.seed
-            ),
-        )
-        return made
-
-    def _ids(self, spec: RunSpec, task: Perplexity) -> list[int]:
-        made: list[int] = self._once(
-            (task, spec.length), lambda: task.token_ids(self._tokenizer, length=spec.length)
-        )
-        return made
-
-    def _once(self, key: object, make: Callable[[], Any]) -> Any:
-        """What was made last, if it was made for the same key."""
-        if self._made[0] != key:
-            self._made = (key, make())
-        return self._made[1]
-
-
-def samples_key(record: Record) -> str:
-    """What the samples of a record are made from: where it is the same, they must be the same."""
-    names = ("kind", "harness", "task", "length", "count", "seed")
-    model = record.get("model")
-    # Records of other kinds may have anything there.
-    weights = model.get("weights_sha256") if isinstance(model, dict) else None
-    return json.dumps([*map(record.get, names), weights], sort_keys=True)
-
-
-def _samples_sha256(samples: Sequence[Sample]) -> str:
-    """SHA-256 of all that is read and asked, as JSON."""
-    texts = [
-        [s.context, [[q.text, list(q.answers), q.max_new_tokens] for q in s.questions]]
-        for s in samples
-    ]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
-def _rounded(interval: tuple[float, float]) -> list[float]:
-    return [round(value, _DIGITS) for value in interval]

@@ -1,4 +1,4 @@
-"""Lists of runs: every task, length and budget with every method."""
+"""Suites of runs: every task, length and budget with every policy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,10 +6,8 @@ from typing import final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.evals.answering import Asking, FirstToken, Protocol
-from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.registry import parse_method
-from lacache.evals.runs import MOST_SAMPLES, RunSpec
+from lacache.evals.runs import CHUNKED, MOST_SAMPLES, FirstToken, Prefill, Protocol, RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.registry import parse_task
 
@@ -17,84 +15,79 @@ from lacache.evals.tasks.registry import parse_task
 @final
 @dataclass(frozen=True)
 class Suite:
-    """What `lacache eval` runs. A recipe that is no such product is just a list of RunSpec.
+    """A product of tasks, policies, budgets and lengths. Other recipes are lists of RunSpec.
 
     Args:
         tasks: specs such as "needle:haystack=wikipedia".
-        methods: specs such as "ladder:span=15".
+        policies: such as "ladder:span=15".
         budgets: for the tasks with questions.
         lengths: for the tasks with questions.
         ppl_budgets: for perplexity.
         ppl_lengths: for perplexity.
-        protocols: "strict", "dense"; perplexity is strict only.
-        first_token: in the dense protocol, "cache" or "dense".
+        prefills: "chunked", "dense"; perplexity is chunked only.
+        first_token: with a dense prefill, "cache" or "dense".
         samples: for each task and length.
         seed: of the samples.
     """
 
     tasks: tuple[str, ...]
-    methods: tuple[str, ...]
+    policies: tuple[str, ...]
     budgets: tuple[str, ...]
     lengths: tuple[int, ...]
-    ppl_budgets: tuple[str, ...]
-    ppl_lengths: tuple[int, ...]
-    protocols: tuple[Protocol, ...] = ("strict",)
+    ppl_budgets: tuple[str, ...] = ()
+    ppl_lengths: tuple[int, ...] = ()
+    prefills: tuple[Prefill, ...] = ("chunked",)
     first_token: FirstToken = "cache"
     samples: int = 10
     seed: int = 0
 
     def runs(self) -> list[RunSpec]:
-        """The runs, those of the same samples one after the other, each once.
+        """List the runs, those of the same samples one after the other, each once.
 
         The full cache has neither budget nor protocol, and so runs once for each task and length.
 
         Raises:
-            ConfigError: no such task or method, or a value that cannot be.
+            ConfigError: no such task or policy, or a value out of range.
         """
         validate_int("samples", self.samples, 1, MOST_SAMPLES)
-        for name in ("tasks", "methods", "budgets", "lengths", "protocols"):
+        for name in ("tasks", "policies", "budgets", "lengths", "prefills"):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} were given; give at least one")
-        Asking("dense", self.first_token)
-        if self.first_token == "dense" and "dense" not in self.protocols:
-            raise ConfigError(
-                "first_token='dense' needs the dense protocol; add dense to the protocols"
-            )
-        runs = list(dict.fromkeys(self._all()))
+        Protocol("dense", self.first_token)
+        if self.first_token == "dense" and "dense" not in self.prefills:
+            raise ConfigError("first_token='dense' needs a dense prefill; add dense to --prefill")
+        runs = list(dict.fromkeys(self._product()))
         if not runs:
             raise ConfigError(
-                "perplexity is measured in the strict protocol alone, so nothing is left to run; "
-                "add strict to the protocols"
+                "perplexity is measured with a chunked prefill only, so there is nothing to run; "
+                "add chunked to --prefill"
             )
         return runs
 
-    def _all(self) -> Iterator[RunSpec]:
-        methods = [parse_method(spec) for spec in self.methods]
-        for task in [parse_task(spec) for spec in self.tasks]:
+    def _product(self) -> Iterator[RunSpec]:
+        policies = [parse_method(text) for text in self.policies]
+        protocols = [
+            Protocol(prefill, self.first_token if prefill == "dense" else "cache")
+            for prefill in self.prefills
+        ]
+        for task in map(parse_task, self.tasks):
             is_ppl = isinstance(task, Perplexity)
+            count, seed = (1, 0) if is_ppl else (self.samples, self.seed)
             for length in self.ppl_lengths if is_ppl else self.lengths:
-                for protocol in self.protocols:
-                    if is_ppl and protocol == "dense":
+                for protocol in protocols:
+                    if is_ppl and protocol.is_dense:
                         continue
                     for budget in self.ppl_budgets if is_ppl else self.budgets:
-                        for method in methods:
-                            is_full = isinstance(method, FullCache)
-                            dense = protocol == "dense" and not is_full
-                            yield RunSpec(
-                                task=task,
-                                method=method,
-                                length=length,
-                                budget="1.0" if is_full else budget,
-                                count=1 if is_ppl else self.samples,
-                                seed=0 if is_ppl else self.seed,
-                                protocol="strict" if is_full else protocol,
-                                first_token=self.first_token if dense else "cache",
-                            )
+                        for policy in policies:
+                            spec = RunSpec(task, policy, length, budget, count, seed, protocol)
+                            if spec.is_full:
+                                spec = RunSpec(task, policy, length, "1.0", count, seed, CHUNKED)
+                            yield spec
 
 
 SMALL = Suite(
     tasks=("passkey", "needle", "multiturn", "ppl"),
-    methods=("full", "streaming", "preset", "preset:preset=global"),
+    policies=("full", "streaming", "preset", "preset:preset=global"),
     budgets=("0.25", "0.5"),
     lengths=(1024, 2048),
     ppl_budgets=("256",),
@@ -105,7 +98,7 @@ SMALL = Suite(
 
 QUICK = Suite(
     tasks=("passkey", "needle", "ppl"),
-    methods=("full", "streaming", "preset", "preset:preset=global"),
+    policies=("full", "streaming", "preset", "preset:preset=global"),
     budgets=("0.5",),
     lengths=(512,),
     ppl_budgets=("256",),

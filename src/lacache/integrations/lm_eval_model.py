@@ -17,9 +17,9 @@ from tqdm import tqdm
 from lacache.cache import HookedCache
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, InputError
-from lacache.evals.answering import Asking, FirstToken
 from lacache.evals.methods.registry import METHODS, parse_method
-from lacache.evals.watch import Watch
+from lacache.evals.monitor import CacheMonitor
+from lacache.evals.runs import FirstToken, Protocol
 from lacache.models import load_model
 from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
@@ -56,7 +56,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             (span, overlap, recent, evict_batch ...) are arguments too, written as there; a preset
             is `policy=preset,preset=global`.
         prefill: "chunked", or "dense" to read a context with a full cache and then compact it.
-        first_token: in a dense prefill, where the first answer token comes from; see `Asking`.
+        first_token: in a dense prefill, where the first answer token comes from; see `Protocol`.
         smallest: tokens that a share of a short context is never below.
         batch_size: 1, as requests differ in length and so in what they keep.
         max_length: cuts requests from the left as in `hf`; by default nothing is cut, and with
@@ -86,10 +86,8 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
                 f"batch_size={batch_size} must be 1, as each request has a cache of its own; try "
                 "--batch_size 1"
             )
-        if prefill not in ("chunked", "dense"):
-            raise ConfigError(f"prefill={prefill!r} must be 'chunked' or 'dense'; try 'chunked'")
         validate_int("smallest", smallest, 1)
-        self._asking = Asking("dense" if prefill == "dense" else "strict", first_token)
+        self._protocol = Protocol(prefill, first_token)
         make: Any = METHODS.get(policy)
         known = [field.name for field in fields(make)] if make else []
         settings = {name: options.pop(name) for name in known if name in options}
@@ -119,10 +117,10 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return {
             **super().get_model_info(),
             "lacache": __version__,
-            "lacache_method": self._method.record(),
+            "lacache_policy": self._method.record(),
             "lacache_budget": self._budget_text,
-            "lacache_protocol": self._asking.protocol,
-            "lacache_first_token": self._asking.first_token,
+            "lacache_prefill": self._protocol.prefill,
+            "lacache_first_token": self._protocol.first_token,
             "lacache_peak_bytes": self._peak_bytes,
         }
 
@@ -171,10 +169,10 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         opened = self._open(context.shape[1])
         before = self._pieces(context[0].tolist())[:-1]
         for piece in before:
-            with self._watching(opened, dense=True):
+            with self._monitoring(opened, dense=True):
                 opened.cache.prefill(self.model, self._tensor(piece))
         # Where the first token comes from the dense pass, that pass and the writing are one.
-        with self._watching(opened, dense=self._is_dense and not before):
+        with self._monitoring(opened, dense=self._is_dense and not before):
             tokens: Tensor = super()._model_generate(
                 context=context,
                 max_length=max_length,
@@ -186,7 +184,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def _is_dense(self) -> bool:
-        return self._asking.protocol == "dense"
+        return self._protocol.is_dense
 
     def _cut(self, context: list[int], continuation: list[int]) -> list[int]:
         """As `hf` cuts: from the left, and never the continuation."""
@@ -208,14 +206,14 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _pieces(self, prompt: list[int]) -> list[list[int]]:
         """In a dense prefill the last token is read from what the compaction has left."""
-        if self._is_dense and self._asking.first_token == "cache":
+        if self._is_dense and self._protocol.first_token == "cache":
             return [piece for piece in (prompt[:-1], prompt[-1:]) if piece]
         return [prompt]
 
     def _read(self, opened: _Opened, context: list[int]) -> Tensor:
         """Read a context; returns the logits [1, V] of what comes next."""
         for number, piece in enumerate(self._pieces(context)):
-            with self._watching(opened, dense=self._is_dense and number == 0):
+            with self._monitoring(opened, dense=self._is_dense and number == 0):
                 logits = opened.cache.prefill(self.model, self._tensor(piece))
         return logits
 
@@ -225,7 +223,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> tuple[float, bool]:
         targets = torch.tensor(continuation, device=self.device)
         found = [self._log_probs(logits, targets[:1])]
-        with self._watching(opened, dense=False):
+        with self._monitoring(opened, dense=False):
             # Piece by piece, as the logits of a long document are larger than its cache.
             for start in range(0, len(continuation) - 1, _CHUNK):
                 stop = min(start + _CHUNK, len(continuation) - 1)
@@ -244,19 +242,19 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return chosen, bool((log_probs.argmax(dim=-1) == targets).all())
 
     @contextmanager
-    def _watching(self, opened: _Opened, *, dense: bool) -> Iterator[None]:
+    def _monitoring(self, opened: _Opened, *, dense: bool) -> Iterator[None]:
         """Hold a method to its budget, and remember the most bytes."""
-        watch = Watch(self.model, opened.cache, capacity=opened.limit)
+        monitor = CacheMonitor(self.model, opened.cache, capacity=opened.limit)
         with (
             torch.autocast(
                 device_type=self.device.type,
                 dtype=self.mixed_precision_dtype,
                 enabled=self.mixed_precision_dtype is not None,
             ),
-            watch.watching(dense=dense),
+            monitor.monitoring(dense=dense),
         ):
             yield
-        self._peak_bytes = max(self._peak_bytes, watch.peak_bytes)
+        self._peak_bytes = max(self._peak_bytes, monitor.peak_bytes)
 
     def _tensor(self, tokens: list[int]) -> Tensor:
         return torch.tensor([tokens], dtype=torch.long, device=self.device)

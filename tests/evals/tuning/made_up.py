@@ -1,4 +1,4 @@
-"""A world in which it is known how good each method is, for searches without a model."""
+"""A world in which it is known how good each policy is, for searches without a model."""
 
 import random
 from collections.abc import Callable
@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 from typing import final
 
 from lacache.common.records import Record
-from lacache.evals.campaign import Outcome
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
 from lacache.evals.methods.registry import parse_method
+from lacache.evals.record_file import Outcome
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.stretch_needles import StretchNeedles
 from lacache.evals.tuning.split import Part
 
 LENGTH = 64
-STRETCHES = 40
+EXCERPTS = 40
 PARTS = (
-    Part("compared", "made up", (0, 1000), (0, STRETCHES * LENGTH), 0),
-    Part("held out", "made up", (1000, 2000), (STRETCHES * LENGTH, 2 * STRETCHES * LENGTH), 1),
+    Part("compared", "made up", (0, 1000), (0, EXCERPTS * LENGTH), 0),
+    Part("held out", "made up", (1000, 2000), (EXCERPTS * LENGTH, 2 * EXCERPTS * LENGTH), 1),
 )
 
 
@@ -30,30 +30,30 @@ def ladders(count: int) -> list[Method]:
 @final
 @dataclass
 class World:
-    """Makes records. Figures are the truth and some noise that all methods share in part.
+    """Makes records. Figures are the truth and some noise that all policies share in part.
 
     Args:
-        truth: mean loss of a token and of an answer, by method; others have `other`.
+        truth: mean loss of a token and of an answer, by policy; others have `other`.
         seconds: that each run takes.
     """
 
     truth: dict[Method, tuple[float, float]]
     other: tuple[float, float] = (3.0, 20.0)
     full: tuple[float, float] = (2.9, 1.0)
-    seconds: Callable[[Method], float] = lambda method: 1.0
+    seconds: Callable[[Method], float] = lambda policy: 1.0
     failing: set[Method] = field(default_factory=set)
     asked: list[RunSpec] = field(default_factory=list)
 
     def measure(self, spec: RunSpec) -> Outcome:
         self.asked.append(spec)
-        if spec.method in self.failing:
+        if spec.policy in self.failing:
             return Outcome(spec, error="it broke")
-        is_full = isinstance(spec.method, FullCache)
-        token, answer = self.full if is_full else self.truth.get(spec.method, self.other)
-        rng = random.Random(repr((spec.task, spec.seed, spec.method)))
+        is_full = isinstance(spec.policy, FullCache)
+        token, answer = self.full if is_full else self.truth.get(spec.policy, self.other)
+        rng = random.Random(repr((spec.task, spec.seed, spec.policy)))
         shared = random.Random(repr((spec.task, spec.seed)))
         record: Record = {
-            "seconds": self.seconds(spec.method),
+            "seconds": self.seconds(spec.policy),
             "mean_bytes": 900.0,
             "peak_bytes": 1000.0,
             "samples_sha256": repr(spec.task),

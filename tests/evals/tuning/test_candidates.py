@@ -43,10 +43,10 @@ def calibrated(model: Any) -> None:
 @pytest.mark.parametrize("with_profile", [True, False])
 def test_specs_can_be_read_at_any_depth(num_layers: int, with_profile: bool) -> None:
     specs = default_specs(num_layers, has_profile=with_profile)
-    methods = [parse_method(spec) for spec in specs]
-    assert len(set(methods)) == len(specs)
-    assert any(method.name == "history" for method in methods) == with_profile
-    assert methods[1 if with_profile else 0] == parse_method("ladder")
+    policies = [parse_method(spec) for spec in specs]
+    assert len(set(policies)) == len(specs)
+    assert any(policy.name == "history" for policy in policies) == with_profile
+    assert policies[1 if with_profile else 0] == parse_method("ladder")
 
 
 def test_candidates_fit_into_the_same_bytes_and_are_plans_of_their_own(model: Any) -> None:
@@ -57,7 +57,7 @@ def test_candidates_fit_into_the_same_bytes_and_are_plans_of_their_own(model: An
     found = default_candidates(model, 200)
     assert set(found) > set(without)
     heads = model_info(model).num_heads
-    plans = [plan_of(model, method, 200) for method in found]
+    plans = [plan_of(model, policy, 200) for policy in found]
     assert len(set(plans)) == len(plans)
     for plan in plans:
         assert 150 < mean_capacity(plan.bind_groups(heads)) <= 200
@@ -77,8 +77,8 @@ def test_a_users_candidates_are_checked_and_taken_once(model: Any) -> None:
     assert found == [parse_method("ladder"), parse_method("streaming:sinks=8")]
     assert plan_of(model, found[1], 200) == Streaming(200, sinks=8, evict_batch=25)
     for spec, told in (
-        ("tova", "method tova has no plan"),
-        ("uniform", "method uniform has no plan"),
+        ("tova", "policy tova has no plan"),
+        ("uniform", "policy uniform has no plan"),
         ("ladder:unit=999", "capacity=200"),
         ("nothing", "nothing"),
         ("history", "run lacache calibrate first"),

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.evals.tuning.pareto import Point, front, ranked
+from lacache.evals.tuning.objectives import Point, pareto_front, ranked
 
 # Few values, so that many are equal.
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)
@@ -17,7 +17,7 @@ def slow_front(points: list[Point]) -> set[int]:
 
 @given(POINTS)
 def test_the_front_is_what_nothing_beats(points: list[Point]) -> None:
-    found = front(points)
+    found = pareto_front(points)
     assert set(found) == slow_front(points)
     assert len(found) == len(set(found))
     assert found == sorted(found, key=lambda i: points[i])

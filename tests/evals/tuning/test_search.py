@@ -10,15 +10,14 @@ from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.methods.method import Method
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.stretch_needles import StretchNeedles
-from lacache.evals.tuning.found import TOLERANCE, Found, recommend
+from lacache.evals.tuning.found import FULL, STREAMING, TOLERANCE, Found, Settings, recommend
 from lacache.evals.tuning.result import tuning_record, verdict
-from lacache.evals.tuning.search import FULL, GUESS, STREAMING, Search
-from lacache.evals.tuning.settings import Settings
-from lacache.evals.tuning.split import FEWEST_STRETCHES
-from tests.evals.tuning.made_up import LENGTH, PARTS, STRETCHES, World, ladders
+from lacache.evals.tuning.search import GUESS, Search
+from lacache.evals.tuning.split import FEWEST_EXCERPTS
+from tests.evals.tuning.made_up import EXCERPTS, LENGTH, PARTS, World, ladders
 
-METHODS = ladders(20)
-GOOD_TEXT, GOOD_RECALL, GOOD_BOTH = METHODS[3], METHODS[7], METHODS[11]
+POLICIES = ladders(20)
+GOOD_TEXT, GOOD_RECALL, GOOD_BOTH = POLICIES[3], POLICIES[7], POLICIES[11]
 TRUTH: dict[Method, tuple[float, float]] = {
     STREAMING: (2.95, 15.0),
     GOOD_TEXT: (2.8, 16.0),
@@ -27,8 +26,8 @@ TRUTH: dict[Method, tuple[float, float]] = {
 }
 
 
-def search(world: World, minutes: float, methods: list[Method] = METHODS) -> Found:
-    return Search(Settings(16, LENGTH, minutes), PARTS, methods, world.measure).run()
+def search(world: World, minutes: float, policies: list[Method] = POLICIES) -> Found:
+    return Search(Settings(16, LENGTH, minutes), PARTS, policies, world.measure).run()
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +48,13 @@ def test_what_is_best_is_found_and_recommended(found: Found) -> None:
 
 
 def test_the_better_half_reads_more_again_and_again(found: Found) -> None:
-    read = {method: len(stretches) for method, stretches in found.compared.items()}
-    assert set(read) == {STREAMING, *METHODS}
+    read = {policy: len(excerpts) for policy, excerpts in found.compared.items()}
+    assert set(read) == {STREAMING, *POLICIES}
     assert len(found.finalists) == 6
     assert len({read[m] for m in found.finalists}) == 1
     assert max(read.values()) == read[STREAMING] > 5
     assert sum(count == 1 for count in read.values()) == 10
-    counts = {len(stretches) for stretches in found.held_out.values()}
+    counts = {len(excerpts) for excerpts in found.held_out.values()}
     assert len(counts) == 1
     assert counts.pop() > 3
 
@@ -65,9 +64,9 @@ def test_every_method_reads_the_same_tokens_and_needles_and_no_part_is_read_for_
     found = search(world, 4)
     by_method: dict[Method, list[object]] = {}
     for spec in world.asked:
-        by_method.setdefault(spec.method, []).append((spec.task, spec.seed))
-    for method, asked in by_method.items():
-        assert len(set(asked)) == len(asked), method
+        by_method.setdefault(spec.policy, []).append((spec.task, spec.seed))
+    for policy, asked in by_method.items():
+        assert len(set(asked)) == len(asked), policy
     assert set(by_method[GOOD_BOTH]) <= set(by_method[STREAMING])
     (_, border), (start, _) = (part.tokens for part in PARTS)
     for spec in world.asked:
@@ -79,8 +78,8 @@ def test_every_method_reads_the_same_tokens_and_needles_and_no_part_is_read_for_
             assert (spec.task.start, spec.task.stop) == PARTS[spec.seed].characters
             held_out = spec.seed == 1
         if held_out:
-            assert spec.method in found.held_out
-        if spec.method == FULL:
+            assert spec.policy in found.held_out
+        if spec.policy == FULL:
             assert spec.budget == "1.0"
         else:
             assert spec.budget == "16"
@@ -96,18 +95,18 @@ def test_every_method_reads_the_same_tokens_and_needles_and_no_part_is_read_for_
 def test_time_is_kept(minutes: float, count: int, slow: float) -> None:
     times: list[float] = []
 
-    def seconds(method: Method) -> float:
-        times.append(slow if method in METHODS[:5] else 1.0)
+    def seconds(policy: Method) -> float:
+        times.append(slow if policy in POLICIES[:5] else 1.0)
         return times[-1]
 
     world = World(TRUTH, seconds=seconds)
     found = None
     with suppress(ConfigError):
-        found = search(world, minutes, METHODS[:count])
+        found = search(world, minutes, POLICIES[:count])
     # No run begins that would end after the time if it took as long as those of its kind.
     assert sum(times[:-1]) <= 60 * minutes
     if found is None:
-        # Not even three methods, and held out the full cache besides, would have had the time
+        # Not even three policies, and held out the full cache besides, would have had the time
         # that the first round left.
         slowest = 2 * max(slow, 1.0)
         assert (2 * 3 + 2 * (3 + 1) + 2 * 5) * slowest > 60 * minutes * 0.95
@@ -115,17 +114,17 @@ def test_time_is_kept(minutes: float, count: int, slow: float) -> None:
     assert found.seconds == pytest.approx(sum(times))
     assert len(found.compared) >= min(3, count + 1)
     assert set(found.held_out) >= {STREAMING, FULL, found.recommended.both}
-    assert set(found.compared) | set(found.untried) == {STREAMING, *METHODS[:count]}
-    for part, methods in ((found.compared, found.finalists), (found.held_out, found.held_out)):
-        counts = {len(part[method]) for method in methods}
+    assert set(found.compared) | set(found.untried) == {STREAMING, *POLICIES[:count]}
+    for part, policies in ((found.compared, found.finalists), (found.held_out, found.held_out)):
+        counts = {len(part[policy]) for policy in policies}
         assert len(counts) == 1
-        assert counts.pop() >= FEWEST_STRETCHES
+        assert counts.pop() >= FEWEST_EXCERPTS
 
 
 def test_a_run_that_takes_longer_than_ever_ends_the_search_but_not_its_advice() -> None:
     calls = 0
 
-    def seconds(method: Method) -> float:
+    def seconds(policy: Method) -> float:
         nonlocal calls
         calls += 1
         return 30.0 if calls > 190 else 1.0
@@ -139,13 +138,13 @@ def test_a_run_that_takes_longer_than_ever_ends_the_search_but_not_its_advice() 
 
 
 def test_what_is_not_possible_is_told_after_a_first_stretch() -> None:
-    world = World(TRUTH, seconds=lambda method: 10.0)
-    # One run, and 14 stretches of two runs.
+    world = World(TRUTH, seconds=lambda policy: 10.0)
+    # One run, and 14 excerpts of two runs.
     with pytest.raises(ConfigError, match=r"minutes=2 are too little time.*try --minutes 5\.1"):
         search(world, 2)
-    assert [spec.method for spec in world.asked] == [FULL, STREAMING, STREAMING]
+    assert [spec.policy for spec in world.asked] == [FULL, STREAMING, STREAMING]
     # Where one more run would end after the time, it is told before it.
-    slow = World(TRUTH, seconds=lambda method: 40.0)
+    slow = World(TRUTH, seconds=lambda policy: 40.0)
     with pytest.raises(ConfigError, match="minutes=1 are too little time"):
         search(slow, 1)
     assert len(slow.asked) == 1
@@ -163,7 +162,7 @@ def test_more_time_reads_more() -> None:
 def test_too_little_time_says_how_much_is_needed() -> None:
     with pytest.raises(ConfigError, match=r"minutes=0\.1 are too.*try --minutes (0\.\d)") as told:
         search(World(TRUTH), 0.1)
-    assert "with 3 methods" in str(told.value)
+    assert "with 3 policies" in str(told.value)
     with pytest.raises(ConfigError, match=r"try --minutes 0\.6") as told:
         search(World(TRUTH), 0.4)
     found = search(World(TRUTH), 0.6)
@@ -176,12 +175,12 @@ def test_the_text_ends_a_search_too() -> None:
         replace(part, tokens=(part.tokens[0], part.tokens[0] + 2 * LENGTH)) for part in PARTS
     )
     world = World(TRUTH)
-    found = Search(Settings(16, LENGTH, 1000), (parts[0], parts[1]), METHODS, world.measure).run()
-    assert {len(found.compared[method]) for method in found.finalists} == {2}
-    assert {len(stretches) for stretches in found.held_out.values()} == {2}
+    found = Search(Settings(16, LENGTH, 1000), (parts[0], parts[1]), POLICIES, world.measure).run()
+    assert {len(found.compared[policy]) for policy in found.finalists} == {2}
+    assert {len(excerpts) for excerpts in found.held_out.values()} == {2}
     everything = search(World(TRUTH), 1000)
-    assert len(everything.compared[STREAMING]) == STRETCHES
-    assert len(everything.held_out[STREAMING]) == STRETCHES
+    assert len(everything.compared[STREAMING]) == EXCERPTS
+    assert len(everything.held_out[STREAMING]) == EXCERPTS
 
 
 def test_the_same_records_give_the_same_search() -> None:
@@ -197,15 +196,15 @@ def test_a_candidate_that_fails_is_told_and_left_out() -> None:
     assert found.recommended.text == GOOD_BOTH
 
 
-@pytest.mark.parametrize("method", [FULL, STREAMING])
-def test_without_a_reference_there_is_no_search(method: Method) -> None:
+@pytest.mark.parametrize("policy", [FULL, STREAMING])
+def test_without_a_reference_there_is_no_search(policy: Method) -> None:
     with pytest.raises(InputError, match="could not be measured: it broke"):
-        search(World(TRUTH, failing={method}), 10)
+        search(World(TRUTH, failing={policy}), 10)
 
 
 def test_candidates_that_all_fail_leave_nothing_to_compare() -> None:
     with pytest.raises(ConfigError, match=r"nothing is left to compare .*it broke"):
-        search(World(TRUTH, failing=set(METHODS)), 10)
+        search(World(TRUTH, failing=set(POLICIES)), 10)
     with pytest.raises(ConfigError, match="nothing is left"):
         search(World(TRUTH), 10, [])
 
@@ -228,19 +227,19 @@ POINT = st.tuples(st.sampled_from([9.9, 10.0, 10.02, 10.5]), st.sampled_from([1.
 def test_recommendations_are_the_least_by_their_rule(
     points: list[tuple[float, float]], data: st.DataObject
 ) -> None:
-    by_method = dict(zip([STREAMING, *METHODS], points, strict=False))
-    ratios = {method: data.draw(st.sampled_from([0.9, TOLERANCE, 1.1])) for method in by_method}
+    by_method = dict(zip([STREAMING, *POLICIES], points, strict=False))
+    ratios = {policy: data.draw(st.sampled_from([0.9, TOLERANCE, 1.1])) for policy in by_method}
     ratios[STREAMING] = 1.0
     best = recommend(by_method, ratios)
     assert by_method[best.text] == min(points)
     assert by_method[best.recall][::-1] == min(point[::-1] for point in points)
-    allowed = [point for method, point in by_method.items() if ratios[method] <= TOLERANCE]
+    allowed = [point for policy, point in by_method.items() if ratios[policy] <= TOLERANCE]
     assert by_method[best.both][::-1] == min(point[::-1] for point in allowed)
     assert ratios[best.both] <= TOLERANCE
 
 
 def test_a_perplexity_that_is_clearly_higher_is_not_for_both() -> None:
-    worse, unclear = METHODS[0], METHODS[1]
+    worse, unclear = POLICIES[0], POLICIES[1]
     truth = {STREAMING: (2.9, 15.0), worse: (2.95, 2.0), unclear: (2.901, 4.0)}
     found = search(World(truth), 3, [worse, unclear])
     assert found.recommended.recall == worse
@@ -266,7 +265,7 @@ def test_the_record_tells_both_halves_apart(found: Found) -> None:
     record = tuning_record(
         found, Settings(16, LENGTH, 10), PARTS, budget="16", model="made up", plans={}
     )
-    rows = {row["method"]: row for row in record["methods"]}
+    rows = {row["policy"]: row for row in record["policies"]}
     assert len(rows) == 22
     streaming, full, both = rows["streaming"], rows["full"], rows["ladder:unit=12"]
     assert record["recommended"]["both"] == "ladder:unit=12"

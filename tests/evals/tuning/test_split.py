@@ -47,16 +47,16 @@ def test_no_character_is_in_both_parts(file: str) -> None:
 )
 def test_stretches_do_not_meet(first: int, tokens: int, length: int, seed: int) -> None:
     part = Part("compared", "text", (0, 1), (first, first + tokens), seed)
-    starts = part.stretches(length)
+    starts = part.excerpts(length)
     assert len(starts) == tokens // length
-    assert starts == part.stretches(length)
+    assert starts == part.excerpts(length)
     read = [token for start in starts for token in range(start, start + length)]
     assert len(set(read)) == len(read)
     assert all(first <= token < first + tokens for token in read)
 
 
 def test_the_seed_sets_the_order() -> None:
-    orders = {tuple(Part("x", "text", (0, 1), (0, 100), seed).stretches(5)) for seed in range(9)}
+    orders = {tuple(Part("x", "text", (0, 1), (0, 100), seed).excerpts(5)) for seed in range(9)}
     assert len(orders) > 1
     assert {tuple(sorted(order)) for order in orders} == {tuple(range(0, 100, 5))}
 

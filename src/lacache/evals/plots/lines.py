@@ -37,4 +37,4 @@ def styled(records: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]]
 
 def about(record: Record) -> str:
     """Which model read which text."""
-    return f"{record['model']['name']}, {record['text']['name']}"
+    return f"{record['model']['name']}, {record['task']['text']}"

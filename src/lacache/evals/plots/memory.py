@@ -1,4 +1,4 @@
-"""Bytes in the cache by tokens read."""
+"""Bytes in the cache by tokens seen."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,20 +12,20 @@ _MIB = 2**20
 
 
 def plot_memory(records: Sequence[Record], path: Path) -> None:
-    """Draw the bytes that each cache holds by tokens read.
+    """Draw the bytes that each cache holds by tokens seen.
 
     Raises:
-        InputError: no records, records of another kind, or of different tokens.
+        InputError: no runs, records of another kind, or on different tokens.
         MissingExtraError: matplotlib is not installed.
     """
     validate_same_text(records)
-    tokens = records[0]["tokens"]
+    tokens = records[0]["length"]
     with drawing(path, 10, 5) as figure:
         axes = figure.subplots()
         for record, style in styled(records):
             axes.plot(
-                [0, *(seen for seen, _, _ in record["memory"])],
-                [0, *(num_bytes / _MIB for _, _, num_bytes in record["memory"])],
+                [0, *(seen for seen, _, _ in record["trace"])],
+                [0, *(num_bytes / _MIB for _, _, num_bytes in record["trace"])],
                 **style,
                 label=f"{record['label']}: at most {record['peak_bytes'] / _MIB:,.1f} MiB",
             )
@@ -41,7 +41,7 @@ def plot_memory(records: Sequence[Record], path: Path) -> None:
                 transform=axes.transAxes,
                 ha="right",
             )
-        axes.set_xlabel("tokens read")
+        axes.set_xlabel("tokens seen")
         axes.set_ylabel("cache in MiB")
         axes.set_xlim(0, tokens)
         axes.set_ylim(0, None)

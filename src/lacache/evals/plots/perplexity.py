@@ -20,16 +20,16 @@ def plot_perplexity(records: Sequence[Record], path: Path, window: int = 512) ->
     """Draw perplexity by position, and how the bounded caches differ from StreamingLLM.
 
     Args:
-        records: readings of the same tokens.
+        records: runs on the same tokens.
         path: the PNG to write.
         window: tokens in a row that make one point.
 
     Raises:
-        InputError: no records, records of another kind, or of different tokens.
+        InputError: no runs, records of another kind, or on different tokens.
         MissingExtraError: matplotlib is not installed.
     """
     validate_same_text(records)
-    tokens = records[0]["tokens"]
+    tokens = records[0]["length"]
     window = max(8, min(window, tokens // 16))
     base = next((r for r in records if r["policy"]["name"] == "streaming"), None)
     compared = [r for r in records if base and r is not base and r["policy"]["name"] != "full"]
@@ -87,8 +87,8 @@ def _draw_difference(axes: Axes, record: Record, base: Record, window: int) -> N
 
 def _mark_positions(axes: Axes, records: Sequence[Record]) -> None:
     """Where the bounded caches are full, and where the model's trained context ends."""
-    tokens = records[0]["tokens"]
-    capacities = {r["policy"].get("capacity", tokens) for r in records}
+    tokens = records[0]["length"]
+    capacities = {r["capacity"] or tokens for r in records}
     marks = dict.fromkeys(capacities, "bounded caches full")
     context = records[0]["model"].get("trained_context")
     if context:

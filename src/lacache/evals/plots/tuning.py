@@ -31,9 +31,9 @@ def plot_tuning(record: Record, path: Path) -> None:
             f"a record of kind {record.get('kind')!r} is not one of lacache tune; give the JSON "
             "that lacache tune --json prints"
         )
-    rows: list[Record] = record["methods"]
+    rows: list[Record] = record["policies"]
     winners = [row for row in rows if row["held_out"] is not None]
-    styles = method_styles((row["name"], row["method"]) for row in winners)
+    styles = method_styles((row["name"], row["policy"]) for row in winners)
     with drawing(path, 11.5, 5.6 + 0.25 * (len(winners) // 3)) as figure:
         panels = figure.subplots(1, 2)
         for axes, part, told in zip(
@@ -41,8 +41,8 @@ def plot_tuning(record: Record, path: Path) -> None:
         ):
             there = [row for row in rows if row[part] is not None]
             _panel(axes, there, part, styles)
-            stretches = max(row[part]["stretches"] for row in there)
-            axes.set_title(f"{told}: {stretches} × {record['length']:,} tokens")
+            excerpts = max(row[part]["excerpts"] for row in there)
+            axes.set_title(f"{told}: {excerpts} × {record['length']:,} tokens")
             axes.set_xlabel("loss of the answers - StreamingLLM's, in nats (lower is better)")
             axes.set_ylabel("perplexity / StreamingLLM's (lower is better)")
         figure.suptitle(
@@ -59,8 +59,8 @@ def plot_tuning(record: Record, path: Path) -> None:
 
 
 def _panel(axes: Any, rows: Sequence[Record], part: str, styles: dict[str, dict[str, Any]]) -> None:
-    places = {row["method"]: row[f"{part}_against"] for row in rows}
-    rest = [place for method, place in places.items() if method not in styles]
+    places = {row["policy"]: row[f"{part}_against"] for row in rows}
+    rest = [place for policy, place in places.items() if policy not in styles]
     if rest:
         axes.scatter(
             [place["loss"] for place in rest],
@@ -71,7 +71,7 @@ def _panel(axes: Any, rows: Sequence[Record], part: str, styles: dict[str, dict[
             label="other candidates",
             zorder=2,
         )
-    best = [places[row["method"]] for row in rows if row["on_front"][part]]
+    best = [places[row["policy"]] for row in rows if row["on_front"][part]]
     best.sort(key=lambda place: (place["loss"], place["ratio"]))
     axes.step(
         [place["loss"] for place in best],
@@ -84,9 +84,9 @@ def _panel(axes: Any, rows: Sequence[Record], part: str, styles: dict[str, dict[
         zorder=2,
     )
     for row in rows:
-        if row["method"] not in styles:
+        if row["policy"] not in styles:
             continue
-        place, style = places[row["method"]], styles[row["method"]]
+        place, style = places[row["policy"]], styles[row["policy"]]
         axes.errorbar(
             place["loss"],
             place["ratio"],
@@ -99,7 +99,7 @@ def _panel(axes: Any, rows: Sequence[Record], part: str, styles: dict[str, dict[
             elinewidth=0.8,
             alpha=0.9,
             linestyle="none",
-            label="full cache, for reference" if row["name"] == _FULL else row["method"],
+            label="full cache, for reference" if row["name"] == _FULL else row["policy"],
             zorder=3,
         )
 

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from lacache.errors import InputError
-from lacache.evals.hub_texts import load_named_text, validate_named_text
+from lacache.evals.hub_documents import load_named_document, validate_named_document
 from lacache.evals.tasks.lengths import count_tokens, largest_fitting
 
 NOISE = "noise"
@@ -47,7 +47,7 @@ def validate_haystack(haystack: str) -> None:
         MissingExtraError: the package that holds a built-in text is not installed.
     """
     if haystack != NOISE:
-        validate_named_text(haystack)
+        validate_named_document(haystack)
 
 
 def insert(sentences: list[str], needles: Sequence[str], depths: Sequence[float]) -> str:
@@ -107,5 +107,5 @@ def fill(
 
 @cache
 def _sentences(haystack: str) -> tuple[str, ...]:
-    text = " ".join(load_named_text(haystack).content.split())
+    text = " ".join(load_named_document(haystack).content.split())
     return tuple(re.split(r"(?<=[.!?]) ", text))

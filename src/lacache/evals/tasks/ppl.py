@@ -6,7 +6,7 @@ from typing import Any, ClassVar, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import InputError
-from lacache.evals.hub_texts import load_named_text, validate_named_text
+from lacache.evals.hub_documents import load_named_document, validate_named_document
 
 
 @final
@@ -30,7 +30,7 @@ class Perplexity:
 
     def check(self) -> None:
         """As `Task.check`: raise unless the text is there."""
-        validate_named_text(self.text)
+        validate_named_document(self.text)
 
     def token_ids(self, tokenizer: Any, *, length: int) -> list[int]:
         """The tokens to read, after the start token if the tokenizer adds one.
@@ -40,7 +40,7 @@ class Perplexity:
             MissingExtraError: a package that it needs is not installed.
         """
         first: list[int] = tokenizer("").input_ids
-        ids = _token_ids(tokenizer, load_named_text(self.text).content)
+        ids = _token_ids(tokenizer, load_named_document(self.text).content)
         last = self.start + length - len(first)
         if len(ids) < last:
             raise InputError(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, InputError
-from lacache.evals.hub_texts import load_named_text, validate_named_text
+from lacache.evals.hub_documents import load_named_document, validate_named_document
 from lacache.evals.tasks import magic_numbers
 from lacache.evals.tasks.filler import fill
 from lacache.evals.tasks.task import Question, Sample, Task
@@ -56,7 +56,7 @@ class StretchNeedles(Task):
 
     def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
         """Samples with the depths of the needles, in the order of the questions, as a fact."""
-        part = load_named_text(self.text).content[self.start : self.stop]
+        part = load_named_document(self.text).content[self.start : self.stop]
         if not part.strip():
             raise InputError(
                 f"text {self.text} has nothing from character {self.start:,} on; try start=0"
@@ -66,7 +66,7 @@ class StretchNeedles(Task):
 
     def check(self) -> None:
         """Raise unless the text is there."""
-        validate_named_text(self.text)
+        validate_named_document(self.text)
 
     def score(self, prediction: str, question: Question) -> float:
         """1 if the number is in the answer, else 0."""

@@ -1,4 +1,4 @@
-"""What is worth trying for a model: methods that are known ahead, at a capacity."""
+"""The policies that a search tries for a model, at a capacity."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -44,11 +44,11 @@ _HISTORIES = (
 
 
 def default_specs(num_layers: int, *, has_profile: bool) -> list[str]:
-    """Specs to try, the most promising first, as time may not allow all of them.
+    """Return specs to try, the most promising first, as time may not allow all of them.
 
     Args:
         num_layers: layers with a growing cache, at least two.
-        has_profile: whether it is known which KV heads need a long history.
+        has_profile: whether the model has a head profile.
 
     Raises:
         ConfigError: too few layers.
@@ -61,48 +61,48 @@ def default_specs(num_layers: int, *, has_profile: bool) -> list[str]:
 
 
 def has_profile(model: Any) -> bool:
-    """Whether a model, or one of the same configuration, was calibrated."""
+    """Return whether a model, or one of the same configuration, was calibrated."""
     return model_profile(model) is not None
 
 
-def plan_of(model: Any, method: Method, capacity: int) -> Plan:
-    """What a method keeps in a model, for `LaCache.from_model`.
+def plan_of(model: Any, policy: Method, capacity: int) -> Plan:
+    """Return the plan of a policy in a model, for `LaCache.from_model`.
 
     Raises:
         ConfigError: it cannot work with this capacity or model, or is no plan that can be stored.
     """
-    cache = method.open(model, capacity=capacity, dense=False)
+    cache = policy.open(model, capacity=capacity, dense=False)
     if not isinstance(cache, LaCache) or not isinstance(cache.policy, _PLANS):
         raise ConfigError(
-            f"method {method.name} has no plan that could be recommended; try streaming, ladder or "
+            f"policy {policy.name} has no plan that could be recommended; try streaming, ladder or "
             "history"
         )
     return cache.policy
 
 
 def default_candidates(model: Any, capacity: int) -> list[Method]:
-    """The methods of `default_specs` that work with a capacity, each plan once.
+    """Return the policies of `default_specs` that work with a capacity, each plan once.
 
     Raises:
         ConfigError: the model has too few layers.
     """
     specs = default_specs(len(model_info(model).growing), has_profile=has_profile(model))
     found: dict[Plan, Method] = {}
-    for method in map(parse_method, specs):
+    for policy in map(parse_method, specs):
         try:
-            found.setdefault(plan_of(model, method, capacity), method)
+            found.setdefault(plan_of(model, policy, capacity), policy)
         except ConfigError:
             continue  # too small a capacity for it: others take less room
     return list(found.values())
 
 
 def given_candidates(model: Any, capacity: int, specs: Iterable[str]) -> list[Method]:
-    """The methods of a user's specs, each once; StreamingLLM and the full cache are always there.
+    """Return the policies of a user's specs, each once, without the two that are always measured.
 
     Raises:
         ConfigError: one is unknown, has no plan or cannot work with the capacity.
     """
     found = list(dict.fromkeys(map(parse_method, specs)))
-    for method in found:
-        plan_of(model, method, capacity)
-    return [method for method in found if method not in (StreamingMethod(), FullCache())]
+    for policy in found:
+        plan_of(model, policy, capacity)
+    return [policy for policy in found if policy not in (StreamingMethod(), FullCache())]

@@ -1,44 +1,87 @@
-"""What a search has found, and what it recommends."""
+"""What a search is given, and what it finds and recommends."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
+from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
-from lacache.evals.tuning.objectives import Stretch
+from lacache.evals.methods.streaming import StreamingMethod
+from lacache.evals.tuning.objectives import Excerpt
+
+FULL = FullCache()
+STREAMING = StreamingMethod()
 
 TOLERANCE = 1.003
 """How much higher than StreamingLLM's a perplexity may be and still count as no worse."""
 
 
+def validate_minutes(minutes: float) -> None:
+    """Raise ConfigError unless `minutes` is positive and finite."""
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes={minutes} must be above 0 and finite; try --minutes 10")
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """What a search is given, besides the model and the text.
+
+    Args:
+        capacity: tokens per layer, the same for all candidates.
+        length: tokens of an excerpt, above the capacity.
+        minutes: of measuring, all starts of the same search together.
+
+    Raises:
+        ConfigError: a value out of range, or a cache that an excerpt does not fill.
+    """
+
+    capacity: int
+    length: int
+    minutes: float
+
+    def __post_init__(self) -> None:
+        validate_int("capacity", self.capacity, 1)
+        validate_int("length", self.length, 2)
+        validate_minutes(self.minutes)
+        if self.length <= self.capacity:
+            raise ConfigError(
+                f"length={self.length} must be above the capacity {self.capacity}, else nothing "
+                f"is ever evicted; try --length {4 * self.capacity}"
+            )
+
+
 @final
 @dataclass(frozen=True)
 class Recommended:
-    """One method for each wish, chosen on the part of the text for comparing."""
+    """One policy for each goal, chosen on the part of the text for comparing."""
 
     text: Method
     """Least perplexity."""
     recall: Method
     """Least loss of the answers."""
     both: Method
-    """Least loss of the answers of those whose perplexity is not clearly above TOLERANCE times
+    """Least loss of the answers among those whose perplexity is not clearly above TOLERANCE times
     StreamingLLM's: the whole interval of the ratio is not."""
 
 
 @final
 @dataclass(frozen=True)
 class Found:
-    """What a search has found."""
+    """The result of a search."""
 
-    compared: Mapping[Method, Sequence[Stretch]]
-    """What was read for comparing; StreamingLLM is among the methods, the full cache is not."""
+    compared: Mapping[Method, Sequence[Excerpt]]
+    """What was measured for comparing; StreamingLLM is among the policies, the full cache not."""
     finalists: tuple[Method, ...]
     """Those that were compared on all of it, the best first."""
     front: tuple[Method, ...]
-    """Those of them that no other beats, by perplexity."""
+    """The Pareto front among them, by perplexity."""
     recommended: Recommended
-    held_out: Mapping[Method, Sequence[Stretch]]
-    """What winners, StreamingLLM and the full cache made of the held-out part."""
+    held_out: Mapping[Method, Sequence[Excerpt]]
+    """Winners, StreamingLLM and the full cache on the held-out part."""
     failed: Mapping[Method, str]
     untried: tuple[Method, ...]
     """Those for which the time did not suffice."""
@@ -49,15 +92,15 @@ class Found:
 def recommend(
     points: Mapping[Method, tuple[float, float]], ratios: Mapping[Method, float]
 ) -> Recommended:
-    """For each wish the method of least figure, and of equal ones that which is better otherwise.
+    """Choose the best policy for each goal; of equal ones the one that is better otherwise.
 
     Args:
-        points: perplexity and loss of each method of the front.
-        ratios: by method, the low end of the interval of its perplexity over StreamingLLM's.
+        points: perplexity and loss of each policy of the front.
+        ratios: by policy, the low end of the interval of its perplexity over StreamingLLM's.
     """
-    good = [method for method in points if ratios[method] <= TOLERANCE]
+    good = [policy for policy in points if ratios[policy] <= TOLERANCE]
     return Recommended(
-        text=min(points, key=lambda m: points[m]),
-        recall=min(points, key=lambda m: points[m][::-1]),
-        both=min(good, key=lambda m: points[m][::-1]),
+        text=min(points, key=lambda p: points[p]),
+        recall=min(points, key=lambda p: points[p][::-1]),
+        both=min(good, key=lambda p: points[p][::-1]),
     )

@@ -1,4 +1,4 @@
-"""The two objectives, from the records of a method's runs: perplexity and the loss of answers."""
+"""The two objectives, perplexity and the loss of answers, and what is best in both."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,16 @@ from typing import final
 from lacache.common.records import Record
 from lacache.evals.bootstrap import block_interval, mean_interval
 from lacache.evals.perplexity import perplexity
-from lacache.evals.tuning.pareto import Point
 
 Interval = tuple[float, float]
+Point = tuple[float, float]
+"""Two figures, both better when they are lower."""
 
 
 @final
 @dataclass(frozen=True)
-class Stretch:
-    """What one method made of one stretch: the records of the text and of its needles."""
+class Excerpt:
+    """One policy on one excerpt: the records of the text and of its needles."""
 
     text: Record
     needles: Record
@@ -31,12 +32,12 @@ class Stretch:
 @final
 @dataclass(frozen=True)
 class Figures:
-    """A method over several stretches; intervals are 95 %.
+    """A policy over several excerpts, with 95 % intervals.
 
-    Those of needles are over stretches, and too narrow where these are few.
+    Intervals of needles are over excerpts, and too narrow where these are few.
     """
 
-    stretches: int
+    excerpts: int
     needles: int
     perplexity: float
     perplexity_interval: Interval
@@ -58,9 +59,9 @@ class Figures:
 @final
 @dataclass(frozen=True)
 class Against:
-    """A method against another on the same tokens and needles."""
+    """A policy against another on the same tokens and needles."""
 
-    stretches: int
+    excerpts: int
     ratio: float
     """Of the perplexities; below 1 is better."""
     ratio_interval: Interval
@@ -69,18 +70,14 @@ class Against:
     loss_interval: Interval
 
 
-def figures(stretches: Sequence[Stretch]) -> Figures:
-    """All tokens and all needles together.
-
-    Args:
-        stretches: at least one.
-    """
-    nll, losses = _tokens(stretches), _needles(stretches, "nlls")
-    scores = _needles(stretches, "scores")
+def figures(excerpts: Sequence[Excerpt]) -> Figures:
+    """Return the figures over all tokens and all needles of at least one excerpt."""
+    nll, losses = _tokens(excerpts), _needles(excerpts, "nlls")
+    scores = _needles(excerpts, "scores")
     low, high = block_interval(nll)
-    records = [record for s in stretches for record in (s.text, s.needles)]
+    records = [record for e in excerpts for record in (e.text, e.needles)]
     return Figures(
-        stretches=len(stretches),
+        excerpts=len(excerpts),
         needles=sum(map(len, losses)),
         perplexity=perplexity(nll),
         perplexity_interval=(math.exp(low), math.exp(high)),
@@ -93,21 +90,21 @@ def figures(stretches: Sequence[Stretch]) -> Figures:
     )
 
 
-def against(stretches: Sequence[Stretch], others: Sequence[Stretch]) -> Against:
-    """Pairs token with token and needle with needle, so that what both share falls out.
+def against(excerpts: Sequence[Excerpt], others: Sequence[Excerpt]) -> Against:
+    """Compare token with token and needle with needle, so that what both share cancels out.
 
     Args:
-        stretches: of the method.
-        others: of what it is compared with; the same stretches in the same order.
+        excerpts: of the policy.
+        others: of what it is compared with; the same excerpts in the same order.
     """
-    nll = [a - b for a, b in zip(_tokens(stretches), _tokens(others), strict=True)]
+    nll = [a - b for a, b in zip(_tokens(excerpts), _tokens(others), strict=True)]
     losses = [
         [a - b for a, b in zip(mine, theirs, strict=True)]
-        for mine, theirs in zip(_needles(stretches, "nlls"), _needles(others, "nlls"), strict=True)
+        for mine, theirs in zip(_needles(excerpts, "nlls"), _needles(others, "nlls"), strict=True)
     ]
     low, high = block_interval(nll)
     return Against(
-        stretches=len(stretches),
+        excerpts=len(excerpts),
         ratio=math.exp(fmean(nll)),
         ratio_interval=(math.exp(low), math.exp(high)),
         loss=_mean(losses),
@@ -115,26 +112,59 @@ def against(stretches: Sequence[Stretch], others: Sequence[Stretch]) -> Against:
     )
 
 
-def _tokens(stretches: Sequence[Stretch]) -> list[float]:
-    """Losses of all tokens, stretch after stretch."""
-    return [float(value) for s in stretches for value in s.text["nll"]]
+def pareto_front(points: Sequence[Point]) -> list[int]:
+    """Return which points no other beats (as good in both, better in one), by the first objective.
+
+    Equal points do not beat each other.
+    """
+    found: list[int] = []
+    least = math.inf
+    for index in sorted(range(len(points)), key=points.__getitem__):
+        if points[index][1] < least or (found and points[index] == points[found[-1]]):
+            found.append(index)
+            least = points[index][1]
+    return found
 
 
-def _needles(stretches: Sequence[Stretch], name: str) -> list[list[float]]:
-    """A figure of all needles, by stretch."""
+def ranked(points: Sequence[Point]) -> list[int]:
+    """Return all points, the best first.
+
+    Those of the front come first, then the front of what is left, and so on; within one, by the
+    sum of both ranks, which prefers what is good in both.
+    """
+
+    def rank_sum(index: int) -> int:
+        return sum(other[i] < points[index][i] for other in points for i in (0, 1))
+
+    order: list[int] = []
+    left = list(range(len(points)))
+    while left:
+        layer = {left[i] for i in pareto_front([points[i] for i in left])}
+        order += sorted(layer, key=lambda i: (rank_sum(i), i))
+        left = [i for i in left if i not in layer]
+    return order
+
+
+def _tokens(excerpts: Sequence[Excerpt]) -> list[float]:
+    """Return the losses of all tokens, excerpt after excerpt."""
+    return [float(value) for e in excerpts for value in e.text["nll"]]
+
+
+def _needles(excerpts: Sequence[Excerpt], name: str) -> list[list[float]]:
+    """Return a figure of all needles, by excerpt."""
     return [
-        [float(value) for sample in stretch.needles["samples"] for value in sample[name]]
-        for stretch in stretches
+        [float(value) for sample in excerpt.needles["samples"] for value in sample[name]]
+        for excerpt in excerpts
     ]
 
 
 def _mean(values: Sequence[Sequence[float]]) -> float:
-    return fmean(value for of_stretch in values for value in of_stretch)
+    return fmean(value for of_excerpt in values for value in of_excerpt)
 
 
 def _interval(values: Sequence[Sequence[float]]) -> Interval:
-    """Of the mean: whole stretches are drawn, as needles in one text share its cache.
+    """Return the interval of the mean over whole excerpts, as needles in one share its cache.
 
-    All stretches have equally many needles, so that the mean of their means is the mean.
+    All excerpts have equally many needles, so the mean of their means is the mean.
     """
-    return mean_interval([fmean(of_stretch) for of_stretch in values])
+    return mean_interval([fmean(of_excerpt) for of_excerpt in values])

@@ -1,4 +1,4 @@
-"""What a search has found, as plain JSON, for tables and plots."""
+"""The result of a search as plain JSON, for tables and plots."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -7,11 +7,8 @@ from typing import Any
 from lacache.common.records import Record, environment
 from lacache.evals.methods.method import Method
 from lacache.evals.specs import format_spec
-from lacache.evals.tuning.found import TOLERANCE, Found
-from lacache.evals.tuning.objectives import Stretch, against, figures
-from lacache.evals.tuning.pareto import front
-from lacache.evals.tuning.search import FULL, STREAMING
-from lacache.evals.tuning.settings import Settings
+from lacache.evals.tuning.found import FULL, STREAMING, TOLERANCE, Found, Settings
+from lacache.evals.tuning.objectives import Excerpt, against, figures, pareto_front
 from lacache.evals.tuning.split import Part
 from lacache.policies.plan_record import plan_record
 from lacache.policies.schedule import Plan
@@ -24,10 +21,10 @@ RULES = {
         f"{TOLERANCE} × StreamingLLM's"
     ),
 }
-"""By wish, what a recommendation goes by; all figures are those for comparing."""
+"""By goal, what a recommendation goes by; all figures are those for comparing."""
 
 FEWEST_CLEAR = 5
-"""So many stretches lie on one side of a border by chance once in sixteen times."""
+"""So many excerpts lie on one side of a border by chance once in sixteen times."""
 
 _DIGITS = 5
 
@@ -41,87 +38,87 @@ def tuning_record(
     model: str,
     plans: Mapping[str, Plan],
 ) -> Record:
-    """All figures of a search.
+    """Return all figures of a search.
 
     Args:
-        found: what it has found.
+        found: its result.
         settings: what it was given.
         parts: of the text.
-        budget: as the user said it.
+        budget: as the user gave it.
         model: its name.
-        plans: by wish, what the recommended method keeps.
+        plans: by goal, what the recommended policy keeps.
 
     Returns:
-        Rows for all methods: `compared` is on the part that was chosen on, with as many stretches
-        as the method was in the search for, `held_out` on the other one, None where a method was
-        not measured there; `..._against` is the same against StreamingLLM, token by token and
-        needle by needle. `on_front` says whether no other method beats it there.
+        Rows for all policies: `compared` is on the part that was chosen on, over as many excerpts
+        as the policy reached, `held_out` on the other one, None where a policy was not measured
+        there; `..._against` is the same against StreamingLLM, token by token and needle by needle.
+        `on_front` is whether no other policy beats it there.
     """
-    best = {wish: getattr(found.recommended, wish) for wish in RULES}
-    ends = _front_of(found.held_out)
-    methods = [*found.finalists, *(m for m in found.compared if m not in found.finalists), FULL]
+    best = {goal: getattr(found.recommended, goal) for goal in RULES}
+    # Without the full cache, which has more bytes.
+    ends = [policy for policy in found.held_out if policy != FULL]
+    points = [figures(found.held_out[policy]).point for policy in ends]
+    held_out_front = [ends[i] for i in pareto_front(points)]
+    policies = [*found.finalists, *(p for p in found.compared if p not in found.finalists), FULL]
     return {
         "kind": "tune",
         "model": model,
         "text": parts[0].text,
         "parts": [asdict(part) for part in parts],
-        "protocol": "strict",
+        "prefill": "chunked",
         "budget": budget,
         **asdict(settings),
-        "recommended": {wish: _spec(method) for wish, method in best.items()},
+        "recommended": {goal: _text(policy) for goal, policy in best.items()},
         "rules": RULES,
-        "plans": {wish: plan_record(plan) for wish, plan in plans.items()},
-        "front": [_spec(method) for method in found.front],
-        "methods": [
+        "plans": {goal: plan_record(plan) for goal, plan in plans.items()},
+        "front": [_text(policy) for policy in found.front],
+        "policies": [
             {
-                "method": _spec(method),
-                "name": method.name,
-                "is_finalist": method in found.finalists,
-                **_figures("compared", found.compared, method),
-                **_figures("held_out", found.held_out, method),
-                "on_front": {"compared": method in found.front, "held_out": method in ends},
+                "policy": _text(policy),
+                "name": policy.name,
+                "is_finalist": policy in found.finalists,
+                **_figures("compared", found.compared, policy),
+                **_figures("held_out", found.held_out, policy),
+                "on_front": {
+                    "compared": policy in found.front,
+                    "held_out": policy in held_out_front,
+                },
             }
-            for method in methods
+            for policy in policies
         ],
-        "failed": {_spec(method): told for method, told in found.failed.items()},
-        "untried": [_spec(method) for method in found.untried],
+        "failed": {_text(policy): error for policy, error in found.failed.items()},
+        "untried": [_text(policy) for policy in found.untried],
         "seconds": round(found.seconds, 1),
         "environment": environment(),
     }
 
 
 def verdict(relative: Record) -> dict[str, str]:
-    """What the intervals of `..._against` say: "lower", "higher" or "not clear".
+    """Return what the intervals of `..._against` show: "lower", "higher" or "not clear".
 
-    Of fewer than `FEWEST_CLEAR` stretches, which chance alone often puts on one side, the loss is
+    Over fewer than `FEWEST_CLEAR` excerpts, which chance alone often puts on one side, the loss is
     never clear.
     """
-    few = relative["stretches"] < FEWEST_CLEAR
+    few = relative["excerpts"] < FEWEST_CLEAR
     return {
         "perplexity": _side(relative["ratio_interval"], 1.0),
         "loss": "not clear" if few else _side(relative["loss_interval"], 0.0),
     }
 
 
-def _front_of(read: Mapping[Method, Sequence[Stretch]]) -> list[Method]:
-    """Without the full cache, which has more bytes."""
-    methods = [method for method in read if method != FULL]
-    return [methods[i] for i in front([figures(read[method]).point for method in methods])]
-
-
-def _figures(name: str, read: Mapping[Method, Sequence[Stretch]], method: Method) -> Record:
-    mine = read.get(method)
+def _figures(name: str, measured: Mapping[Method, Sequence[Excerpt]], policy: Method) -> Record:
+    mine = measured.get(policy)
     if not mine:
         return {name: None, f"{name}_against": None}
-    others = read[STREAMING][: len(mine)]
+    others = measured[STREAMING][: len(mine)]
     return {
         name: _rounded(asdict(figures(mine))),
         f"{name}_against": _rounded(asdict(against(mine, others))),
     }
 
 
-def _spec(method: Method) -> str:
-    return format_spec(method.name, method)
+def _text(policy: Method) -> str:
+    return format_spec(policy.name, policy)
 
 
 def _side(interval: Sequence[float], border: float) -> str:

@@ -1,4 +1,4 @@
-"""Successive halving in bounded time: many candidates over little text, few over more."""
+"""Successive halving in bounded time: many candidates on little text, few on more."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,24 +6,31 @@ from typing import final
 
 from lacache.common.records import Record
 from lacache.errors import ConfigError, InputError, ModelError
-from lacache.evals.campaign import Outcome
-from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
-from lacache.evals.methods.streaming import StreamingMethod
+from lacache.evals.record_file import Outcome
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.stretch_needles import StretchNeedles
-from lacache.evals.tuning.found import Found, Recommended, recommend
-from lacache.evals.tuning.objectives import Figures, Stretch, against, figures
-from lacache.evals.tuning.pareto import front, ranked
-from lacache.evals.tuning.settings import Settings
-from lacache.evals.tuning.split import FEWEST_STRETCHES, Part
+from lacache.evals.tuning.found import (
+    FULL,
+    STREAMING,
+    Found,
+    Recommended,
+    Settings,
+    recommend,
+)
+from lacache.evals.tuning.objectives import (
+    Excerpt,
+    Point,
+    against,
+    figures,
+    pareto_front,
+    ranked,
+)
+from lacache.evals.tuning.split import FEWEST_EXCERPTS, Part
 
 GUESS = math.log(9e6)
-"""Nats that a number of seven digits costs on average who does not know it: no guess is better."""
-
-FULL = FullCache()
-STREAMING = StreamingMethod()
+"""Nats that a number of seven digits costs a blind guess on average."""
 
 _LEAST = 3
 _FINALISTS = 6
@@ -35,7 +42,6 @@ _OVERHEAD = 0.95
 
 _COMPARED, _HELD_OUT = 0, 1
 
-_Read = dict[Method, list[Stretch]]
 Measure = Callable[[RunSpec], Outcome]
 
 
@@ -48,7 +54,7 @@ class Search:
         parts: the one to compare on and the one held out.
         candidates: besides StreamingLLM, the most promising first.
         measure: makes or finds the record of a run.
-        on_step: called before each stretch with what is done and the seconds spent so far.
+        on_step: called before each excerpt with its description and the seconds spent so far.
     """
 
     def __init__(
@@ -57,7 +63,7 @@ class Search:
         parts: tuple[Part, Part],
         candidates: Sequence[Method],
         measure: Measure,
-        on_step: Callable[[str, float], None] = lambda told, seconds: None,
+        on_step: Callable[[str, float], None] = lambda step, seconds: None,
     ) -> None:
         self._settings = settings
         self._parts = parts
@@ -69,14 +75,14 @@ class Search:
         self._slowest = 0.0
         self._slowest_of: dict[Method, float] = {}
         self._slowest_run: dict[object, float] = {}
-        self._read_of: tuple[_Read, _Read] = ({}, {})
+        self._measured: tuple[dict[Method, list[Excerpt]], ...] = ({}, {})
         self._failed: dict[Method, str] = {}
 
     def run(self) -> Found:
         """Compare, choose, and measure what was chosen on what is held out.
 
         Raises:
-            ConfigError: the time does not suffice for the least search, which reads two stretches
+            ConfigError: the time does not suffice for the least search, which has two excerpts
                 of each part, or there is nothing to compare StreamingLLM with.
             ModelError: the model finds no needles even with a full cache.
             InputError: StreamingLLM or the full cache could not be measured.
@@ -90,25 +96,25 @@ class Search:
         self._validate_signal()
         tried = self._first_round()
         finalists = self._halve(tried)
-        points = {method: self._figures(method).point for method in finalists}
-        best = [finalists[i] for i in front(list(points.values()))]
-        read = self._read_of[_COMPARED]
-        ratios = {m: against(read[m], read[STREAMING]).ratio_interval[0] for m in best}
-        recommended = recommend({method: points[method] for method in best}, ratios)
-        self._confirm(recommended, [method for method in finalists if method in best])
+        points = {policy: self._point(policy) for policy in finalists}
+        front = [finalists[i] for i in pareto_front(list(points.values()))]
+        compared, held_out = self._measured
+        ratios = {p: against(compared[p], compared[STREAMING]).ratio_interval[0] for p in front}
+        recommended = recommend({policy: points[policy] for policy in front}, ratios)
+        self._confirm(recommended, [policy for policy in finalists if policy in front])
         return Found(
-            compared=self._read_of[_COMPARED],
+            compared=compared,
             finalists=tuple(finalists),
-            front=tuple(best),
+            front=tuple(front),
             recommended=recommended,
-            held_out=self._read_of[_HELD_OUT],
+            held_out=held_out,
             failed=self._failed,
-            untried=tuple(m for m in self._candidates if m not in {*tried, *self._failed}),
+            untried=tuple(p for p in self._candidates if p not in {*tried, *self._failed}),
             seconds=self._seconds,
         )
 
     def _validate_signal(self) -> None:
-        """Where the full cache does not know the answers, no loss tells caches apart."""
+        """Check that the full cache knows the answers; else no loss distinguishes caches."""
         self._on_step("the full cache", self._seconds)
         try:
             loss = float(self._needles(FULL, _COMPARED, 0)["nll"])
@@ -116,51 +122,47 @@ class Search:
             raise InputError(str(error)) from error
         if loss > GUESS / 2:
             raise ModelError(
-                f"the model does not find needles in stretches of {self._settings.length} tokens "
+                f"the model does not find needles in excerpts of {self._settings.length} tokens "
                 f"with a full cache: an answer costs {loss:.1f} nats, a blind guess {GUESS:.1f}, "
-                "so its answers do not tell caches apart; try a shorter --length, or measure "
+                "so its answers do not distinguish caches; try a shorter --length, or measure "
                 f"perplexity alone with lacache eval --tasks ppl:text={self._parts[0].text}"
             )
 
     def _first_round(self) -> list[Method]:
-        """One stretch for as many candidates as the time allows."""
+        """Measure one excerpt with as many candidates as the time allows; return those."""
         tried: list[Method] = []
-        for number, method in enumerate(self._candidates):
+        for number, policy in enumerate(self._candidates):
             ends = self._seconds + self._slowest
             most = min(_FIRST_SHARE * self._limit, self._limit - self._reserved(_LEAST))
             if len(tried) >= _LEAST and ends > most:
                 break
-            told = f"comparing candidate {number + 1} of {len(self._candidates)}"
+            step = f"comparing candidate {number + 1} of {len(self._candidates)}"
             try:
-                worked = self._read(told, method, _COMPARED)
+                if self._measure_next(step, policy, _COMPARED):
+                    tried.append(policy)
             except _OutOfTime:
                 if len(tried) < _LEAST:
                     raise
                 break
-            if worked:
-                tried.append(method)
-            if method == STREAMING:
-                self._validate_time()
+            if policy == STREAMING and self._needed() > self._limit:
+                raise self._too_little()
         if len(tried) < 2:
-            reasons = "; ".join(self._failed.values()) or "no other method works"
+            reasons = "; ".join(self._failed.values()) or "no other policy works"
             raise ConfigError(
                 f"nothing is left to compare StreamingLLM with ({reasons}); try a larger --budget "
-                "or other --methods"
+                "or other values of --policy"
             )
         return tried
 
-    def _validate_time(self) -> None:
-        """Whether the least search fits."""
-        if self._needed() > self._limit:
-            raise self._too_little()
-
     def _needed(self) -> float:
-        """Time of the least search in all: what was read, and what it still has to read."""
+        """Return the time of the least search: what is measured, and what it has to measure."""
         left = 0
-        # Held out, the full cache is read besides.
-        for read, methods in zip(self._read_of, (_LEAST, _LEAST + 1), strict=True):
-            counts = sorted((min(len(of), FEWEST_STRETCHES) for of in read.values()), reverse=True)
-            left += FEWEST_STRETCHES * methods - sum(counts[:methods])
+        # Held out, the full cache is measured besides.
+        for measured, policies in zip(self._measured, (_LEAST, _LEAST + 1), strict=True):
+            counts = sorted(
+                (min(len(of), FEWEST_EXCERPTS) for of in measured.values()), reverse=True
+            )
+            left += FEWEST_EXCERPTS * policies - sum(counts[:policies])
         return self._seconds + left * (self._slowest or 2 * self._slowest_run.get(None, 0.0))
 
     def _too_little(self) -> ConfigError:
@@ -168,136 +170,130 @@ class Search:
         enough = math.ceil(max(self._needed(), 1.2 * self._limit) / _OVERHEAD / 6) / 10
         return ConfigError(
             f"minutes={minutes:g} are too little time to choose: "
-            f"{FEWEST_STRETCHES} stretches of {self._settings.length} tokens to compare on and as "
-            f"many held out are the least, with {_LEAST} methods, which take about {enough:g} "
-            f"minutes; try --minutes {enough:g}, which goes on from here, or a shorter --length"
+            f"{FEWEST_EXCERPTS} excerpts of {self._settings.length} tokens to compare on and as "
+            f"many held out are the least, with {_LEAST} policies, which take about {enough:g} "
+            f"minutes; try --minutes {enough:g}, which continues from here, or a shorter --length"
         )
 
     def _reserved(self, more: int) -> float:
-        """Time for so many more stretches, and for winners and the full cache held out."""
-        return self._slowest * (more + FEWEST_STRETCHES * (_LEAST + 2))
+        """Return the time for `more` excerpts, and for winners and the full cache held out."""
+        return self._slowest * (more + FEWEST_EXCERPTS * (_LEAST + 2))
 
     def _halve(self, tried: list[Method]) -> list[Method]:
-        """More stretches for the better half, until few are left; these, the best first."""
+        """Measure more excerpts with the better half, until few are left; the best first."""
         left = tried
         until = _COMPARED_SHARE * self._limit
         while True:
             left = self._best_half(left)
-            if self._columns(_COMPARED) < FEWEST_STRETCHES:
+            if self._columns(_COMPARED) < FEWEST_EXCERPTS:
                 left = self._affordable(left)
             rounds = 1 + math.ceil(math.log2(max(1.0, len(left) / _FINALISTS)))
             round_end = self._seconds + (until - self._seconds) / rounds
             before = self._columns(_COMPARED)
-            left = self._read_until(left, _COMPARED, round_end)
+            left = self._measure_until(left, _COMPARED, round_end)
             if len(left) <= _FINALISTS or self._columns(_COMPARED) == before:
                 return self._in_order(left)
 
-    def _affordable(self, methods: list[Method]) -> list[Method]:
-        """As many of the best as there is time for to read another stretch with."""
-        left = list(methods)
+    def _affordable(self, policies: list[Method]) -> list[Method]:
+        """Return as many of the best as there is time for another excerpt with."""
+        left = list(policies)
         while len(left) > _LEAST and self._ends(left) > self._limit - self._reserved(0):
-            left.remove(next(m for m in reversed(left) if m != STREAMING))
+            left.remove(next(p for p in reversed(left) if p != STREAMING))
         return left
 
-    def _confirm(self, recommended: Recommended, winners: list[Method]) -> None:
-        """Winners, StreamingLLM and the full cache on the held-out part."""
-        best = recommended
+    def _confirm(self, best: Recommended, winners: list[Method]) -> None:
+        """Measure winners, StreamingLLM and the full cache on the held-out part."""
         left = list(dict.fromkeys([STREAMING, best.both, best.recall, best.text, FULL]))
-        for method in winners:
-            more = [*left, method]
-            ends = self._seconds + FEWEST_STRETCHES * (self._ends(more) - self._seconds)
-            if method not in left and len(left) < _WINNERS and ends <= self._limit:
+        for policy in winners:
+            more = [*left, policy]
+            ends = self._seconds + FEWEST_EXCERPTS * (self._ends(more) - self._seconds)
+            if policy not in left and len(left) < _WINNERS and ends <= self._limit:
                 left = more
-        self._read_until(left, _HELD_OUT, self._limit)
+        self._measure_until(left, _HELD_OUT, self._limit)
 
-    def _read_until(self, methods: list[Method], part: int, until: float) -> list[Method]:
-        """Stretch after stretch with all methods, the fewest at least; those it worked with.
+    def _measure_until(self, policies: list[Method], part: int, until: float) -> list[Method]:
+        """Measure excerpt after excerpt, the fewest at least; return the policies that worked.
 
         Raises:
-            _OutOfTime: the time has ended before the fewest were read.
+            _OutOfTime: the time has ended before the fewest were measured.
         """
-        left = methods
-        while self._columns(part) < FEWEST_STRETCHES or self._fits(left, part, until):
+        left = policies
+        while self._columns(part) < FEWEST_EXCERPTS or self._fits(left, part, until):
             before = self._columns(part)
+            step = f"{self._parts[part].name}, excerpt {before + 1}, {len(left)} policies"
             try:
-                left = self._read_all(left, part)
+                left = [policy for policy in left if self._measure_next(step, policy, part)]
             except _OutOfTime:
-                if before < FEWEST_STRETCHES:
+                if before < FEWEST_EXCERPTS:
                     raise
-                # What only some have read compares with nothing.
-                read = self._read_of[part]
-                left = [method for method in left if method in read]
-                for method in left:
-                    del read[method][before:]
+                # What only some have measured compares with nothing.
+                measured = self._measured[part]
+                left = [policy for policy in left if policy in measured]
+                for policy in left:
+                    del measured[policy][before:]
                 break
         return left
 
-    def _best_half(self, methods: list[Method]) -> list[Method]:
-        """The better half, but at least as many as may stay to the end; the best first."""
-        ordered = self._in_order(methods)
+    def _best_half(self, policies: list[Method]) -> list[Method]:
+        """Return the better half, but at least as many as may be finalists; the best first."""
+        ordered = self._in_order(policies)
         kept = ordered[: max(_FINALISTS, math.ceil(len(ordered) / 2))]
         # What everything is measured against stays.
         return kept if STREAMING in kept else [*kept[:-1], STREAMING]
 
-    def _in_order(self, methods: list[Method]) -> list[Method]:
-        """The best first; all have read the same."""
-        return [methods[i] for i in ranked([self._figures(method).point for method in methods])]
+    def _in_order(self, policies: list[Method]) -> list[Method]:
+        """Return the best first; all have measured the same."""
+        return [policies[i] for i in ranked([self._point(policy) for policy in policies])]
 
-    def _figures(self, method: Method) -> Figures:
-        return figures(self._read_of[_COMPARED][method])
+    def _point(self, policy: Method) -> Point:
+        return figures(self._measured[_COMPARED][policy]).point
 
     def _columns(self, part: int) -> int:
-        """Stretches that were read of a part by all that are still in it."""
-        return len(self._read_of[part].get(STREAMING, ()))
+        """Return the excerpts of a part that all policies still in it have measured."""
+        return len(self._measured[part].get(STREAMING, ()))
 
-    def _fits(self, methods: list[Method], part: int, until: float) -> bool:
-        """Whether there is text and time for one more stretch with each method."""
-        there = len(self._parts[part].stretches(self._settings.length))
-        return self._columns(part) < there and self._ends(methods) <= until
+    def _fits(self, policies: list[Method], part: int, until: float) -> bool:
+        """Return whether there is text and time for one more excerpt with each policy."""
+        available = len(self._parts[part].excerpts(self._settings.length))
+        return self._columns(part) < available and self._ends(policies) <= until
 
-    def _ends(self, methods: list[Method]) -> float:
-        """Time when each has read one more stretch, if none takes longer than ever before."""
-        return self._seconds + sum(self._slowest_of.get(m, self._slowest) for m in methods)
+    def _ends(self, policies: list[Method]) -> float:
+        """Return when each has measured one more excerpt, if none takes longer than before."""
+        return self._seconds + sum(self._slowest_of.get(p, self._slowest) for p in policies)
 
-    def _read_all(self, methods: list[Method], part: int) -> list[Method]:
-        """One more stretch with each method; those with which that worked."""
-        number = self._columns(part) + 1
-        told = f"{self._parts[part].name}, stretch {number}, {len(methods)} methods"
-        return [method for method in methods if self._read(told, method, part)]
-
-    def _read(self, told: str, method: Method, part: int) -> bool:
-        """One more stretch with a method; whether that worked."""
-        self._on_step(told, self._seconds)
-        read = self._read_of[part]
-        number = len(read.get(method, ()))
+    def _measure_next(self, step: str, policy: Method, part: int) -> bool:
+        """Measure a policy's next excerpt of a part; return whether that worked."""
+        self._on_step(step, self._seconds)
+        measured = self._measured[part]
+        number = len(measured.get(policy, ()))
         of_part = self._parts[part]
-        start = of_part.stretches(self._settings.length)[number]
+        start = of_part.excerpts(self._settings.length)[number]
         try:
-            # What is read does not depend on a seed, so its run is the same with any.
-            text = self._record(Perplexity(of_part.text, start), method, 0)
-            stretch = Stretch(text, self._needles(method, part, number))
+            # Perplexity does not depend on a seed, so its run is the same with any.
+            text = self._record(Perplexity(of_part.text, start), policy, 0)
+            excerpt = Excerpt(text, self._needles(policy, part, number))
         except _RunFailed as error:
-            if method in (STREAMING, FULL):
+            if policy in (STREAMING, FULL):
                 raise InputError(str(error)) from error
-            self._failed[method] = str(error)
-            read.pop(method, None)
+            self._failed[policy] = str(error)
+            measured.pop(policy, None)
             return False
-        read.setdefault(method, []).append(stretch)
-        slowest = max(self._slowest_of.get(method, 0.0), stretch.seconds)
-        self._slowest_of[method] = slowest
+        measured.setdefault(policy, []).append(excerpt)
+        slowest = max(self._slowest_of.get(policy, 0.0), excerpt.seconds)
+        self._slowest_of[policy] = slowest
         self._slowest = max(self._slowest, slowest)
         return True
 
-    def _needles(self, method: Method, part: int, number: int) -> Record:
+    def _needles(self, policy: Method, part: int, number: int) -> Record:
         of_part = self._parts[part]
         task = StretchNeedles(of_part.text, *of_part.characters, number)
-        return self._record(task, method, of_part.seed)
+        return self._record(task, policy, of_part.seed)
 
-    def _record(self, task: Perplexity | StretchNeedles, method: Method, seed: int) -> Record:
-        budget = "1.0" if method == FULL else str(self._settings.capacity)
-        spec = RunSpec(task, method, self._settings.length, budget, seed=seed)
+    def _record(self, task: Perplexity | StretchNeedles, policy: Method, seed: int) -> Record:
+        budget = "1.0" if policy == FULL else str(self._settings.capacity)
+        spec = RunSpec(task, policy, self._settings.length, budget, seed=seed)
         kind = type(task)
-        known = ((method, kind), kind, None)
+        known = ((policy, kind), kind, None)
         expected = next((self._slowest_run[k] for k in known if k in self._slowest_run), 0.0)
         if self._seconds + expected > self._limit:
             raise _OutOfTime
@@ -318,4 +314,4 @@ class _OutOfTime(Exception):
 
 @final
 class _RunFailed(Exception):
-    """A run without a record; says why."""
+    """A run has no record; the message has the reason."""

@@ -10,20 +10,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lacache.common.records import Record, read_records
 from lacache.errors import ConfigError
-from lacache.evals.methods.full import FullCache
 from lacache.evals.recipes import RECIPES
-from lacache.evals.runs import RunSpec
-from lacache.evals.specs import format_spec
-from tests.cli.conftest import Run
+from lacache.evals.runs import Protocol, RunSpec
+from tests.cli.conftest import Run, run
 from tests.engine.tiny import END, VOCABULARY, tiny_tokenizer
+
+__all__ = ["run"]
+
+DENSE = Protocol("dense", "dense")
 
 
 def bounded(name: str) -> list[RunSpec]:
-    return [spec for spec in RECIPES[name].runs() if not isinstance(spec.method, FullCache)]
+    return [spec for spec in RECIPES[name].runs() if not spec.is_full]
 
 
 def settings(name: str) -> set[tuple[str, str]]:
-    return {(spec.budget, format_spec(spec.method.name, spec.method)) for spec in bounded(name)}
+    return {(spec.budget, spec.policy_text) for spec in bounded(name)}
 
 
 def test_wikitext_is_the_released_command() -> None:
@@ -32,7 +34,7 @@ def test_wikitext_is_the_released_command() -> None:
         ("256", "released-ladder:span=16"),
     }
     # --num_eval_tokens 16384: so many predictions, one token more.
-    assert {(s.length, s.protocol) for s in bounded("wikitext-16k")} == {(16385, "strict")}
+    assert {(s.length, s.protocol) for s in bounded("wikitext-16k")} == {(16385, Protocol())}
 
 
 def test_the_needle_is_the_released_command() -> None:
@@ -43,7 +45,7 @@ def test_the_needle_is_the_released_command() -> None:
     runs = bounded("needle-llama3.2")
     assert {spec.length for spec in runs} == {i * 16384 for i in range(1, 9)}
     assert {spec.seed for spec in runs} == set(range(50))
-    assert {(s.count, s.protocol, s.first_token) for s in runs} == {(11, "dense", "dense")}
+    assert {(s.count, s.protocol) for s in runs} == {(11, DENSE)}
     assert len(RECIPES["needle-llama3.2"].runs()) == 8 * 50 * 3
 
 
@@ -62,24 +64,24 @@ def test_longbench_is_the_released_commands() -> None:
     counts = {spec.task.name: spec.count for spec in runs}
     # LongBench has 4,750 rows.
     assert sum(counts.values()) == 4750
-    assert {(s.protocol, s.first_token) for s in runs} == {("dense", "dense")}
+    assert {s.protocol for s in runs} == {DENSE}
 
 
 def test_ruler_has_all_tasks() -> None:
     pytest.importorskip("lm_eval")
     runs = bounded("ruler-longchat")
     assert len({spec.task.name for spec in runs}) == 13
-    assert {(spec.budget, spec.protocol, spec.length) for spec in runs} == {("0.5", "dense", 16384)}
+    assert {(spec.budget, spec.protocol, spec.length) for spec in runs} == {("0.5", DENSE, 16384)}
 
 
 def test_every_recipe_keeps_its_bytes_equal() -> None:
     pytest.importorskip("lm_eval")
     for name in RECIPES:
-        by_method: dict[str, set[Any]] = {}
+        by_policy: dict[str, set[Any]] = {}
         for spec in bounded(name):
             about = (spec.task, spec.length, spec.budget, spec.count, spec.seed, spec.protocol)
-            by_method.setdefault(spec.method.name, set()).add(about)
-        streaming, ladder = by_method.values()
+            by_policy.setdefault(spec.policy.name, set()).add(about)
+        streaming, ladder = by_policy.values()
         assert streaming == ladder
 
 
@@ -118,10 +120,10 @@ def evaluated(run: Run, name: str, model: Path, out: Path, *options: object) -> 
 
 def check(records: list[Record], runs: int) -> None:
     assert len(records) == runs
-    assert {r["method"]["name"] for r in records} == {"full", "streaming", "released-ladder"}
+    assert {r["policy"]["name"] for r in records} == {"full", "streaming", "released-ladder"}
     for record in records:
-        if record["method"]["name"] != "full":
-            assert (record["protocol"], record["first_token"]) == ("dense", "dense")
+        if record["policy"]["name"] != "full":
+            assert (record["prefill"], record["first_token"]) == ("dense", "dense")
             for sample in record["samples"]:
                 # The dense pass does not count, and all after it keeps to the budget.
                 assert (
@@ -166,10 +168,10 @@ def test_longbench_on_a_stand_in(run: Run, stand_in: dict[int, Path], tmp_path: 
     ]
     (tmp_path / "qasper.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = f"longbench-qasper:folder={tmp_path},max_new_tokens=3"
-    options = ("--tasks", task, "--lengths", 900, "--samples", 2, "--budgets", 300)
+    options = ("--tasks", task, "--lengths", 900, "--samples", 2, "--budget", 300)
     records = evaluated(run, "longbench-llama2", stand_in[32], tmp_path / "r.jsonl", *options)
     check(records, 4)
-    spans = {record["method"].get("span") for record in records}
+    spans = {record["policy"].get("span") for record in records}
     assert spans == {None, 16, 9}
 
 
@@ -214,7 +216,7 @@ def test_a_dry_run_says_in_short_what_a_recipe_is(run: Run, tmp_path: Path) -> N
     assert "released-ladder:span=14,sinks=64 at 0.5" in told
     tokens = sum(range(16384, 131073, 16384)) * 50 * 3 * 11
     assert f"passkey-grid 16,384 to 131,072 11 0 to 49 1,200 {tokens:,}" in told
-    assert f"1,200 runs, about {tokens:,} tokens to read." in told
+    assert f"1,200 runs, about {tokens:,} tokens to prefill." in told
     other = run("eval", "recipe", "wikitext-16k", "--dry-run", "--tasks", "ppl", "--model", "a/b")
     assert "model: a/b" in other.stdout
     assert "meta-llama/Meta-Llama-3-8B, meta-llama/Llama-2-7b-hf" in " ".join(other.stdout.split())

@@ -1,10 +1,10 @@
-"""Watching a cache that uses its budget to the last byte."""
+"""CacheMonitoring a cache that uses its budget to the last byte."""
 
 import pytest
 import torch
 
 from lacache.cache import LaCache
-from lacache.evals.watch import ProtocolError, Watch
+from lacache.evals.monitor import CacheMonitor, ProtocolError
 from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
 from lacache.policies import RetrievalHeads
@@ -20,11 +20,11 @@ def test_the_last_byte_is_allowed_and_one_token_more_is_not(capacity: int) -> No
         model, RetrievalHeads(capacity=capacity, history=history, window=0.4)
     )
     ids = random_ids(4 * capacity)
-    with torch.no_grad(), Watch(model, cache, capacity=capacity).watching() as watch:
+    with torch.no_grad(), CacheMonitor(model, cache, capacity=capacity).monitoring() as monitor:
         model(ids, **cache_argument(model, cache))
     allowed = capacity * model_info(model).bytes_per_token
-    assert 0.9 * allowed < watch.peak_bytes <= allowed
+    assert 0.9 * allowed < monitor.peak_bytes <= allowed
     cache.reset()
-    less = Watch(model, cache, capacity=capacity - 1)
-    with torch.no_grad(), pytest.raises(ProtocolError, match="mend the method"), less.watching():
+    less = CacheMonitor(model, cache, capacity=capacity - 1)
+    with torch.no_grad(), pytest.raises(ProtocolError, match="mend the policy"), less.monitoring():
         model(ids, **cache_argument(model, cache))

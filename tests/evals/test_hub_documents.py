@@ -5,23 +5,23 @@ from typing import Any
 import pytest
 
 from lacache.errors import InputError, MissingExtraError
-from lacache.evals import hub_texts
-from lacache.evals.hub_texts import HUB_TEXTS, load_named_text
+from lacache.evals import hub_documents
+from lacache.evals.hub_documents import HUB_DOCUMENTS, load_named_document
 
 
 def test_other_names_are_built_in_texts_or_files() -> None:
     with pytest.raises(InputError, match="is neither a file nor one of"):
-        load_named_text("wikitext-3")
+        load_named_document("wikitext-3")
 
 
-@pytest.mark.parametrize("name", HUB_TEXTS)
+@pytest.mark.parametrize("name", HUB_DOCUMENTS)
 def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*modules: str, why: str, extra: str) -> None:
         raise MissingExtraError(f"{why} needs {modules[0]}: lacache[{extra}]")
 
-    monkeypatch.setattr(hub_texts, "require_modules", missing)
+    monkeypatch.setattr(hub_documents, "require_modules", missing)
     with pytest.raises(MissingExtraError, match=r"needs datasets: lacache\[hub\]"):
-        load_named_text(name)
+        load_named_document(name)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def datasets(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A stand-in that answers as the package does."""
     module: Any = ModuleType("datasets")
     monkeypatch.setitem(sys.modules, "datasets", module)
-    monkeypatch.setattr(hub_texts, "require_modules", lambda *a, **k: None)
+    monkeypatch.setattr(hub_documents, "require_modules", lambda *a, **k: None)
     return module  # type: ignore[no-any-return]
 
 
@@ -41,8 +41,8 @@ def test_rows_are_joined(datasets: Any) -> None:
         return {"text": ["one", "two"]}
 
     datasets.load_dataset = load_dataset
-    assert load_named_text("wikitext-2").content == "one\ntwo"
-    assert load_named_text("pg19").content == "one\n\ntwo"
+    assert load_named_document("wikitext-2").content == "one\ntwo"
+    assert load_named_document("pg19").content == "one\n\ntwo"
     assert asked[0][1] == {"name": "wikitext-2-raw-v1", "split": "test"}
 
 
@@ -51,5 +51,7 @@ def test_what_the_hub_says_is_told(datasets: Any) -> None:
         raise ConnectionError("no\nnetwork")
 
     datasets.load_dataset = load_dataset
-    with pytest.raises(InputError, match=r"could not be had .* \(no network\); check the network"):
-        load_named_text("wikitext-2")
+    with pytest.raises(
+        InputError, match=r"could not be loaded .* \(no network\); check the network"
+    ):
+        load_named_document("wikitext-2")

@@ -1,4 +1,4 @@
-"""Run a list of runs with progress, and show what came out: shared by all that evaluate."""
+"""Run specifications with progress, and print their results."""
 
 import json
 import shlex
@@ -15,17 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from lacache.cli.run_labels import (
-    budget_label,
-    in_words,
-    method_label,
-    protocol_label,
-    task_label,
-)
 from lacache.common.records import Record
-from lacache.evals.campaign import Outcome, failures_path, run_all
-from lacache.evals.methods.full import FullCache
-from lacache.evals.runs import Bench, RunSpec
+from lacache.evals.record_file import Outcome, failures_path, run_all
+from lacache.evals.runner import EvalRunner
+from lacache.evals.runs import RunSpec
 from lacache.models import LoadedModel
 
 _KIB = 1024
@@ -36,26 +29,26 @@ def evaluate(
 ) -> None:
     """Run what `out` does not hold yet, with progress on stderr, and print tables or JSON.
 
-    Ends with exit code 1 and the command to go on with if any run has failed.
+    Exits with code 1 and the command to continue with if any run has failed.
 
     Raises:
         InputError: the file cannot be read or written.
     """
     console = Console(stderr=True, highlight=False)
-    bench = Bench(loaded)
+    runner = EvalRunner(loaded)
     outcomes: list[Outcome] = []
     try:
         with _progress(console, specs) as (on_start, on_tokens, on_end):
-            for outcome in run_all(bench, specs, out, on_start=on_start, on_tokens=on_tokens):
+            for outcome in run_all(runner, specs, out, on_start=on_start, on_tokens=on_tokens):
                 outcomes.append(outcome)
                 on_end(outcome)
-                if not outcome.was_there:
-                    console.print(Text(_told(outcome)), soft_wrap=True)
+                if not outcome.was_recorded:
+                    console.print(Text(_line(outcome)), soft_wrap=True)
     except KeyboardInterrupt:
-        told = f"{len(outcomes)} of {len(specs)} runs are done; the same command goes on there"
-        console.print(told, soft_wrap=True)
+        done = f"{len(outcomes)} of {len(specs)} runs are done; the same command continues there"
+        console.print(done, soft_wrap=True)
         raise
-    old = sum(outcome.was_there for outcome in outcomes)
+    old = sum(outcome.was_recorded for outcome in outcomes)
     if old:
         runs = "run was" if old == 1 else "runs were"
         console.print(f"{old} of {len(outcomes)} {runs} in {out} already, and skipped.")
@@ -67,11 +60,11 @@ def evaluate(
     if failed:
         # On stderr, where it is the last line of the tables as well as of JSON.
         others = "" if failed == len(outcomes) else f", the others are in {out}"
-        told = (
-            f"{failed} of {len(outcomes)} runs failed{others}; to try what failed again: "
+        message = (
+            f"{failed} of {len(outcomes)} runs failed{others}; to retry them: "
             f"{shlex.join(['lacache', *sys.argv[1:]])}"
         )
-        console.print(Text(told), soft_wrap=True)
+        console.print(Text(message), soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -79,7 +72,7 @@ def evaluate(
 def _progress(
     console: Console, specs: Sequence[RunSpec]
 ) -> Iterator[tuple[Callable[[RunSpec], None], Callable[[int], None], Callable[[Outcome], None]]]:
-    """Two bars, over all runs and within one: how to start, advance and end a run."""
+    """Show two bars, over all runs and within one; yield how to start, advance and end a run."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -117,7 +110,7 @@ def _progress(
         yield on_start, on_tokens, on_end
 
 
-def _told(outcome: Outcome) -> str:
+def _line(outcome: Outcome) -> str:
     record = outcome.record
     if record is None:
         return f"{outcome.spec.label}: failed: {outcome.error}"
@@ -131,7 +124,7 @@ def _value(record: Record) -> str:
 
 
 def _json(outcomes: Sequence[Outcome], out: Path) -> Record:
-    """Records without what is there for each sample or token."""
+    """Return the records without the figures of each sample or token."""
     return {
         "out": str(out),
         "runs": [_short(outcome.record) for outcome in outcomes if outcome.record is not None],
@@ -151,30 +144,30 @@ def _short(record: Record) -> Record:
 def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) -> None:
     for title, rows in _groups(outcomes).items():
         console.print(f"\n{title}, {model}", style="bold", markup=False)
-        is_ppl = rows[0].spec.record()["kind"] == "ppl"
+        is_ppl = rows[0].spec.is_perplexity
         table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-        table.add_column("method", overflow="fold", min_width=14)
+        table.add_column("policy", overflow="fold", min_width=14)
         table.add_column("budget", no_wrap=True)
         values = ("perplexity",) if is_ppl else ("score", "nll")
         for name in (*values, "mean KiB", "peak KiB", "of full"):
             table.add_column(name, justify="right", no_wrap=True)
         for outcome in rows:
-            method = in_words(method_label(outcome.spec))
-            table.add_row(method, budget_label(outcome.spec), *_cells(outcome))
+            policy = spaced(outcome.spec.policy_text)
+            table.add_row(policy, outcome.spec.budget_text, *_cells(outcome))
         console.print(table)
     console.print(
         "With 95 % intervals over the samples (blocks of the text for perplexity). nll is the loss "
         "of the right answer in nats; of full is the peak over what a full cache holds at the end."
     )
-    if any(outcome.spec.protocol == "dense" for outcome in outcomes):
+    if any(outcome.spec.protocol.is_dense for outcome in outcomes):
         console.print(
-            "In the dense protocol bytes are counted after the dense pass, which holds the whole "
+            "With a dense prefill bytes are counted after the dense pass, which holds the whole "
             "prompt."
         )
     failed = [outcome for outcome in outcomes if outcome.record is None]
     for outcome in failed:
-        told = f"failed: {outcome.spec.label}: {outcome.error}"
-        console.print(Text(told, style="red"), soft_wrap=True)
+        message = f"failed: {outcome.spec.label}: {outcome.error}"
+        console.print(Text(message, style="red"), soft_wrap=True)
     if failed:
         console.print(f"Failures are in {failures_path(out)}, too.", soft_wrap=True, markup=False)
     if len(failed) < len(outcomes):
@@ -186,24 +179,20 @@ def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) 
 
 
 def _groups(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
-    """Outcomes by what they can be compared in; the full cache's stand in every protocol."""
+    """Group the outcomes that can be compared; the full cache's stand in every group."""
     groups: dict[str, list[Outcome]] = {}
     everywhere: dict[tuple[object, ...], list[Outcome]] = {}
     for outcome in outcomes:
         spec = outcome.spec
         samples = (spec.task, spec.length, spec.count, spec.seed)
-        count = (
-            ""
-            if spec.record()["kind"] == "ppl"
-            else f", {spec.count} sample{'s' * (spec.count > 1)}"
-        )
-        title = f"{task_label(spec)}, {spec.length:,} tokens{count}"
-        if isinstance(spec.method, FullCache):
+        count = "" if spec.is_perplexity else f", {spec.count} sample{'s' * (spec.count > 1)}"
+        title = f"{spec.task_text}, {spec.length:,} tokens{count}"
+        if spec.is_full:
             everywhere.setdefault(samples, []).append(outcome)
             groups.setdefault(title, []).append(outcome)
             continue
-        if spec.protocol != "strict":
-            title += f", {protocol_label(spec)}"
+        if spec.protocol.is_dense:
+            title += f", {spec.protocol.label}"
         groups.setdefault(title, list(everywhere.get(samples, []))).append(outcome)
     return groups
 
@@ -224,3 +213,8 @@ def _with_interval(record: Record, name: str, several: bool) -> str:
     low, high = record[f"{name}_interval"]
     # A bracket is markup to rich, unless it is escaped.
     return f"{record[name]:.2f}" + (f" \\[{low:.2f}, {high:.2f}]" if several else "")
+
+
+def spaced(text: str) -> str:
+    """Add spaces to a spec, so that a long one can be broken in a table."""
+    return text.replace(":", ": ", 1).replace(",", ", ")

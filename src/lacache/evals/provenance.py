@@ -1,0 +1,55 @@
+"""What a record states about its inputs: the model, its weights, the policy and the tokens."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from lacache.common.records import Record
+from lacache.policies import POLICIES, Policy
+
+_VALUES = 64
+
+
+def model_record(model: Any, name: str) -> Record:
+    """Return a model's name, architecture, size, number type and trained context."""
+    config = model.config.get_text_config()
+    return {
+        "name": name,
+        "architecture": type(model).__name__,
+        "num_layers": config.num_hidden_layers,
+        "parameters": model.num_parameters(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "trained_context": getattr(config, "max_position_embeddings", None),
+    }
+
+
+@torch.no_grad()
+def weights_sha256(model: Any) -> str:
+    """Hash each parameter's name, shape, type and up to 64 evenly spaced values.
+
+    Quick enough to run at every start. It distinguishes weights, types and architectures, and
+    nearly every finetune, but not a change of single values.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().reshape(-1)
+        picked = torch.linspace(0, len(flat) - 1, min(len(flat), _VALUES), dtype=torch.float64)
+        values = flat[picked.long().to(flat.device)].to("cpu", torch.float32)
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(values.numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def policy_record(policy: Policy) -> Record:
+    """Return a policy's name and settings."""
+    name = next(name for name, kind in POLICIES.items() if isinstance(policy, kind))
+    settings = asdict(policy)  # type: ignore[call-overload]
+    return {"name": name, **settings}
+
+
+def tokens_sha256(token_ids: Sequence[int]) -> str:
+    """Hash token ids as decimal numbers separated by commas."""
+    return hashlib.sha256(",".join(map(str, token_ids)).encode()).hexdigest()
