@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from lacache.cache import LaCache
 from lacache.cache.static.quantized import KV_DTYPES
 from lacache.common.records import environment, write_record
-from lacache.corpora import load_text
+from lacache.corpora import load_document
 from lacache.engine.runner import Runner
 from lacache.evals.perplexity import difference, perplexity
 from lacache.evals.provenance import model_record, tokens_sha256
@@ -67,7 +67,7 @@ def main() -> None:
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("reading", total=len(TEXTS) * len(kv_dtypes) * given.tokens)
         for name in TEXTS:
-            content = load_text(name).content
+            content = load_document(name).content
             token_ids = loaded.tokenizer(content, verbose=False)["input_ids"][: given.tokens]
             own: list[float] = []
             for kv_dtype in kv_dtypes:

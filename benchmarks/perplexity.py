@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from lacache.cache import LaCache
 from lacache.common.records import environment, write_record
-from lacache.corpora import load_text
+from lacache.corpora import load_document
 from lacache.evals.monitor import CacheMonitor
 from lacache.evals.perplexity import difference, perplexity
 from lacache.evals.provenance import model_record, policy_record, tokens_sha256
@@ -73,7 +73,7 @@ def main() -> None:
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("reading", total=len(TEXTS) * len(chosen) * given.tokens)
         for name in TEXTS:
-            content = load_text(name).content
+            content = load_document(name).content
             token_ids = loaded.tokenizer(content, verbose=False)["input_ids"][: given.tokens]
             base: list[float] = []
             for label, policy in chosen.items():

@@ -27,7 +27,7 @@ from rich.progress import Progress
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from lacache.common.records import Record, environment, write_record
-from lacache.corpora import load_text
+from lacache.corpora import load_document
 from lacache.engine.engine import Engine
 from lacache.evals.plots import drawing
 from lacache.evals.provenance import model_record
@@ -60,7 +60,7 @@ def default_model() -> tuple[Any, str, torch.Tensor]:
     """SmolLM2-135M-Instruct, and a text of it."""
     # In 16 bits a processor without their arithmetic would measure torch's way around it.
     loaded = load_model(dtype="float32", progress=False)
-    text = load_text("shakespeare:hamlet").content
+    text = load_document("shakespeare:hamlet").content
     ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
     return loaded.model, loaded.name, ids
 

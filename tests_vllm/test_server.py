@@ -15,7 +15,7 @@ import pytest
 from openai import APIConnectionError, OpenAI
 
 from lacache import Engine, Ladder
-from lacache.corpora import load_text
+from lacache.corpora import load_document
 from lacache.models import load_model
 
 BUDGET = 256
@@ -62,7 +62,7 @@ def wait(client: OpenAI, server: Any, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return load_text("shakespeare:hamlet").content
+    return load_document("shakespeare:hamlet").content
 
 
 def complete(client: OpenAI, prompt: str, num_new: int = 20) -> Any:

@@ -62,7 +62,7 @@ def calibrate(
     from lacache.calibration.calibrate import calibrate as measure
     from lacache.calibration.store import journal_path, profile_path, save_profile
     from lacache.common.records import validate_replaceable
-    from lacache.corpora import DEFAULT_TEXT, load_text
+    from lacache.corpora import DEFAULT_DOCUMENT, load_document
     from lacache.evals.plots.drawing import require_matplotlib, validate_png
     from lacache.evals.plots.profile import plot_profile
     from lacache.models import load_model
@@ -74,7 +74,7 @@ def calibrate(
         validate_png(plot)
         require_matplotlib()
         validate_replaceable(plot)
-    source = load_text(DEFAULT_TEXT if text is None else text)
+    source = load_document(DEFAULT_DOCUMENT if text is None else text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     model_fingerprint = fingerprint(loaded.model)
     journal = journal_path(model_fingerprint)

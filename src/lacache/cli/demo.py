@@ -91,7 +91,7 @@ def demo(
     from rich.console import Console
 
     from lacache.common.records import environment, read_record, validate_writable, write_record
-    from lacache.corpora import DEFAULT_TEXT
+    from lacache.corpora import DEFAULT_DOCUMENT
     from lacache.evals.compare import compare, conclusions, trace_record
     from lacache.evals.methods.registry import parse_method
     from lacache.evals.plots import (
@@ -108,7 +108,7 @@ def demo(
 
     chosen = list(dict.fromkeys(map(parse_method, policies or _POLICIES)))
     require_matplotlib()
-    task = Perplexity(DEFAULT_TEXT if text is None else text)
+    task = Perplexity(DEFAULT_DOCUMENT if text is None else text)
     task.check()
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     # One token more than is prefilled, to continue from.

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from lacache.corpora.files import decode_text, read_text_file
+from lacache.corpora.document import decode_text, read_document
 from lacache.errors import InputError
 
 
@@ -20,7 +20,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None:
         return validate_text(prompt, "the prompt")
     if file is not None:
-        return read_text_file(file).content
+        return read_document(file).content
     if sys.stdin.isatty():
         raise InputError("no prompt was given; give a text, --file FILE, or pipe one in")
     return decode_text(sys.stdin.buffer.read(), "standard input")

@@ -1,6 +1,6 @@
-"""Long real texts: built-in ones that come with installed packages, and files."""
+"""Corpora: long real documents from installed packages, and text files."""
 
-from lacache.corpora.load import DEFAULT_TEXT, list_documents, list_texts, load_text
-from lacache.corpora.text import Text
+from lacache.corpora.document import Document
+from lacache.corpora.load import DEFAULT_DOCUMENT, list_corpora, list_documents, load_document
 
-__all__ = ["DEFAULT_TEXT", "Text", "list_documents", "list_texts", "load_text"]
+__all__ = ["DEFAULT_DOCUMENT", "Document", "list_corpora", "list_documents", "load_document"]

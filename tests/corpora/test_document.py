@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.corpora import load_text
-from lacache.corpora.files import decode_text
+from lacache.corpora import load_document
+from lacache.corpora.document import decode_text
 from lacache.errors import InputError
 
 
 def refuse(path: str | Path) -> str:
     with pytest.raises(InputError) as caught:
-        load_text(path)
+        load_document(path)
     message = str(caught.value)
     assert "\n" not in message
     assert "; " in message
@@ -24,9 +24,9 @@ def refuse(path: str | Path) -> str:
 def test_file_is_read(tmp_path: Path, kind: type) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes("\ufeffOne\r\ntwo\rthrée\n".encode())
-    text = load_text(kind(path))
-    assert text.content == "One\ntwo\nthrée\n"
-    assert (text.name, text.source, text.licence) == (str(path), str(path), "unknown")
+    document = load_document(kind(path))
+    assert document.content == "One\ntwo\nthrée\n"
+    assert (document.name, document.source, document.licence) == (str(path), str(path), "unknown")
 
 
 @given(st.text(st.characters(exclude_characters="\0\r\ufeff", exclude_categories=["Cs"])))
@@ -38,10 +38,10 @@ def test_text_survives_or_is_blank(content: str) -> None:
             decode_text(content.encode(), "it")
 
 
-def test_file_called_like_a_built_in_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_with_the_name_of_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("wikipedia").write_text("mine")
-    assert load_text("./wikipedia").content == "mine"
+    assert load_document("./wikipedia").content == "mine"
 
 
 def test_missing_file(tmp_path: Path) -> None:

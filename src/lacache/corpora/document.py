@@ -1,17 +1,36 @@
-"""Read a text file, or say in one line why it is not one."""
+"""A document, and how one is read from a text file."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 from lacache.common.files import refuse_device
-from lacache.corpora.text import Text
 from lacache.errors import InputError
 
 
-def read_text_file(path: Path) -> Text:
-    """The content of a UTF-8 text file.
+@final
+@dataclass(frozen=True)
+class Document:
+    """A text with its source.
+
+    Attributes:
+        name: The name or path that it was loaded by.
+        source: The package or file that holds it.
+        licence: The terms of use; "unknown" for a file.
+        content: The text itself, never empty.
+    """
+
+    name: str
+    source: str
+    licence: str
+    content: str
+
+
+def read_document(path: Path) -> Document:
+    """Read a UTF-8 text file.
 
     Raises:
-        InputError: It is missing, a directory, unreadable, binary, not UTF-8, or empty.
+        InputError: The file is missing, a directory, unreadable, binary, not UTF-8, or empty.
     """
     if path.is_dir():
         raise InputError(f"text {path} is a directory; give one file in it")
@@ -24,18 +43,18 @@ def read_text_file(path: Path) -> Text:
         raise InputError(
             f"text file {path} cannot be read ({error.strerror}); make it readable"
         ) from error
-    return Text(str(path), str(path), "unknown", decode_text(raw, str(path)))
+    return Document(str(path), str(path), "unknown", decode_text(raw, str(path)))
 
 
 def decode_text(raw: bytes, name: str) -> str:
-    """UTF-8 bytes as text with plain line ends; a byte order mark is dropped.
+    """Decode UTF-8 bytes, with plain line ends and without a byte order mark.
 
     Args:
         raw: The bytes.
         name: What to call them in errors.
 
     Raises:
-        InputError: They are binary, not UTF-8, or nothing but white space.
+        InputError: The bytes are binary, not UTF-8, or only white space.
     """
     if (zero := raw.find(b"\0")) >= 0:
         raise InputError(
