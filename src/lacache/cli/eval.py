@@ -51,7 +51,7 @@ def eval(
         list[str] | None,
         typer.Option(
             "--policy",
-            help="A policy with its settings; repeat it for several: full, streaming, ladder:span=15.",
+            help="A policy, such as full, streaming or ladder:span=15; repeat it for several.",
             show_default=False,
             rich_help_panel=_SUITE,
         ),

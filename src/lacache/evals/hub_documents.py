@@ -56,4 +56,6 @@ def _from_hub(name: str) -> Document:
             f"text {name!r} could not be loaded from the hub as {path} "
             f"({' '.join(str(error).split())[:120]}); check the network, or give a local file"
         ) from error
-    return Document(name=name, source=f"data set {path} of the hub", licence="unknown", content=content)
+    return Document(
+        name=name, source=f"data set {path} of the hub", licence="unknown", content=content
+    )
