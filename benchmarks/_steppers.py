@@ -114,7 +114,7 @@ class EngineStepper(Stepper):
         """Read tokens [Q], as many at once as fit."""
         while len(tokens):
             length = min(len(tokens), self.runner.store.rows[0].room())
-            self.runner.read(0, tokens[:length])
+            self.runner.prefill(0, tokens[:length])
             tokens = tokens[length:]
 
     def state(self) -> RowState:
@@ -129,7 +129,7 @@ class EngineStepper(Stepper):
     @torch.no_grad()
     def step(self, token: int) -> int:
         """One compiled or eager step of the engine."""
-        return int(self.runner.step([token], [0])[0].argmax())
+        return int(self.runner.decode([token], [0])[0].argmax())
 
     @property
     def weight_bytes(self) -> int:

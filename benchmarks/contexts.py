@@ -45,7 +45,7 @@ def states_at(reader: EngineStepper, tokens: Tensor, contexts: list[int]) -> dic
     does not see, as many and at the same place of the schedule: only the count of tokens differs.
     """
     row = reader.runner.store.rows[0]
-    reader.read(tokens[: contexts[0]])
+    reader.prefill(tokens[: contexts[0]])
     timetable = Timetable(row.groups[0].schedule)
     here = timetable.state_at(contexts[0])
     read = reader.state()

@@ -87,7 +87,7 @@ def read_to(session: Session, num_tokens: int) -> list[tuple[int, int]]:
                 progress.update(task, completed=done + num_read)
             done += num_read
 
-        list(session.write(tokens, max_new_tokens=0, on_progress=note))
+        list(session.generate(tokens, max_new_tokens=0, on_progress=note))
         progress.update(task, completed=done)
     return samples
 
@@ -97,7 +97,7 @@ def time_steps(base: Session) -> list[float]:
     seconds = []
     with base.fork() as session:
         # What it read left logits, so the first token needs no step.
-        stream = session.write([], max_new_tokens=STEPS + 1)
+        stream = session.generate([], max_new_tokens=STEPS + 1)
         next(stream)
         for _ in range(STEPS):
             begun = time.perf_counter()
@@ -110,7 +110,7 @@ def time_read(base: Session, tokens: torch.Tensor) -> float:
     """Seconds to read tokens after `base`, which stays as it is."""
     with base.fork() as session:
         begun = time.perf_counter()
-        list(session.write(tokens, max_new_tokens=0))
+        list(session.generate(tokens, max_new_tokens=0))
         return time.perf_counter() - begun
 
 
@@ -181,7 +181,7 @@ def measure(at_least: int, warm_up: int, rounds: int) -> Record:
     model = tiny_model()
     old_tokens = same_place(Timetable(POLICY.bind(4)), YOUNG, at_least)
     # The young, the old, and the row that both are forked into.
-    engine = Engine.from_model(model, POLICY, rows=3, segment=SEGMENT)
+    engine = Engine.from_model(model, POLICY, max_sequences=3, chunk_size=SEGMENT)
     young = engine.open()
     read_to(young, YOUNG)
     old = young.fork()

@@ -179,15 +179,15 @@ def engine_case(model: Any, sizes: Sizes, rows: int, attention: str) -> Record:
     ids = torch.randint(0, sizes.shape["vocab_size"], (sizes.context + rows,))
     first = engine.open()
     begun = time.perf_counter()
-    list(first.write(ids[: sizes.context], max_new_tokens=0))
+    list(first.generate(ids[: sizes.context], max_new_tokens=0))
     wait(sizes.device)
     reading = time.perf_counter() - begun
     sessions = []
     for number in range(rows - 1):
         sessions.append(first.fork())
         # One token on, so that rows do not all compact at once.
-        list(first.write(ids[sizes.context + number :][:1], max_new_tokens=0))
-    streams = [session.write([]) for session in (first, *sessions)]
+        list(first.generate(ids[sizes.context + number :][:1], max_new_tokens=0))
+    streams = [session.generate([]) for session in (first, *sessions)]
     for stream in streams:
         next(stream)
 
@@ -203,9 +203,9 @@ def engine_case(model: Any, sizes: Sizes, rows: int, attention: str) -> Record:
         return sum(row.groups[0].num_compactions for row in runner.store.rows)
 
     # All rows are computed whoever is active, so this is the forward alone.
-    idle = timed(lambda: runner.step(tokens, []), sizes.steps, sizes.device)
+    idle = timed(lambda: runner.decode(tokens, []), sizes.steps, sizes.device)
     before = compactions()
-    seconds = timed(lambda: runner.step(tokens, active), sizes.steps, sizes.device)
+    seconds = timed(lambda: runner.decode(tokens, active), sizes.steps, sizes.device)
     layer = model_info(model).bytes_per_token
     return {
         "step_ms": 1e3 * statistics.median(idle),

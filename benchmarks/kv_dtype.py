@@ -46,7 +46,7 @@ def score(runner: Runner, token_ids: Sequence[int], advance: Callable[[int], Non
     start = 0
     while start < len(token_ids):
         stop = min(start + SEGMENT, start + runner.store.rows[0].room(), len(token_ids))
-        logits = runner.read_all(0, ids[start:stop])
+        logits = runner.prefill_all_logits(0, ids[start:stop])
         targets = ids[start + 1 : stop + 1]
         nll += cross_entropy(logits[: len(targets)].float(), targets, reduction="none").tolist()
         advance(stop - start)

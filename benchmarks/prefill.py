@@ -108,7 +108,7 @@ def chunked(model: Any, plan: Any, segments: list[int]) -> Callable[[torch.Tenso
     def read(ids: torch.Tensor) -> int:
         segments.clear()
         with engine.open() as session:
-            list(session.write(ids, max_new_tokens=0, on_progress=segments.append))
+            list(session.generate(ids, max_new_tokens=0, on_progress=segments.append))
         return engine.num_bytes
 
     return read

@@ -95,14 +95,14 @@ class OnEngine(Way):
     """Sessions of an engine, all full, forked from one that has read a text."""
 
     def __init__(self, model: Any, ids: torch.Tensor, rows: int, *, compiled: bool) -> None:
-        engine = Engine.from_model(model, budget=BUDGET, rows=rows, compile=compiled)
+        engine = Engine.from_model(model, budget=BUDGET, max_sequences=rows, compile=compiled)
         engine.warm_up()
         self.compile_seconds = engine.compile_seconds
         self.cache_bytes = engine.num_bytes
         sessions = [engine.open()]
-        list(sessions[0].write(ids[:FILL], max_new_tokens=0))
+        list(sessions[0].generate(ids[:FILL], max_new_tokens=0))
         sessions += [sessions[0].fork() for _ in range(rows - 1)]
-        self._streams = [session.write([]) for session in sessions]
+        self._streams = [session.generate([]) for session in sessions]
 
     def step(self) -> None:
         """The first stream to want a token makes the engine compute one for all."""
@@ -180,11 +180,11 @@ def measure_sessions(memory: int) -> Record:
     possible = min(memory, int(0.6 * psutil.virtual_memory().available))
     rows = max(1, possible // row_bytes)
     before = resident_bytes()
-    engine = Engine.from_model(model, budget=BUDGET, rows=rows)
+    engine = Engine.from_model(model, budget=BUDGET, max_sequences=rows)
     grown = resident_bytes() - before
     with engine.open() as session:
         begun = time.perf_counter()
-        next(session.write(ids[:8], max_new_tokens=1))
+        next(session.generate(ids[:8], max_new_tokens=1))
         first = time.perf_counter() - begun
     return {
         "memory_bytes": memory,
@@ -218,13 +218,13 @@ def time_gaps(stream: Any, more: Callable[[], bool]) -> list[float]:
 def gaps_beside(writer: Session, prompt: torch.Tensor | None, engine: Engine) -> Record:
     """Seconds between a writer's tokens: 24 of them, or as long as a prompt is read beside it."""
     segments: list[int] = []
-    with writer.fork() as session, session.write([]) as stream:
+    with writer.fork() as session, session.generate([]) as stream:
         next(stream)
         if prompt is None:
             left = iter(range(24))
             return {"gaps": time_gaps(stream, lambda: next(left, None) is not None)}
         with engine.open() as reader:
-            reading = reader.write(prompt, max_new_tokens=0, on_progress=segments.append)
+            reading = reader.generate(prompt, max_new_tokens=0, on_progress=segments.append)
             gaps = time_gaps(stream, lambda: sum(segments) < len(prompt))
             list(reading)
     return {"gaps": gaps, "segments": segments}
@@ -235,9 +235,9 @@ def measure_wait(*, quick: bool) -> Record:
     model, _, ids = default_model()
     prompt = ids[: 512 if quick else PROMPT]
     # The writer, the row that it is forked into, and the reader.
-    engine = Engine.from_model(model, budget=BUDGET, rows=3, segment=SEGMENT)
+    engine = Engine.from_model(model, budget=BUDGET, max_sequences=3, chunk_size=SEGMENT)
     writer = engine.open()
-    list(writer.write(ids[:FILL], max_new_tokens=0))
+    list(writer.generate(ids[:FILL], max_new_tokens=0))
     alone: list[float] = []
     beside: list[float] = []
     segments: list[int] = []

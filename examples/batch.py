@@ -6,7 +6,7 @@ from lacache.models import load_model
 loaded = load_model("default")
 model, tokenizer = loaded.model, loaded.tokenizer
 
-engine = Engine.from_model(model, budget=128, rows=3)
+engine = Engine.from_model(model, budget=128, max_sequences=3)
 print(f"{engine.num_bytes / 2**20:.1f} MiB of keys and values for three rows, whatever comes")
 
 beginnings = [

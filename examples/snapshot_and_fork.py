@@ -17,13 +17,13 @@ def tokens(text: str) -> list[int]:
 with TemporaryDirectory() as folder:
     path = Path(folder) / "story.safetensors"
     with Engine.from_model(model, budget=128).open() as session:
-        story = list(session.write(tokens("The old lighthouse"), max_new_tokens=40))
+        story = list(session.generate(tokens("The old lighthouse"), max_new_tokens=40))
         session.save(path)
     print(f"{path.stat().st_size / 2**20:.1f} MiB, and never much more, however long the text")
 
-    engine = Engine.from_model(model, budget=128, rows=2)
+    engine = Engine.from_model(model, budget=128, max_sequences=2)
     with engine.load(path) as by_day, by_day.fork() as by_night:
         print("The old lighthouse" + tokenizer.decode(story))
         for session, turn in ((by_day, " In the morning,"), (by_night, " At night,")):
-            more = session.write(tokens(turn), max_new_tokens=25)
+            more = session.generate(tokens(turn), max_new_tokens=25)
             print("..." + turn + tokenizer.decode(list(more)))

@@ -31,11 +31,11 @@ def use(path: Path) -> Iterator[int]:
     assert_type(cache.report().bytes, int)
     assert_type(cache.kept_tokens(0), list[int])
     groups = Groups((Group(Streaming(64), (0, (1, 2))),))
-    engine = Engine.from_model(loaded.model, groups, rows=2)
+    engine = Engine.from_model(loaded.model, groups, max_sequences=2)
     try:
         with engine.open(Sampling(temperature=0.5)) as session:
             assert_type(session, Session)
-            yield from session.write([1, 2, 3], max_new_tokens=5)
+            yield from session.generate([1, 2, 3], max_new_tokens=5)
     except LaCacheError as error:
         print(error)
     assert_type(kept_after(plan.bind(30), num_seen=99), KeptTokens)

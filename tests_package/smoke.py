@@ -95,7 +95,7 @@ def check_cache() -> None:
     engine = Engine.from_model(model, budget=24)
     assert list(engine.submit(prompt, max_new_tokens=60)) == written
     with engine.open() as session, tempfile.TemporaryDirectory() as folder:
-        list(session.write(prompt, max_new_tokens=5))
+        list(session.generate(prompt, max_new_tokens=5))
         session.save(Path(folder) / "session.safetensors")
 
 

@@ -76,11 +76,11 @@ def written_by_engine(
     model: Any, policy: Policy, texts: Sequence[Sequence[int]], num_new: int = NUM_NEW
 ) -> list[list[int]]:
     """What lacache's own engine writes, one text after the other."""
-    engine = Engine.from_model(model, policy, rows=1)
+    engine = Engine.from_model(model, policy, max_sequences=1)
     found = []
     for text in texts:
         with engine.open() as session:
-            found.append(list(session.write(list(text), max_new_tokens=num_new)))
+            found.append(list(session.generate(list(text), max_new_tokens=num_new)))
     return found
 
 

@@ -75,10 +75,10 @@ def test_a_prompt_far_beyond_the_trained_context(client: OpenAI, text: str) -> N
     assert answer.usage.prompt_tokens > 10_000
     loaded = load_model(dtype="float32", progress=False)
     policy = Ladder(capacity=BUDGET, span=15, overlap=12, evict_batch=BUDGET // 8)
-    engine = Engine.from_model(loaded.model, policy, rows=1)
+    engine = Engine.from_model(loaded.model, policy, max_sequences=1)
     ids = loaded.tokenizer(prompt, verbose=False).input_ids
     with engine.open() as session:
-        tokens = list(session.write(ids, max_new_tokens=20))
+        tokens = list(session.generate(ids, max_new_tokens=20))
     assert answer.choices[0].text == loaded.tokenizer.decode(tokens)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from lacache import LaCache, Streaming
-from lacache.engine.cached_writer import CachedWriter
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.sampling import Sampling
+from lacache.engine.stream import CacheGenerator
 from lacache.policies.plan_record import plan_record
 from tests.cli.conftest import Run
 from tests.cli.test_generate import MAIN
@@ -25,7 +25,7 @@ def expected(
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     template = ChatTemplate(tokenizer, system)
     cache = LaCache.from_model(model, 128, sinks=template.num_pinned, evict_batch=16)
-    conversation = Conversation(lambda: CachedWriter(model, cache, sampling), template)
+    conversation = Conversation(lambda: CacheGenerator(model, cache, sampling), template)
     replies = [list(conversation.reply(message, max_new_tokens=12)) for message in messages]
     texts = [tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
     return "".join(f"{text}\n" for text in texts)

@@ -17,7 +17,7 @@ def test_generate_answers(run: Run) -> None:
     assert result.exit_code == 0, result.stderr
     record = json.loads(result.stdout)
     assert record["model"] == "SmolLM2-135M-Instruct"
-    assert record["stopped_by"] == "eos"
+    assert record["finish_reason"] == "eos"
     assert "Paris" in record["text"]
 
 

@@ -55,7 +55,7 @@ def test_json_is_one_object(run: Run, tiny: Path) -> None:
     assert record["text"] == expected(ids, 40, budget=24, evict_batch=2)
     assert record["prompt_tokens"] == len(ids)
     assert record["new_tokens"] == 40
-    assert record["stopped_by"] == "length"
+    assert record["finish_reason"] == "length"
     assert record["read_seconds"] > 0
     assert record["cache"]["num_seen"] == len(ids) + 39
     assert record["cache"]["capacity"] == 24
@@ -169,13 +169,13 @@ def test_the_end_token_ends_unless_ignored(run: Run, tiny_that_ends: Path) -> No
     prompt, num_new = ending_prompt()
     common = (prompt, "--model", tiny_that_ends, "-n", 30)
     ended = generate_json(run, *common)
-    assert (ended["stopped_by"], ended["new_tokens"]) == ("eos", num_new)
+    assert (ended["finish_reason"], ended["new_tokens"]) == ("eos", num_new)
     assert "<|im_end|>" not in ended["text"]
     endless = generate_json(run, *common, "--ignore-eos")
-    assert (endless["stopped_by"], endless["new_tokens"]) == ("length", 30)
+    assert (endless["finish_reason"], endless["new_tokens"]) == ("length", 30)
     assert endless["text"].startswith(ended["text"])
     without_limit = generate_json(run, *common[:-1], -1, "--no-compile")
-    assert (without_limit["stopped_by"], without_limit["new_tokens"]) == ("eos", num_new)
+    assert (without_limit["finish_reason"], without_limit["new_tokens"]) == ("eos", num_new)
 
 
 def test_no_new_tokens_only_reads(run: Run, tiny: Path) -> None:
@@ -220,12 +220,12 @@ def test_a_stop_string_ends_the_text_before_it(run: Run, tiny: Path) -> None:
     common = ("generate", "the cat", "--model", tiny, "-n", 40, *GREEDY)
     record = json.loads(run(*common, "--json", "--stop", "never", "--stop", stop).stdout)
     assert record["text"] == text[: text.index(stop)]
-    assert record["stopped_by"] == "stop"
+    assert record["finish_reason"] == "stop"
     assert record["new_tokens"] < 40
     shown = run(*common, "--stop", stop).stdout
     assert shown.removesuffix("\n") == record["text"].removesuffix("\n")
     without = json.loads(run(*common, "--json", "--stop", "never").stdout)
-    assert (without["text"], without["stopped_by"]) == (text, "length")
+    assert (without["text"], without["finish_reason"]) == (text, "length")
 
 
 def test_a_prompt_longer_than_the_context_does_not_warn(

@@ -41,14 +41,14 @@ class Ragged:
         before = len(sequence.text)
         sequence.text += tokens
         if self.random.random() < 0.5:
-            sequence.logits[len(sequence.text)] = self.runner.read(row, torch.tensor(tokens))
+            sequence.logits[len(sequence.text)] = self.runner.prefill(row, torch.tensor(tokens))
             return
-        found = self.runner.read_all(row, torch.tensor(tokens))
+        found = self.runner.prefill_all_logits(row, torch.tensor(tokens))
         sequence.logits |= {before + number: of_one for number, of_one in enumerate(found, 1)}
 
     def step(self, active: list[int]) -> None:
         tokens = [self._token() for _ in self.rows]
-        found = self.runner.step(tokens, active)
+        found = self.runner.decode(tokens, active)
         for row in active:
             sequence = self.rows[row]
             sequence.text.append(tokens[row])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lacache import Engine, Sampling, Session
-from lacache.engine.token_stream import TokenStream
+from lacache.engine.scheduler import SequenceStream
 from lacache.errors import InputError, UnsupportedOperationError
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.alone import PLAN, continued
@@ -26,7 +26,7 @@ def model(family: str) -> Any:
 
 
 def new_engine(family: str) -> Engine:
-    return Engine.from_model(model(family), PLAN, rows=ROWS, segment=SEGMENT)
+    return Engine.from_model(model(family), PLAN, max_sequences=ROWS, chunk_size=SEGMENT)
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Text:
     sampling: Sampling | None
     turns: list[Turn] = field(default_factory=list)
     session: Session | None = None
-    stream: TokenStream | None = None
+    stream: SequenceStream | None = None
 
     def tokens(self) -> list[int]:
         tokens: list[int] = []
@@ -74,7 +74,7 @@ def replay(family: str, text: Text) -> list[int]:
         count = len(turn.yielded)
         limit = 0 if count == 0 else None
         if turn.given or count:
-            stream = session.write(turn.given, max_new_tokens=limit)
+            stream = session.generate(turn.given, max_new_tokens=limit)
             found = list(islice(stream, count)) if count else list(stream)
             stream.close()
         if turn.drops_last:
@@ -115,7 +115,7 @@ class Calls(RuleBasedStateMachine):
         if self.engine.num_free:
             self.sessions.append(Text(sampling(seed), session=self.engine.open(sampling(seed))))
         else:
-            with pytest.raises(UnsupportedOperationError, match="all 3 rows are in use"):
+            with pytest.raises(UnsupportedOperationError, match="all 3 batch slots are in use"):
                 self.engine.open()
 
     @precondition(lambda self: self.sessions)
@@ -130,12 +130,12 @@ class Calls(RuleBasedStateMachine):
         assert text.session is not None
         turn = Turn(random_ids(length, seed=length)[0].tolist(), limit, ends)
 
-        def write() -> TokenStream:
+        def write() -> SequenceStream:
             assert text.session is not None
-            return text.session.write(turn.given, max_new_tokens=limit, eos_token_ids=ends)
+            return text.session.generate(turn.given, max_new_tokens=limit, eos_token_ids=ends)
 
         if text.stream is not None:
-            with pytest.raises(UnsupportedOperationError, match="still writing"):
+            with pytest.raises(UnsupportedOperationError, match="still generating"):
                 write()
         elif length == 0 and (not text.turns or text.turns[-1].drops_last):
             with pytest.raises(InputError, match="no token to go on from"):
@@ -161,7 +161,7 @@ class Calls(RuleBasedStateMachine):
         if text is not None:
             assert text.stream is not None
             text.stream.close()
-            assert text.stream.stopped_by == "closed"
+            assert text.stream.finish_reason == "closed"
             assert list(text.stream) == []
             self._check(text)
 
@@ -179,10 +179,10 @@ class Calls(RuleBasedStateMachine):
         text = self._session(pick)
         assert text.session is not None
         if text.stream is not None:
-            with pytest.raises(UnsupportedOperationError, match="still writing"):
+            with pytest.raises(UnsupportedOperationError, match="still generating"):
                 text.session.fork()
         elif self.engine.num_free == 0:
-            with pytest.raises(UnsupportedOperationError, match="all 3 rows are in use"):
+            with pytest.raises(UnsupportedOperationError, match="all 3 batch slots are in use"):
                 text.session.fork()
         else:
             self.sessions.append(text.copy(text.session.fork()))
@@ -205,7 +205,7 @@ class Calls(RuleBasedStateMachine):
         text.session.close()
         text.session.close()
         if text.stream is not None:
-            assert text.stream.stopped_by == "closed"
+            assert text.stream.finish_reason == "closed"
             assert list(text.stream) == []
             text.session = None
             self._check(text)
@@ -215,11 +215,11 @@ class Calls(RuleBasedStateMachine):
     @invariant()
     def texts_end_where_they_should(self) -> None:
         for text in (*self.submitted, *self.sessions):
-            if text.stream is not None and text.stream.stopped_by is not None:
+            if text.stream is not None and text.stream.finish_reason is not None:
                 turn = text.turns[-1]
                 ended = turn.yielded and turn.yielded[-1] in turn.ends
                 assert ended or len(turn.yielded) == turn.limit
-                assert text.stream.stopped_by == ("eos" if ended else "length")
+                assert text.stream.finish_reason == ("eos" if ended else "length")
                 assert list(text.stream) == []
                 self._check(text)
 
@@ -227,7 +227,7 @@ class Calls(RuleBasedStateMachine):
     def rows_are_counted(self) -> None:
         held = sum(text.session is not None for text in self.sessions)
         assert held <= ROWS - self.engine.num_free <= held + len(self.submitted)
-        assert self.engine.num_bytes == self.num_bytes == ROWS * self.engine.row_bytes
+        assert self.engine.num_bytes == self.num_bytes == ROWS * self.engine.bytes_per_sequence
 
     @invariant()
     def nobody_runs_far_ahead(self) -> None:

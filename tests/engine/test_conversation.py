@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 
 from lacache import Engine, Full, LaCache, Ladder
-from lacache.engine.cached_writer import CachedWriter
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
-from lacache.engine.stream import stream
+from lacache.engine.stream import CacheGenerator, stream
 from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -46,7 +45,7 @@ def start(request: pytest.FixtureRequest, model: Any) -> Callable[..., Conversat
             # Its private model has the hooks that the model has now.
             return Conversation(Engine.from_model(model, CONFIG).open, TEMPLATE, **options)
         return Conversation(
-            lambda: CachedWriter(model, LaCache.from_model(model, CONFIG)), TEMPLATE, **options
+            lambda: CacheGenerator(model, LaCache.from_model(model, CONFIG)), TEMPLATE, **options
         )
 
     return make
@@ -95,7 +94,7 @@ def test_a_reply_stopped_by_the_caller_goes_on_from_what_was_said(
 
 def test_replies_equal_one_stream_over_the_whole_conversation(model: Any) -> None:
     conversation = Conversation(
-        lambda: CachedWriter(model, LaCache.from_model(model, Full())), TEMPLATE
+        lambda: CacheGenerator(model, LaCache.from_model(model, Full())), TEMPLATE
     )
     text: list[int] = []
     for message in MESSAGES:
@@ -109,7 +108,7 @@ def test_replies_equal_one_stream_over_the_whole_conversation(model: Any) -> Non
 
 def test_the_system_prompt_stays_however_long_it_gets(model: Any) -> None:
     cache = LaCache.from_model(model, CONFIG)
-    conversation = Conversation(lambda: CachedWriter(model, cache), TEMPLATE)
+    conversation = Conversation(lambda: CacheGenerator(model, cache), TEMPLATE)
     for number in range(12):
         list(conversation.reply(f"the message {number}", max_new_tokens=15))
     report = conversation.report()

@@ -8,8 +8,8 @@ import torch
 from lacache import Engine, LaCache, Ladder, stream
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
-from lacache.engine.eos import eos_token_ids
-from lacache.engine.text import TextStream
+from lacache.engine.detokenizer import Detokenizer
+from lacache.engine.stop import eos_token_ids
 from lacache.models import load_model
 from lacache.models.decoder import cache_argument
 
@@ -64,7 +64,7 @@ def test_a_conversation_ends_its_turns(loaded: Any) -> None:
     engine = Engine.from_model(loaded.model, 256, sinks=template.num_pinned, evict_batch=32)
     ends = eos_token_ids(loaded.model, loaded.tokenizer)
     conversation = Conversation(engine.open, template, eos_token_ids=ends)
-    text = TextStream(loaded.tokenizer)
+    text = Detokenizer(loaded.tokenizer)
     reply = list(conversation.reply(TURNS[0][0], max_new_tokens=100))
     assert len(reply) < 100
     assert "Paris" in "".join(map(text.push, reply)) + text.flush()
@@ -73,7 +73,7 @@ def test_a_conversation_ends_its_turns(loaded: Any) -> None:
 def test_a_long_random_text_streams_as_it_decodes(loaded: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, 49152, (2000,), generator=generator).tolist()
-    text = TextStream(loaded.tokenizer)
+    text = Detokenizer(loaded.tokenizer)
     streamed = "".join(map(text.push, tokens)) + text.flush()
     whole = loaded.tokenizer.decode(tokens, skip_special_tokens=True)
     assert streamed.replace("\ufffd", "") == whole.replace("\ufffd", "")

@@ -35,8 +35,10 @@ def prompt(num_tokens: int, seed: int = 0) -> list[int]:
     return tokens
 
 
-def make(model: Any, rows: int = 2, segment: int | None = 5, **options: Any) -> Engine:
-    return Engine.from_model(model, PLAN, rows=rows, segment=segment, **options)
+def make(model: Any, max_sequences: int = 2, chunk_size: int | None = 5, **options: Any) -> Engine:
+    return Engine.from_model(
+        model, PLAN, max_sequences=max_sequences, chunk_size=chunk_size, **options
+    )
 
 
 def step_until(engine: Engine, done: Callable[[], bool]) -> None:
@@ -44,14 +46,16 @@ def step_until(engine: Engine, done: Callable[[], bool]) -> None:
         assert engine.step()
 
 
-@pytest.mark.parametrize(("rows", "segment"), [(1, None), (3, 5), (2, 1)])
-def test_texts_equal_themselves_alone(model: Any, rows: int, segment: int | None) -> None:
+@pytest.mark.parametrize(("max_sequences", "chunk_size"), [(1, None), (3, 5), (2, 1)])
+def test_texts_equal_themselves_alone(
+    model: Any, max_sequences: int, chunk_size: int | None
+) -> None:
     """Shorter and longer than the capacity, some of which wait for a row."""
-    engine = make(model, rows, segment)
+    engine = make(model, max_sequences, chunk_size)
     prompts = [prompt(length, seed=length) for length in (1, 3, 24, 25, 60)]
     streams = [engine.submit(p, max_new_tokens=20) for p in prompts]
     assert [list(s) for s in streams] == [continued(model, p, 20) for p in prompts]
-    assert engine.num_free == rows
+    assert engine.num_free == max_sequences
 
 
 def test_texts_that_are_taken_in_turns(model: Any) -> None:
@@ -65,7 +69,7 @@ def test_texts_that_are_taken_in_turns(model: Any) -> None:
 @pytest.mark.parametrize("plan", [SINKS, Ladder(capacity=64, span=2, sinks=2)])
 def test_other_plans_and_models(plan: Any) -> None:
     hybrid = tiny_model("gemma3")
-    engine = Engine.from_model(hybrid, plan, rows=2, segment=7)
+    engine = Engine.from_model(hybrid, plan, max_sequences=2, chunk_size=7)
     prompts = [prompt(5), prompt(70)]
     streams = [engine.submit(p, max_new_tokens=16) for p in prompts]
     assert [list(s) for s in streams] == [continued(hybrid, p, 16, plan) for p in prompts]
@@ -82,7 +86,7 @@ def test_a_seed_gives_the_same_text_whoever_else_is_there(model: Any) -> None:
     assert len(set(text)) > 5
 
 
-def test_a_prompt_is_cut_into_segments(model: Any) -> None:
+def test_a_prompt_is_cut_into_chunks(model: Any) -> None:
     pieces: list[int] = []
     list(make(model).submit(prompt(17), max_new_tokens=0, on_progress=pieces.append))
     assert pieces == [5, 5, 5, 2]
@@ -93,13 +97,13 @@ def test_a_prompt_is_cut_into_segments(model: Any) -> None:
     assert sum(pieces) == 60
     assert max(pieces[1:]) < 6
     pieces.clear()
-    engine = Engine.from_model(model, budget=300, policy="streaming", rows=2)
+    engine = Engine.from_model(model, budget=300, policy="streaming", max_sequences=2)
     list(engine.submit(prompt(290), max_new_tokens=0, on_progress=pieces.append))
     assert pieces == [128, 128, 34]
 
 
 def test_texts_wait_for_a_row_in_order(model: Any) -> None:
-    engine = make(model, rows=1)
+    engine = make(model, max_sequences=1)
     began: list[str] = []
     streams = [
         engine.submit(prompt(3), max_new_tokens=4, on_progress=lambda _, n=name: began.append(n))
@@ -113,10 +117,10 @@ def test_texts_wait_for_a_row_in_order(model: Any) -> None:
 
 
 def test_nobody_passes_a_text_that_waits(model: Any) -> None:
-    engine = make(model, rows=1)
+    engine = make(model, max_sequences=1)
     first, second = (engine.submit(prompt(3), max_new_tokens=2) for _ in range(2))
     list(first)
-    with pytest.raises(UnsupportedOperationError, match="all 1 rows are in use"):
+    with pytest.raises(UnsupportedOperationError, match="all 1 batch slots are in use"):
         engine.open()
     assert engine.num_free == 0
     list(second)
@@ -129,17 +133,17 @@ def test_rows_are_given_back(model: Any) -> None:
     stream = engine.submit(prompt(3), max_new_tokens=2)
     assert engine.num_free == 1
     step_until(engine, lambda: stream.num_ready == 2)
-    # Written to its end, so nobody else has to wait for its reader.
+    # TokenStream to its end, so nobody else has to wait for its reader.
     assert engine.num_free == 2
     assert len(list(stream)) == 2
     with engine.open() as session:
         assert engine.num_free == 1
-        list(session.write(prompt(3), max_new_tokens=2))
+        list(session.generate(prompt(3), max_new_tokens=2))
     assert engine.num_free == 2
 
 
 def test_a_stream_that_nobody_holds_gives_its_row_back(model: Any) -> None:
-    engine = make(model, rows=1)
+    engine = make(model, max_sequences=1)
     for _ in engine.submit(prompt(30)):
         break
     next(engine.submit(prompt(30)))
@@ -159,7 +163,7 @@ def test_a_stream_that_nobody_holds_gives_its_row_back(model: Any) -> None:
 def test_waiting_for_what_cannot_come_is_refused(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lacache.engine.engine._AHEAD", 4)
+    monkeypatch.setattr("lacache.engine.engine._LOOKAHEAD", 4)
     engine = make(model)
     session = engine.open()
     paused = engine.submit(prompt(3))
@@ -167,7 +171,7 @@ def test_waiting_for_what_cannot_come_is_refused(
     for _ in range(2):
         with pytest.raises(
             UnsupportedOperationError,
-            match=r"waits for a row.*open sessions.*tokens nobody takes; close a session, or take",
+            match=r"waits for a batch slot.*open sessions.*tokens nobody takes; close a session",
         ):
             next(waiting)
     assert list(islice(paused, 30)) == continued(model, prompt(3), 30)
@@ -176,7 +180,7 @@ def test_waiting_for_what_cannot_come_is_refused(
 
 
 def test_a_text_pauses_when_it_is_far_ahead(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lacache.engine.engine._AHEAD", 4)
+    monkeypatch.setattr("lacache.engine.engine._LOOKAHEAD", 4)
     engine = make(model)
     stream = engine.submit(prompt(3))
     step_until(engine, lambda: stream.num_ready == 4)
@@ -193,7 +197,7 @@ def test_a_text_pauses_when_it_is_far_ahead(model: Any, monkeypatch: pytest.Monk
 
 def test_a_long_prompt_stalls_nobody(model: Any) -> None:
     """Every step writes a token of every text that writes, and reads one segment at most."""
-    engine = make(model, rows=4)
+    engine = make(model, max_sequences=4)
     writers = [engine.submit(prompt(3, seed=k)) for k in range(2)]
     step_until(engine, lambda: all(w.num_ready for w in writers))
     pieces: list[int] = []
@@ -217,7 +221,7 @@ def test_a_long_prompt_stalls_nobody(model: Any) -> None:
 
 
 def test_long_prompts_are_read_in_turns(model: Any) -> None:
-    engine = make(model, rows=3)
+    engine = make(model, max_sequences=3)
     read: list[str] = []
     streams = [
         engine.submit(prompt(num), max_new_tokens=1, on_progress=lambda _, n=name: read.append(n))
@@ -229,11 +233,11 @@ def test_long_prompts_are_read_in_turns(model: Any) -> None:
 
 
 def test_closing_a_text_that_waits(model: Any) -> None:
-    engine = make(model, rows=1)
+    engine = make(model, max_sequences=1)
     first, second, third = (engine.submit(prompt(k), max_new_tokens=4) for k in (3, 4, 5))
     second.close()
     second.close()
-    assert second.stopped_by == "closed"
+    assert second.finish_reason == "closed"
     assert list(second) == []
     assert list(third) == continued(model, prompt(5), 4)
     assert list(first) == continued(model, prompt(3), 4)
@@ -241,15 +245,15 @@ def test_closing_a_text_that_waits(model: Any) -> None:
 
 
 def test_closing_amid_a_prompt_or_a_text(model: Any) -> None:
-    engine = make(model, rows=1)
+    engine = make(model, max_sequences=1)
     with engine.submit(prompt(50)) as reading:
         engine.step()
-    assert (reading.stopped_by, list(reading), engine.num_free) == ("closed", [], 1)
+    assert (reading.finish_reason, list(reading), engine.num_free) == ("closed", [], 1)
     writing = engine.submit(prompt(50))
     taken = list(islice(writing, 3))
     engine.step()
     writing.close()
-    assert (writing.stopped_by, list(writing), engine.num_free) == ("closed", [], 1)
+    assert (writing.finish_reason, list(writing), engine.num_free) == ("closed", [], 1)
     assert taken == continued(model, prompt(50), 3)
     # The next to have the row finds nothing of them.
     assert list(engine.submit(prompt(9), max_new_tokens=30)) == continued(model, prompt(9), 30)
@@ -261,38 +265,38 @@ def test_why_a_text_ended(model: Any) -> None:
     end = whole[11]
     stream = engine.submit(prompt(9), eos_token_ids=[end, 63])
     step_until(engine, lambda: engine.num_free == 2)
-    assert stream.stopped_by is None
+    assert stream.finish_reason is None
     assert list(stream) == whole[: whole.index(end) + 1]
-    assert stream.stopped_by == "eos"
+    assert stream.finish_reason == "eos"
     assert next(stream, None) is None
     stream = engine.submit(prompt(9), max_new_tokens=3)
-    assert (list(stream), stream.stopped_by) == (whole[:3], "length")
+    assert (list(stream), stream.finish_reason) == (whole[:3], "length")
     # A token that is both is an end.
     stream = engine.submit(prompt(9), max_new_tokens=1, eos_token_ids={whole[0]})
-    assert (list(stream), stream.stopped_by) == (whole[:1], "eos")
+    assert (list(stream), stream.finish_reason) == (whole[:1], "eos")
     # What was written but not taken is not what the length cut off.
     stream = engine.submit(prompt(9), max_new_tokens=3)
     step_until(engine, lambda: engine.num_free == 2)
     stream.close()
-    assert (list(stream), stream.stopped_by) == ([], "closed")
+    assert (list(stream), stream.finish_reason) == ([], "closed")
     stream = engine.submit(prompt(9), max_new_tokens=3)
     list(stream)
     stream.close()
-    assert stream.stopped_by == "length"
+    assert stream.finish_reason == "length"
 
 
 def test_no_new_tokens_only_reads(model: Any) -> None:
     pieces: list[int] = []
     engine = make(model)
     stream = engine.submit(prompt(12), max_new_tokens=0, on_progress=pieces.append)
-    assert (list(stream), stream.stopped_by) == ([], "length")
+    assert (list(stream), stream.finish_reason) == ([], "length")
     assert sum(pieces) == 12
     assert engine.num_free == 2
 
 
 def test_memory_is_known_and_never_grows() -> None:
     """Through thousands of tokens, in the same buffers."""
-    engine = Engine.from_model(tiny_model("llama", num_hidden_layers=2), SINKS, rows=2)
+    engine = Engine.from_model(tiny_model("llama", num_hidden_layers=2), SINKS, max_sequences=2)
 
     def buffers() -> list[tuple[int, int]]:
         store = engine._runner.store
@@ -301,7 +305,7 @@ def test_memory_is_known_and_never_grows() -> None:
         return [(t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors]
 
     before = buffers()
-    assert engine.num_bytes == 2 * engine.row_bytes == sum(size for _, size in before)
+    assert engine.num_bytes == 2 * engine.bytes_per_sequence == sum(size for _, size in before)
     # Keys twice, and values: [L, rows, Hkv, C, D] in float32.
     assert engine.num_bytes == 3 * (2 * 2 * 2 * SINKS.capacity * 8 * 4)
     streams = [engine.submit(prompt(9, seed=k)) for k in range(2)]
@@ -310,18 +314,20 @@ def test_memory_is_known_and_never_grows() -> None:
     streams[1].close()
     assert len(list(engine.submit(prompt(1000), max_new_tokens=1))) == 1
     assert buffers() == before
-    assert engine.num_bytes == 2 * engine.row_bytes
+    assert engine.num_bytes == 2 * engine.bytes_per_sequence
 
 
 @pytest.mark.parametrize("budget", ["20KB", "64KiB", "0.1MB", "1MiB"])
 @pytest.mark.parametrize("preset", [None, "local", "paper"])
 def test_a_budget_in_bytes_is_that_of_a_row(model: Any, budget: str, preset: str | None) -> None:
     limit = {"20KB": 20_000, "64KiB": 65_536, "0.1MB": 100_000, "1MiB": 1_048_576}[budget]
-    engine = Engine.from_model(model, budget=budget, preset=preset, rows=2)
-    per_token = engine.row_bytes / (engine.plan.bind(5).capacity if preset == "paper" else 1)
-    assert limit / 2 < engine.row_bytes <= limit
-    assert preset != "paper" or engine.row_bytes > limit - per_token
-    assert engine.num_bytes == 2 * engine.row_bytes
+    engine = Engine.from_model(model, budget=budget, preset=preset, max_sequences=2)
+    per_token = engine.bytes_per_sequence / (
+        engine.plan.bind(5).capacity if preset == "paper" else 1
+    )
+    assert limit / 2 < engine.bytes_per_sequence <= limit
+    assert preset != "paper" or engine.bytes_per_sequence > limit - per_token
+    assert engine.num_bytes == 2 * engine.bytes_per_sequence
 
 
 def test_a_budget_in_bytes_is_for_growing_layers() -> None:
@@ -329,7 +335,7 @@ def test_a_budget_in_bytes_is_for_growing_layers() -> None:
     hybrid = tiny_model("gemma3")
     engine = Engine.from_model(hybrid, budget="20KB", policy="streaming")
     windows = 3 * 2 * 8 * (8 + 8) * 4
-    assert 19_000 < engine.row_bytes - windows <= 20_000
+    assert 19_000 < engine.bytes_per_sequence - windows <= 20_000
 
 
 @pytest.mark.parametrize(("kv_dtype", "per_slot"), [(None, 4 * 24), ("int8", 24 + 3 * 4)])
@@ -338,8 +344,8 @@ def test_a_budget_in_bytes_heeds_what_states_are_stored_in(
 ) -> None:
     """Keys twice and values, 8 numbers each in 5 layers of 2 heads; in int8 with a scale each."""
     engine = Engine.from_model(model, budget="64KB", policy="streaming", kv_dtype=kv_dtype)
-    assert engine.row_bytes == engine.plan.bind(5).capacity * 5 * 2 * per_slot
-    assert 64_000 - 5 * 2 * per_slot < engine.row_bytes <= 64_000
+    assert engine.bytes_per_sequence == engine.plan.bind(5).capacity * 5 * 2 * per_slot
+    assert 64_000 - 5 * 2 * per_slot < engine.bytes_per_sequence <= 64_000
 
 
 def test_a_model_that_looks_at_its_keys_is_refused() -> None:
@@ -357,13 +363,13 @@ def test_a_share_is_refused(model: Any, options: dict[str, Any]) -> None:
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"rows": 0}, r"rows=0 must be at least 1; try rows=1"),
-    ({"rows": 2.0}, r"rows=2\.0 must be an integer"),
-    ({"rows": True}, r"rows=True must be an integer"),
+    ({"max_sequences": 0}, r"max_sequences=0 must be at least 1; try max_sequences=1"),
+    ({"max_sequences": 2.0}, r"max_sequences=2\.0 must be an integer"),
+    ({"max_sequences": True}, r"max_sequences=True must be an integer"),
     ({"kv_dtype": "int4"}, r"kv_dtype='int4' must be None.*; try 'int8'"),
     ({"weights": "int4"}, r"weights='int4' must be None.*; try 'int8'"),
-    ({"segment": 0}, r"segment=0 must be at least 1; try segment=1"),
-    ({"segment": -5}, r"segment=-5 must be at least 1"),
+    ({"chunk_size": 0}, r"chunk_size=0 must be at least 1; try chunk_size=1"),
+    ({"chunk_size": -5}, r"chunk_size=-5 must be at least 1"),
     ({"config": Full()}, r"Full keeps every token.*memory is fixed; give a budget, or use LaCache"),
     ({"config": None, "policy": "full"}, r"Full keeps every token"),
     ({"config": None}, r"no budget was given; try budget=512"),
@@ -462,7 +468,7 @@ def test_other_ways_to_choose_are_refused(model: Any, sampling: Any) -> None:
 )
 def test_bad_requests(model: Any, options: dict[str, Any], error: Any, message: str) -> None:
     engine = make(model)
-    for ask in (engine.submit, engine.open().write):
+    for ask in (engine.submit, engine.open().generate):
         with pytest.raises(error, match=message):
             ask([3], **options)
     assert not engine.step()
@@ -512,14 +518,14 @@ def three_texts(engine: Engine, trips: list[type[BaseException]]) -> list[list[i
     session = engine.open(SAMPLED)
     streams = [
         stubborn(engine.submit(prompt(33), max_new_tokens=6), trips),
-        stubborn(session.write(prompt(9), max_new_tokens=7), trips),
+        stubborn(session.generate(prompt(9), max_new_tokens=7), trips),
         stubborn(engine.submit(prompt(3), max_new_tokens=9, sampling=SAMPLED), trips),
     ]
     texts: list[list[int]] = [[], [], []]
     for _ in range(10):
         for text, stream in zip(texts, streams, strict=True):
             text += islice(stream, 1)
-    texts.append(list(stubborn(session.write(prompt(4), max_new_tokens=5), trips)))
+    texts.append(list(stubborn(session.generate(prompt(4), max_new_tokens=5), trips)))
     assert [len(text) for text in texts] == [6, 7, 9, 5]
     return texts
 
@@ -626,9 +632,9 @@ def test_the_model_stays_as_it_is(model: Any) -> None:
 
 
 def test_it_says_what_it_is(model: Any) -> None:
-    engine = make(model, rows=3)
+    engine = make(model, max_sequences=3)
     with engine.open():
         text = repr(engine)
-    assert text == f"Engine({PLAN}, 1 of 3 rows in use, {engine.num_bytes:,} bytes)"
+    assert text == f"Engine({PLAN}, 1 of 3 batch slots in use, {engine.num_bytes:,} bytes)"
     assert engine.plan == PLAN
     assert engine.compile_seconds is None

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from lacache.engine.eos import eos_token_ids
+from lacache.engine.stop import eos_token_ids
 from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 
 

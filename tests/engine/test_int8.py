@@ -77,10 +77,10 @@ def run(runner: Runner, num_tokens: int = 60) -> Tensor:
     logits, start = [], 0
     while start < 40:
         stop = start + min(20, 40 - start, runner.store.rows[0].room())
-        logits.append(runner.read(0, ids[start:stop]))
+        logits.append(runner.prefill(0, ids[start:stop]))
         start = stop
     rows = len(runner.store.rows)
-    logits += [runner.step([token] * rows, [0])[0] for token in ids[start:].tolist()]
+    logits += [runner.decode([token] * rows, [0])[0] for token in ids[start:].tolist()]
     return torch.stack(logits)
 
 

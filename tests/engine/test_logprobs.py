@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lacache import Engine, Sampling
-from lacache.engine.logprobs import token_logprobs
+from lacache.engine.sampler import token_logprobs
 from lacache.errors import ConfigError
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.alone import PLAN
@@ -59,6 +59,6 @@ def test_a_wrong_number(model: Any) -> None:
     with pytest.raises(ConfigError, match="top_logprobs=-1 must be at least 0"):
         engine.submit([1], top_logprobs=-1)
     with engine.open() as session, pytest.raises(ConfigError, match="top_logprobs"):
-        session.write([1], top_logprobs=-1)
+        session.generate([1], top_logprobs=-1)
     with engine.open() as session, pytest.raises(ConfigError, match="ahead=-1"):
-        session.write([1], ahead=-1)
+        session.generate([1], ahead=-1)

@@ -20,7 +20,7 @@ def model() -> Any:
 
 
 def new_engine(model: Any, **options: Any) -> Engine:
-    return Engine.from_model(model, PLAN, rows=2, segment=5, **options)
+    return Engine.from_model(model, PLAN, max_sequences=2, chunk_size=5, **options)
 
 
 def prompt(num_tokens: int, seed: int = 0) -> list[int]:
@@ -30,7 +30,7 @@ def prompt(num_tokens: int, seed: int = 0) -> list[int]:
 
 def read(engine: Engine, tokens: list[int], sampling: Sampling | None = None) -> Snapshot:
     with engine.open(sampling) as session:
-        list(session.write(tokens, max_new_tokens=0))
+        list(session.generate(tokens, max_new_tokens=0))
         return session.snapshot()
 
 
@@ -38,12 +38,12 @@ def read(engine: Engine, tokens: list[int], sampling: Sampling | None = None) ->
 def test_it_goes_on_as_the_session_does(model: Any, sampling: Sampling | None) -> None:
     engine = new_engine(model)
     with engine.open(sampling) as session:
-        list(session.write(prompt(40), max_new_tokens=6))
+        list(session.generate(prompt(40), max_new_tokens=6))
         snapshot = session.snapshot()
-        wanted = list(session.write(prompt(3), max_new_tokens=20))
+        wanted = list(session.generate(prompt(3), max_new_tokens=20))
         with new_engine(model).resume(snapshot) as other:
             assert other.num_seen == snapshot.num_seen == 45
-            assert list(other.write(prompt(3), max_new_tokens=20)) == wanted
+            assert list(other.generate(prompt(3), max_new_tokens=20)) == wanted
 
 
 def test_it_may_go_on_in_another_way(model: Any) -> None:
@@ -51,9 +51,9 @@ def test_it_may_go_on_in_another_way(model: Any) -> None:
     engine = new_engine(model)
     snapshot = read(engine, prompt(40))
     with engine.resume(snapshot, SAMPLED) as session:
-        found = list(session.write([], max_new_tokens=20))
+        found = list(session.generate([], max_new_tokens=20))
     with engine.open(SAMPLED) as session:
-        assert found == list(session.write(prompt(40), max_new_tokens=20))
+        assert found == list(session.generate(prompt(40), max_new_tokens=20))
 
 
 def test_one_snapshot_may_be_resumed_often(model: Any) -> None:
@@ -61,7 +61,7 @@ def test_one_snapshot_may_be_resumed_often(model: Any) -> None:
     snapshot = read(engine, prompt(40))
     for seed in range(3):
         with engine.resume(snapshot) as session:
-            found = list(session.write(prompt(4, seed), max_new_tokens=9))
+            found = list(session.generate(prompt(4, seed), max_new_tokens=9))
         assert found == continued(model, prompt(40) + prompt(4, seed), 9)
 
 
@@ -69,7 +69,7 @@ def test_its_bytes_are_bounded(model: Any) -> None:
     engine = new_engine(model)
     vocabulary = 64 * (8 + 4)  # the tokens that were seen, and logits
     for num_tokens in (1, 30, 300, 999):
-        assert read(engine, prompt(num_tokens)).num_bytes < engine.row_bytes + vocabulary
+        assert read(engine, prompt(num_tokens)).num_bytes < engine.bytes_per_sequence + vocabulary
 
 
 def test_other_engines_refuse_it(model: Any) -> None:
@@ -83,7 +83,7 @@ def test_other_engines_refuse_it(model: Any) -> None:
 def test_engines_of_one_kind(model: Any) -> None:
     kind = new_engine(model).kind
     assert read(new_engine(model), prompt(9)).kind == kind
-    assert Engine.from_model(model, PLAN, rows=7).kind == kind
+    assert Engine.from_model(model, PLAN, max_sequences=7).kind == kind
     others = [
         Engine.from_model(model, replace(PLAN, capacity=PLAN.capacity + 2)),
         new_engine(model, kv_dtype="int8"),
@@ -94,7 +94,7 @@ def test_engines_of_one_kind(model: Any) -> None:
 
 def test_no_snapshot_amid_a_text(model: Any) -> None:
     with new_engine(model).open() as session:
-        stream = session.write(prompt(9))
+        stream = session.generate(prompt(9))
         next(stream)
         with pytest.raises(UnsupportedOperationError, match="still writing"):
             session.snapshot()
@@ -104,11 +104,11 @@ def test_tokens_chosen_ahead_wait_for_their_reader(model: Any) -> None:
     engine = new_engine(model)
     with engine.open() as one, engine.open() as other:
         streams = [
-            session.write(prompt(9, seed), max_new_tokens=20, ahead=1)
+            session.generate(prompt(9, seed), max_new_tokens=20, lookahead=1)
             for seed, session in enumerate((one, other))
         ]
         taken: list[list[int]] = [[], []]
-        while not all(stream.stopped_by for stream in streams):
+        while not all(stream.finish_reason for stream in streams):
             assert engine.step()
             for stream, tokens in zip(streams, taken, strict=True):
                 assert stream.num_ready <= 1
@@ -122,13 +122,13 @@ def test_tokens_chosen_ahead_belong_to_the_text(model: Any) -> None:
     for num_steps in (2, 3, 5):
         engine = new_engine(model)
         with engine.open() as session:
-            stream = session.write(prompt(4), ahead=1)
+            stream = session.generate(prompt(4), lookahead=1)
             for _ in range(num_steps):
                 engine.step()
             assert stream.num_ready == 1
             stream.close()
             text = prompt(4) + continued(model, prompt(4), 1)
-            assert list(session.write(prompt(3), max_new_tokens=5)) == continued(
+            assert list(session.generate(prompt(3), max_new_tokens=5)) == continued(
                 model, text + prompt(3), 5
             )
 
@@ -137,10 +137,10 @@ def test_a_token_taken_out_is_not_penalised(model: Any) -> None:
     sampling = Sampling(repetition_penalty=5.0)
     engine = new_engine(model)
     with engine.open(sampling) as session:
-        (token,) = session.write(prompt(9), max_new_tokens=1)
+        (token,) = session.generate(prompt(9), max_new_tokens=1)
         assert token not in prompt(9)
         session.drop_last()
         assert token not in session.snapshot().sampler.seen
-        found = list(session.write(prompt(3), max_new_tokens=9))
+        found = list(session.generate(prompt(3), max_new_tokens=9))
     with engine.open(sampling) as session:
-        assert found == list(session.write(prompt(9) + prompt(3), max_new_tokens=9))
+        assert found == list(session.generate(prompt(9) + prompt(3), max_new_tokens=9))

@@ -124,7 +124,7 @@ def test_the_other_rows_and_the_own_place_do_not_matter(family: str) -> None:
         for number, token in enumerate(TEXT[20:60].tolist()):
             tokens = [(5 * number + other) % VOCAB for other in range(3)]
             tokens[row] = token
-            found.append(runner.step(tokens, [row, *others])[row])
+            found.append(runner.decode(tokens, [row, *others])[row])
         return torch.stack(found)
 
     expected = logits(0, alone=True)
@@ -341,13 +341,13 @@ def test_an_interrupted_change_is_noticed(
 
     monkeypatch.setattr(*broken, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        runner.read(0, TEXT[:1])
+        runner.prefill(0, TEXT[:1])
     monkeypatch.undo()
     for _ in range(2):
         with pytest.raises(UnsupportedOperationError, match=r"interrupted half-way.*close it"):
-            runner.read(0, TEXT[:1])
+            runner.prefill(0, TEXT[:1])
         with pytest.raises(UnsupportedOperationError, match=r"interrupted half-way.*close it"):
-            runner.step([3, 3], [0, 1])
+            runner.decode([3, 3], [0, 1])
     runner.store.clear(0)
     assert torch.equal(read(runner, 0, TEXT[:9]), other)
     assert torch.equal(step(runner, 1, 5), step(runner, 0, 5))
@@ -420,7 +420,7 @@ def read(runner: Runner, row: int, tokens: Tensor) -> Tensor:
     """Logits [V] of the last token of any number."""
     while len(tokens):
         room = runner.store.rows[row].room()
-        logits, tokens = runner.read(row, tokens[:room]), tokens[room:]
+        logits, tokens = runner.prefill(row, tokens[:room]), tokens[room:]
     return logits
 
 
@@ -428,7 +428,7 @@ def step(runner: Runner, row: int, token: int) -> Tensor:
     """Logits [V] after one token in one row."""
     tokens = [2] * len(runner.store.rows)
     tokens[row] = token
-    return runner.step(tokens, [row])[row]
+    return runner.decode(tokens, [row])[row]
 
 
 def fill_unused(store: StaticStore, filling: float) -> None:
@@ -456,5 +456,7 @@ def test_autocast_around_the_engine_changes_nothing() -> None:
 @pytest.mark.parametrize(("rows", "capacity"), [(10**9, 16), (10**30, 16), (1, 10**15)])
 def test_memory_that_is_not_there_is_refused(rows: int, capacity: int) -> None:
     plan = Streaming(capacity, 2)
-    with pytest.raises(ConfigError, match=rf"rows={rows} of .* bytes.*fewer rows or a smaller"):
+    with pytest.raises(
+        ConfigError, match=rf"max_sequences={rows} of .* bytes.*fewer sequences or a smaller"
+    ):
         Runner(model(), plan, rows, None)

@@ -24,7 +24,7 @@ def model() -> Any:
 
 @pytest.fixture
 def engine(model: Any) -> Engine:
-    return Engine.from_model(model, PLAN, rows=2, segment=5)
+    return Engine.from_model(model, PLAN, max_sequences=2, chunk_size=5)
 
 
 def prompt(num_tokens: int, seed: int = 0) -> list[int]:
@@ -37,7 +37,7 @@ def test_turns_are_one_text(model: Any, engine: Engine) -> None:
     with engine.open() as session:
         for turn, num_new in enumerate([5, 1, 20, 7]):
             text += prompt(11, seed=turn)
-            written = list(session.write(prompt(11, seed=turn), max_new_tokens=num_new))
+            written = list(session.generate(prompt(11, seed=turn), max_new_tokens=num_new))
             assert written == continued(model, text, num_new)
             text += written
             assert session.num_seen == len(text) - 1
@@ -45,23 +45,23 @@ def test_turns_are_one_text(model: Any, engine: Engine) -> None:
 
 def test_a_stream_closed_early_has_written_what_it_yielded(model: Any, engine: Engine) -> None:
     session = engine.open()
-    stream = session.write(prompt(9))
+    stream = session.generate(prompt(9))
     taken = list(islice(stream, 4))
     stream.close()
-    assert (stream.stopped_by, list(stream)) == ("closed", [])
+    assert (stream.finish_reason, list(stream)) == ("closed", [])
     text = prompt(9) + taken + prompt(3)
-    assert list(session.write(prompt(3), max_new_tokens=5)) == continued(model, text, 5)
+    assert list(session.generate(prompt(3), max_new_tokens=5)) == continued(model, text, 5)
 
 
 def test_a_stream_that_nobody_holds_is_closed(model: Any, engine: Engine) -> None:
     session = engine.open()
     taken = []
-    for token in session.write(prompt(9)):
+    for token in session.generate(prompt(9)):
         taken.append(token)
         if len(taken) == 3:
             break
     gc.collect()
-    rest = session.write([], max_new_tokens=5)
+    rest = session.generate([], max_new_tokens=5)
     assert taken + list(rest) == continued(model, prompt(9), 8)
 
 
@@ -74,7 +74,7 @@ def test_others_do_not_change_where_it_stands(
 
     def written(num_steps: int) -> list[int]:
         session = engine.open(sampling)
-        stream = session.write(prompt(9))
+        stream = session.generate(prompt(9))
         taken = list(islice(stream, 3))
         for _ in range(num_steps):
             engine.step()
@@ -82,7 +82,7 @@ def test_others_do_not_change_where_it_stands(
         stream.close()
         turns = [prompt(4), [], prompt(2)]
         for turn in turns:
-            taken += session.write(turn, max_new_tokens=3)
+            taken += session.generate(turn, max_new_tokens=3)
         session.close()
         return taken
 
@@ -93,73 +93,75 @@ def test_others_do_not_change_where_it_stands(
 
 def test_going_on_without_new_tokens(model: Any, engine: Engine) -> None:
     session = engine.open()
-    assert list(session.write(prompt(9), max_new_tokens=0)) == []
+    assert list(session.generate(prompt(9), max_new_tokens=0)) == []
     assert session.num_seen == 9
-    assert list(session.write([], max_new_tokens=0)) == []
+    assert list(session.generate([], max_new_tokens=0)) == []
     fork = session.fork()
-    assert list(fork.write([], max_new_tokens=3)) == continued(model, prompt(9), 3)
+    assert list(fork.generate([], max_new_tokens=3)) == continued(model, prompt(9), 3)
     fork.close()
-    taken = list(session.write([], max_new_tokens=4))
-    stream = session.write([], max_new_tokens=4)
+    taken = list(session.generate([], max_new_tokens=4))
+    stream = session.generate([], max_new_tokens=4)
     taken += stream
-    assert stream.stopped_by == "length"
+    assert stream.finish_reason == "length"
     fork = session.fork()
-    taken += fork.write([], max_new_tokens=4)
+    taken += fork.generate([], max_new_tokens=4)
     assert taken == continued(model, prompt(9), 12)
 
 
 def test_a_prompt_closed_midway_is_read_so_far(model: Any, engine: Engine) -> None:
     session = engine.open()
-    text = prompt(9) + list(session.write(prompt(9), max_new_tokens=3))
-    stream = session.write(prompt(40))
+    text = prompt(9) + list(session.generate(prompt(9), max_new_tokens=3))
+    stream = session.generate(prompt(40))
     engine.step()
     engine.step()
     stream.close()
     # The newest token, and nine of the prompt.
     assert session.num_seen == len(text) + 9
     text += prompt(40)[:9]
-    assert list(session.write([], max_new_tokens=2)) == continued(model, text, 2)
+    assert list(session.generate([], max_new_tokens=2)) == continued(model, text, 2)
 
 
 def test_a_stream_closed_at_once_leaves_the_text(model: Any, engine: Engine) -> None:
     session = engine.open()
-    text = prompt(9) + list(session.write(prompt(9), max_new_tokens=3))
-    session.write(prompt(40)).close()
-    assert list(session.write(prompt(2), max_new_tokens=5)) == continued(model, text + prompt(2), 5)
+    text = prompt(9) + list(session.generate(prompt(9), max_new_tokens=3))
+    session.generate(prompt(40)).close()
+    assert list(session.generate(prompt(2), max_new_tokens=5)) == continued(
+        model, text + prompt(2), 5
+    )
 
 
 def test_the_end_token_may_be_dropped(model: Any, engine: Engine) -> None:
     whole = continued(model, prompt(9), 5)
     end = whole[4]
     session = engine.open()
-    written = list(session.write(prompt(9), eos_token_ids=[end]))
+    written = list(session.generate(prompt(9), eos_token_ids=[end]))
     assert written[-1] == end
     session.drop_last()
     session.drop_last()
     with pytest.raises(InputError, match=r"no token to go on from; give at least 1 token"):
-        session.write([])
+        session.generate([])
     text = prompt(9) + written[:-1] + prompt(2)
-    assert list(session.write(prompt(2), max_new_tokens=5)) == continued(model, text, 5)
+    assert list(session.generate(prompt(2), max_new_tokens=5)) == continued(model, text, 5)
 
 
 def test_what_was_expected_goes_with_a_dropped_token(engine: Engine) -> None:
     session = engine.open()
-    list(session.write(prompt(9), max_new_tokens=3))
+    list(session.generate(prompt(9), max_new_tokens=3))
     session.drop_last()
     with pytest.raises(
         UnsupportedOperationError, match=r"drop_last\(\) took out.*score the others"
     ):
         session.score(prompt(4))
-    list(session.write(prompt(4)[:1], max_new_tokens=0))
+    list(session.generate(prompt(4)[:1], max_new_tokens=0))
     assert len(session.score(prompt(4)[1:])) == 3
 
 
 @pytest.mark.parametrize("sampling", [None, SAMPLED])
 def test_forks_are_independent(model: Any, engine: Engine, sampling: Sampling | None) -> None:
     session = engine.open(sampling)
-    text = prompt(30) + list(session.write(prompt(30), max_new_tokens=5))
+    text = prompt(30) + list(session.generate(prompt(30), max_new_tokens=5))
     fork = session.fork()
-    streams = [session.write(prompt(3, seed=1)), fork.write(prompt(4, seed=2))]
+    streams = [session.generate(prompt(3, seed=1)), fork.generate(prompt(4, seed=2))]
     pairs = list(islice(zip(*streams, strict=True), 20))
     for stream in streams:
         stream.close()
@@ -168,9 +170,9 @@ def test_forks_are_independent(model: Any, engine: Engine, sampling: Sampling | 
         assert mine == continued(model, text + prompt(3, seed=1), 20)
         assert others == continued(model, text + prompt(4, seed=2), 20)
     session.close()
-    # Written on alike, another fork says the same.
+    # TokenStream on alike, another fork says the same.
     again = fork.fork()
-    assert list(again.write([], max_new_tokens=9)) == list(fork.write([], max_new_tokens=9))
+    assert list(again.generate([], max_new_tokens=9)) == list(fork.generate([], max_new_tokens=9))
     assert mine != others
 
 
@@ -178,27 +180,27 @@ def test_the_report_is_that_of_a_cache(model: Any, engine: Engine) -> None:
     session = engine.open()
     for length in (9, 20, 40):
         cache = LaCache.from_model(model, PLAN)
-        list(session.write(prompt(length)[session.num_seen :], max_new_tokens=0))
+        list(session.generate(prompt(length)[session.num_seen :], max_new_tokens=0))
         cache.prefill(model, torch.tensor([prompt(length)]))
         mine, its = session.report(), cache.report()
-        assert mine.bytes == engine.row_bytes
+        assert mine.bytes == engine.bytes_per_sequence
         assert {**vars(mine), "bytes": 0} == {**vars(its), "bytes": 0}
         assert session.num_seen == length
 
 
 def test_a_second_stream_is_refused(model: Any, engine: Engine) -> None:
     session = engine.open()
-    stream = session.write(prompt(9))
+    stream = session.generate(prompt(9))
     taken = list(islice(stream, 3))
     calls: list[Callable[[], Any]] = [
-        lambda: session.write(prompt(3)),
+        lambda: session.generate(prompt(3)),
         session.fork,
         session.drop_last,
     ]
     for call in calls:
         with pytest.raises(
             UnsupportedOperationError,
-            match=r"still writing; take its stream to the end, or close the stream",
+            match=r"still generating; take its stream to the end, or close the stream",
         ):
             call()
     assert taken + list(islice(stream, 3)) == continued(model, prompt(9), 6)
@@ -206,15 +208,15 @@ def test_a_second_stream_is_refused(model: Any, engine: Engine) -> None:
 
 def test_a_closed_session_is_refused(engine: Engine) -> None:
     with engine.open() as session:
-        stream = session.write(prompt(9))
+        stream = session.generate(prompt(9))
         next(stream)
     session.close()
-    assert (stream.stopped_by, list(stream)) == ("closed", [])
+    assert (stream.finish_reason, list(stream)) == ("closed", [])
     other = engine.open()
-    list(other.write(prompt(5), max_new_tokens=0))
+    list(other.generate(prompt(5), max_new_tokens=0))
     session.close()
     calls: list[Callable[[], Any]] = [
-        lambda: session.write(prompt(3)),
+        lambda: session.generate(prompt(3)),
         session.fork,
         session.drop_last,
         session.report,
@@ -233,7 +235,7 @@ def test_more_sessions_than_rows_are_refused(engine: Engine) -> None:
     for ask in (engine.open, first.fork):
         with pytest.raises(
             UnsupportedOperationError,
-            match=r"all 2 rows are in use; close a session, use submit, which waits, or make",
+            match=r"all 2 batch slots are in use; close a session, use submit, which waits, or",
         ):
             ask()
 
@@ -241,47 +243,47 @@ def test_more_sessions_than_rows_are_refused(engine: Engine) -> None:
 @pytest.mark.parametrize("tokens", [[], torch.zeros(0, dtype=torch.long)])
 def test_nothing_to_go_on_from_is_refused(engine: Engine, tokens: Any) -> None:
     with engine.open() as session, pytest.raises(InputError, match="no token to go on from"):
-        session.write(tokens)
+        session.generate(tokens)
 
 
 def test_a_text_that_was_only_read_may_be_saved(model: Any, engine: Engine, tmp_path: Path) -> None:
     session = engine.open()
-    list(session.write(prompt(30), max_new_tokens=0))
+    list(session.generate(prompt(30), max_new_tokens=0))
     session.save(tmp_path / "text")
     loaded = engine.load(tmp_path / "text")
-    assert list(loaded.write([], max_new_tokens=5)) == continued(model, prompt(30), 5)
+    assert list(loaded.generate([], max_new_tokens=5)) == continued(model, prompt(30), 5)
 
 
 def test_an_interrupted_score_leaves_the_text_that_was_read(model: Any, engine: Engine) -> None:
     session = engine.open()
-    list(session.write(prompt(9), max_new_tokens=0))
+    list(session.generate(prompt(9), max_new_tokens=0))
 
     def interrupt(num_read: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        session.score(prompt(8), chunk=3, on_progress=interrupt)
+        session.score(prompt(8), chunk_size=3, on_progress=interrupt)
     text = prompt(9) + prompt(8)[:3]
     assert session.num_seen == len(text)
-    assert list(session.write([], max_new_tokens=5)) == continued(model, text, 5)
+    assert list(session.generate([], max_new_tokens=5)) == continued(model, text, 5)
 
 
 def test_a_score_that_does_not_fit_leaves_the_text_that_was_read(
     model: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = engine.open()
-    list(session.write(prompt(9), max_new_tokens=0))
+    list(session.generate(prompt(9), max_new_tokens=0))
 
     def refuse(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("lacache.engine.scoring.cross_entropy", refuse)
+        patch.setattr("lacache.engine.session.cross_entropy", refuse)
         with pytest.raises(MemoryError):
-            session.score(prompt(8), chunk=3)
+            session.score(prompt(8), chunk_size=3)
     text = prompt(9) + prompt(8)[:3]
     assert session.num_seen == len(text)
-    assert list(session.write([], max_new_tokens=5)) == continued(model, text, 5)
+    assert list(session.generate([], max_new_tokens=5)) == continued(model, text, 5)
 
 
 def test_an_interrupted_prompt_may_be_read_on(model: Any, engine: Engine) -> None:
@@ -294,7 +296,7 @@ def test_an_interrupted_prompt_may_be_read_on(model: Any, engine: Engine) -> Non
         if len(pieces) == 3:
             raise KeyboardInterrupt
 
-    stream = session.write(prompt(33), max_new_tokens=4, on_progress=interrupt)
+    stream = session.generate(prompt(33), max_new_tokens=4, on_progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
         next(stream)
     assert session.num_seen == sum(pieces) == 15
@@ -304,13 +306,13 @@ def test_an_interrupted_prompt_may_be_read_on(model: Any, engine: Engine) -> Non
 
 def test_an_interrupted_prompt_may_be_left(model: Any, engine: Engine) -> None:
     session = engine.open()
-    text = prompt(9) + list(session.write(prompt(9), max_new_tokens=3))
+    text = prompt(9) + list(session.generate(prompt(9), max_new_tokens=3))
 
     def interrupt(num_read: int) -> None:
         raise KeyboardInterrupt
 
-    stream = session.write(prompt(33), on_progress=interrupt)
+    stream = session.generate(prompt(33), on_progress=interrupt)
     with pytest.raises(KeyboardInterrupt), stream:
         next(stream)
     text += [*prompt(33)[:4], *prompt(2)]
-    assert list(session.write(prompt(2), max_new_tokens=4)) == continued(model, text, 4)
+    assert list(session.generate(prompt(2), max_new_tokens=4)) == continued(model, text, 4)

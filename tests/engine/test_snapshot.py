@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from lacache.cache.static.row_state import put_row, take_row
 from lacache.engine.engine import Engine
-from lacache.engine.open_row import OpenRow
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import Sampler
 from lacache.engine.sampling import Sampling
@@ -57,19 +56,19 @@ def model(family: str = "llama", dtype: torch.dtype = torch.float32, *, anew: bo
 
 def engine_of(case: str = "llama", *, anew: bool = False, rows: int = 2) -> Engine:
     family, plan = CASES[case]
-    return Engine.from_model(model(family, anew=anew), plan, rows=rows)
+    return Engine.from_model(model(family, anew=anew), plan, max_sequences=rows)
 
 
 def opened(engine: Engine, num_tokens: int = 37, *, sampling: Sampling | None = None) -> Session:
     """A session that has read some tokens, and written some."""
     session = engine.open(sampling)
     if num_tokens:
-        list(session.write(random_ids(num_tokens)[0], max_new_tokens=7))
+        list(session.generate(random_ids(num_tokens)[0], max_new_tokens=7))
     return session
 
 
 def goes_on(session: Session, num_tokens: int = 25) -> list[int]:
-    return list(session.write([], max_new_tokens=num_tokens))
+    return list(session.generate([], max_new_tokens=num_tokens))
 
 
 @pytest.fixture
@@ -102,9 +101,9 @@ class Driven:
         if self.draw(3) == 1:
             num_new = min(self.draw(20), self.runner.store.rows[self.row].room())
             tokens = [self.draw(63) for _ in range(num_new)]
-            return self.runner.read(self.row, torch.tensor(tokens))
+            return self.runner.prefill(self.row, torch.tensor(tokens))
         tokens = [self.draw(63)] * len(self.runner.store.rows)
-        return self.runner.step(tokens, [self.row])[self.row].clone()
+        return self.runner.decode(tokens, [self.row])[self.row].clone()
 
 
 @given(
@@ -132,7 +131,7 @@ def test_any_row_goes_on_bit_for_bit(
     runners[1].store.clear(1)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "text"
-        take_snapshot(whole.runner, OpenRow(0, Sampler(Sampling()))).save(path)
+        take_snapshot(whole.runner, 0, Sampler(), last=None, logits=None).save(path)
         snapshot = Snapshot.load(path)
     validate_snapshot(snapshot, other.runner)
     assert same(snapshot.row, take_row(whole.runner.store, 0))
@@ -157,7 +156,9 @@ def test_a_session_goes_on_as_if_it_had_never_stopped(
     assert loaded.report() == session.report()
     assert goes_on(loaded) == goes_on(session)
     ids = random_ids(30, seed=1)[0]
-    assert list(loaded.write(ids, max_new_tokens=20)) == list(session.write(ids, max_new_tokens=20))
+    assert list(loaded.generate(ids, max_new_tokens=20)) == list(
+        session.generate(ids, max_new_tokens=20)
+    )
 
 
 def test_saving_changes_nothing(path: Path) -> None:
@@ -187,7 +188,7 @@ def test_a_model_that_is_loaded_from_disk(path: Path, tmp_path: Path) -> None:
     session.save(path)
     model("gemma3").save_pretrained(tmp_path / "model")
     anew = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    engine = Engine.from_model(anew, read_plan(read_header(path)["plan"]), rows=2)
+    engine = Engine.from_model(anew, read_plan(read_header(path)["plan"]), max_sequences=2)
     assert goes_on(engine.load(path)) == goes_on(session)
 
 
@@ -197,9 +198,9 @@ def test_a_session_that_has_seen_nothing(path: Path) -> None:
     loaded = engine_of().load(path)
     assert loaded.num_seen == 0
     with pytest.raises(InputError, match="no token to go on from"):
-        loaded.write([])
+        loaded.generate([])
     ids = random_ids(20)[0]
-    texts = [list(s.write(ids, max_new_tokens=20)) for s in (loaded, engine.open(RANDOM))]
+    texts = [list(s.generate(ids, max_new_tokens=20)) for s in (loaded, engine.open(RANDOM))]
     assert texts[0] == texts[1]
 
 
@@ -209,11 +210,11 @@ def test_the_newest_token_is_dropped_or_read(path: Path) -> None:
     for _ in range(2):
         session.save(path)
         loaded = engine_of().load(path)
-        assert loaded._opened.last == session._opened.last
-        texts.append(list(loaded.write([5, 6], max_new_tokens=20)))
+        assert loaded._sequence.last == session._sequence.last
+        texts.append(list(loaded.generate([5, 6], max_new_tokens=20)))
         session.drop_last()
     assert read_header(path)["last"] is None
-    assert texts[1] == list(session.write([5, 6], max_new_tokens=20))
+    assert texts[1] == list(session.generate([5, 6], max_new_tokens=20))
 
 
 def test_loads_and_forks_are_independent(path: Path) -> None:
@@ -222,12 +223,12 @@ def test_loads_and_forks_are_independent(path: Path) -> None:
     fork = first.fork()
     first.save(path)
     loads = [engine.load(path) for _ in range(2)]
-    streams = [s.write([], max_new_tokens=25) for s in (loads[0], first, fork)]
+    streams = [s.generate([], max_new_tokens=25) for s in (loads[0], first, fork)]
     texts = [list(tokens) for tokens in zip(*streams, strict=True)]
     assert all(len(set(tokens)) == 1 for tokens in texts)
     first.close()
     other = engine.open()
-    list(other.write(random_ids(30, seed=3)[0], max_new_tokens=20))
+    list(other.generate(random_ids(30, seed=3)[0], max_new_tokens=20))
     assert goes_on(loads[1]) == [tokens[0] for tokens in texts]
 
 
@@ -240,11 +241,11 @@ def test_size_does_not_depend_on_length(path: Path, tmp_path: Path) -> None:
     )
     sizes = []
     for num_tokens in (300, long):
-        engine = Engine.from_model(model(), plan, rows=1)
+        engine = Engine.from_model(model(), plan, max_sequences=1)
         session = engine.open()
         # Every token of the vocabulary, as the sampler holds those that there were.
         ids = torch.cat([torch.arange(64), random_ids(num_tokens - 64)[0]])
-        list(session.write(ids, max_new_tokens=0))
+        list(session.generate(ids, max_new_tokens=0))
         session.save(path)
         assert read_header(path)["num_seen"] == session.num_seen == num_tokens
         sizes.append(path.stat().st_size)
@@ -254,7 +255,7 @@ def test_size_does_not_depend_on_length(path: Path, tmp_path: Path) -> None:
     session.save(path)
     sizes.append(path.stat().st_size)
     assert sizes[0] == sizes[1] == sizes[2]
-    assert sizes[0] < engine.row_bytes + 10_000
+    assert sizes[0] < engine.bytes_per_sequence + 10_000
 
 
 def test_no_more_is_in_it_than_is_held(path: Path) -> None:
@@ -262,7 +263,7 @@ def test_no_more_is_in_it_than_is_held(path: Path) -> None:
     engine = engine_of("windows of its own", rows=1)
     opened(engine, 200).close()
     session = engine.open()
-    list(session.write([7, 8, 9], max_new_tokens=0))
+    list(session.generate([7, 8, 9], max_new_tokens=0))
     session.save(path)
     for name, tensor in read_snapshot(path)[1].items():
         if name.startswith("layer."):
@@ -413,7 +414,9 @@ def test_an_interrupted_load_gives_the_row_back(
 def test_a_load_needs_a_row(saved: Path) -> None:
     engine = engine_of(rows=1)
     session = opened(engine)
-    refused(engine, saved, "all 1 rows are in use; close a session", UnsupportedOperationError)
+    refused(
+        engine, saved, "all 1 batch slots are in use; close a session", UnsupportedOperationError
+    )
     session.close()
     assert engine.load(saved).num_seen == read_header(saved)["num_seen"]
 
@@ -421,11 +424,11 @@ def test_a_load_needs_a_row(saved: Path) -> None:
 def test_what_cannot_be_saved_now(path: Path) -> None:
     engine = engine_of()
     session = opened(engine)
-    stream = session.write([5], max_new_tokens=3)
-    with pytest.raises(UnsupportedOperationError, match="still writing; take its stream to the"):
+    stream = session.generate([5], max_new_tokens=3)
+    with pytest.raises(UnsupportedOperationError, match="still generating; take its stream to the"):
         session.save(path)
     list(stream)
-    engine._runner.store.rows[session._opened.index].is_moving = True
+    engine._runner.store.rows[session._sequence.slot].is_moving = True
     with pytest.raises(UnsupportedOperationError, match=r"interrupted half-way.* cannot be saved"):
         session.save(path)
     session.close()

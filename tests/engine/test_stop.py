@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lacache.engine.detokenizer import Detokenizer
 from lacache.engine.stop import StopStrings
-from lacache.engine.text import TextStream
 from lacache.errors import ConfigError
 from tests.engine.tiny import tiny_tokenizer
 
@@ -86,7 +86,7 @@ def test_nothing_piles_up_in_an_endless_text() -> None:
 def test_a_stop_string_spans_tokens(stop: str) -> None:
     tokenizer = tiny_tokenizer()
     said = "it saw the é!\n\n a cat"
-    text, stops = TextStream(tokenizer), StopStrings([stop])
+    text, stops = Detokenizer(tokenizer), StopStrings([stop])
     given_out = "".join(stops.push(text.push(token)) for token in tokenizer(said).input_ids)
     given_out += stops.push(text.flush()) + stops.flush()
     assert given_out == said[: said.index(stop)]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lacache.engine.text import TextStream
+from lacache.engine.detokenizer import Detokenizer
 from tests.engine.tiny import SPECIAL, VOCABULARY, tiny_tokenizer
 
 
@@ -50,7 +50,7 @@ class CountingTokenizer:
 
 
 def streamed(tokenizer: Any, tokens: list[int]) -> list[str]:
-    text = TextStream(tokenizer)
+    text = Detokenizer(tokenizer)
     return [*(text.push(token) for token in tokens), text.flush()]
 
 
@@ -103,5 +103,5 @@ def test_tokens_without_text_do_not_pile_up(token: str) -> None:
 
 def test_special_tokens_are_shown_on_request() -> None:
     tokenizer = TOKENIZERS["byte-level"]
-    text = TextStream(tokenizer, skip_special_tokens=False)
+    text = Detokenizer(tokenizer, skip_special_tokens=False)
     assert text.push(0) == "<|endoftext|>"

@@ -23,7 +23,7 @@ NAME = "tiny"
 
 def new_engine(rows: int = 2, capacity: int = 40) -> Engine:
     policy = replace(POLICY, capacity=capacity)
-    return Engine.from_model(tiny_llama(), policy, rows=rows, segment=16)
+    return Engine.from_model(tiny_llama(), policy, max_sequences=rows, chunk_size=16)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    grouped = Engine.from_model(tiny_llama(), GROUPS, rows=1, segment=16)
+    grouped = Engine.from_model(tiny_llama(), GROUPS, max_sequences=1, chunk_size=16)
     engines = {NAME: new_engine(), "grouped": grouped}
     with service(engines=engines, is_endless=True) as one, listening(one) as address:
         yield address
@@ -146,7 +146,7 @@ def test_bytes(address: str) -> None:
     of_token = 4 * 2 * head * KV_HEADS * LAYERS
     for num_seen in (0, 7, 1_000):
         told = inspect(address, seen=num_seen)
-        assert told["bytes"] == engine.row_bytes
+        assert told["bytes"] == engine.bytes_per_sequence
         assert told["full_bytes"] == num_seen * of_token
 
 

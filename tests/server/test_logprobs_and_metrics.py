@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from lacache.engine.logprobs import TokenLogprobs
+from lacache.engine.sampler import TokenLogprobs
 from lacache.server.service import Service
 from tests.engine.tiny import tiny_tokenizer
 from tests.server.serving import NAME, client, listening, new_engine, service

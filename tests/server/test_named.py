@@ -64,7 +64,7 @@ def alone(turns: list[str], num_new: int = 9) -> list[str]:
     with new_engine().open() as session:
         for turn in turns:
             ids = tokenizer(turn, add_special_tokens=False).input_ids
-            tokens = list(session.write(ids, max_new_tokens=num_new, eos_token_ids={END}))
+            tokens = list(session.generate(ids, max_new_tokens=num_new, eos_token_ids={END}))
             if tokens[-1] == END:
                 session.drop_last()
             said.append(tokenizer.decode(tokens, skip_special_tokens=True))
@@ -100,7 +100,7 @@ def test_chats_send_what_is_new(http: httpx.Client) -> None:
     wanted = []
     with new_engine().open() as session:
         for tokens in (template.first("the sea"), template.following("the dog")):
-            new = list(session.write(tokens, max_new_tokens=9, eos_token_ids={END}))
+            new = list(session.generate(tokens, max_new_tokens=9, eos_token_ids={END}))
             if new[-1] == END:
                 session.drop_last()
             wanted.append(tiny_tokenizer().decode(new, skip_special_tokens=True))

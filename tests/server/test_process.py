@@ -64,7 +64,7 @@ def written(turns: list[str], num_new: int) -> list[str]:
     with engine.open() as session:
         for turn in turns:
             ids = tokenizer(turn, add_special_tokens=False).input_ids
-            new = list(session.write(ids, max_new_tokens=num_new))
+            new = list(session.generate(ids, max_new_tokens=num_new))
             said.append(tokenizer.decode(new, skip_special_tokens=True))
     return said
 

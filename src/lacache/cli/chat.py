@@ -111,7 +111,7 @@ def chat(
 
     from lacache.engine.chat_template import ChatTemplate
     from lacache.engine.conversation import Conversation
-    from lacache.engine.eos import eos_token_ids
+    from lacache.engine.stop import eos_token_ids
     from lacache.models import load_model
 
     loaded = load_model(model, dtype=dtype, threads=threads)
@@ -187,9 +187,9 @@ class _Chat:
             typer.echo(_HELP)
 
     def _answer(self, message: str) -> None:
-        from lacache.engine.text import TextStream
+        from lacache.engine.detokenizer import Detokenizer
 
-        text, stops = TextStream(self._tokenizer), StopStrings(self._stops)
+        text, stops = Detokenizer(self._tokenizer), StopStrings(self._stops)
         with interruptible() as stopped:
             for token in self._conversation.reply(message, max_new_tokens=self._max_new_tokens):
                 typer.echo(stops.push(text.push(token)), nl=False)

@@ -266,7 +266,7 @@ def _continue(
     """Stream a continuation of the text from what the cache holds."""
     from lacache.engine.cached_writer import CachedWriter
     from lacache.engine.sampling import Sampling
-    from lacache.engine.text import TextStream
+    from lacache.engine.detokenizer import Detokenizer
 
     before = loaded.tokenizer.decode(token_ids[-24:])
     if console is not None:
@@ -277,7 +277,7 @@ def _continue(
         )
         console.print(f"... {before}", style="dim", markup=False, end="")
     writer = CachedWriter(loaded.model, cache, Sampling(temperature=0.7, top_p=0.9, seed=0))
-    decoded = TextStream(loaded.tokenizer)
+    decoded = Detokenizer(loaded.tokenizer)
     parts = []
 
     def emit(part: str, end: str = "") -> None:

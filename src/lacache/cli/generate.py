@@ -141,7 +141,7 @@ def generate(
             f"{in_bytes(report.bytes)} of memory",
             err=True,
         )
-    if run.stopped_by == "interrupt":
+    if run.finish_reason == "interrupt":
         raise typer.Exit(130)
 
 

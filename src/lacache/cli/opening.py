@@ -16,8 +16,8 @@ from lacache.policies import Full
 
 if TYPE_CHECKING:
     from lacache.engine.engine import Engine
+    from lacache.engine.generator import TextGenerator
     from lacache.engine.sampling import Sampling
-    from lacache.engine.writer import Writer
 
 
 @final
@@ -56,7 +56,7 @@ def opener(
     engine_options: EngineOptions,
     prompt_tokens: int,
     sampling: Sampling,
-) -> Callable[[], Writer]:
+) -> Callable[[], TextGenerator]:
     """What makes a new text for `model`: a row of an engine with one row, where that can be.
 
     Args:
@@ -71,7 +71,7 @@ def opener(
         InputError: a head profile cannot be read.
         UnsupportedModelError: the model's caches or positions are not understood.
     """
-    from lacache.engine.cached_writer import CachedWriter
+    from lacache.engine.stream import CacheGenerator
     from lacache.models.model_info import model_info
 
     info = model_info(model)
@@ -88,7 +88,7 @@ def opener(
     if why_not is not None:
         engine_options.validate_needless(why_not)
         cache = cache_options.new_cache(model)
-        return lambda: CachedWriter(model, cache, sampling)
+        return lambda: CacheGenerator(model, cache, sampling)
     engine = new_engine(model, cache_options, engine_options, prompt_tokens)
     return lambda: engine.open(sampling)
 
@@ -98,7 +98,7 @@ def new_engine(
     cache_options: CacheOptions,
     engine_options: EngineOptions,
     prompt_tokens: int,
-    rows: int = 1,
+    max_sequences: int = 1,
 ) -> Engine:
     """An engine for `model`.
 
@@ -107,7 +107,7 @@ def new_engine(
         cache_options: what to keep.
         engine_options: how to run.
         prompt_tokens: what a share is of.
-        rows: texts side by side.
+        max_sequences: batch slots.
 
     Raises:
         ConfigError: the options cannot work for this model.
@@ -122,7 +122,7 @@ def new_engine(
             cache_options.budget,
             cache_options.policy,
             prompt_tokens=prompt_tokens,
-            rows=rows,
+            max_sequences=max_sequences,
             kv_dtype=engine_options.kv_dtype,
             weights=engine_options.weights,
             compile=engine_options.compile,

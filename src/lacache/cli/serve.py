@@ -201,7 +201,7 @@ def serve(
             )
         for name, served in engines.items():
             typer.echo(
-                f"{name}: {rows} texts side by side, {served.row_bytes / 2**20:.1f} MiB each",
+                f"{name}: {rows} sequences, {served.bytes_per_sequence / 2**20:.1f} MiB each",
                 err=True,
             )
         with make_service(engines, loaded.model, loaded.tokenizer, limits, storage) as service:

@@ -9,10 +9,9 @@ import typer
 
 from lacache.cli.interrupt import interruptible
 from lacache.cli.reading import reading_bar
-from lacache.engine.eos import eos_token_ids
-from lacache.engine.stop import StopStrings
-from lacache.engine.text import TextStream
-from lacache.engine.writer import Writer
+from lacache.engine.detokenizer import Detokenizer
+from lacache.engine.generator import TextGenerator
+from lacache.engine.stop import StopStrings, eos_token_ids
 from lacache.models import LoadedModel
 
 
@@ -24,7 +23,7 @@ class Run:
     num_read: int = 0
     num_written: int = 0
     text: str = ""
-    stopped_by: str = "length"
+    finish_reason: str = "length"
     """Or "eos", "stop" for a stop string, "interrupt" for Ctrl-C."""
     read_seconds: float = 0.0
     write_seconds: float = 0.0
@@ -45,7 +44,7 @@ class Run:
             "text": self.text,
             "prompt_tokens": self.num_read,
             "new_tokens": self.num_written,
-            "stopped_by": self.stopped_by,
+            "finish_reason": self.finish_reason,
             "read_seconds": round(self.read_seconds, 4),
             "write_seconds": round(self.write_seconds, 4),
         }
@@ -54,7 +53,7 @@ class Run:
 def write(
     loaded: LoadedModel,
     ids: list[int],
-    writer: Writer,
+    writer: TextGenerator,
     *,
     stops: StopStrings,
     max_new_tokens: int | None,
@@ -68,7 +67,7 @@ def write(
     """
     run = Run()
     ends = frozenset() if ignore_eos else eos_token_ids(loaded.model, loaded.tokenizer)
-    text = TextStream(loaded.tokenizer)
+    text = Detokenizer(loaded.tokenizer)
     ends_line = True
 
     def give(piece: str) -> None:
@@ -87,7 +86,7 @@ def write(
             if stopped():
                 raise KeyboardInterrupt
 
-        tokens = writer.write(
+        tokens = writer.generate(
             ids, max_new_tokens=max_new_tokens, eos_token_ids=ends, on_progress=on_progress
         )
         started = time.perf_counter()
@@ -101,18 +100,18 @@ def write(
                 if stops.found is not None:
                     break
                 if token in ends:
-                    run.stopped_by = "eos"
+                    run.finish_reason = "eos"
                 elif stopped():
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            run.stopped_by = "interrupt"
+            run.finish_reason = "interrupt"
         finally:
             spent = time.perf_counter() - started
             run.read_seconds = run.read_seconds or spent
             run.write_seconds = spent - run.read_seconds
     give(stops.push(text.flush()) + stops.flush())
-    if stops.found is not None and run.stopped_by != "interrupt":
-        run.stopped_by = "stop"
+    if stops.found is not None and run.finish_reason != "interrupt":
+        run.finish_reason = "stop"
     if not ends_line:
         typer.echo()
     return run

@@ -5,7 +5,7 @@ from typing import final
 
 from lacache.cache.report import CacheReport
 from lacache.engine.chat_template import ChatTemplate
-from lacache.engine.writer import Writer
+from lacache.engine.generator import TextGenerator
 
 
 @final
@@ -21,7 +21,7 @@ class Conversation:
 
     def __init__(
         self,
-        open_text: Callable[[], Writer],
+        open_text: Callable[[], TextGenerator],
         template: ChatTemplate,
         *,
         eos_token_ids: frozenset[int] = frozenset(),
@@ -50,7 +50,7 @@ class Conversation:
         """
         turn = self._template.following if self._started else self._template.first
         self._started = True
-        written = self._text.write(
+        written = self._text.generate(
             turn(message),
             max_new_tokens=max_new_tokens,
             eos_token_ids=self._end_token_ids,

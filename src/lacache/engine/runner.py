@@ -1,4 +1,4 @@
-"""Forwards of the model over the static buffers: eager, or compiled once for ever."""
+"""Forward passes of the model over the static buffers: eager, or compiled once."""
 
 import time
 import warnings
@@ -28,19 +28,19 @@ from lacache.policies import BoundPolicy
 
 Backend = str | Callable[..., Any]
 
-# With CUDA graphs the first run compiles, the second records, and the third plays.
+# With CUDA graphs the first run compiles, the second records, and the third replays.
 _WARM_UPS_ON_GPU = 3
 
 
 @contextmanager
-def _keys_unseen() -> Iterator[None]:
-    """Tell of a model that looks at its keys between cache and attention, where none are."""
+def _refuse_key_access() -> Iterator[None]:
+    """Raise for a model that uses its keys between cache and attention, where there are none."""
     try:
         yield
     except AttributeError as error:
         if isinstance(error.obj, PartedLayer):
             raise UnsupportedModelError(
-                f"the model looks at the {error.name} of its keys before it attends, and the "
+                f"the model uses the {error.name} of its keys before it attends, and the "
                 "engine attends from its buffers; use lacache.LaCache"
             ) from error
         raise
@@ -48,24 +48,24 @@ def _keys_unseen() -> Iterator[None]:
 
 @final
 class Runner:
-    """Runs segments of prompts, and steps of one token in every row.
+    """Runs chunks of prompts, and decode steps of one token in every batch slot.
 
     Args:
-        model: of transformers; it stays as it is.
-        bound: what is kept.
-        rows: how many sequences there is room for.
+        model: of transformers; it stays unchanged.
+        bound: the policy, bound to the model.
+        max_sequences: batch slots.
         backend: of torch.compile, for steps; None runs them eagerly.
         kv_dtype: what keys and values are stored in; see StaticShape.
         weights: "int8" quantizes those of linear layers, in a copy; None takes the model's.
-        attend: how to attend; None is as the model does.
-        kernels: whether to use those for CPU, which `load_kernels` has loaded.
+        attend: the attention function; None takes the model's.
+        kernels: whether to use the CPU kernels, which `load_kernels` has loaded.
     """
 
     def __init__(
         self,
         model: Any,
         bound: BoundPolicy,
-        rows: int,
+        max_sequences: int,
         backend: Backend | None,
         kv_dtype: str | None = None,
         weights: str | None = None,
@@ -84,61 +84,61 @@ class Runner:
         if kernels and own is fused:
             own = for_one_token(own)
         mover = KernelMover() if kernels else None
-        self.store = StaticStore(self.shape, rows, attend or own, model.device, mover)
+        self.store = StaticStore(self.shape, max_sequences, attend or own, model.device, mover)
         if model.device.type == "cpu":
-            use_cpu_linear(self._model, alone=rows == 1, kernels=kernels)
+            use_cpu_linear(self._model, alone=max_sequences == 1, kernels=kernels)
         self._step: Callable[..., Tensor] = _forward
         self.vocab_size: int = self.shape.info.text_config.vocab_size
         self.compile_seconds: float | None = None
-        """How long the first compiled step took; None before, and without compilation."""
+        """How long the first compiled step took; None before it, and without compilation."""
         self._backend = backend
 
-    def read(self, row: int, tokens: Tensor) -> Tensor:
-        """Read tokens [Q] of a row, at most its `room()`; the last one's logits [V]."""
-        return self._read(row, tokens, self._last_only)[-1]
+    def prefill(self, slot: int, tokens: Tensor) -> Tensor:
+        """Process tokens [Q] of a batch slot, at most its `room()`; the last one's logits [V]."""
+        return self._prefill(slot, tokens, self._last_only)[-1]
 
-    def read_all(self, row: int, tokens: Tensor) -> Tensor:
-        """The same; the logits [Q, V] of all."""
-        return self._read(row, tokens, {})
+    def prefill_all_logits(self, slot: int, tokens: Tensor) -> Tensor:
+        """Process tokens [Q] of a batch slot, at most its `room()`; the logits [Q, V] of all."""
+        return self._prefill(slot, tokens, {})
 
     @torch.no_grad()
-    def _read(self, row: int, tokens: Tensor, options: dict[str, Any]) -> Tensor:
-        cache, positions = self.store.begin_read(row, len(tokens))
+    def _prefill(self, slot: int, tokens: Tensor, options: dict[str, Any]) -> Tensor:
+        cache, positions = self.store.begin_read(slot, len(tokens))
         ids = tokens.to(self.store.device)[None]
         options = {self._cache_name: cache} | options
-        with self._as_it_is(), _keys_unseen():
+        with self._no_autocast(), _refuse_key_access():
             logits = _logits(self._model, ids, positions, options)
-        self.store.commit(row, len(tokens))
+        self.store.commit(slot, len(tokens))
         return logits[0]
 
     @torch.no_grad()
-    def step(self, tokens: Sequence[int], active: Sequence[int]) -> Tensor:
-        """Add one token to each of the rows `active`.
+    def decode(self, tokens: Sequence[int], active: Sequence[int]) -> Tensor:
+        """Process one token of each active batch slot.
 
         Args:
-            tokens: one for each row; those of other rows do not matter.
-            active: the rows that are meant.
+            tokens: one for each batch slot; those of inactive slots have no effect.
+            active: the batch slots to advance.
 
         Returns:
-            Logits [rows, V], of active rows.
+            Logits [slots, V]; only the rows of active slots mean anything.
         """
         cache, positions = self.store.begin_step(active)
         # From pinned memory, so as not to wait for a GPU that is busy.
         ids = torch.tensor(tokens, pin_memory=self._on_gpu)[:, None]
         ids = ids.to(self.store.device, non_blocking=True)
-        with self._as_it_is():
+        with self._no_autocast():
             logits = self._run_step(ids, positions, cache)
-        for row in active:
-            self.store.commit(row, 1)
+        for slot in active:
+            self.store.commit(slot, 1)
         return logits
 
     def warm_up(self) -> None:
-        """Run steps of no rows, which compiles them where that is wanted."""
+        """Run decode steps without an active slot, which compiles them if compilation is on."""
         for _ in range(_WARM_UPS_ON_GPU if self._on_gpu else 1):
-            self.step([0] * len(self.store.rows), [])
+            self.decode([0] * len(self.store.rows), [])
 
-    def _as_it_is(self) -> torch.autocast:
-        """Without autocast: what was made, and compiled, for one type must not meet another."""
+    def _no_autocast(self) -> torch.autocast:
+        """Disable autocast: what was compiled for one type must not run in another."""
         return torch.autocast(self.store.device.type, enabled=False)
 
     @property
@@ -152,13 +152,13 @@ class Runner:
         started = time.perf_counter()
         try:
             with warnings.catch_warnings():
-                # What torch says while it compiles is about itself.
+                # Warnings of torch during compilation concern torch itself.
                 warnings.simplefilter("ignore")
                 self._step = self._compiled(self._backend)
                 logits = self._step(self._model, ids, positions, options)
         except Exception as error:
-            # Whatever the compiler stumbles over: nothing was counted, so the step can run again.
-            # The first paragraph says what a backend raised; the others are about debugging.
+            # Nothing was counted yet, so the step can run again, whatever the compiler raised.
+            # The first paragraph is the backend's error; the others are about debugging.
             reason = " ".join(str(error).split("\n\n")[0].split())
             warnings.warn(
                 f"compiling failed ({type(error).__name__}: {reason}), so steps run uncompiled and "
@@ -171,18 +171,18 @@ class Runner:
         return logits
 
     def _compiled(self, backend: Backend) -> Callable[..., Tensor]:
-        # torch keeps what it compiled by code object, and gives up after a few that differ; so
-        # each engine has one of its own.
+        # torch caches compiled code by code object, and gives up after a few variants; so each
+        # engine has a code object of its own.
         own = FunctionType(_forward.__code__.replace(), _forward.__globals__)
         options: dict[str, Any] = {}
         if backend == "inductor":
-            # About shapes that never change, and a fiftieth of a step's time.
+            # They check shapes that never change, for a fiftieth of a step's time.
             unchecked = {"size_asserts", "alignment_asserts"} & set(torch._inductor.list_options())
             options |= dict.fromkeys(unchecked, False)
             if self._on_gpu:
                 options["triton.cudagraphs"] = True
-        # Before each step torch would look whether anything has changed that it compiled for, for
-        # a tenth of a step's time. Nothing has: model, cache and shapes are the engine's own.
+        # Before each step torch would check its guards, for a tenth of a step's time. They always
+        # hold: model, cache and shapes are the engine's own.
         unguarded = vars(torch.compiler).get("skip_all_guards_unsafe")
         if unguarded is not None:
             options["guard_filter_fn"] = unguarded

@@ -1,248 +1,341 @@
-"""Which sequence reads or writes when (docs/adr/0012)."""
+"""The only queue: which sequence is prefilled or decoded in which step (docs/adr/0012)."""
 
 from collections import deque
-from typing import final
+from collections.abc import Iterable
+from typing import NamedTuple, final
+
+from torch import Tensor
 
 from lacache.cache.static.row import Row
-from lacache.engine.logprobs import token_logprobs
-from lacache.engine.open_row import OpenRow
-from lacache.engine.request import Request
+from lacache.cache.static.row_state import put_row
+from lacache.engine.generator import TokenStream
 from lacache.engine.runner import Runner
-from lacache.engine.sampler import Sampler
-from lacache.engine.token_stream import TokenStream
+from lacache.engine.sampler import SamplerState, TokenLogprobs
+from lacache.engine.sequence import Sequence
+from lacache.engine.snapshot import Snapshot, take_snapshot, validate_snapshot
 from lacache.errors import ModelError, UnsupportedOperationError
 
 
 @final
+class Batch(NamedTuple):
+    """The work of one step: a chunk of one prompt, and a token of each decoding sequence."""
+
+    prefilling: Sequence | None
+    chunk: Tensor | None
+    decoding: list[Sequence]
+
+
+@final
 class Scheduler:
-    """Gives rows to texts, and lets each forward serve as many of them as it can.
+    """Owns the queue and the batch slots; each step is schedule, run, sample.
 
     Args:
-        runner: of the model.
-        segment: most tokens of a prompt that are read at once; None is as many as fit.
+        runner: the model's runner, with one batch slot for each sequence that may run.
+        chunk_size: most tokens of a prompt in one step; None is as many as fit.
     """
 
-    def __init__(self, runner: Runner, segment: int | None) -> None:
+    def __init__(self, runner: Runner, chunk_size: int | None) -> None:
         self.runner = runner
-        self._segment = segment
-        self._free = deque(range(len(runner.store.rows)))
-        self._open: list[OpenRow] = []
-        self._reading: deque[OpenRow] = deque()
-        self._waiting: deque[tuple[Request, Sampler]] = deque()
-        self._dropped: deque[Request] = deque()
+        self._chunk_size = chunk_size
+        self._free_slots = deque(range(len(runner.store.rows)))
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[int, Sequence] = {}
+        self._prefilling: deque[Sequence] = deque()
+        self._abandoned: deque[Sequence] = deque()
 
     @property
-    def num_open(self) -> int:
-        """Rows in use."""
-        return len(self._open)
+    def num_running(self) -> int:
+        """Batch slots in use."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for a batch slot."""
+        return len(self._waiting)
 
     @property
     def num_free(self) -> int:
-        """Rows that nobody has or waits for."""
+        """Batch slots that no sequence has or waits for."""
         self._admit()
-        return len(self._free)
+        return len(self._free_slots)
 
-    def open(self, sampler: Sampler) -> OpenRow:
-        """A row for a new text.
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; it runs as soon as a batch slot is free."""
+        self._waiting.append(sequence)
+
+    def open(self, sequence: Sequence, snapshot: Snapshot | None = None) -> None:
+        """Give a sequence a batch slot at once, for a session.
 
         Raises:
-            UnsupportedOperationError: all are in use.
+            UnsupportedOperationError: all batch slots are in use.
+            InputError: the snapshot does not fit.
         """
         self._admit()
-        if not self._free:
+        if not self._free_slots:
             raise UnsupportedOperationError(
-                f"all {len(self._open)} rows are in use; close a session, use submit, which waits, "
-                "or make the engine with more rows"
+                f"all {len(self._running)} batch slots are in use; close a session, use submit, "
+                "which waits, or make the engine with more max_sequences"
             )
-        return self._take_row(sampler)
+        self._take_slot(sequence)
+        if snapshot is not None:
+            try:
+                self._restore(sequence, snapshot)
+            except BaseException:
+                self.release(sequence)
+                raise
 
-    def submit(self, request: Request, sampler: Sampler) -> TokenStream:
-        """Serve a request as soon as a row is free."""
-        self._waiting.append((request, sampler))
-        return self._stream(request)
-
-    def write(self, opened: OpenRow, request: Request) -> TokenStream:
-        """Serve a request of a text that has a row."""
-        self._begin(opened, request)
-        return self._stream(request)
+    def replace(self, previous: Sequence, sequence: Sequence) -> None:
+        """Run the next sequence of a session in the slot of the one before."""
+        self._start(previous.followed_by(sequence))
 
     def step(self) -> bool:
-        """Read one segment of one prompt, and write a token of every sequence that wants one.
+        """Prefill one chunk of one prompt, and generate a token for every decoding sequence.
 
         Returns:
             Whether there was anything to do.
         """
-        self._admit()
-        has_read = self._read_segment()
-        has_written = self._write_tokens()
-        has_chosen = self._choose_ahead()
-        return has_read or has_written or has_chosen
+        batch = self.schedule()
+        if batch.prefilling is not None and batch.chunk is not None:
+            self._prefill(batch.prefilling, batch.chunk)
+        if batch.decoding:
+            self._decode(batch.decoding)
+        has_sampled = self._sample_ahead()
+        return batch.prefilling is not None or bool(batch.decoding) or has_sampled
 
-    def row(self, opened: OpenRow) -> Row:
-        """Where a text stands.
+    def schedule(self) -> Batch:
+        """Decide what the next step runs: the next prompt in turn, and all that decode."""
+        self._admit()
+        # A sequence whose last change was interrupted is refused to its own reader alone.
+        whole = [each for each in self._running.values() if not self.row(each).is_moving]
+        decoding = [each for each in whole if each.wants_logits]
+        prefilling = next((each for each in self._prefilling if each in whole), None)
+        if prefilling is None:
+            return Batch(None, None, decoding)
+        # The next chunk is another prompt's, even if this one fails.
+        self._prefilling.remove(prefilling)
+        self._prefilling.append(prefilling)
+        room = self.row(prefilling).room()
+        chunk = prefilling.to_prefill[: min(room, self._chunk_size or room)]
+        return Batch(prefilling, chunk, decoding)
+
+    def advance(self, sequence: Sequence) -> bool:
+        """Do what brings a sequence nearer to its next token; whether there was anything to do."""
+        if sequence.slot is not None:
+            self.row(sequence).validate_whole()
+            if sequence.is_decoding and sequence.logits is not None:
+                self._sample(sequence)
+                return True
+        return self.step()
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence early; tokens that nobody took are not part of it."""
+        sequence.cancel()
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._leave(sequence)
+
+    def abandon(self, sequence: Sequence) -> None:
+        """Cancel a sequence before the next step; safe at any time, within a step too."""
+        self._abandoned.append(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """Free the batch slot of a sequence; idempotent."""
+        slot = sequence.slot
+        if slot is None:
+            return
+        sequence.finish_reason = sequence.finish_reason or "closed"
+        self._leave_prefill(sequence)
+        del self._running[slot]
+        sequence.slot = None
+        self.runner.store.clear(slot)
+        self._free_slots.append(slot)
+
+    def row(self, sequence: Sequence) -> Row:
+        """Return what the buffers hold of a sequence.
 
         Raises:
-            UnsupportedOperationError: it has no row any more.
+            UnsupportedOperationError: it has no batch slot any more.
         """
-        self._validate_open(opened)
-        return self._row(opened)
+        if sequence.slot is None:
+            raise UnsupportedOperationError(
+                "the session is closed and its batch slot is free for others; open a new one"
+            )
+        return self.runner.store.rows[sequence.slot]
 
-    def validate_idle(self, opened: OpenRow) -> None:
-        """Refuse to touch a text that has no row any more, or that is still being written.
+    def snapshot(self, sequence: Sequence) -> Snapshot:
+        """Return a copy of a sequence's state; not amid a step, except in `on_progress`.
+
+        Raises:
+            UnsupportedOperationError: it has no batch slot, or its last change was interrupted.
+        """
+        self.row(sequence)
+        assert sequence.slot is not None  # else it was refused
+        return take_snapshot(
+            self.runner,
+            sequence.slot,
+            sequence.sampler,
+            last=sequence.last,
+            logits=sequence.logits,
+        )
+
+    def validate_idle(self, sequence: Sequence) -> None:
+        """Refuse to change a sequence that has no batch slot any more, or that is still running.
 
         Raises:
             UnsupportedOperationError: either of them.
         """
         self._admit()
-        self._validate_open(opened)
-        if opened.request is not None and not opened.request.is_done:
+        self.row(sequence)
+        if not sequence.is_done:
             raise UnsupportedOperationError(
-                "the session is still writing; take its stream to the end, or close the stream"
+                "the session is still generating; take its stream to the end, or close the stream"
             )
-
-    def close(self, opened: OpenRow) -> None:
-        """Take a row back; again and again does no harm."""
-        if opened not in self._open:
-            return
-        if opened.request is not None:
-            opened.request.stopped_by = opened.request.stopped_by or "closed"
-        self._stop_reading(opened)
-        self._open.remove(opened)
-        self.runner.store.clear(opened.index)
-        self._free.append(opened.index)
 
     def _admit(self) -> None:
-        """Take the rows of dropped streams back, and give free ones to those that wait."""
-        while self._dropped:
-            self._end(self._dropped.popleft())
-        while self._waiting and self._free:
-            request, sampler = self._waiting.popleft()
-            self._begin(self._take_row(sampler), request)
+        """Cancel abandoned sequences, and give free batch slots to those that wait."""
+        while self._abandoned:
+            self.cancel(self._abandoned.popleft())
+        while self._waiting and self._free_slots:
+            sequence = self._waiting.popleft()
+            self._take_slot(sequence)
+            try:
+                snapshot = sequence.find_snapshot() if sequence.find_snapshot else None
+                if snapshot is not None:
+                    self._restore(sequence, snapshot)
+                sequence.start()
+                self._start(sequence)
+            except Exception as error:
+                # Its own reader raises it; the other sequences go on.
+                sequence.error, sequence.finish_reason = error, "error"
+                self.release(sequence)
 
-    def _take_row(self, sampler: Sampler) -> OpenRow:
-        opened = OpenRow(self._free.popleft(), sampler)
-        self._open.append(opened)
-        return opened
+    def _take_slot(self, sequence: Sequence) -> None:
+        slot = self._free_slots.popleft()
+        self._running[slot] = sequence
+        sequence.slot = slot
 
-    def _stream(self, request: Request) -> TokenStream:
-        return TokenStream(
-            request,
-            lambda: self._advance(request),
-            lambda: self._end(request),
-            lambda: self._dropped.append(request),
-        )
+    def _restore(self, sequence: Sequence, snapshot: Snapshot) -> None:
+        assert sequence.slot is not None  # taken before
+        validate_snapshot(snapshot, self.runner)
+        put_row(self.runner.store, sequence.slot, snapshot.row)
+        sequence.sampler.restore(SamplerState(generator=None, seen=snapshot.sampler.seen))
+        sequence.last, logits = snapshot.last, snapshot.logits
+        sequence.logits = None if logits is None else logits.to(self.runner.store.device)
 
-    def _begin(self, opened: OpenRow, request: Request) -> None:
-        opened.request = request
-        if request.is_reading:
-            self._reading.append(opened)
+    def _start(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None  # taken before
+        self._running[sequence.slot] = sequence
+        if sequence.is_prefilling:
+            self._prefilling.append(sequence)
         else:
-            request.end_if_long_enough()
+            self._leave(sequence)
 
-    def _advance(self, request: Request) -> bool:
-        """Bring a request nearer to its next token; whether there was anything to do."""
-        opened = self._row_of(request)
-        if opened is not None:
-            self._row(opened).validate_whole()
-            if request.is_writing and opened.logits is not None:
-                self._choose(opened, request)
-                return True
-        return self.step()
+    def _prefill(self, sequence: Sequence, chunk: Tensor) -> None:
+        assert sequence.slot is not None  # scheduled sequences have one
+        sequence.prefilled(chunk, self.runner.prefill(sequence.slot, chunk))
+        if not sequence.is_prefilling:
+            self._leave(sequence)
+        if sequence.on_progress is not None:
+            sequence.on_progress(len(chunk))
 
-    def _read_segment(self) -> bool:
-        opened = next((o for o in self._reading if not self._row(o).is_moving), None)
-        if opened is None:
-            return False
-        request = opened.request
-        assert request is not None  # rows in this queue have one
-        # The next segment is another's, even if this one fails.
-        self._reading.remove(opened)
-        self._reading.append(opened)
-        room = self._row(opened).room()
-        length = min(len(request.unread), room, self._segment or room)
-        segment = request.unread[:length]
-        logits = self.runner.read(opened.index, segment)
-        request.unread = request.unread[length:]
-        opened.last, opened.logits = None, logits
-        opened.sampler.see(segment)
-        if not request.is_reading:
-            self._reading.remove(opened)
-            request.end_if_long_enough()
-            self._finish(opened, request)
-        if request.on_progress is not None:
-            request.on_progress(length)
-        return True
-
-    def _write_tokens(self) -> bool:
-        writing = {
-            opened.index: (opened, opened.last)
-            for opened in self._open
-            if opened.request is not None
-            and opened.request.wants_logits
-            and opened.last is not None
-            # One that was interrupted half-way is refused to its own reader alone.
-            and not self._row(opened).is_moving
-        }
-        if not writing:
-            return False
+    def _decode(self, sequences: Iterable[Sequence]) -> None:
+        # A progress callback may have closed some.
+        by_slot = {each.slot: each for each in sequences if each.slot is not None}
         tokens = [0] * len(self.runner.store.rows)
-        for row, (_, last) in writing.items():
-            tokens[row] = last
-        logits = self.runner.step(tokens, list(writing))
-        for row, (opened, _) in writing.items():
-            # A copy, since a compiled step may write over its output.
-            opened.last, opened.logits = None, logits[row].clone()
-        return True
+        for slot, sequence in by_slot.items():
+            assert sequence.last is not None  # it wants logits
+            tokens[slot] = sequence.last
+        logits = self.runner.decode(tokens, list(by_slot))
+        for slot, sequence in by_slot.items():
+            # A copy, since a compiled step may overwrite its output.
+            sequence.decoded(logits[slot].clone())
 
-    def _choose_ahead(self) -> bool:
-        """Choose tokens that nobody has asked for yet."""
-        has_chosen = False
-        for opened in list(self._open):
-            request = opened.request
-            if request is None or not request.wants_choice or opened.logits is None:
+    def _sample_ahead(self) -> bool:
+        """Sample tokens that no reader has asked for yet."""
+        has_sampled = False
+        for sequence in list(self._running.values()):
+            if not sequence.wants_token:
                 continue
             try:
-                self._choose(opened, request)
-                has_chosen = True
+                self._sample(sequence)
+                has_sampled = True
             except ModelError as error:
-                # What cannot be chosen stays, and its own reader meets the error.
-                request.error = error
-        return has_chosen
+                # The logits stay, and the sequence's own reader meets the error.
+                sequence.error = error
+        return has_sampled
 
-    def _choose(self, opened: OpenRow, request: Request) -> None:
-        assert opened.logits is not None  # asked before
-        token = opened.sampler.choose(opened.logits[None])
-        top = request.top_logprobs
-        logprobs = None if top is None else token_logprobs(opened.logits, token, top)
-        opened.last, opened.logits = token, None
-        request.add(token, logprobs)
-        self._finish(opened, request)
+    def _sample(self, sequence: Sequence) -> None:
+        sequence.sample()
+        self._leave(sequence)
 
-    def _finish(self, opened: OpenRow, request: Request) -> None:
-        if request.stopped_by is not None and request.gives_row_back:
-            self.close(opened)
+    def _leave(self, sequence: Sequence) -> None:
+        """Take a sequence out of the prefill queue; free its slot if it has ended."""
+        self._leave_prefill(sequence)
+        if sequence.finish_reason is not None and not sequence.keeps_slot:
+            self.release(sequence)
 
-    def _end(self, request: Request) -> None:
-        """Stop a request before its end; what was not taken was not written."""
-        request.cancel()
-        self._waiting = deque(pair for pair in self._waiting if pair[0] is not request)
-        opened = self._row_of(request)
-        if opened is not None:
-            self._stop_reading(opened)
-            self._finish(opened, request)
+    def _leave_prefill(self, sequence: Sequence) -> None:
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
 
-    def _stop_reading(self, opened: OpenRow) -> None:
-        if opened in self._reading:
-            self._reading.remove(opened)
 
-    def _row_of(self, request: Request) -> OpenRow | None:
-        return next((opened for opened in self._open if opened.request is request), None)
+@final
+class SequenceStream(TokenStream):
+    """Yields the new tokens of a sequence; taking one runs the engine until it is there.
 
-    def _row(self, opened: OpenRow) -> Row:
-        return self.runner.store.rows[opened.index]
+    Closing it cancels the sequence, which then consists of the prefilled part of the prompt and of
+    the yielded tokens. A stream without references is closed.
+    """
 
-    def _validate_open(self, opened: OpenRow) -> None:
-        if opened not in self._open:
-            raise UnsupportedOperationError(
-                "the session is closed and its row belongs to another; open a new one"
-            )
+    def __init__(self, sequence: Sequence, scheduler: Scheduler) -> None:
+        """Not for users: see `Engine.submit` and `Session.generate`."""
+        self._sequence = sequence
+        self._scheduler = scheduler
+        self._logprobs: TokenLogprobs | None = None
+
+    @property
+    def logprobs(self) -> TokenLogprobs | None:
+        """Log probabilities of the token taken last; None if they were not asked for."""
+        return self._logprobs
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why no more tokens come: "eos", "length" or "closed"; None while some may."""
+        return None if self._sequence.new else self._sequence.finish_reason
+
+    @property
+    def error(self) -> Exception | None:
+        """What taking the next token will raise, if that is known already."""
+        return None if self._sequence.new else self._sequence.error
+
+    @property
+    def num_ready(self) -> int:
+        """Tokens sampled ahead of the reader."""
+        return len(self._sequence.new)
+
+    def __next__(self) -> int:
+        sequence = self._sequence
+        while not sequence.new:
+            if sequence.finish_reason == "error" and sequence.error is not None:
+                raise sequence.error
+            if sequence.finish_reason is not None:
+                raise StopIteration
+            if (
+                not self._scheduler.advance(sequence)
+                and not sequence.new
+                and sequence.finish_reason is None
+            ):
+                raise UnsupportedOperationError(
+                    "the sequence waits for a batch slot, and all belong to open sessions or to "
+                    "sequences whose tokens nobody takes; close a session, or take those tokens"
+                )
+        token, self._logprobs = sequence.new.popleft()
+        return token
+
+    def close(self) -> None:
+        """Cancel the sequence; idempotent."""
+        self._scheduler.cancel(self._sequence)
+
+    def __del__(self) -> None:
+        if not self._sequence.is_done:
+            self._scheduler.abandon(self._sequence)

@@ -1,52 +1,51 @@
-"""One sequence that is read and written in turns, for as long as it is open."""
+"""A session: one sequence that keeps its batch slot between calls."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
+from collections.abc import Sequence as TokenSequence
 from os import PathLike
 from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from lacache.cache.report import CacheReport, make_report
 from lacache.common.validation import validate_int
-from lacache.engine.checked import (
-    checked_ends,
-    checked_length,
-    checked_tokens,
-    checked_top_logprobs,
+from lacache.engine.generator import TextGenerator
+from lacache.engine.scheduler import Scheduler, SequenceStream
+from lacache.engine.sequence import Sequence
+from lacache.engine.snapshot import Snapshot
+from lacache.engine.validation import (
+    validate_eos_token_ids,
+    validate_max_new_tokens,
+    validate_tokens,
+    validate_top_logprobs,
 )
-from lacache.engine.open_row import OpenRow
-from lacache.engine.request import Request
-from lacache.engine.scheduler import Scheduler
-from lacache.engine.scoring import score
-from lacache.engine.snapshot import Snapshot, take_snapshot
-from lacache.engine.token_stream import TokenStream
-from lacache.engine.writer import Writer
 from lacache.errors import InputError, UnsupportedOperationError
 from lacache.policies.kept import kept_after
 
 
 @final
-class Session(Writer):
-    """A sequence with a row of its own; made by `Engine.open`, ended by `close` or a `with` block.
+class Session(TextGenerator):
+    """A sequence with a batch slot of its own; `Engine.open` makes one, `close` frees the slot.
 
-    The text so far is what was given to `write` and what its streams yielded.
+    It consists of the tokens that were given to `generate` and of those that its streams yielded.
     """
 
-    def __init__(self, scheduler: Scheduler, opened: OpenRow) -> None:
+    def __init__(self, scheduler: Scheduler, sequence: Sequence) -> None:
         """Not for users: open one with `Engine.open`."""
         self._scheduler = scheduler
         self._runner = scheduler.runner
-        self._opened = opened
+        self._sequence = sequence
 
     @property
     def num_seen(self) -> int:
-        """Tokens that the model has read."""
-        return self._scheduler.row(self._opened).num_seen
+        """Tokens that the model has processed."""
+        return self._scheduler.row(self._sequence).num_seen
 
     def report(self) -> CacheReport:
-        """What the session holds, and how much it has seen; bytes are those of its row."""
-        row = self._scheduler.row(self._opened)
+        """Return what the cache holds, and how much it has seen."""
+        row = self._scheduler.row(self._sequence)
         return make_report(
             self._runner.shape.groups,
             [kept_after(group.schedule, row.num_seen) for group in row.groups],
@@ -55,168 +54,179 @@ class Session(Writer):
         )
 
     def num_bytes(self) -> int:
-        """Of its row, the same from the first to the last token."""
+        """Return the bytes of keys and values of the session, which never change."""
         return self._runner.shape.row_bytes
 
-    def write(
+    def generate(
         self,
-        tokens: Sequence[int] | Tensor,
+        tokens: TokenSequence[int] | Tensor,
         *,
         max_new_tokens: int | None = None,
         eos_token_ids: Collection[int] = (),
         on_progress: Callable[[int], None] | None = None,
         top_logprobs: int | None = None,
-        ahead: int = 0,
-    ) -> TokenStream:
-        """Add tokens to the text, and write on.
+        lookahead: int = 0,
+    ) -> SequenceStream:
+        """Append tokens to the session, and generate what follows.
 
-        The model reads and writes while tokens are taken, of this stream or of another.
+        The model runs while tokens are taken, from this stream or from another.
 
         Args:
-            tokens: new tokens [Q]; may be empty where there is a text to go on from.
-            max_new_tokens: how many tokens to yield at most; None is without end, 0 only reads.
+            tokens: new tokens [Q]; may be empty where the session has tokens already.
+            max_new_tokens: most tokens to yield; None is without end, 0 only prefills.
             eos_token_ids: tokens that end the stream; the one that did is yielded too.
-            on_progress: called with the number of tokens after each segment that was read.
-            top_logprobs: how many of the likeliest tokens the stream's `logprobs` tells beside the
-                one that was taken last; 0 tells of that one alone, None of none.
-            ahead: tokens that may be chosen before they are asked for, while others are. They
-                belong to the text, taken or not.
+            on_progress: called after each prefilled chunk with its number of tokens.
+            top_logprobs: how many of the likeliest tokens the stream's `logprobs` lists beside the
+                token taken last; 0 lists that token alone, None turns log probabilities off.
+            lookahead: tokens that may be sampled before they are taken. They belong to the
+                session, taken or not.
 
         Raises:
-            InputError: nothing to read, or no tokens of this model.
+            InputError: nothing to prefill, or tokens that the model does not have.
             ConfigError: a negative number of tokens.
             UnsupportedOperationError: an earlier stream has not ended.
         """
-        validate_int("ahead", ahead, 0)
-        opened = self._opened
-        self._scheduler.validate_idle(opened)
-        last = [] if opened.last is None else [opened.last]
-        unread = torch.cat([torch.tensor(last, dtype=torch.long), self._checked(tokens)])
-        if len(unread) == 0 and opened.logits is None:
-            raise InputError("there is no token to go on from; give at least 1 token")
-        request = Request(
-            unread,
-            checked_length(max_new_tokens),
-            checked_ends(eos_token_ids),
-            ahead=ahead,
-            gives_row_back=False,
+        validate_int("lookahead", lookahead, 0)
+        self._scheduler.validate_idle(self._sequence)
+        sequence = Sequence(
+            sampler=self._sequence.sampler,
+            to_prefill=self._validate_tokens(tokens),
+            max_new_tokens=validate_max_new_tokens(max_new_tokens),
+            eos_token_ids=validate_eos_token_ids(eos_token_ids),
+            top_logprobs=validate_top_logprobs(top_logprobs),
+            lookahead=lookahead,
+            keeps_slot=True,
             on_progress=on_progress,
-            top_logprobs=checked_top_logprobs(top_logprobs),
         )
-        return self._scheduler.write(opened, request)
+        self._scheduler.replace(self._sequence, sequence)
+        self._sequence = sequence
+        return SequenceStream(sequence, self._scheduler)
 
     def score(
         self,
-        tokens: Sequence[int] | Tensor,
+        tokens: TokenSequence[int] | Tensor,
         *,
-        chunk: int = 64,
+        chunk_size: int = 64,
         on_progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Read tokens, and tell how likely each was given what was held when it came.
+        """Append tokens, and return the negative log-likelihood of each, given the cache then.
+
+        Memory is that of the session, of one chunk's logits and of the result.
 
         Args:
-            tokens: [Q], Q >= 1; they belong to the text then.
-            chunk: most tokens per forward, whose logits [chunk, V] are held at once.
-            on_progress: called with the number of tokens after each forward.
+            tokens: [Q], Q >= 1; they belong to the session afterwards.
+            chunk_size: most tokens per forward, whose logits [chunk, V] are held at once.
+            on_progress: called after each forward with its number of tokens.
 
         Returns:
-            Negative log-likelihoods in nats [Q], float32; of an empty text [Q - 1], as nothing
-            predicts its first token.
+            Negative log-likelihoods in nats [Q], float32 on the CPU; [Q - 1] for an empty session,
+            as nothing predicts its first token.
 
         Raises:
-            InputError: no tokens, or none of this model.
-            UnsupportedOperationError: a stream has not ended, or its last token is unread or was
-                dropped.
+            InputError: no tokens, or tokens that the model does not have.
+            UnsupportedOperationError: a stream has not ended, or its last token was not processed
+                or was dropped.
         """
-        opened = self._opened
-        self._scheduler.validate_idle(opened)
-        validate_int("chunk", chunk, 1)
-        checked = self._checked(tokens)
-        if len(checked) == 0:
+        sequence = self._sequence
+        self._scheduler.validate_idle(sequence)
+        validate_int("chunk_size", chunk_size, 1)
+        given = self._validate_tokens(tokens)
+        if len(given) == 0:
             raise InputError("0 tokens cannot be scored; give at least 1")
-        if opened.last is not None:
+        if sequence.last is not None:
             raise UnsupportedOperationError(
-                f"the model has not read the newest token {opened.last}; give it first to "
-                "write, with max_new_tokens=0"
+                f"the model has not processed the newest token {sequence.last}; give it first to "
+                "generate, with max_new_tokens=0"
             )
-        if opened.logits is None and self.num_seen:
+        if sequence.logits is None and self.num_seen:
             raise UnsupportedOperationError(
-                "what the model expected next went with the token that drop_last() took out, so "
-                "the first of these tokens cannot be scored; give it to write, with "
+                "the logits of the next token went with the token that drop_last() took out, so "
+                "the first of these tokens cannot be scored; give it to generate, with "
                 "max_new_tokens=0, and score the others"
             )
+        scores = []
+        while len(given):
+            room = self._scheduler.row(sequence).room()
+            chunk, given = given.split([n := min(chunk_size, room, len(given)), len(given) - n])
+            scores.append(self._score_chunk(sequence, chunk))
+            if on_progress is not None:
+                on_progress(len(chunk))
+        return torch.cat(scores)
 
-        def note(piece: Tensor, logits: Tensor) -> None:
-            # A copy, since they are part of those of all the piece.
-            opened.logits = logits.clone()
-            opened.sampler.see(piece)
-
-        return score(
-            self._runner,
-            opened.index,
-            opened.logits,
-            checked,
-            chunk=chunk,
-            on_read=note,
-            on_progress=on_progress,
-        )
+    def _score_chunk(self, sequence: Sequence, chunk: Tensor) -> Tensor:
+        assert sequence.slot is not None  # an idle session has one
+        before = sequence.logits
+        logits = self._runner.prefill_all_logits(sequence.slot, chunk)
+        # At once: whatever ends the scoring below, the model has processed these tokens. A copy,
+        # since the logits are part of those of the whole chunk.
+        sequence.logits = logits[-1].clone()
+        sequence.sampler.see(chunk)
+        predicted = logits[:-1] if before is None else torch.cat([before[None], logits[:-1]])
+        targets = chunk[len(chunk) - len(predicted) :].to(logits.device)
+        return cross_entropy(predicted, targets, reduction="none").cpu()
 
     def drop_last(self) -> None:
-        """Take the newest token out of the text, where the model has not read it yet.
+        """Remove the newest token from the session, if the model has not processed it yet.
 
-        The token that ended a reply is such a one, and a chat template brings its own.
+        The token that ended a reply is such a token, and a chat template adds its own.
 
         Raises:
             UnsupportedOperationError: a stream has not ended.
         """
-        self._scheduler.validate_idle(self._opened)
-        if self._opened.last is not None:
-            self._opened.last = None
-            self._opened.sampler.unsee_last()
+        self._scheduler.validate_idle(self._sequence)
+        self._sequence.drop_last()
 
     def fork(self) -> "Session":
-        """Another session, in a free row, that goes on from here by itself.
+        """Return another session, in a free batch slot, that continues from here independently.
 
-        Its random numbers go on from the same place too: written on alike, both say the same.
+        Its random numbers continue from the same state: equal calls generate equal tokens.
 
         Raises:
-            UnsupportedOperationError: all rows are in use, or a stream has not ended.
+            UnsupportedOperationError: all batch slots are in use, or a stream has not ended.
         """
-        opened = self._opened
-        self._scheduler.validate_idle(opened)
-        copy = self._scheduler.open(opened.sampler.fork())
-        self._runner.store.fork(opened.index, copy.index)
-        copy.last, copy.logits = opened.last, opened.logits
+        sequence = self._sequence
+        self._scheduler.validate_idle(sequence)
+        copy = Sequence(
+            sampler=sequence.sampler.fork(),
+            last=sequence.last,
+            logits=sequence.logits,
+            keeps_slot=True,
+            finish_reason=sequence.finish_reason,
+        )
+        self._scheduler.open(copy)
+        assert sequence.slot is not None  # idle, and open
+        assert copy.slot is not None  # opened
+        self._runner.store.fork(sequence.slot, copy.slot)
         return Session(self._scheduler, copy)
 
     def snapshot(self) -> Snapshot:
-        """Where the session stands, apart from it; `Engine.resume` goes on from there.
+        """Return a copy of the session's state; `Engine.resume` continues from it.
 
-        It holds what the model keeps of the text, so keep it as private as the text.
+        It holds the keys and values of the tokens, so it is as confidential as they are.
 
         Raises:
             UnsupportedOperationError: a stream has not ended.
         """
-        self._scheduler.validate_idle(self._opened)
-        return take_snapshot(self._runner, self._opened)
+        self._scheduler.validate_idle(self._sequence)
+        return self._scheduler.snapshot(self._sequence)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write where the session stands to a file, whole or not at all; `Engine.load` goes on.
+        """Write a snapshot to a file, whole or not at all; `Engine.load` continues from it.
 
-        Its size does not depend on the length of the text.
+        Its size does not depend on the length of the session.
 
         Args:
-            path: of the file, in a folder that is there; another file there is replaced.
+            path: of the file, in an existing folder; an existing file is replaced.
 
         Raises:
-            InputError: it cannot be written; what was there is unchanged.
+            InputError: it cannot be written; an existing file is unchanged.
             UnsupportedOperationError: a stream has not ended.
         """
         self.snapshot().save(path)
 
     def close(self) -> None:
-        """Give the row back; again and again does no harm."""
-        self._scheduler.close(self._opened)
+        """Free the batch slot; idempotent."""
+        self._scheduler.release(self._sequence)
 
-    def _checked(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        return checked_tokens(tokens, self._runner.vocab_size)
+    def _validate_tokens(self, tokens: TokenSequence[int] | Tensor) -> Tensor:
+        return validate_tokens(tokens, self._runner.vocab_size)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lacache.cache.static.row_state import RowState, take_row
-from lacache.engine.open_row import OpenRow
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import Sampler, SamplerState
 from lacache.engine.sampling import Sampling
@@ -108,11 +107,11 @@ class Snapshot:
             _validate_logits(logits)
             return cls(
                 made_by={name: header[name] for name in _REMEDIES if name in header},
-                num_seen=_checked_count("num_seen", header["num_seen"]),
+                num_seen=_validate_count("num_seen", header["num_seen"]),
                 row=tensors,
                 sampling=Sampling(**header["sampling"]),
                 sampler=SamplerState(generator=generator, seen=seen),
-                last=None if header["last"] is None else _checked_count("last", header["last"]),
+                last=None if header["last"] is None else _validate_count("last", header["last"]),
                 logits=logits,
                 name=str(path),
             )
@@ -122,27 +121,36 @@ class Snapshot:
             ) from error
 
 
-def take_snapshot(runner: Runner, opened: OpenRow) -> Snapshot:
-    """What a row of a runner holds, and how its text goes on.
+def take_snapshot(
+    runner: Runner, slot: int, sampler: Sampler, *, last: int | None, logits: Tensor | None
+) -> Snapshot:
+    """Return the state of the sequence in a batch slot, as a copy on the CPU.
+
+    Args:
+        runner: with the sequence's keys and values.
+        slot: its batch slot.
+        sampler: its sampler.
+        last: its newest token, if the model has not processed it.
+        logits: of its next token [V], if the model has.
 
     Raises:
-        ConfigError: the plan has no name that a file could hold.
-        UnsupportedOperationError: the last change of the row was interrupted half-way.
+        ConfigError: the policy has no name that a file could hold.
+        UnsupportedOperationError: the last change of the sequence was interrupted half-way.
     """
     return Snapshot(
-        made_by=_asked_of(runner),
-        num_seen=runner.store.rows[opened.index].num_seen,
-        row=take_row(runner.store, opened.index),
-        sampling=opened.sampler.sampling,
-        sampler=opened.sampler.state(),
-        last=opened.last,
-        logits=None if opened.logits is None else opened.logits.to("cpu", copy=True),
+        made_by=_expected_header(runner),
+        num_seen=runner.store.rows[slot].num_seen,
+        row=take_row(runner.store, slot),
+        sampling=sampler.sampling,
+        sampler=sampler.state(),
+        last=last,
+        logits=None if logits is None else logits.to("cpu", copy=True),
     )
 
 
 def snapshot_kind(runner: Runner) -> str:
     """Of the snapshots that belong to a runner."""
-    return _digest(_asked_of(runner))
+    return _digest(_expected_header(runner))
 
 
 def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
@@ -153,7 +161,7 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
     Raises:
         InputError: it is of another model, type or plan, or says what cannot be.
     """
-    asked, made_by = _asked_of(runner), snapshot.made_by
+    asked, made_by = _expected_header(runner), snapshot.made_by
     for name, remedy in _REMEDIES.items():
         if name not in made_by or made_by[name] != asked[name]:
             theirs, ours = json.dumps(made_by.get(name)), json.dumps(asked[name])
@@ -198,7 +206,7 @@ def new_sampler(snapshot: Snapshot, sampling: Sampling | None) -> Sampler:
     return sampler
 
 
-def _checked_count(name: str, value: Any) -> int:
+def _validate_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{name} is {value!r}")
     return value
@@ -209,7 +217,7 @@ def _validate_logits(logits: Tensor | None) -> None:
         raise ValueError(f"{_LOGITS} are {logits.dtype} {tuple(logits.shape)}")
 
 
-def _asked_of(runner: Runner) -> Header:
+def _expected_header(runner: Runner) -> Header:
     """What a snapshot must have in common with a runner, as JSON gives it back."""
     shape = runner.shape
     config: Any = shape.info.text_config

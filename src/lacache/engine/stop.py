@@ -1,7 +1,7 @@
-"""Ends a text at a stop string, as the text comes, in constant memory."""
+"""What ends a completion: the end-of-sequence tokens and the stop strings."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 from lacache.errors import ConfigError
 
@@ -9,16 +9,23 @@ _MOST = 64
 _LONGEST = 256
 
 
+def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that the model's generation configuration and the tokenizer say end a text."""
+    configured = model.generation_config.eos_token_id
+    ids = set(configured) if isinstance(configured, list) else {configured}
+    return frozenset(ids | {tokenizer.eos_token_id}) - {None}
+
+
 @final
 class StopStrings:
     """Passes text on up to the first stop string; neither that nor what follows comes out.
 
-    It stands behind a `TextStream`, so a stop string may span any number of tokens. The first one
+    It stands behind a `Detokenizer`, so a stop string may span any number of tokens. The first one
     is the one that ends first, and of those that end at the same place, the longest; this doesn't
     depend on how the text is cut into pieces. Held back is only an end of the text that may be the
     beginning of a stop string: less than the longest of them.
 
-        text, stops = TextStream(tokenizer), StopStrings(["User:", "###"])
+        text, stops = Detokenizer(tokenizer), StopStrings(["User:", "###"])
         for token in tokens:
             print(stops.push(text.push(token)), end="")
             if stops.found is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, final
 
-from lacache.engine.logprobs import TokenLogprobs
+from lacache.engine.sampler import TokenLogprobs
 from lacache.engine.stop import StopStrings
 from lacache.server.origin import Origin
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from lacache.engine.logprobs import TokenLogprobs
+from lacache.engine.sampler import TokenLogprobs
 from lacache.server.job import Token
 from lacache.server.schemas import Json
 

@@ -6,8 +6,8 @@ from typing import Any, final
 from jinja2 import TemplateError
 
 from lacache.engine.chat_template import ChatTemplate
-from lacache.engine.checked import checked_tokens
-from lacache.engine.text import TextStream
+from lacache.engine.detokenizer import Detokenizer
+from lacache.engine.validation import validate_tokens
 from lacache.errors import InputError
 from lacache.server.schemas import ChatRequest, CompletionRequest
 from lacache.server.settings import Limits
@@ -50,7 +50,7 @@ class Prompts:
                 f"the prompt has {len(tokens)} tokens, and this server accepts at most "
                 f"{self._limits.prompt_tokens}; shorten it"
             )
-        checked_tokens(tokens, self._vocab_size)
+        validate_tokens(tokens, self._vocab_size)
         return tokens
 
     def text_of(self, token: int) -> str:
@@ -64,7 +64,7 @@ class Prompts:
 
     def texts_of(self, tokens: list[int]) -> list[str]:
         """Return the text that each token completes, special tokens included."""
-        text = TextStream(self._tokenizer, skip_special_tokens=False)
+        text = Detokenizer(self._tokenizer, skip_special_tokens=False)
         return [text.push(token) for token in tokens]
 
     def _completion_tokens(self, request: CompletionRequest, num_seen: int) -> list[int]:

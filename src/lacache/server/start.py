@@ -13,7 +13,7 @@ import uvicorn
 from filelock import FileLock, Timeout
 
 from lacache.engine.engine import Engine
-from lacache.engine.eos import eos_token_ids
+from lacache.engine.stop import eos_token_ids
 from lacache.errors import ConfigError, InputError
 from lacache.models.model_info import model_info
 from lacache.server.app import make_app
@@ -97,7 +97,7 @@ def _served(
             empty,
             engine.check,
             most=storage.sessions,
-            file_bytes=engine.row_bytes + _METADATA_BYTES,
+            file_bytes=engine.bytes_per_sequence + _METADATA_BYTES,
         )
         if storage.memory_bytes and storage.disk_bytes:
             files = PrefixFiles(folder / "prefixes", engine.kind, storage.disk_bytes)
@@ -105,7 +105,7 @@ def _served(
     holding = Holding(
         engine.policy.groups,
         len(info.growing),
-        engine.row_bytes,
+        engine.bytes_per_sequence,
         info.bytes_per_token,
     )
     thread = EngineThread(engine, tokenizer, waiting=limits.waiting)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any, final
 
+from lacache.engine.detokenizer import Detokenizer
 from lacache.engine.engine import Engine
-from lacache.engine.text import TextStream
 from lacache.server.job import Began, Finished, FinishReason, HasRead, Job, Piece, Token
 
 
@@ -25,7 +25,7 @@ class Writing:
         self.job = job
         opened = job.origin.open(engine)
         self._session = opened.session
-        self._text = TextStream(tokenizer)
+        self._text = Detokenizer(tokenizer)
         self._stops = job.stops
         self._new: list[int] = []
         self._untold: list[Token] = []
@@ -33,7 +33,7 @@ class Writing:
         self._is_reading = True
         job.tell(Began(self._session.num_seen, opened.num_reused))
         try:
-            self._stream = self._session.write(
+            self._stream = self._session.generate(
                 opened.unread, max_new_tokens=0, on_progress=lambda n: job.tell(HasRead(n))
             )
         except BaseException:
@@ -52,7 +52,7 @@ class Writing:
             ModelError: the next token cannot be chosen.
         """
         if self._is_reading:
-            if self._stream.stopped_by is not None:
+            if self._stream.finish_reason is not None:
                 self._begin_to_write()
             return True
         if self._stream.error is not None:
@@ -69,7 +69,7 @@ class Writing:
             self._tell(self._stops.push(text))
             if self._stops.found is not None:
                 break
-        if self._stops.found is None and self._stream.stopped_by is None:
+        if self._stops.found is None and self._stream.finish_reason is None:
             return True
         self._tell(self._stops.push(self._text.flush()) + self._stops.flush())
         return False
@@ -88,7 +88,7 @@ class Writing:
     @property
     def end(self) -> Finished:
         """Of a text that was written to its end."""
-        is_stop = self._stops.found is not None or self._stream.stopped_by == "eos"
+        is_stop = self._stops.found is not None or self._stream.finish_reason == "eos"
         reason: FinishReason = "stop" if is_stop else "length"
         return Finished(reason, self.num_new, tuple(self._untold))
 
@@ -100,12 +100,12 @@ class Writing:
     def _begin_to_write(self) -> None:
         self.job.origin.when_read(self._session)
         # Tokens are taken as they are chosen, and chosen while others are read or written.
-        self._stream = self._session.write(
+        self._stream = self._session.generate(
             [],
             max_new_tokens=self.job.max_new_tokens,
             eos_token_ids=self.job.eos_token_ids,
             top_logprobs=self.job.top_logprobs,
-            ahead=1,
+            lookahead=1,
         )
         self._is_reading = False
 

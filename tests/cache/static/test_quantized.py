@@ -158,7 +158,7 @@ def test_writing_one_token_in_some_rows_is_writing_it_in_each(name: str) -> None
 def test_rows_move_bit_for_bit(name: str | None) -> None:
     buffer, other = make_any(name), make_any(name)
     buffer.write(0, 0, states_of(1, SLOTS, torch.float32))
-    other.write(0, 0, states_of(2, SLOTS, torch.float32))
+    other.generate(0, 0, states_of(2, SLOTS, torch.float32))
     before, theirs = copies(buffer), copies(other)
 
     buffer.copy_row(0, 2, 5, other)
@@ -230,12 +230,12 @@ def run(runner: Runner, num_tokens: int, *, row: int = 1) -> Tensor:
     logits, start = [], 0
     while start < 40:
         stop = start + min(7, 40 - start, runner.store.rows[row].room())
-        logits.append(runner.read(row, ids[start:stop]))
+        logits.append(runner.prefill(row, ids[start:stop]))
         start = stop
     for token in ids[start:].tolist():
         given = [0] * len(runner.store.rows)
         given[row] = token
-        logits.append(runner.step(given, [row])[row])
+        logits.append(runner.decode(given, [row])[row])
     return torch.stack(logits)
 
 
@@ -311,7 +311,7 @@ def test_compactions_do_not_wear_out_what_is_stored(name: str) -> None:
     before = [t[:, :, :2].clone() for buffer in kept for t in buffer.tensors()]
     compactions = runner.store.rows[0].groups[0].num_compactions
     for token in random_ids(60, seed=1)[0].tolist():
-        runner.step([token], [0])
+        runner.decode([token], [0])
     assert runner.store.rows[0].groups[0].num_compactions > compactions + 10
     after = [t[:, :, :2] for buffer in kept for t in buffer.tensors()]
     for one, other in zip(after, before, strict=True):

@@ -209,8 +209,8 @@ def test_types_that_the_kernels_do_not_take() -> None:
         found = []
         for kernels in (False, True):
             runner = Runner(model, LADDER, 1, None, kernels=kernels, **options)
-            runner.read(0, text[:9])
-            steps = [runner.step([token], [0])[0] for token in text[9:].tolist()]
+            runner.prefill(0, text[:9])
+            steps = [runner.decode([token], [0])[0] for token in text[9:].tolist()]
             found.append(torch.stack(steps))
         torch.testing.assert_close(*found, rtol=1e-2, atol=1e-3)
 
@@ -223,7 +223,7 @@ def test_the_callers_model_may_be_cast_while_the_engine_goes_on() -> None:
     model.to(torch.bfloat16)
     assert {p.dtype for p in runner._model.parameters()} == {torch.float32}
     for token in random_ids(20)[0].tolist():
-        assert torch.equal(runner.step([token], [0]), twin.step([token], [0]))
+        assert torch.equal(runner.decode([token], [0]), twin.decode([token], [0]))
 
 
 def test_int8_weights_of_a_transposed_layer() -> None:
@@ -264,8 +264,8 @@ def test_a_compiled_step_is_the_twins(plan: Plan) -> None:
 
     runner = Runner(model, plan, 1, backend, kernels=True)
     text = random_ids(60)[0]
-    found = [runner.read(0, text[:9])]
-    found += [runner.step([token], [0])[0] for token in text[9:].tolist()]
+    found = [runner.prefill(0, text[:9])]
+    found += [runner.decode([token], [0])[0] for token in text[9:].tolist()]
     expected = twin_logits(model, text[None], plan)[0, 8:]
     torch.testing.assert_close(torch.stack(found), expected, atol=TOLERANCE, rtol=0)
     called = {str(node.target) for node in graphs[0].graph.nodes}

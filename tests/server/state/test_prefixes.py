@@ -27,9 +27,9 @@ def engine() -> Engine:
 def state(engine: Engine, tokens: list[int], *, with_logits: bool = True) -> Snapshot:
     with engine.open() as session:
         if with_logits:
-            list(session.write(tokens, max_new_tokens=0))
+            list(session.generate(tokens, max_new_tokens=0))
         else:
-            list(session.write(tokens, max_new_tokens=1))
+            list(session.generate(tokens, max_new_tokens=1))
             session.drop_last()
         return session.snapshot()
 
@@ -116,7 +116,7 @@ def test_files_survive(engine: Engine, tmp_path: Path) -> None:
     assert found is not None
     assert prefixes.num_bytes > 0
     with engine.resume(found) as session:
-        again = list(session.write([9], max_new_tokens=5))
+        again = list(session.generate([9], max_new_tokens=5))
     assert again == list(engine.submit([5, 6, 7, 8, 9], max_new_tokens=5))
     prefixes.close()
 

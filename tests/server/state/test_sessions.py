@@ -33,7 +33,7 @@ def sessions_in(folder: Path, engine: Engine, most: int = 3) -> Sessions:
 def write(sessions: Sessions, engine: Engine, name: str, tokens: list[int]) -> None:
     lease = sessions.lease(name)
     with engine.resume(lease.load()) as session:
-        list(session.write(tokens, max_new_tokens=0))
+        list(session.generate(tokens, max_new_tokens=0))
         lease.save(session.snapshot())
     lease.close()
 

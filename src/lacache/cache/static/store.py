@@ -77,8 +77,9 @@ class StaticStore:
             }
         except (RuntimeError, MemoryError, OverflowError) as error:
             raise ConfigError(
-                f"rows={rows} of {shape.row_bytes:,} bytes each need {rows * shape.row_bytes:,} "
-                f"bytes, which could not be had on {device}; try fewer rows or a smaller budget"
+                f"max_sequences={rows} of {shape.row_bytes:,} bytes each need "
+                f"{rows * shape.row_bytes:,} bytes, which could not be allocated on {device}; try "
+                "fewer sequences or a smaller budget"
             ) from error
         self.rows = [self._new_row() for _ in range(rows)]
         self._inputs = self._make_inputs()

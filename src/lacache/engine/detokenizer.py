@@ -8,7 +8,7 @@ _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 @final
-class TextStream:
+class Detokenizer:
     """Turns tokens into text; a text is given out when no later token can change it.
 
     Only the tokens since the last text but one are held: they are decoded together, since a

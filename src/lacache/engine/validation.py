@@ -11,7 +11,7 @@ from lacache.common.validation import validate_int
 from lacache.errors import InputError
 
 
-def checked_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
+def validate_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
     """A copy of tokens [Q] of a model with so many, int64 on the CPU.
 
     Raises:
@@ -39,7 +39,7 @@ def checked_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
     return checked
 
 
-def checked_ends(eos_token_ids: Collection[int]) -> frozenset[int]:
+def validate_eos_token_ids(eos_token_ids: Collection[int]) -> frozenset[int]:
     """Token ids that end a text.
 
     Raises:
@@ -54,7 +54,7 @@ def checked_ends(eos_token_ids: Collection[int]) -> frozenset[int]:
         ) from error
 
 
-def checked_top_logprobs(top_logprobs: int | None) -> int | None:
+def validate_top_logprobs(top_logprobs: int | None) -> int | None:
     """How many of the likeliest tokens to tell with each; None tells nothing of how likely.
 
     Raises:
@@ -65,7 +65,7 @@ def checked_top_logprobs(top_logprobs: int | None) -> int | None:
     return top_logprobs
 
 
-def checked_length(max_new_tokens: int | None) -> int | None:
+def validate_max_new_tokens(max_new_tokens: int | None) -> int | None:
     """How many tokens to write at most; None is without end.
 
     Raises:
