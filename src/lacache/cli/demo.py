@@ -264,9 +264,9 @@ def _continue(
     new_tokens: int,
 ) -> dict[str, Any]:
     """Stream a continuation of the text from what the cache holds."""
-    from lacache.engine.cached_writer import CachedWriter
-    from lacache.engine.sampling import Sampling
     from lacache.engine.detokenizer import Detokenizer
+    from lacache.engine.sampling import Sampling
+    from lacache.engine.stream import CacheGenerator
 
     before = loaded.tokenizer.decode(token_ids[-24:])
     if console is not None:
@@ -276,7 +276,7 @@ def _continue(
             f"{held.coverage:,} different ones in all (temperature 0.7):\n"
         )
         console.print(f"... {before}", style="dim", markup=False, end="")
-    writer = CachedWriter(loaded.model, cache, Sampling(temperature=0.7, top_p=0.9, seed=0))
+    generator = CacheGenerator(loaded.model, cache, Sampling(temperature=0.7, top_p=0.9, seed=0))
     decoded = Detokenizer(loaded.tokenizer)
     parts = []
 
@@ -285,7 +285,7 @@ def _continue(
         if console is not None:
             console.print(part, markup=False, end=end, soft_wrap=True)
 
-    for token in writer.write(token_ids[-1:], max_new_tokens=new_tokens):
+    for token in generator.generate(token_ids[-1:], max_new_tokens=new_tokens):
         emit(decoded.push(token))
     emit(decoded.flush(), end="\n")
     return {"before": before, "text": "".join(parts)}

@@ -12,8 +12,7 @@ from lacache.cache.layers import layer_bytes
 from lacache.errors import LaCacheError
 from lacache.evals.methods.full import FullCache
 from lacache.evals.methods.method import Method
-from lacache.models.decoder import given_cache
-from lacache.models.decoder import find_decoder
+from lacache.models.decoder import find_decoder, given_cache
 from lacache.models.model_info import model_info
 from lacache.policies.budget import ParsedBudget
 
