@@ -1,7 +1,7 @@
 import pytest
 
 from lacache import Full, LaCache, Streaming
-from lacache.cli.cache_report import in_bytes, report_record
+from lacache.cli.output import format_bytes, report_record
 from lacache.policies.schedule import Policy
 from tests.engine.tiny import tiny_llama
 
@@ -18,7 +18,7 @@ from tests.engine.tiny import tiny_llama
     ],
 )
 def test_bytes_are_readable(num_bytes: int, text: str) -> None:
-    assert in_bytes(num_bytes) == text
+    assert format_bytes(num_bytes) == text
 
 
 @pytest.mark.parametrize(("policy", "capacity"), [(Streaming(8), 8), (Full(), None)])

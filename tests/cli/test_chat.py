@@ -4,13 +4,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from lacache.policies.plan_record import plan_record
 
 from lacache import LaCache, Streaming
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.sampling import Sampling
 from lacache.engine.stream import CacheGenerator
-from lacache.policies.plan_record import plan_record
 from tests.cli.conftest import Run
 from tests.cli.test_generate import MAIN
 from tests.engine.tiny import tiny_llama, tiny_tokenizer

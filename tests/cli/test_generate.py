@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from lacache.policies.plan_record import plan_record
 from transformers import tokenization_utils_base
 
 from lacache import Engine, LaCache, Streaming, stream
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.sampling import Sampling
-from lacache.policies.plan_record import plan_record
 from tests.cli.conftest import Run
 from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 from tests.models.tiny import write_gguf

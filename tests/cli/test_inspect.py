@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lacache import Ladder
-from lacache.cli.ladder_record import ladder_record
+from lacache.cli.inspect_records import ladder_record
 from lacache.policies.kept import kept_after
 from lacache.policies.reference import reference_kept
 from tests.cli.conftest import Run

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from lacache.cli.groups_record import describe_heads, groups_record
-from lacache.policies import RetrievalHeads
 from lacache.policies.plan_record import plan_record
+
+from lacache.cli.inspect_records import format_heads, groups_record
+from lacache.policies import RetrievalHeads
 from tests.cache.slow_cache import slow_kept
 from tests.cli.conftest import Run
 from tests.policies.group_strategies import groups
@@ -70,5 +70,5 @@ def test_a_plan_for_other_layers(run: Run, plan_file: Path) -> None:
 
 def test_describe_heads() -> None:
     pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (3, 1)]
-    assert describe_heads(pairs, (2,) * 4) == "0-1, 3.1"
-    assert describe_heads(pairs[-1:], (2,) * 4) == "3.1"
+    assert format_heads(pairs, (2,) * 4) == "0-1, 3.1"
+    assert format_heads(pairs[-1:], (2,) * 4) == "3.1"

@@ -2,9 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
-
-from lacache.cli.groups_record import groups_record
 from lacache.policies.presets import PRESETS, preset_plan
+
+from lacache.cli.inspect_records import groups_record
 from tests.cli.conftest import Run
 
 HERE = ("--layers", 30, "--heads", 3, "--seen", 3000)

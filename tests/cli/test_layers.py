@@ -1,8 +1,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from lacache.cli.layers import parse_layers
+
 from lacache.errors import ConfigError
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lacache.cli.prompt import read_prompt, validate_text
+from lacache.cli.terminal import read_prompt, validate_text
 from lacache.errors import InputError
 
 

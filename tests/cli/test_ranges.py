@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.cli.ranges import describe
+from lacache.cli.output import format_numbers
 
 
 def expand(text: str) -> list[int]:
@@ -31,12 +31,12 @@ def expand(text: str) -> list[int]:
     ],
 )
 def test_runs_are_short(numbers: list[int], text: str) -> None:
-    assert describe(numbers) == text
+    assert format_numbers(numbers) == text
 
 
 @given(st.sets(st.integers(0, 60)))
 def test_the_text_says_the_numbers(numbers: set[int]) -> None:
-    text = describe(sorted(numbers))
+    text = format_numbers(sorted(numbers))
     shown = re.sub(r"\.\.\. (\d+) more runs \.\.\., ", "", text)
     if shown == text:
         assert expand(text) == sorted(numbers)
@@ -47,6 +47,6 @@ def test_the_text_says_the_numbers(numbers: set[int]) -> None:
 
 def test_many_runs_are_cut_in_the_middle() -> None:
     numbers = [n * n for n in range(100)]
-    assert describe(numbers) == (
+    assert format_numbers(numbers) == (
         "0-1, 4, 9, 16, 25, 36, ... 89 more runs ..., 9216, 9409, 9604, 9801"
     )

@@ -3,11 +3,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lacache.policies.plan_record import load_plan, plan_record
 
 from lacache.common.records import read_records
 from lacache.evals.plots.tuning import plot_tuning
 from lacache.evals.tuning import search
-from lacache.policies.plan_record import load_plan, plan_record
 from tests.cli.conftest import Run
 
 TEXT = "".join(f"This is line {i} of a text. It goes on for a while.\n" for i in range(110))

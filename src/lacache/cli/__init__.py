@@ -5,11 +5,11 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    # Within, since Ctrl-C may come while modules are loaded.
+    # Everything is imported inside, since Ctrl-C may come meanwhile.
     try:
-        from lacache.cli.ending import ending_cleanly
+        from lacache.cli.process import clean_exit
 
-        with ending_cleanly():
+        with clean_exit():
             import logging
 
             # Where torchao is installed, transformers imports it, and it tells of kernels for GPUs

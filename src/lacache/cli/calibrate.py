@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lacache.cli.computing import computing_dtype
-from lacache.cli.loading import validate_loading
+from lacache.cli.loading import computing_dtype, validate_loading
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.common.validation import validate_int
 from lacache.policies.head_profile import HeadProfile, profile_json, read_profile

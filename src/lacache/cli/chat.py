@@ -9,7 +9,6 @@ from typing import Annotated, Any, final
 import typer
 
 from lacache.cli.cache_options import CacheOptions
-from lacache.cli.interrupt import interruptible
 from lacache.cli.loading import validate_loading, validate_memory
 from lacache.cli.opening import EngineOptions, opener
 from lacache.cli.options import (
@@ -30,7 +29,8 @@ from lacache.cli.options import (
     TopPOption,
     WeightsOption,
 )
-from lacache.cli.prompt import validate_text
+from lacache.cli.process import interruptible
+from lacache.cli.terminal import validate_text
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
 from lacache.errors import ConfigError, InputError
@@ -175,7 +175,7 @@ class _Chat:
         if command == "/state":
             from rich.console import Console
 
-            from lacache.cli.cache_report import report_table
+            from lacache.cli.output import report_table
 
             Console().print(report_table(self._conversation.report(), self._num_pinned))
         elif command == "/reset":

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lacache.cli.computing import computing_dtype
-from lacache.cli.loading import validate_bytes, validate_loading, validate_memory
+from lacache.cli.loading import computing_dtype, validate_bytes, validate_loading, validate_memory
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.common.validation import validate_int
 from lacache.policies.budget import parse_budget

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from lacache.cli.computing import computing_dtype
+from lacache.cli.loading import computing_dtype
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.common.validation import validate_dtype, validate_threads
 from lacache.errors import ConfigError

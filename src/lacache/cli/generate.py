@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from lacache.cli.cache_options import CacheOptions
-from lacache.cli.cache_report import in_bytes, report_record
 from lacache.cli.loading import validate_loading, validate_memory
 from lacache.cli.opening import EngineOptions, opener
 from lacache.cli.options import (
@@ -30,7 +29,8 @@ from lacache.cli.options import (
     TopPOption,
     WeightsOption,
 )
-from lacache.cli.prompt import read_prompt
+from lacache.cli.output import format_bytes, report_record
+from lacache.cli.terminal import read_prompt
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
 from lacache.errors import InputError
@@ -138,7 +138,7 @@ def generate(
         typer.echo(
             f"read {run.num_read:,} tokens ({run.read_rate:,.0f}/s), wrote {run.num_written:,} "
             f"({run.write_rate:,.1f}/s), {who} {report.num_cached:,}, in "
-            f"{in_bytes(report.bytes)} of memory",
+            f"{format_bytes(report.bytes)} of memory",
             err=True,
         )
     if run.finish_reason == "interrupt":

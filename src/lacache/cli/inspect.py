@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lacache.cli.groups_record import describe_heads, groups_record
-from lacache.cli.ladder_record import ladder_record
+from lacache.cli.inspect_records import format_heads, groups_record, ladder_record
 from lacache.cli.options import PolicyOption
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
@@ -147,7 +146,7 @@ def _show_groups(bound: BoundPolicy, record: dict[str, Any], *, before_compactio
     from rich.console import Console
     from rich.table import Table
 
-    from lacache.cli.ranges import describe
+    from lacache.cli.output import format_numbers
 
     console = Console(highlight=False)
     console.print(f"{bound}", markup=False, soft_wrap=True)
@@ -174,9 +173,9 @@ def _show_groups(bound: BoundPolicy, record: dict[str, Any], *, before_compactio
             table.add_row(
                 str(number),
                 capacity,
-                describe_heads(having, bound.shape.num_heads),
+                format_heads(having, bound.shape.num_heads),
                 f"{len(tokens):,}",
-                describe(tokens),
+                format_numbers(tokens),
             )
     console.print(table)
 
@@ -186,7 +185,7 @@ def _show(bound: BoundPolicy, record: dict[str, Any], *, before_compaction: bool
     from rich.console import Console
     from rich.table import Table
 
-    from lacache.cli.ranges import describe
+    from lacache.cli.output import format_numbers
 
     console = Console(highlight=False)
     console.print(f"{bound}", markup=False, soft_wrap=True)
@@ -204,5 +203,5 @@ def _show(bound: BoundPolicy, record: dict[str, Any], *, before_compaction: bool
     table = Table("layers", "tokens", "which", box=box.SIMPLE_HEAD)
     for number, tokens in enumerate(record["kept"]):
         having = [i for i, held in enumerate(record["layer_to_kept"]) if held == number]
-        table.add_row(describe(having), f"{len(tokens):,}", describe(tokens))
+        table.add_row(format_numbers(having), f"{len(tokens):,}", format_numbers(tokens))
     console.print(table)

@@ -7,8 +7,8 @@ from typing import Any, final
 
 import typer
 
-from lacache.cli.interrupt import interruptible
-from lacache.cli.reading import reading_bar
+from lacache.cli.process import interruptible
+from lacache.cli.terminal import prefill_bar
 from lacache.engine.detokenizer import Detokenizer
 from lacache.engine.generator import TextGenerator
 from lacache.engine.stop import StopStrings, eos_token_ids
@@ -78,11 +78,11 @@ def write(
         elif not echo:
             run.text += piece
 
-    with interruptible() as stopped, reading_bar(len(ids)) as bar:
+    with interruptible() as stopped, prefill_bar(len(ids)) as (advance_bar, close_bar):
 
         def on_progress(num_new: int) -> None:
             run.num_read += num_new
-            bar.advance(num_new)
+            advance_bar(num_new)
             if stopped():
                 raise KeyboardInterrupt
 
@@ -93,7 +93,7 @@ def write(
         try:
             first = list(islice(tokens, 1))
             run.read_seconds = time.perf_counter() - started
-            bar.close()
+            close_bar()
             for token in chain(first, tokens):
                 run.num_written += 1
                 give(stops.push(text.push(token)))

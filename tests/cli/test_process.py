@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from lacache.cli.interrupt import interruptible
+from lacache.cli.process import interruptible
 
 
 def ctrl_c() -> None:

@@ -1,19 +1,53 @@
-"""What every KV head of several groups holds, as a record."""
+"""Records of the tokens that a cache holds, which `lacache inspect` prints and plots."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from lacache.cli.output import format_numbers
 from lacache.policies.bind import BoundPolicy
 from lacache.policies.groups import mean_capacity
-from lacache.policies.kept import coverage, kept_after
+from lacache.policies.kept import KeptTokens, coverage, kept_after
 from lacache.policies.schedule import UNBOUNDED
 
 
-def groups_record(bound: BoundPolicy, num_seen: int, *, settled: bool) -> dict[str, Any]:
-    """Return counts for each group and, once for all KV heads that hold the same, the tokens.
+def ladder_record(kept: KeptTokens) -> dict[str, Any]:
+    """Return the record of a policy with one schedule, for tokens that each layer holds.
 
-    `kept` are distinct lists of token numbers in slot order, `head_to_kept` says for each layer
-    and KV head which list it has. With `settled`, a compaction that is due has run.
+    Returns:
+        Counts; `kept`, distinct lists of token numbers in slot order, by the first layer that has
+        them; and `layer_to_kept`, the index of the list of each layer.
+    """
+    lists: list[list[int]] = []
+    number: dict[int, int] = {}
+    for pattern in kept.schedule.patterns:
+        if pattern not in number:
+            tokens = kept.by_pattern[pattern]
+            # Different patterns hold the same tokens until the first compaction.
+            if tokens not in lists:
+                lists.append(tokens)
+            number[pattern] = lists.index(tokens)
+    state = kept.state
+    return {
+        "num_seen": state.num_seen,
+        "num_cached": state.num_cached,
+        "cursor": state.cursor,
+        "kept": lists,
+        "layer_to_kept": [number[pattern] for pattern in kept.schedule.patterns],
+        "coverage": coverage(kept.by_pattern),
+    }
+
+
+def groups_record(bound: BoundPolicy, num_seen: int, *, settled: bool) -> dict[str, Any]:
+    """Return the record of a policy with several groups, for tokens that each KV head holds.
+
+    Args:
+        bound: the policy.
+        num_seen: number of tokens that were processed.
+        settled: whether to run a compaction that is due.
+
+    Returns:
+        Counts for each group; `kept`, distinct lists of token numbers in slot order; and
+        `head_to_kept`, the index of the list of each KV head of each layer.
     """
     lists: list[list[int]] = []
     head_to_kept = [[0] * heads for heads in bound.shape.num_heads]
@@ -56,10 +90,8 @@ def _finite(capacity: int) -> int | None:
     return None if capacity == UNBOUNDED else capacity
 
 
-def describe_heads(heads: Sequence[tuple[int, int]], num_heads: Sequence[int]) -> str:
-    """Pairs (layer, KV head) in few words: `0-3` are whole layers, `18.2` is one head."""
-    from lacache.cli.ranges import describe
-
+def format_heads(heads: Sequence[tuple[int, int]], num_heads: Sequence[int]) -> str:
+    """Return pairs (layer, KV head) as text: `0-3` are whole layers, `18.2` is one KV head."""
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
         by_layer.setdefault(layer, []).append(head)
@@ -67,4 +99,4 @@ def describe_heads(heads: Sequence[tuple[int, int]], num_heads: Sequence[int]) -
     single = [
         f"{layer}.{head}" for layer, of in by_layer.items() if layer not in whole for head in of
     ]
-    return ", ".join(([describe(whole)] if whole else []) + single)
+    return ", ".join(([format_numbers(whole)] if whole else []) + single)
