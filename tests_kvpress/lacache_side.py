@@ -1,4 +1,4 @@
-"""LaCache's side of the comparison, run with the main environment's Python.
+"""Run LaCache on cases, with the main environment's Python.
 
     python lacache_side.py CASES.json FOUND.json
 

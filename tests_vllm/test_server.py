@@ -26,7 +26,7 @@ LONG = 36_000
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    """A server of its own, started by the command."""
+    """Start a server with `lacache serve`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,7 +48,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
 
 
 def wait(client: OpenAI, server: Any, log: Path) -> None:
-    """Until it answers."""
+    """Wait until the server answers."""
     for _ in range(180):
         assert server.poll() is None, log.read_text()[-3000:]
         try:
@@ -101,7 +101,7 @@ def test_chat(client: OpenAI) -> None:
 
 
 def test_thirty_two_clients_at_once(client: OpenAI, text: str) -> None:
-    """Each gets what it gets alone."""
+    """Each client gets the completion that it gets alone."""
     prompts = [text[1_000 * i : 1_000 * i + 300 + 60 * i] for i in range(32)]
     with ThreadPoolExecutor(32) as pool:
         found = list(pool.map(lambda prompt: complete(client, prompt), prompts))

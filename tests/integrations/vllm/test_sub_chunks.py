@@ -1,14 +1,13 @@
-"""Rounds of a step, against sequences that take one token at a time."""
+"""Sub-chunks of a step, compared with sequences that take one token at a time."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.integrations.vllm.arrays import ScheduleArrays
-from lacache.integrations.vllm.rounds import cut_into_rounds
+from lacache.integrations.vllm.sub_chunks import Integers, ScheduleArrays, SubChunk, split_step
 from lacache.policies import Streaming
 from lacache.policies.kept import KeptTokens, kept_after
-from lacache.policies.schedule import Policy
+from lacache.policies.schedule import Policy, Schedule
 from tests.policies.strategies import ladders
 
 PAGE = 8
@@ -24,9 +23,7 @@ def policies(draw: st.DrawFn) -> tuple[Policy, int]:
 
 
 @given(chosen=policies(), start=st.integers(0, 300), length=st.integers(1, 120))
-def test_tokens_go_where_counting_puts_them(
-    chosen: tuple[Policy, int], start: int, length: int
-) -> None:
+def test_slots_match_counting(chosen: tuple[Policy, int], start: int, length: int) -> None:
     policy, num_layers = chosen
     schedule = policy.bind(num_layers)
     slots, done, compactions = ScheduleArrays(schedule).locate(np.arange(start, start + length))
@@ -49,7 +46,7 @@ def test_tokens_go_where_counting_puts_them(
     far=st.sampled_from([0, 0, 1_000, 123_456]),
     seed=st.integers(0, 1000),
 )
-def test_pages_hold_the_tokens_that_are_kept(
+def test_pages_hold_the_kept_tokens(
     chosen: tuple[Policy, int], steps: list[list[int]], far: int, seed: int
 ) -> None:
     """Three sequences in scattered pages, the second far ahead, chunks of any length."""
@@ -60,39 +57,46 @@ def test_pages_hold_the_tokens_that_are_kept(
     pages = 1 + np.random.default_rng(seed).permutation(3 * width).reshape(3, width)
     seen = np.array([0, far, 0])
     content = np.full((num_layers, (3 * width + 1) * PAGE), -1)
-    ahead = kept_after(schedule, far)
+    kept_far = kept_after(schedule, far)
     for layer, pattern in enumerate(schedule.patterns):
-        for slot, token in enumerate(ahead.by_pattern[pattern]):
+        for slot, token in enumerate(kept_far.by_pattern[pattern]):
             content[layer, pages[1, slot // PAGE] * PAGE + slot % PAGE] = token
     for counts in steps:
         starts = np.cumsum([0, *counts])
         numbers = np.concatenate([seen[i] + np.arange(n) for i, n in enumerate(counts)])
-        came_in: list[int] = []
-        for piece in cut_into_rounds(arrays, seen, starts, pages, PAGE):
-            if piece.moves is not None:
-                rows = piece.moves.sources[list(arrays.row_of_layer)]
-                content[:, piece.moves.targets] = np.take_along_axis(content, rows, axis=1)
-                spots = piece.moves.targets % PAGE
-                assert (piece.moves.positions % PAGE == spots).all()
-            content[:, piece.slots] = numbers[piece.tokens]
-            came_in += piece.tokens.tolist()
-            for row, sequence in enumerate(piece.sequences):
-                own = piece.tokens[piece.starts[row] : piece.starts[row + 1]]
+        inserted: list[int] = []
+        for sub_chunk in split_step(arrays, seen, starts, pages, PAGE):
+            if sub_chunk.moves is not None:
+                sources = sub_chunk.moves.sources[list(arrays.pattern_of_layer)]
+                content[:, sub_chunk.moves.targets] = np.take_along_axis(content, sources, axis=1)
+                spots = sub_chunk.moves.targets % PAGE
+                assert (sub_chunk.moves.positions % PAGE == spots).all()
+            content[:, sub_chunk.slots] = numbers[sub_chunk.tokens]
+            inserted += sub_chunk.tokens.tolist()
+            for index, sequence in enumerate(sub_chunk.sequences):
+                own = sub_chunk.tokens[sub_chunk.starts[index] : sub_chunk.starts[index + 1]]
                 check_sequence(
-                    schedule, content, pages[sequence], int(numbers[own[-1]]) + 1, piece, row
+                    schedule, content, pages[sequence], int(numbers[own[-1]]) + 1, sub_chunk, index
                 )
-        assert sorted(came_in) == list(range(sum(counts)))
+        assert sorted(inserted) == list(range(sum(counts)))
         seen = seen + counts
 
 
-def check_sequence(schedule, content, pages, num_seen, piece, row) -> None:  # type: ignore[no-untyped-def]
-    """What a sequence attends to is what the schedule keeps, in its order."""
+def check_sequence(
+    schedule: Schedule,
+    content: Integers,
+    pages: Integers,
+    num_seen: int,
+    sub_chunk: SubChunk,
+    index: int,
+) -> None:
+    """A sequence attends to the tokens that the schedule keeps, in order."""
     kept = kept_after(schedule, num_seen)
-    length = int(piece.lengths[row])
+    length = int(sub_chunk.lengths[index])
     assert length == kept.state.num_cached
     slots = np.arange(length)
     held = content[:, pages[slots // PAGE] * PAGE + slots % PAGE]
     for layer, pattern in enumerate(schedule.patterns):
         assert held[layer].tolist() == kept.by_pattern[pattern]
-    own = slice(piece.starts[row], piece.starts[row + 1])
-    assert piece.positions[own].tolist() == list(range(length - (own.stop - own.start), length))
+    own = slice(sub_chunk.starts[index], sub_chunk.starts[index + 1])
+    assert sub_chunk.positions[own].tolist() == list(range(length - (own.stop - own.start), length))
