@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lacache.integrations.kvpress import LadderPress
-from lacache.policies import Ladder, default_span_overlap, kept_after
-from lacache.policies.reference import reference_kept
-from tests.policies.strategies import ladders
+from lacache.policies import Ladder, ModelShape, kept_after
+from tests.policies.strategies import SizedLadder, ladders
 
 
 def kept_by(press: LadderPress, num_layers: int, num_tokens: int) -> list[list[int]]:
@@ -31,25 +30,20 @@ def kept_by(press: LadderPress, num_layers: int, num_tokens: int) -> list[list[i
 
 
 @given(ladders(), st.integers(1, 200), st.integers(1, 99))
-def test_equals_the_reference(ladder: tuple[Ladder, int], num_tokens: int, evicted: int) -> None:
-    config, num_layers = ladder
-    options = asdict(config)
-    del options["capacity"]
+def test_equals_the_reference(ladder: SizedLadder, num_tokens: int, evicted: int) -> None:
     share = Fraction(100 - evicted, 100)
-    capacity = max(ceil(share * num_tokens), config.smallest_capacity(num_layers))
-    config = Ladder(capacity=capacity, **options)
-    schedule = config.bind(num_layers)
-    _, expected = reference_kept(config, num_layers, schedule.recent, num_tokens, settled=True)
-    press = LadderPress(evicted / 100, **options, rerotate=False)
-    assert kept_by(press, num_layers, num_tokens) == expected
+    smallest = ladder.policy.smallest_capacity(ModelShape.of_layers(ladder.num_layers))
+    ladder = ladder._replace(capacity=max(ceil(share * num_tokens), smallest))
+    _, expected = ladder.slow(num_tokens, settled=True)
+    press = LadderPress(evicted / 100, **asdict(ladder.policy), rerotate=False)
+    assert kept_by(press, ladder.num_layers, num_tokens) == expected
 
 
 def test_the_default_is_the_ladder_of_the_cache() -> None:
-    span, overlap = default_span_overlap(12)
-    config = Ladder(capacity=50, span=span, overlap=overlap)
-    kept = kept_after(config.bind(12), 200)
+    schedule = Ladder().schedule(12, 50)
+    kept = kept_after(schedule, 200)
     kept.settle()
-    expected = [kept.by_pattern[pattern] for pattern in config.bind(12).patterns]
+    expected = [kept.by_pattern[pattern] for pattern in schedule.patterns]
     assert kept_by(LadderPress(0.75, rerotate=False), 12, 200) == expected
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.policies.sized import Sized
 from vllm import LLM, SamplingParams
 
 from lacache.engine.engine import Engine
-from lacache.policies.schedule import Policy
+from lacache.policies import LayerPolicy, Policy
 from tests.cache.slow_cache import slow_generate
 
 LENGTHS = (5, 63, 64, 130, 517, 1_100, 2_000)
@@ -73,10 +74,14 @@ def generate_with_preemption(llm: LLM, prompts: Sequence[Sequence[int]]) -> list
 
 
 def generate_by_engine(
-    model: Any, policy: Policy, prompts: Sequence[Sequence[int]], num_new: int = NUM_NEW
+    model: Any,
+    budget: int,
+    policy: Policy | str,
+    prompts: Sequence[Sequence[int]],
+    num_new: int = NUM_NEW,
 ) -> list[list[int]]:
     """Generate with lacache's own engine, one prompt after the other."""
-    engine = Engine.from_model(model, policy, max_sequences=1)
+    engine = Engine(model, budget, policy, max_sequences=1)
     found = []
     for prompt in prompts:
         with engine.open() as session:
@@ -85,9 +90,9 @@ def generate_by_engine(
 
 
 def generate_slowly(
-    model: Any, policy: Policy, prompt: Sequence[int], num_new: int = NUM_NEW
+    model: Any, budget: int, policy: LayerPolicy, prompt: Sequence[int], num_new: int = NUM_NEW
 ) -> list[int]:
     """Generate with the slow reference."""
-    schedule = policy.bind(model.config.num_hidden_layers)
-    recent = getattr(schedule, "recent", 0)
-    return slow_generate(model, torch.tensor([list(prompt)]), policy, recent, num_new)[0].tolist()
+    sized = Sized(policy, budget)
+    recent = getattr(policy.schedule(model.config.num_hidden_layers, budget), "recent", 0)
+    return slow_generate(model, torch.tensor([list(prompt)]), sized, recent, num_new)[0].tolist()

@@ -15,11 +15,10 @@ from lacache.integrations.vllm import rotary
 from lacache.integrations.vllm.attention import MetadataBuilder
 from lacache.integrations.vllm.cuda_experimental import ExperimentalCudaImpl
 from lacache.integrations.vllm.sub_chunks import ScheduleArrays
-from lacache.policies import Ladder
-from lacache.policies.kept import kept_after
+from lacache.policies import Ladder, kept_after
 
 HEADS, SIZE, PAGE = 2, 32, 16
-POLICY = Ladder(capacity=40, span=3, overlap=1, evict_batch=5)
+SCHEDULE = Ladder(span=3, overlap=1, evict_batch=5).schedule(6, 40)
 CHUNKS = [(7, 60, 0), (1, 1, 90), (30, 0, 1), (1, 25, 1)]
 
 
@@ -68,14 +67,13 @@ def test_sub_chunks_attend_to_the_kept_tokens(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(rotary, "_MODEL_ROTARIES", [layer])
     monkeypatch.setattr(fa_utils, "flash_attn_varlen_func", stand_in, raising=False)
     generator = torch.Generator().manual_seed(0)
-    schedule = POLICY.bind(6)
     impl = ExperimentalCudaImpl.__new__(ExperimentalCudaImpl)
     same = {"alibi_slopes": None, "logits_soft_cap": 0, "sinks": None, "sliding_window": (-1, -1)}
     impl.__dict__ |= {"head_size": SIZE, "scale": SIZE**-0.5, "vllm_flash_attn_version": 2} | same
     pages = torch.tensor([[4, 1, 7], [2, 9, 3], [8, 5, 6]], dtype=torch.int32)
     kv_cache = torch.zeros(10, HEADS, PAGE, 3 * SIZE)
     layer = SimpleNamespace(layer_name="model.layers.4.self_attn.attn")
-    builder = MetadataBuilder(ScheduleArrays(schedule), [layer.layer_name], PAGE)
+    builder = MetadataBuilder(ScheduleArrays(SCHEDULE), [layer.layer_name], PAGE)
     keys: list[list[Tensor]] = [[], [], []]
     values: list[list[Tensor]] = [[], [], []]
     checked = 0
@@ -95,8 +93,8 @@ def test_sub_chunks_attend_to_the_kept_tokens(monkeypatch: pytest.MonkeyPatch) -
                 at = int(starts[sequence]) + number
                 keys[sequence].append(k[at])
                 values[sequence].append(v[at])
-                kept = kept_after(schedule, before[sequence] + number + 1)
-                own = kept.by_pattern[schedule.patterns[4]]
+                kept = kept_after(SCHEDULE, before[sequence] + number + 1)
+                own = kept.by_pattern[SCHEDULE.patterns[4]]
                 slots = torch.arange(len(own))
                 expected = scaled_dot_product_attention(
                     rotated(q[at][None], slots[-1:]).transpose(0, 1)[None],

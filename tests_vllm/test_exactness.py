@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lacache.policies import Ladder, Streaming
-from lacache.policies.schedule import Policy
+from lacache.policies import Ladder
 from tests_vllm.models import CONFIGS, saved
 from tests_vllm.serving import (
     generate,
@@ -18,36 +17,14 @@ from tests_vllm.serving import (
     serving,
 )
 
-POLICY = Ladder(capacity=64, span=3, overlap=1, evict_batch=8)
-LADDER = {"budget": 64, "span": 3, "overlap": 1, "evict_batch": 8}
+BUDGET = 64
+POLICY = Ladder(span=3, overlap=1, evict_batch=8)
+LADDER = {"budget": BUDGET, "policy": str(POLICY)}
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return saved("llama", tmp_path_factory.mktemp("models"))
-
-
-def settings_of(policy: Policy) -> dict[str, Any]:
-    """Return the plugin's settings for a policy."""
-    if isinstance(policy, Streaming):
-        return {
-            "budget": policy.capacity,
-            "policy": "streaming",
-            "sinks": policy.sinks,
-            "evict_batch": policy.evict_batch,
-        }
-    assert isinstance(policy, Ladder)
-    names = (
-        "span",
-        "overlap",
-        "sinks",
-        "recent",
-        "evict_batch",
-        "geometry",
-        "unit",
-        "window_layers",
-    )
-    return {"budget": policy.capacity} | {name: getattr(policy, name) for name in names}
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -56,27 +33,29 @@ def test_families(family: str, tmp_path: Path) -> None:
     prompts = random_prompts()
     with serving(folder, LADDER) as llm:
         found = generate(llm, prompts)
-    assert found == generate_by_engine(model, POLICY, prompts)
-    assert [*prompts[1], *found[1]] == generate_slowly(model, POLICY, prompts[1])
+    assert found == generate_by_engine(model, BUDGET, POLICY, prompts)
+    assert [*prompts[1], *found[1]] == generate_slowly(model, BUDGET, POLICY, prompts[1])
 
 
 @pytest.mark.parametrize(
-    ("policy", "chunk"),
+    ("budget", "policy", "chunk"),
     [
-        (Ladder(capacity=64, span=3, overlap=1), 2048),
-        (Ladder(capacity=100, span=2, geometry="consecutive", evict_batch=1000), 37),
-        (Ladder(capacity=333, span=3, overlap=2, evict_batch=40, unit=2, recent=30), 512),
-        (Ladder(capacity=512, span=4, sinks=0, evict_batch=64, window_layers=(0,)), 8192),
-        (Streaming(capacity=64, sinks=4, evict_batch=1), 512),
-        (Streaming(capacity=200, sinks=4, evict_batch=33), 100),
+        (64, "ladder:span=3:overlap=1:evict_batch=1", 2048),
+        (100, "ladder:span=2:geometry=consecutive:evict_batch=1000", 37),
+        (333, "ladder:span=3:overlap=2:evict_batch=40:unit=2:recent=30", 512),
+        (512, "ladder:span=4:sinks=0:window_layers=0", 8192),
+        (48, "paper:span=3", 1024),
+        (64, "streaming:evict_batch=1", 512),
+        (200, "streaming:evict_batch=33", 100),
     ],
 )
-def test_policies_and_chunks(llama: tuple[Any, Path], policy: Policy, chunk: int) -> None:
+def test_policies_and_chunks(llama: tuple[Any, Path], budget: int, policy: str, chunk: int) -> None:
     model, folder = llama
     prompts = random_prompts()
-    with serving(folder, settings_of(policy), max_num_batched_tokens=chunk) as llm:
+    settings = {"budget": budget, "policy": policy}
+    with serving(folder, settings, max_num_batched_tokens=chunk) as llm:
         found = generate(llm, prompts)
-    assert found == generate_by_engine(model, policy, prompts)
+    assert found == generate_by_engine(model, budget, policy, prompts)
 
 
 def test_compiled_model(llama: tuple[Any, Path]) -> None:
@@ -84,7 +63,7 @@ def test_compiled_model(llama: tuple[Any, Path]) -> None:
     prompts = random_prompts()
     with serving(folder, LADDER, enforce_eager=False) as llm:
         found = generate(llm, prompts)
-    assert found == generate_by_engine(model, POLICY, prompts)
+    assert found == generate_by_engine(model, BUDGET, POLICY, prompts)
 
 
 @pytest.mark.parametrize("kind", ["tensor", "pipeline"])
@@ -96,7 +75,7 @@ def test_two_processes(llama: tuple[Any, Path], kind: str, monkeypatch: pytest.M
     options = {f"{kind}_parallel_size": 2, "enforce_eager": kind == "tensor"}
     with serving(folder, LADDER, **options) as llm:
         found = generate(llm, prompts)
-    assert found == generate_by_engine(model, POLICY, prompts)
+    assert found == generate_by_engine(model, BUDGET, POLICY, prompts)
 
 
 def test_pool_so_small_that_requests_wait(llama: tuple[Any, Path]) -> None:
@@ -105,8 +84,7 @@ def test_pool_so_small_that_requests_wait(llama: tuple[Any, Path]) -> None:
     prompts = random_prompts() + random_prompts(seed=2)
     with serving(folder, LADDER | {"budget": 300}, num_gpu_blocks_override=7) as llm:
         found = generate(llm, prompts)
-    policy = Ladder(capacity=300, span=3, overlap=1, evict_batch=8)
-    assert found == generate_by_engine(model, policy, prompts)
+    assert found == generate_by_engine(model, 300, POLICY, prompts)
 
 
 def test_preempted_requests_generate_the_same(llama: tuple[Any, Path]) -> None:
@@ -114,7 +92,7 @@ def test_preempted_requests_generate_the_same(llama: tuple[Any, Path]) -> None:
     prompts = random_prompts()
     with serving(folder, LADDER) as llm:
         found = generate_with_preemption(llm, prompts)
-    assert found == generate_by_engine(model, POLICY, prompts)
+    assert found == generate_by_engine(model, BUDGET, POLICY, prompts)
 
 
 def test_capacity_beyond_the_longest_request(llama: tuple[Any, Path]) -> None:
@@ -122,8 +100,7 @@ def test_capacity_beyond_the_longest_request(llama: tuple[Any, Path]) -> None:
     prompts = random_prompts((5, 90))
     with serving(folder, LADDER | {"budget": 700}, max_model_len=200) as llm:
         found = generate(llm, prompts)
-    policy = Ladder(capacity=700, span=3, overlap=1, evict_batch=8)
-    assert found == generate_by_engine(model, policy, prompts)
+    assert found == generate_by_engine(model, 700, POLICY, prompts)
 
 
 def test_without_settings_vllm_is_unchanged(llama: tuple[Any, Path]) -> None:

@@ -12,12 +12,11 @@ from lacache.integrations.vllm import rotary
 from lacache.integrations.vllm.attention import PageSlots, SlotMoves
 from lacache.integrations.vllm.cpu import CpuPages, validate_value_layout
 from lacache.integrations.vllm.sub_chunks import ScheduleArrays, split_step
-from lacache.policies import Ladder
-from lacache.policies.kept import kept_after
+from lacache.policies import Ladder, kept_after
 
 CPU = torch.device("cpu")
 HEADS, SIZE, PAGE, CAPACITY, TOKENS = 2, 32, 32, 70, 2_500
-POLICY = Ladder(capacity=CAPACITY, span=3, overlap=1, evict_batch=1)
+SCHEDULE = Ladder(span=3, overlap=1, evict_batch=1).schedule(6, CAPACITY)
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +69,7 @@ def attended(pages: CpuPages, held: list[int], query: torch.Tensor, length: int)
 
 def test_no_drift_after_a_thousand_compactions() -> None:
     isa = _get_attn_isa(torch.bfloat16, PAGE, SIZE, "auto").replace("amx", "vec")
-    schedule = POLICY.bind(6)
-    arrays = ScheduleArrays(schedule)
+    arrays = ScheduleArrays(SCHEDULE)
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(TOKENS, HEADS, SIZE, generator=generator).bfloat16()
     values = torch.randn(TOKENS, HEADS, SIZE, generator=generator).bfloat16()
@@ -89,7 +87,7 @@ def test_no_drift_after_a_thousand_compactions() -> None:
         slots = PageSlots.from_numpy(sub_chunk.slots, PAGE, CPU)
         pages.write(slots, positions, keys[sub_chunk.tokens], values[sub_chunk.tokens])
     assert compactions > 1_000
-    kept = kept_after(schedule, TOKENS).by_pattern[schedule.patterns[layer]]
+    kept = kept_after(SCHEDULE, TOKENS).by_pattern[SCHEDULE.patterns[layer]]
     anew = new_pages(isa)
     places = np.arange(len(kept))
     slots = PageSlots.from_numpy(np.array(held)[places // PAGE] * PAGE + places % PAGE, PAGE, CPU)

@@ -20,6 +20,8 @@ from lacache.integrations.vllm import process
 from lacache.integrations.vllm.plugin import register
 from lacache.integrations.vllm.process import Process, validate_config
 from lacache.integrations.vllm.rotary import SUPPORTED
+from lacache.integrations.vllm.settings import Settings
+from lacache.policies import Streaming
 from tests.cache.tiny_models import HYBRID
 from tests_vllm.models import WIDE, saved
 
@@ -109,7 +111,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, one: Process, config: Any) -> Any:
 def test_a_process_serves_one_setting(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LACACHE_VLLM", raising=False)
     one = Process()
-    given = {"lacache": {"budget": 64, "span": 3, "overlap": 1}}
+    given = {"lacache": {"budget": 64, "policy": "ladder:span=3:overlap=1"}}
     first = resolve(monkeypatch, one, configured(llama, additional_config=given))
     assert first.budget == 64
     assert resolve(monkeypatch, one, configured(llama, additional_config=given)) == first
@@ -126,7 +128,7 @@ def test_a_process_serves_one_model(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Process()
-    given = {"lacache": {"budget": 64, "span": 3, "overlap": 1}}
+    given = {"lacache": {"budget": 64, "policy": "ladder:span=3:overlap=1"}}
     resolve(monkeypatch, one, configured(llama, additional_config=given))
     other = saved("qwen2", tmp_path)[1]
     with pytest.raises(ConfigError, match="use a process for each"):
@@ -143,10 +145,10 @@ def test_rotary_layers_keep_the_names_that_switch_them() -> None:
 def test_settings_from_the_environment(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LACACHE_VLLM", '{"budget": 99, "policy": "streaming"}')
     found = resolve(monkeypatch, Process(), configured(llama))
-    assert (found.budget, found.policy) == (99, "streaming")
+    assert found == Settings(99, Streaming())
 
 
 def test_a_ladder_that_does_not_fit_the_model(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"lacache": {"budget": 64, "span": 6}}
+    given = {"lacache": {"budget": 64, "policy": "ladder:span=6"}}
     with pytest.raises(ConfigError, match="span=6 must be below the number of layers"):
         resolve(monkeypatch, Process(), configured(llama, additional_config=given))

@@ -36,8 +36,9 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 class LadderPress(BasePress):
     """Keeps a ladder of the context: equally many tokens in every layer, but different old ones.
 
-    Keeps what `LaCache(model, 1 - compression_ratio, policy="ladder", prefill="dense")` holds when it processes the first token after the context. A press acts once, so nothing is
-    evicted while questions are processed and answers generated.
+    Keeps what `LaCache(model, 1 - compression_ratio, policy="ladder", prefill="dense")` holds when
+    it processes the first token after the context. A press acts once, so nothing is evicted while
+    questions are processed and answers generated.
 
     Args:
         compression_ratio: share of the context to evict, in [0, 1). The number of tokens that stay

@@ -5,27 +5,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.integrations.vllm.sub_chunks import Integers, ScheduleArrays, SubChunk, split_step
-from lacache.policies import Streaming
-from lacache.policies.kept import KeptTokens, kept_after
-from lacache.policies.schedule import Policy, Schedule
+from lacache.policies import KeptTokens, Schedule, Streaming, kept_after
 from tests.policies.strategies import ladders
 
 PAGE = 8
 
 
 @st.composite
-def policies(draw: st.DrawFn) -> tuple[Policy, int]:
+def schedules(draw: st.DrawFn) -> Schedule:
     if draw(st.booleans()):
-        return draw(ladders(most_capacity=40))
+        return draw(ladders(most_capacity=40)).schedule()
     evict_batch = draw(st.integers(1, 9))
     sinks = draw(st.integers(0, 4))
-    return Streaming(capacity=sinks + evict_batch + draw(st.integers(0, 20)), sinks=sinks), 2
+    capacity = sinks + evict_batch + draw(st.integers(0, 20))
+    return Streaming(sinks, evict_batch).schedule(2, capacity)
 
 
-@given(chosen=policies(), start=st.integers(0, 300), length=st.integers(1, 120))
-def test_slots_match_counting(chosen: tuple[Policy, int], start: int, length: int) -> None:
-    policy, num_layers = chosen
-    schedule = policy.bind(num_layers)
+@given(schedule=schedules(), start=st.integers(0, 300), length=st.integers(1, 120))
+def test_slots_match_counting(schedule: Schedule, start: int, length: int) -> None:
     slots, done, compactions = ScheduleArrays(schedule).locate(np.arange(start, start + length))
     kept = KeptTokens(schedule)
     kept.read(start)
@@ -41,22 +38,20 @@ def test_slots_match_counting(chosen: tuple[Policy, int], start: int, length: in
 
 @settings(max_examples=60)
 @given(
-    chosen=policies(),
+    schedule=schedules(),
     steps=st.lists(st.lists(st.integers(0, 40), min_size=3, max_size=3), min_size=1, max_size=6),
     far=st.sampled_from([0, 0, 1_000, 123_456]),
     seed=st.integers(0, 1000),
 )
 def test_pages_hold_the_kept_tokens(
-    chosen: tuple[Policy, int], steps: list[list[int]], far: int, seed: int
+    schedule: Schedule, steps: list[list[int]], far: int, seed: int
 ) -> None:
     """Three sequences in scattered pages, the second far ahead, chunks of any length."""
-    policy, num_layers = chosen
-    schedule = policy.bind(num_layers)
     arrays = ScheduleArrays(schedule)
     width = -(-arrays.capacity // PAGE)
     pages = 1 + np.random.default_rng(seed).permutation(3 * width).reshape(3, width)
     seen = np.array([0, far, 0])
-    content = np.full((num_layers, (3 * width + 1) * PAGE), -1)
+    content = np.full((len(schedule.patterns), (3 * width + 1) * PAGE), -1)
     kept_far = kept_after(schedule, far)
     for layer, pattern in enumerate(schedule.patterns):
         for slot, token in enumerate(kept_far.by_pattern[pattern]):

