@@ -1,4 +1,4 @@
-"""Five texts of different lengths, three at a time, in memory that is known before."""
+"""Generate five sequences of different lengths, three at a time, in memory known beforehand."""
 
 from lacache import Engine, Sampling
 from lacache.models import load_model
@@ -6,8 +6,8 @@ from lacache.models import load_model
 loaded = load_model("default")
 model, tokenizer = loaded.model, loaded.tokenizer
 
-engine = Engine.from_model(model, budget=128, max_sequences=3)
-print(f"{engine.num_bytes / 2**20:.1f} MiB of keys and values for three rows, whatever comes")
+engine = Engine(model, budget=128, max_sequences=3)
+print(f"{engine.num_bytes / 2**20:.1f} MiB of keys and values for three sequences of any length")
 
 beginnings = [
     "Once upon a time",
@@ -21,5 +21,5 @@ streams = [
     engine.submit(tokenizer(text).input_ids, sampling=sampling, max_new_tokens=40)
     for text in beginnings
 ]
-for text, written in zip(beginnings, streams, strict=True):
-    print("-", text + tokenizer.decode(list(written)))
+for text, stream in zip(beginnings, streams, strict=True):
+    print("-", text + tokenizer.decode(list(stream)))

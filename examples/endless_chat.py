@@ -1,4 +1,4 @@
-"""A conversation in constant memory: each turn is read once, by the model's chat template."""
+"""Chat in constant memory: each turn is prefilled once, through the model's chat template."""
 
 import sys
 
@@ -11,11 +11,9 @@ loaded = load_model("default")
 model, tokenizer = loaded.model, loaded.tokenizer
 template = ChatTemplate(tokenizer, system="You answer in one short sentence.")
 
-# As many sinks as the system prompt has tokens, so it is never forgotten.
-ladder = Ladder(
-    capacity=96, span=15, overlap=12, sinks=template.num_pinned, recent=32, evict_batch=8
-)
-engine = Engine.from_model(model, ladder)
+# As many attention sinks as the system prompt has tokens, so it is never evicted.
+ladder = Ladder(sinks=template.num_pinned, recent=32, evict_batch=8)
+engine = Engine(model, budget=96, policy=ladder)
 chat = Conversation(lambda: engine.open(Sampling(temperature=0.7, seed=1)), template)
 
 questions = sys.argv[1:] or ["What is a ladder?", "And what is a cache?", "Which one is taller?"]

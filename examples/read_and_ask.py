@@ -1,4 +1,4 @@
-"""Read a text far longer than the cache, then ask for what was said early on."""
+"""Prefill a text far longer than the cache, then ask about its beginning."""
 
 import torch
 
@@ -17,7 +17,7 @@ def tokens(text: str) -> torch.Tensor:
     return tokenizer(text, return_tensors="pt").input_ids
 
 
-cache = LaCache.from_model(model, budget=0.4, preset="global")
+cache = LaCache(model, budget=0.4, policy="global")
 with torch.inference_mode():
     cache.prefill(model, tokens(book))
 print(cache.report())

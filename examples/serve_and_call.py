@@ -1,4 +1,4 @@
-"""Start the server on a free port, chat with it by OpenAI's client, and end it."""
+"""Start the server on a free port, chat through OpenAI's client, and stop it."""
 
 import socket
 import subprocess

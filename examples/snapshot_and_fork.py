@@ -1,4 +1,4 @@
-"""Save a session, go on with it in another engine, and let one text go on in two ways."""
+"""Save a session, load it in another engine, and continue it in two ways."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,12 +16,12 @@ def tokens(text: str) -> list[int]:
 
 with TemporaryDirectory() as folder:
     path = Path(folder) / "story.safetensors"
-    with Engine.from_model(model, budget=128).open() as session:
+    with Engine(model, budget=128).open() as session:
         story = list(session.generate(tokens("The old lighthouse"), max_new_tokens=40))
         session.save(path)
-    print(f"{path.stat().st_size / 2**20:.1f} MiB, and never much more, however long the text")
+    print(f"{path.stat().st_size / 2**20:.1f} MiB, bounded for text of any length")
 
-    engine = Engine.from_model(model, budget=128, max_sequences=2)
+    engine = Engine(model, budget=128, max_sequences=2)
     with engine.load(path) as by_day, by_day.fork() as by_night:
         print("The old lighthouse" + tokenizer.decode(story))
         for session, turn in ((by_day, " In the morning,"), (by_night, " At night,")):
