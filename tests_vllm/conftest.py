@@ -1,4 +1,4 @@
-"""Settings of the tests in stock vLLM: no network, little memory, one thread a worker."""
+"""The surroundings of the tests in stock vLLM: no network, small, one thread a worker."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Run the example of the docs."""
+"""The example of the docs, as it stands."""
 
 import subprocess
 import sys

@@ -1,1 +1,1 @@
-"""Tasks: contexts with questions about them, and how answers are scored."""
+"""What is asked of a model, by kind."""

@@ -1,7 +1,7 @@
 import pytest
 
 from lacache.errors import InputError
-from lacache.evals.tasks.fit import count_tokens
+from lacache.evals.tasks.lengths import count_tokens
 from lacache.evals.tasks.registry import parse_task
 from lacache.evals.tasks.task import Sample, Task
 from tests.engine.tiny import tiny_tokenizer

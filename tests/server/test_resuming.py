@@ -59,7 +59,7 @@ def talk(asks: list[Ask], num_turns: int, most_words: int = 9, **settings: Any) 
         {"temperature": 1.3, "seed": 5, "extra_body": {"repetition_penalty": 1.2, "top_k": 20}},
     ],
 )
-def test_prefix_reuse_does_not_change_the_text(settings: dict[str, Any]) -> None:
+def test_the_text_is_that_of_a_prompt_read_anew(settings: dict[str, Any]) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(asked(StorageSettings(memory_bytes=n))) for n in (2**24, 0)]
         answers = talk([ask for _, ask in servers], 7, **settings)
@@ -72,7 +72,7 @@ def test_prefix_reuse_does_not_change_the_text(settings: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
-def test_prefill_cost_is_constant_over_two_hundred_turns() -> None:
+def test_the_two_hundredth_turn_costs_what_the_second_does() -> None:
     with asked(StorageSettings(memory_bytes=2**22)) as (one, ask):
         answers = [answer for (answer,) in talk([ask], 200, 2, temperature=0)]
         read = [answer.usage.prompt_tokens - reused(answer) for answer in answers]
@@ -81,7 +81,7 @@ def test_prefill_cost_is_constant_over_two_hundred_turns() -> None:
         assert one.served(None).prefixes.num_bytes <= 2**22
 
 
-def test_a_repeated_prompt_needs_no_prefill() -> None:
+def test_the_same_again_reads_nothing() -> None:
     messages: list[Any] = [{"role": "user", "content": "the cat " * 20}]
     with asked(StorageSettings()) as (_, ask):
         answers = [
@@ -91,7 +91,7 @@ def test_a_repeated_prompt_needs_no_prefill() -> None:
         assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
 
 
-def test_the_prefix_cache_survives_a_restart(tmp_path: Path) -> None:
+def test_what_was_read_survives_a_restart(tmp_path: Path) -> None:
     messages: list[Any] = [{"role": "user", "content": "the cat " * 20}]
     told = []
     for _ in range(2):
@@ -101,7 +101,7 @@ def test_the_prefix_cache_survives_a_restart(tmp_path: Path) -> None:
     assert told[0].choices[0].message.content == told[1].choices[0].message.content
 
 
-def test_completions_reuse_prefixes() -> None:
+def test_completions_go_on_too() -> None:
     ids = tiny_tokenizer()("the sea " * 30).input_ids
     with service() as one, listening(one) as address:
 
@@ -115,7 +115,7 @@ def test_completions_reuse_prefixes() -> None:
         assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 100}
 
 
-def test_a_disconnect_keeps_the_prefix() -> None:
+def test_a_disconnect_keeps_what_was_read() -> None:
     """Whoever comes again after that reads nothing twice."""
     body = {"prompt": "the sea " * 40, "max_tokens": 100_000, "stream": True, "temperature": 0}
     with service(is_endless=True) as one, listening(one) as address:

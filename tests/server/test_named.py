@@ -71,7 +71,7 @@ def alone(turns: list[str], num_new: int = 9) -> list[str]:
     return said
 
 
-def test_a_session_from_creation_to_deletion(http: httpx.Client) -> None:
+def test_a_life(http: httpx.Client) -> None:
     assert good(http.get("/sessions"))["data"] == []
     made = good(http.post("/sessions", json={"name": "a"}))
     assert (made["id"], made["object"], made["num_seen"]) == ("a", "session", 0)
@@ -95,7 +95,7 @@ def test_a_session_from_creation_to_deletion(http: httpx.Client) -> None:
     assert on(http, "c", "more") == on(http, "b", "more")
 
 
-def test_a_chat_sends_only_new_messages(http: httpx.Client) -> None:
+def test_chats_send_what_is_new(http: httpx.Client) -> None:
     template = ChatTemplate(tiny_tokenizer(), "Be brief.")
     wanted = []
     with new_engine().open() as session:
@@ -113,12 +113,12 @@ def test_a_chat_sends_only_new_messages(http: httpx.Client) -> None:
         said.append(answer["choices"][0]["message"]["content"])
     assert said == wanted
     body = {"session": "a", "messages": messages}
-    assert "send only the new user message" in refused(
+    assert "send the user's new message alone" in refused(
         http.post("/chat/completions", json=body), 400
     )
 
 
-def test_a_stream_of_a_session_is_the_same_text(http: httpx.Client) -> None:
+def test_streams_are_the_same(http: httpx.Client) -> None:
     for name in "ab":
         good(http.post("/sessions", json={"name": name}))
     body = {"session": "a", "prompt": "the sea", "stream": True} | GREEDY
@@ -130,7 +130,7 @@ def test_a_stream_of_a_session_is_the_same_text(http: httpx.Client) -> None:
     assert on(http, "a", "x") == on(http, "b", "x")
 
 
-def test_sessions_survive_a_restart(tmp_path: Path) -> None:
+def test_they_survive_a_restart(tmp_path: Path) -> None:
     turns = ["the sea " * 9, "and the dog"]
     said = []
     for turn in turns:
@@ -145,7 +145,7 @@ def test_sessions_survive_a_restart(tmp_path: Path) -> None:
     assert said == alone(turns)
 
 
-def test_invalid_session_requests_are_refused(http: httpx.Client) -> None:
+def test_what_is_wrong(http: httpx.Client) -> None:
     def ask(**body: Any) -> httpx.Response:
         return http.post("/completions", json={"prompt": "a"} | GREEDY | body)
 
@@ -165,14 +165,14 @@ def test_invalid_session_requests_are_refused(http: httpx.Client) -> None:
     assert on(http, "a", "a")
 
 
-def test_sessions_need_a_folder() -> None:
+def test_without_a_folder_there_are_none() -> None:
     with service() as one, listening(one) as address:
         for path in ("sessions", "sessions/a"):
             answer = httpx.get(f"{address}/v1/{path}")
             assert "start it with --folder" in refused(answer, 404)
 
 
-def test_concurrent_requests_of_a_session_return_409(tmp_path: Path) -> None:
+def test_one_text_at_a_time(tmp_path: Path) -> None:
     with (
         service(storage=StorageSettings(folder=tmp_path), is_endless=True) as one,
         listening(one) as address,
@@ -202,7 +202,7 @@ def begun(http: httpx.Client) -> Iterator[Iterator[str]]:
         yield lines
 
 
-def test_disconnecting_saves_the_session(tmp_path: Path) -> None:
+def test_who_goes_leaves_what_was_written(tmp_path: Path) -> None:
     with (
         service(storage=StorageSettings(folder=tmp_path), is_endless=True) as one,
         listening(one) as address,
@@ -219,7 +219,7 @@ def test_disconnecting_saves_the_session(tmp_path: Path) -> None:
         assert good(http.get("/sessions/a"))["num_seen"] > LEAST
 
 
-def test_a_shutdown_saves_the_session(tmp_path: Path) -> None:
+def test_the_end_of_the_server_keeps_what_was_written(tmp_path: Path) -> None:
     storage = StorageSettings(folder=tmp_path)
     with (
         service(storage=storage, is_endless=True) as one,
@@ -253,7 +253,7 @@ def test_a_folder_has_one_server(tmp_path: Path) -> None:
         pass
 
 
-def test_each_budget_has_its_own_sessions(tmp_path: Path) -> None:
+def test_each_size_of_cache_has_its_own(tmp_path: Path) -> None:
     engines = {NAME: new_engine(), f"{NAME}@48": new_engine(capacity=48)}
     with (
         service(storage=StorageSettings(folder=tmp_path), engines=engines) as one,
@@ -268,7 +268,7 @@ def test_each_budget_has_its_own_sessions(tmp_path: Path) -> None:
         query = {"model": f"{NAME}@48"}
         assert good(http.get("/sessions/a", params=query))["num_seen"] > 50
         file = http.get("/sessions/a/file", params=query).content
-        assert "the file was saved with policy=" in refused(
+        assert "the file was saved with plan=" in refused(
             http.put("/sessions/b/file", content=file), 400
         )
         held = [
@@ -284,7 +284,7 @@ def test_each_budget_has_its_own_sessions(tmp_path: Path) -> None:
             assert text_of(http.post("/completions", json=body)) == wanted
 
 
-def test_two_equal_engines_are_refused() -> None:
+def test_two_of_a_kind_are_refused() -> None:
     engines = {NAME: new_engine(), f"{NAME}@40": new_engine()}
     with (
         pytest.raises(ConfigError, match="tiny@40 and tiny keep the same tokens"),
@@ -293,7 +293,7 @@ def test_two_equal_engines_are_refused() -> None:
         pass
 
 
-def test_a_request_that_cannot_be_saved_leaves_the_session_as_it_was(
+def test_a_turn_that_cannot_be_saved_did_not_happen(
     http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good(http.post("/sessions", json={"name": "a"}))
