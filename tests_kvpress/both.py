@@ -1,4 +1,4 @@
-"""One case, run by both sides."""
+"""One case, run by kvpress and by LaCache."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 @final
 @dataclass(frozen=True)
 class Case:
-    """A context, a question, and a press; `most` tokens are read after the context."""
+    """A context, a question and a press; at most `most` tokens follow the context."""
 
     model: Path
     context: Sequence[int]
@@ -34,7 +34,7 @@ class Case:
 
 
 def lacache_side(python: Path, cases: Sequence[Case], folder: Path) -> list[dict[str, Any]]:
-    """What LaCache makes of each case, in the other environment."""
+    """Run LaCache on each case, in the other environment."""
     asked, found = folder / "cases.json", folder / "found.json"
     asked.write_text(
         json.dumps(
@@ -66,28 +66,28 @@ def lacache_side(python: Path, cases: Sequence[Case], folder: Path) -> list[dict
 
 @torch.no_grad()
 def press_side(case: Case, num_tokens: int, question: Sequence[int]) -> dict[str, Any]:
-    """The same with kvpress, in its way: the context, then the question, then greedily.
+    """Run kvpress on a case: the context, then the question, then greedy decoding.
 
     Args:
-        case: what is run.
-        num_tokens: how many are written.
-        question: as much of it as LaCache reads before it compacts again.
+        case: see `Case`.
+        num_tokens: number of tokens to generate.
+        question: the part of it that LaCache processes before it compacts again.
     """
     model = AutoModelForCausalLM.from_pretrained(case.model, dtype=torch.float32).eval()
     cache = DynamicCache()
     with case.press()(model):
         model.model(input_ids=torch.tensor([case.context]), past_key_values=cache)
     held = [layer.keys.shape[2] for layer in cache.layers]
-    piece, place = list(question), len(case.context)
+    chunk, position = list(question), len(case.context)
     logits: list[Tensor] = []
     tokens: list[int] = []
     while len(tokens) < num_tokens:
-        positions = torch.arange(place, place + len(piece))[None]
+        positions = torch.arange(position, position + len(chunk))[None]
         output = model(
-            input_ids=torch.tensor([piece]), past_key_values=cache, position_ids=positions
+            input_ids=torch.tensor([chunk]), past_key_values=cache, position_ids=positions
         )
-        place += len(piece)
+        position += len(chunk)
         logits.append(output.logits[0, -1])
         tokens.append(int(logits[-1].argmax()))
-        piece = tokens[-1:]
+        chunk = tokens[-1:]
     return {"held": held, "logits": torch.stack(logits), "tokens": tokens}

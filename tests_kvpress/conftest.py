@@ -1,4 +1,4 @@
-"""The surroundings of the tests with kvpress: no network, one thread, the main environment."""
+"""Settings of the tests with kvpress: no network, one thread, the main environment."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ settings.load_profile("lacache")
 
 @pytest.fixture(scope="session")
 def main_python() -> Path:
-    """The Python of the environment in which LaCache itself runs."""
+    """Return the Python of the environment in which LaCache itself runs."""
     found = os.environ.get("LACACHE_PYTHON")
     assert found, "LACACHE_PYTHON must name the main environment's Python; try: make test-kvpress"
     return Path(found).absolute()

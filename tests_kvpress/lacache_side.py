@@ -1,4 +1,4 @@
-"""LaCache's side of the comparison, run with the main environment's Python.
+"""Run LaCache on cases, with the main environment's Python.
 
     python lacache_side.py CASES.json FOUND.json
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from lacache import LaCache
+from lacache import LaCache, Ladder
 
 
 @cache
@@ -26,9 +26,7 @@ def loaded(folder: str) -> Any:
 @torch.no_grad()
 def run(case: dict[str, Any]) -> dict[str, Any]:
     model = loaded(case["model"])
-    held = LaCache.from_model(
-        model, case["budget"], policy="ladder", prefill="dense", **case["options"]
-    )
+    held = LaCache(model, case["budget"], Ladder(**case["options"]), prefill="dense")
     held.prefill(model, torch.tensor([case["context"]]))
     room = held.next_chunk(case["most"])
     question = case["question"][:room]

@@ -1,4 +1,4 @@
-"""The Python of docs/kvpress.md runs, though not where the other pages' does."""
+"""Run the Python of docs/kvpress.md, in the environment of kvpress."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "kvpress.md"
 def test_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny(tmp_path / "M")
     monkeypatch.chdir(tmp_path)
-    # The modules of kvpress's folder of evaluation, as far as the page uses them.
+    # Stand-ins for the modules of kvpress's evaluation that the page imports.
     evaluate, registry = ModuleType("evaluate"), ModuleType("evaluate_registry")
     evaluate.CliEntryPoint = object  # type: ignore[attr-defined]
     registry.PRESS_REGISTRY = presses = {}  # type: ignore[attr-defined]

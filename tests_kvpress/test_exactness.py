@@ -17,14 +17,14 @@ FAMILIES = (
     "mistral",
     "qwen2",
     "qwen3",
-    "phi3",  # half of each key turns
+    "phi3",  # half of each key is rotated
 )
 DEEP = {"num_hidden_layers": 9}
-WAYS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "a ratio that binary numbers do not have": {"ratio": 0.7},
-    "little dropped": {"ratio": 0.1, "options": {"span": 4, "overlap": 2}},
-    "nearly all dropped": {"ratio": 0.99, "options": {"span": 2, "overlap": 1}},
+    "little evicted": {"ratio": 0.1, "options": {"span": 4, "overlap": 2}},
+    "nearly all evicted": {"ratio": 0.99, "options": {"span": 2, "overlap": 1}},
     "paper": {"options": {"span": 4, "overlap": 0}},
     "gentle": {"options": {"span": 4, "overlap": 3, "evict_batch": 30}},
     "consecutive": {"options": {"span": 3, "overlap": 1, "geometry": "consecutive"}},
@@ -39,7 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     },
     "one token": {"question": 1},
     "several passes": {"context": 901, "ratio": 0.9, "options": {"evict_batch": 8}},
-    "less than the ladder works with": {"context": 9, "options": {"recent": 8}},
+    "less than the smallest capacity": {"context": 9, "options": {"recent": 8}},
     "shorter than the sinks": {"context": 2},
 }
 
@@ -48,14 +48,14 @@ WAYS: dict[str, dict[str, Any]] = {
 def compared(
     main_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Case, dict[str, Any]]]:
-    """Every case with what LaCache makes of it; one process for all, as its start takes long."""
+    """Run LaCache on every case, in one process, as its start takes long."""
     folder = tmp_path_factory.mktemp("models")
     for family in FAMILIES:
         tiny_model(family).save_pretrained(folder / family)
     tiny_model("llama", **DEEP).save_pretrained(folder / "deep")
     cases = {family: case(folder / family, {"evict_batch": 12}) for family in FAMILIES}
-    for name, way in WAYS.items():
-        cases[name] = case(folder / "deep", **way)
+    for name, settings in SETTINGS.items():
+        cases[name] = case(folder / "deep", **settings)
     found = lacache_side(main_python, list(cases.values()), folder)
     return dict(zip(cases, zip(cases.values(), found, strict=True), strict=True))
 
@@ -79,7 +79,7 @@ def case(
     )
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *WAYS])
+@pytest.mark.parametrize("name", [*FAMILIES, *SETTINGS])
 def test_equal(name: str, compared: dict[str, tuple[Case, dict[str, Any]]]) -> None:
     asked, found = compared[name]
     pressed = press_side(asked, len(found["tokens"]), found["question"])
@@ -88,18 +88,20 @@ def test_equal(name: str, compared: dict[str, tuple[Case, dict[str, Any]]]) -> N
     assert pressed["tokens"] == found["tokens"]
 
 
-def test_the_cases_are_what_they_say(compared: dict[str, tuple[Case, dict[str, Any]]]) -> None:
-    dropped = {name: len(c.context) - len(f["kept"][0]) for name, (c, f) in compared.items()}
-    kept_all = {name for name, number in dropped.items() if number == 0}
-    assert kept_all == {"shorter than the sinks", "less than the ladder works with"}
+def test_the_cases_cover_what_their_names_say(
+    compared: dict[str, tuple[Case, dict[str, Any]]],
+) -> None:
+    evicted = {name: len(c.context) - len(f["kept"][0]) for name, (c, f) in compared.items()}
+    kept_all = {name for name, number in evicted.items() if number == 0}
+    assert kept_all == {"shorter than the sinks", "less than the smallest capacity"}
     assert len(compared["a long question"][1]["question"]) == 11
     assert len(compared["a long question"][1]["tokens"]) > 20
 
 
-def test_places_in_the_text_are_another_model(
+def test_original_positions_give_other_logits(
     compared: dict[str, tuple[Case, dict[str, Any]]],
 ) -> None:
-    """So that a press that forgets to turn keys would not pass."""
+    """A press that forgets to re-rotate keys would fail `test_equal`."""
     asked, found = compared["llama"]
     left = replace(asked, options=asked.options | {"rerotate": False})
     pressed = press_side(left, len(found["tokens"]), found["question"])

@@ -1,4 +1,4 @@
-"""The press where users of kvpress have it: in its pipeline, and around a model."""
+"""The press in kvpress's pipeline, and as a context manager around a model."""
 
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ def pipe(folder: Path) -> Any:
     return pipeline("kv-press-text-generation", model=str(folder), dtype=torch.float32)
 
 
-def test_answers_are_those_of_lacache(
+def test_answers_equal_those_of_lacache(
     pipe: Any, folder: Path, main_python: Path, tmp_path: Path
 ) -> None:
-    # Frees enough for LaCache not to compact again before the end.
+    # One compaction frees enough that LaCache does not compact again.
     options = {"span": 1, "overlap": 0, "recent": 20, "evict_batch": 120}
     answers = pipe(
         CONTEXT,
@@ -72,7 +72,7 @@ def test_in_wrappers_of_kvpress(pipe: Any, wrap: Any) -> None:
 
 
 def test_around_generate(tmp_path: Path) -> None:
-    """The first token comes from the dense pass, all others from what the press has left."""
+    """The first token comes from the dense prefill, all others from the pressed cache."""
     model = tiny_model("llama")
     model.save_pretrained(tmp_path)
     context = random_ids(120)
@@ -84,21 +84,21 @@ def test_around_generate(tmp_path: Path) -> None:
     assert written[0, 120:].tolist() == [first, *rest]
 
 
-def test_rows_of_equal_length() -> None:
+def test_a_batch_of_equal_length() -> None:
     model = tiny_model("llama")
-    rows = random_ids(90, batch_size=2)
+    batch = random_ids(90, batch_size=2)
     with torch.no_grad(), LadderPress(0.5)(model):
-        together = model(rows).past_key_values
-        apart = [model(rows[row : row + 1]).past_key_values for row in (0, 1)]
+        together = model(batch).past_key_values
+        apart = [model(batch[index : index + 1]).past_key_values for index in (0, 1)]
     for layer in range(5):
-        for row in (0, 1):
+        for index in (0, 1):
             torch.testing.assert_close(
-                together.layers[layer].keys[row], apart[row].layers[layer].keys[0]
+                together.layers[layer].keys[index], apart[index].layers[layer].keys[0]
             )
 
 
 def test_keys_of_16_bits_are_rounded_once() -> None:
-    """They are turned in float32, whatever their type."""
+    """Keys are re-rotated in float32, whatever their type."""
     model = tiny_model("llama").bfloat16()
     ids = random_ids(2_000)
     with torch.no_grad():

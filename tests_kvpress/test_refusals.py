@@ -1,4 +1,4 @@
-"""What cannot be right is refused, with the value, the rule and the remedy."""
+"""What would give wrong results is refused, with the value, the rule and the remedy."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def test_settings(options: dict[str, Any], message: str) -> None:
         ),
     ],
 )
-def test_settings_that_do_not_go_with_the_model(press: LadderPress, message: str) -> None:
+def test_settings_that_do_not_work_with_the_model(press: LadderPress, message: str) -> None:
     with pytest.raises(ConfigError, match=message), press(tiny_model("llama")):
         pass
 
@@ -73,7 +73,7 @@ def test_windows(family: str, changes: dict[str, Any], message: str, rerotate: b
 
 
 @pytest.mark.parametrize("family", ["granite", "smollm3", "olmo2"])
-def test_models_that_kvpress_does_not_test_are_not_turned(family: str) -> None:
+def test_models_that_kvpress_does_not_support_are_not_rerotated(family: str) -> None:
     model = tiny_model(family)
     with (
         pytest.raises(UnsupportedModelError, match=r"ForCausalLM is none of.*try rerotate=False"),
@@ -107,10 +107,10 @@ def test_rotary_positions_that_change_with_the_length() -> None:
 def test_padding(kernel: str) -> None:
     model = tiny_model("llama")
     model.set_attn_implementation(kernel)
-    rows = random_ids(40, batch_size=2)
-    mask = torch.ones_like(rows)
+    batch = random_ids(40, batch_size=2)
+    mask = torch.ones_like(batch)
     with torch.no_grad(), LadderPress(0.5)(model):
-        model(rows, attention_mask=mask)
+        model(batch, attention_mask=mask)
         mask[1, :3] = 0
         with pytest.raises(InputError, match=r"padding.*one at a time"):
-            model(rows, attention_mask=mask)
+            model(batch, attention_mask=mask)

@@ -1,4 +1,4 @@
-"""The surroundings of the tests in stock vLLM: no network, small, one thread a worker."""
+"""Settings of the tests in stock vLLM: no network, little memory, one thread a worker."""
 
 import os
 

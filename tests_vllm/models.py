@@ -1,4 +1,4 @@
-"""Tiny random models, as folders that vLLM loads; its kernels ask for heads of 32 at least."""
+"""Tiny random models, as folders that vLLM loads; its kernels need heads of at least 32."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ CONFIGS = {
 
 
 def saved(family: str, folder: Path) -> tuple[Any, Path]:
-    """A model in float32, and where it was saved."""
+    """Save a model of a family; return the model, in float32, and its folder."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[family]()).float().eval()
     model.save_pretrained(folder / family)

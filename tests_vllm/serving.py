@@ -1,4 +1,4 @@
-"""Greedy texts of vLLM, and of those that it must agree with."""
+"""Greedy completions of vLLM, and of the implementations that it must agree with."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.policies.sized import Sized
 from vllm import LLM, SamplingParams
 
 from lacache.engine.engine import Engine
-from lacache.policies.schedule import Policy
+from lacache.policies import LayerPolicy, Policy
 from tests.cache.slow_cache import slow_generate
 
 LENGTHS = (5, 63, 64, 130, 517, 1_100, 2_000)
 NUM_NEW = 70
 
 
-def prompts(lengths: Sequence[int] = LENGTHS, seed: int = 1) -> list[list[int]]:
-    """Random tokens."""
+def random_prompts(lengths: Sequence[int] = LENGTHS, seed: int = 1) -> list[list[int]]:
+    """Return prompts of random tokens."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(2, 128, (n,), generator=generator).tolist() for n in lengths]
 
@@ -26,7 +27,7 @@ def prompts(lengths: Sequence[int] = LENGTHS, seed: int = 1) -> list[list[int]]:
 def serving(
     folder: Path, settings: Mapping[str, Any] | None, dtype: str = "float32", **options: Any
 ) -> Iterator[LLM]:
-    """An engine of vLLM in a process of its own, gone at the end."""
+    """Run an engine of vLLM in a process of its own."""
     options = {
         "enforce_eager": True,
         "max_model_len": 4096,
@@ -43,22 +44,22 @@ def serving(
 
 
 def greedy(num_new: int = NUM_NEW) -> SamplingParams:
-    """The likeliest token each time."""
+    """Return the parameters of greedy decoding."""
     return SamplingParams(temperature=0, max_tokens=num_new, ignore_eos=True, detokenize=False)
 
 
-def written(llm: LLM, texts: Sequence[Sequence[int]], num_new: int = NUM_NEW) -> list[list[int]]:
-    """What vLLM writes, all at once."""
-    asked = [{"prompt_token_ids": list(text)} for text in texts]
-    outputs = llm.generate(asked, greedy(num_new), use_tqdm=False)
+def generate(llm: LLM, prompts: Sequence[Sequence[int]], num_new: int = NUM_NEW) -> list[list[int]]:
+    """Generate with vLLM, all prompts at once."""
+    requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+    outputs = llm.generate(requests, greedy(num_new), use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def written_with_preemption(llm: LLM, texts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """What vLLM writes where all running requests lose their pages, three times."""
+def generate_with_preemption(llm: LLM, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Generate with vLLM; all running requests lose their pages three times."""
     engine = llm.llm_engine
-    for number, text in enumerate(texts):
-        engine.add_request(str(number), {"prompt_token_ids": list(text)}, greedy())
+    for number, prompt in enumerate(prompts):
+        engine.add_request(str(number), {"prompt_token_ids": list(prompt)}, greedy())
     found: dict[int, list[int]] = {}
     steps = 0
     while engine.has_unfinished_requests():
@@ -69,25 +70,29 @@ def written_with_preemption(llm: LLM, texts: Sequence[Sequence[int]]) -> list[li
         if steps in (3, 20, 41):
             assert engine.reset_prefix_cache(reset_running_requests=True)
     assert steps > 41
-    return [found[number] for number in range(len(texts))]
+    return [found[number] for number in range(len(prompts))]
 
 
-def written_by_engine(
-    model: Any, policy: Policy, texts: Sequence[Sequence[int]], num_new: int = NUM_NEW
+def generate_by_engine(
+    model: Any,
+    budget: int,
+    policy: Policy | str,
+    prompts: Sequence[Sequence[int]],
+    num_new: int = NUM_NEW,
 ) -> list[list[int]]:
-    """What lacache's own engine writes, one text after the other."""
-    engine = Engine.from_model(model, policy, max_sequences=1)
+    """Generate with lacache's own engine, one prompt after the other."""
+    engine = Engine(model, budget, policy, max_sequences=1)
     found = []
-    for text in texts:
+    for prompt in prompts:
         with engine.open() as session:
-            found.append(list(session.generate(list(text), max_new_tokens=num_new)))
+            found.append(list(session.generate(list(prompt), max_new_tokens=num_new)))
     return found
 
 
-def written_slowly(
-    model: Any, policy: Policy, text: Sequence[int], num_new: int = NUM_NEW
+def generate_slowly(
+    model: Any, budget: int, policy: LayerPolicy, prompt: Sequence[int], num_new: int = NUM_NEW
 ) -> list[int]:
-    """What the slow reference writes."""
-    schedule = policy.bind(model.config.num_hidden_layers)
-    recent = getattr(schedule, "recent", 0)
-    return slow_generate(model, torch.tensor([list(text)]), policy, recent, num_new)[0].tolist()
+    """Generate with the slow reference."""
+    sized = Sized(policy, budget)
+    recent = getattr(policy.schedule(model.config.num_hidden_layers, budget), "recent", 0)
+    return slow_generate(model, torch.tensor([list(prompt)]), sized, recent, num_new)[0].tolist()

@@ -1,4 +1,4 @@
-"""The example of the docs, as it stands."""
+"""Run the example of the docs."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What is in the pages after many compactions, in 16 bits."""
+"""The content of pages after many compactions, in 16 bits."""
 
 import numpy as np
 import pytest
@@ -9,24 +9,22 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
 from lacache.integrations.vllm import rotary
-from lacache.integrations.vllm.arrays import ScheduleArrays
-from lacache.integrations.vllm.cpu import CpuPages, validate_values
-from lacache.integrations.vllm.pages import PageSlots, SlotMoves
-from lacache.integrations.vllm.rounds import cut_into_rounds
-from lacache.policies import Ladder
-from lacache.policies.kept import kept_after
+from lacache.integrations.vllm.attention import PageSlots, SlotMoves
+from lacache.integrations.vllm.cpu import CpuPages, validate_value_layout
+from lacache.integrations.vllm.sub_chunks import ScheduleArrays, split_step
+from lacache.policies import Ladder, kept_after
 
 CPU = torch.device("cpu")
 HEADS, SIZE, PAGE, CAPACITY, TOKENS = 2, 32, 32, 70, 2_500
-POLICY = Ladder(capacity=CAPACITY, span=3, overlap=1, evict_batch=1)
+SCHEDULE = Ladder(span=3, overlap=1, evict_batch=1).schedule(6, CAPACITY)
 
 
 @pytest.fixture(autouse=True)
-def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Positions of a model."""
+def rotary_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make one rotary layer the model's."""
     with set_current_vllm_config(VllmConfig()):
-        table = RotaryEmbedding(SIZE, SIZE, 4096, 1e4, True, torch.bfloat16)
-    monkeypatch.setattr(rotary, "_TABLES", [table])
+        layer = RotaryEmbedding(SIZE, SIZE, 4096, 1e4, True, torch.bfloat16)
+    monkeypatch.setattr(rotary, "_MODEL_ROTARIES", [layer])
 
 
 def new_pages(isa: str) -> CpuPages:
@@ -34,7 +32,7 @@ def new_pages(isa: str) -> CpuPages:
 
 
 def attended(pages: CpuPages, held: list[int], query: torch.Tensor, length: int) -> torch.Tensor:
-    """vLLM's own attention of one token to a sequence's slots."""
+    """Attend from one token to a sequence's slots, with vLLM's own kernel."""
     starts = torch.tensor([0, 1], dtype=torch.int32)
     lengths = torch.tensor([length], dtype=torch.int32)
     shared = {"query_start_loc": starts, "seq_lens": lengths, "causal": True}
@@ -53,7 +51,7 @@ def attended(pages: CpuPages, held: list[int], query: torch.Tensor, length: int)
     output = torch.empty_like(query)
     ops.cpu_attention_with_kv_cache(
         query=query,
-        key_cache=pages.turned_keys,
+        key_cache=pages.rotated_keys,
         value_cache=pages.values,
         output=output,
         scale=SIZE**-0.5,
@@ -69,10 +67,9 @@ def attended(pages: CpuPages, held: list[int], query: torch.Tensor, length: int)
     return output
 
 
-def test_a_thousand_compactions_leave_no_trace() -> None:
+def test_no_drift_after_a_thousand_compactions() -> None:
     isa = _get_attn_isa(torch.bfloat16, PAGE, SIZE, "auto").replace("amx", "vec")
-    schedule = POLICY.bind(6)
-    arrays = ScheduleArrays(schedule)
+    arrays = ScheduleArrays(SCHEDULE)
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(TOKENS, HEADS, SIZE, generator=generator).bfloat16()
     values = torch.randn(TOKENS, HEADS, SIZE, generator=generator).bfloat16()
@@ -80,34 +77,36 @@ def test_a_thousand_compactions_leave_no_trace() -> None:
     pages = new_pages(isa)
     compactions = 0
     table = np.array([held])
-    for piece in cut_into_rounds(arrays, np.array([0]), np.array([0, TOKENS]), table, PAGE):
-        if piece.moves is not None:
-            pages.move(SlotMoves.of(piece.moves, PAGE, CPU), arrays.row_of_layer[layer])
+    for sub_chunk in split_step(arrays, np.array([0]), np.array([0, TOKENS]), table, PAGE):
+        if sub_chunk.moves is not None:
+            pages.move(
+                SlotMoves.from_numpy(sub_chunk.moves, PAGE, CPU), arrays.pattern_of_layer[layer]
+            )
             compactions += 1
-        positions = torch.from_numpy(piece.positions)
-        slots = PageSlots.of(piece.slots, PAGE, CPU)
-        pages.write(slots, positions, keys[piece.tokens], values[piece.tokens])
+        positions = torch.from_numpy(sub_chunk.positions)
+        slots = PageSlots.from_numpy(sub_chunk.slots, PAGE, CPU)
+        pages.write(slots, positions, keys[sub_chunk.tokens], values[sub_chunk.tokens])
     assert compactions > 1_000
-    kept = kept_after(schedule, TOKENS).by_pattern[schedule.patterns[layer]]
+    kept = kept_after(SCHEDULE, TOKENS).by_pattern[SCHEDULE.patterns[layer]]
     anew = new_pages(isa)
     places = np.arange(len(kept))
-    slots = PageSlots.of(np.array(held)[places // PAGE] * PAGE + places % PAGE, PAGE, CPU)
+    slots = PageSlots.from_numpy(np.array(held)[places // PAGE] * PAGE + places % PAGE, PAGE, CPU)
     anew.write(slots, torch.from_numpy(places), keys[kept], values[kept])
-    assert pages.keys[slots.page, :, slots.offset].equal(keys[kept])
+    assert pages.unrotated_keys[slots.page, :, slots.offset].equal(keys[kept])
     assert pages.values_at(slots).equal(values[kept])
     query = torch.randn(1, 2 * HEADS, SIZE, generator=generator).bfloat16()
     found = attended(pages, held, query, len(kept))
     assert found.equal(attended(anew, held, query, len(kept)))
-    # Keys turned to other places would show.
-    turned = torch.from_numpy(places).flip(0)
-    anew.write(slots, turned, keys[kept], values[kept])
+    # Keys rotated to other positions give another result.
+    flipped = torch.from_numpy(places).flip(0)
+    anew.write(slots, flipped, keys[kept], values[kept])
     assert not found.equal(attended(anew, held, query, len(kept)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [32, 64, 80, 128, 256])
-def test_values_are_where_they_are_read(dtype: torch.dtype, size: int) -> None:
+def test_values_can_be_read_back(dtype: torch.dtype, size: int) -> None:
     with set_current_vllm_config(VllmConfig()):
-        rotary._TABLES[0] = RotaryEmbedding(size, size, 4096, 1e4, True, dtype)
+        rotary._MODEL_ROTARIES[0] = RotaryEmbedding(size, size, 4096, 1e4, True, dtype)
     isa = _get_attn_isa(dtype, 128, size, "auto").replace("amx", "vec")
-    validate_values(isa, 128, size, dtype)
+    validate_value_layout(isa, 128, size, dtype)

@@ -1,4 +1,4 @@
-"""What cannot be right is refused before it starts, with the reason."""
+"""Configurations that would give wrong results are refused at the start, with the reason."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from vllm.model_executor.custom_op import op_registry_oot
 from lacache.errors import ConfigError, UnsupportedOperationError
 from lacache.integrations.vllm import process
 from lacache.integrations.vllm.plugin import register
-from lacache.integrations.vllm.process import Process
-from lacache.integrations.vllm.refusals import refuse
+from lacache.integrations.vllm.process import Process, validate_config
 from lacache.integrations.vllm.rotary import SUPPORTED
+from lacache.integrations.vllm.settings import Settings
+from lacache.policies import Streaming
 from tests.cache.tiny_models import HYBRID
 from tests_vllm.models import WIDE, saved
 
@@ -35,15 +36,15 @@ def configured(folder: Path, **options: Any) -> Any:
     return EngineArgs(str(folder), **shared | options).create_engine_config()
 
 
-def test_what_is_supported(llama: Path) -> None:
-    refuse(configured(llama))
+def test_supported(llama: Path) -> None:
+    validate_config(configured(llama))
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"kv_cache_dtype": "fp8"}, "keys and values in another type"),
-        ({"kv_cache_dtype": "bfloat16"}, "keys and values in another type"),
+        ({"kv_cache_dtype": "fp8"}, "keys and values of another type"),
+        ({"kv_cache_dtype": "bfloat16"}, "keys and values of another type"),
         ({"enable_lora": True}, "LoRA"),
         (
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
@@ -66,7 +67,7 @@ def test_what_is_supported(llama: Path) -> None:
 )
 def test_options_of_vllm(llama: Path, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnsupportedOperationError, match=reason):
-        refuse(configured(llama, **options))
+        validate_config(configured(llama, **options))
 
 
 @pytest.mark.parametrize(
@@ -81,9 +82,9 @@ def test_options_of_vllm(llama: Path, options: dict[str, Any], reason: str) -> N
         ),
         (
             GraniteConfig(**WIDE, layer_rope_theta=[1e4, 0, 1e4, 0, 1e4, 0]),
-            "positions that differ by layer",
+            "rotary positions that differ by layer",
         ),
-        (OlmoConfig(**WIDE), "OlmoForCausalLM, for which it was never tested"),
+        (OlmoConfig(**WIDE), "OlmoForCausalLM, which is not tested"),
         (Gemma3TextConfig(**WIDE | HYBRID, head_dim=32), "layers with a sliding window"),
         (
             DeepseekV2Config(
@@ -99,55 +100,55 @@ def test_models(tmp_path: Path, config: Any, reason: str) -> None:
     config.architectures = [config.architectures[0].replace("Gemma3Text", "Gemma3")]
     config.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedOperationError, match=reason):
-        refuse(configured(tmp_path))
+        validate_config(configured(tmp_path))
 
 
-def decide(monkeypatch: pytest.MonkeyPatch, one: Process, config: Any) -> Any:
+def resolve(monkeypatch: pytest.MonkeyPatch, one: Process, config: Any) -> Any:
     monkeypatch.setattr(process, "get_current_vllm_config_or_none", lambda: config)
-    return one.decide()
+    return one.resolve()
 
 
-def test_a_process_serves_one_way(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_serves_one_setting(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LACACHE_VLLM", raising=False)
     one = Process()
-    said = {"lacache": {"budget": 64, "span": 3, "overlap": 1}}
-    first = decide(monkeypatch, one, configured(llama, additional_config=said))
+    given = {"lacache": {"budget": 64, "policy": "ladder:span=3:overlap=1"}}
+    first = resolve(monkeypatch, one, configured(llama, additional_config=given))
     assert first.budget == 64
-    assert decide(monkeypatch, one, configured(llama, additional_config=said)) == first
+    assert resolve(monkeypatch, one, configured(llama, additional_config=given)) == first
     assert one.settings() == first
     with pytest.raises(ConfigError, match="use a process for each"):
-        decide(monkeypatch, one, configured(llama))
+        resolve(monkeypatch, one, configured(llama))
     none = Process()
-    assert decide(monkeypatch, none, configured(llama)) is None
+    assert resolve(monkeypatch, none, configured(llama)) is None
     with pytest.raises(ConfigError, match="use a process for each"):
-        decide(monkeypatch, none, configured(llama, additional_config=said))
+        resolve(monkeypatch, none, configured(llama, additional_config=given))
 
 
 def test_a_process_serves_one_model(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Process()
-    said = {"lacache": {"budget": 64, "span": 3, "overlap": 1}}
-    decide(monkeypatch, one, configured(llama, additional_config=said))
+    given = {"lacache": {"budget": 64, "policy": "ladder:span=3:overlap=1"}}
+    resolve(monkeypatch, one, configured(llama, additional_config=given))
     other = saved("qwen2", tmp_path)[1]
     with pytest.raises(ConfigError, match="use a process for each"):
-        decide(monkeypatch, one, configured(other, additional_config=said))
+        resolve(monkeypatch, one, configured(other, additional_config=given))
 
 
-def test_layers_keep_the_names_that_switch_them() -> None:
+def test_rotary_layers_keep_the_names_that_switch_them() -> None:
     register()
     register()
     for layer in SUPPORTED:
         assert op_registry_oot[layer.__name__].name == layer.name == "rotary_embedding"
 
 
-def test_the_environment_counts(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_from_the_environment(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LACACHE_VLLM", '{"budget": 99, "policy": "streaming"}')
-    found = decide(monkeypatch, Process(), configured(llama))
-    assert (found.budget, found.policy) == (99, "streaming")
+    found = resolve(monkeypatch, Process(), configured(llama))
+    assert found == Settings(99, Streaming())
 
 
 def test_a_ladder_that_does_not_fit_the_model(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"lacache": {"budget": 64, "span": 6}}
+    given = {"lacache": {"budget": 64, "policy": "ladder:span=6"}}
     with pytest.raises(ConfigError, match="span=6 must be below the number of layers"):
-        decide(monkeypatch, Process(), configured(llama, additional_config=said))
+        resolve(monkeypatch, Process(), configured(llama, additional_config=given))

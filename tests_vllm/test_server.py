@@ -26,7 +26,7 @@ LONG = 36_000
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    """A server of its own, started by the command."""
+    """Start a server with `lacache serve`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -48,7 +48,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
 
 
 def wait(client: OpenAI, server: Any, log: Path) -> None:
-    """Until it answers."""
+    """Wait until the server answers."""
     for _ in range(180):
         assert server.poll() is None, log.read_text()[-3000:]
         try:
@@ -74,8 +74,7 @@ def test_a_prompt_far_beyond_the_trained_context(client: OpenAI, text: str) -> N
     answer = complete(client, prompt)
     assert answer.usage.prompt_tokens > 10_000
     loaded = load_model(dtype="float32", progress=False)
-    policy = Ladder(capacity=BUDGET, span=15, overlap=12, evict_batch=BUDGET // 8)
-    engine = Engine.from_model(loaded.model, policy, max_sequences=1)
+    engine = Engine(loaded.model, BUDGET, Ladder(), max_sequences=1)
     ids = loaded.tokenizer(prompt, verbose=False).input_ids
     with engine.open() as session:
         tokens = list(session.generate(ids, max_new_tokens=20))
@@ -101,7 +100,7 @@ def test_chat(client: OpenAI) -> None:
 
 
 def test_thirty_two_clients_at_once(client: OpenAI, text: str) -> None:
-    """Each gets what it gets alone."""
+    """Each client gets the completion that it gets alone."""
     prompts = [text[1_000 * i : 1_000 * i + 300 + 60 * i] for i in range(32)]
     with ThreadPoolExecutor(32) as pool:
         found = list(pool.map(lambda prompt: complete(client, prompt), prompts))

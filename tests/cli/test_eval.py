@@ -8,7 +8,7 @@ import pytest
 from lacache.common.records import read_records
 from lacache.evals.methods.registry import METHODS
 from lacache.evals.runner import EvalRunner
-from lacache.evals.tasks.longbench.prompts import load_prompt
+from lacache.evals.tasks.longbench.data import load_prompt
 from lacache.evals.tasks.registry import TASKS
 from tests.cli.conftest import Run
 from tests.evals.lookup import Digit
@@ -210,7 +210,7 @@ def test_a_dry_run_subtracts_what_is_in_the_file(evaluate: Run, out: Path, tiny:
         ("--tasks", "digit;ppl:text=no.txt", "'no.txt' is neither a file nor one of"),
         ("--tasks", "needle:haystack=no.txt;digit", "'no.txt' is neither a file nor one of"),
         ("--tasks", "multiturn:haystack=no.txt;digit", "'no.txt' is neither a file nor one of"),
-        ("--tasks", "stretch-needles:text=no.txt;digit", "'no.txt' is neither a file nor one of"),
+        ("--tasks", "document-needles:text=no.txt;digit", "'no.txt' is neither a file nor one of"),
         ("--tasks", "ruler-qa_squad:data=no.json", "data=no.json must be a file"),
         ("--tasks", "ruler-niah_single_2:haystack=no.txt", "'no.txt' is neither a file nor one of"),
         ("--tasks", "longbench-lcc:folder=nowhere", "nowhere/lcc.jsonl cannot be read"),

@@ -14,7 +14,7 @@ from lacache.cli.loading import computing_dtype
         ("AVX512", "auto", "auto"),
     ],
 )
-def test_auto_is_what_the_processor_computes_with(
+def test_auto_avoids_slow_16_bit_arithmetic(
     capability: str,
     given: str,
     found: str,

@@ -10,7 +10,7 @@ def ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_first_ctrl_c_is_only_noted() -> None:
+def test_the_first_ctrl_c_raises_nothing() -> None:
     before = signal.getsignal(signal.SIGINT)
     with interruptible() as stopped:
         assert not stopped()
@@ -27,7 +27,7 @@ def test_the_second_ctrl_c_is_raised() -> None:
             ctrl_c()
 
 
-def test_what_is_ignored_stays_ignored() -> None:
+def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with interruptible() as stopped:

@@ -6,7 +6,7 @@ from lacache.cli.terminal import read_prompt, validate_text
 from lacache.errors import InputError
 
 
-def test_an_argument_is_taken_as_it_is() -> None:
+def test_an_argument_is_returned_unchanged() -> None:
     assert read_prompt(" a\n b ", None) == " a\n b "
 
 
@@ -26,7 +26,7 @@ def test_an_empty_argument_is_refused(text: str) -> None:
         read_prompt(text, None)
 
 
-def test_bytes_that_are_no_text_are_refused() -> None:
+def test_invalid_utf8_is_refused() -> None:
     argument = b"a\xffb".decode(errors="surrogateescape")
     with pytest.raises(InputError, match=r"the prompt is not UTF-8 .byte 1 is 0xff"):
         validate_text(argument, "the prompt")

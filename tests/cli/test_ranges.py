@@ -35,7 +35,7 @@ def test_runs_are_short(numbers: list[int], text: str) -> None:
 
 
 @given(st.sets(st.integers(0, 60)))
-def test_the_text_says_the_numbers(numbers: set[int]) -> None:
+def test_the_text_contains_all_numbers(numbers: set[int]) -> None:
     text = format_numbers(sorted(numbers))
     shown = re.sub(r"\.\.\. (\d+) more runs \.\.\., ", "", text)
     if shown == text:
@@ -45,7 +45,7 @@ def test_the_text_says_the_numbers(numbers: set[int]) -> None:
         assert set(expand(shown)) < numbers
 
 
-def test_many_runs_are_cut_in_the_middle() -> None:
+def test_many_runs_are_shortened_in_the_middle() -> None:
     numbers = [n * n for n in range(100)]
     assert format_numbers(numbers) == (
         "0-1, 4, 9, 16, 25, 36, ... 89 more runs ..., 9216, 9409, 9604, 9801"

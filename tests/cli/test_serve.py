@@ -31,7 +31,7 @@ def became(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-def test_it_becomes_the_server(run: Run, tiny: Path, became: list[Any]) -> None:
+def test_the_process_becomes_vllms_server(run: Run, tiny: Path, became: list[Any]) -> None:
     options = ("--budget", 256, "--span", 2, "--window-layers", "0-1")
     result = run("serve", "--engine", "vllm", "--model", tiny, *options, "--", "--seed", 1)
     assert isinstance(result.exception, Started)
@@ -53,7 +53,7 @@ def test_it_becomes_the_server(run: Run, tiny: Path, became: list[Any]) -> None:
     assert environment["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] == "1"
 
 
-def test_what_is_given_to_the_server_counts(run: Run, tiny: Path, became: list[Any]) -> None:
+def test_options_after_dashes_override_defaults(run: Run, tiny: Path, became: list[Any]) -> None:
     run(
         "serve",
         "--engine",
@@ -95,7 +95,7 @@ def test_what_is_given_to_the_server_counts(run: Run, tiny: Path, became: list[A
         (("vllm", "--also", 64), "--also cannot be given with --engine vllm"),
     ],
 )
-def test_what_is_wrong(
+def test_invalid_options_are_refused(
     run: Run, became: list[Any], arguments: tuple[object, ...], message: str
 ) -> None:
     result = run("serve", "--engine", *arguments)
@@ -104,7 +104,7 @@ def test_what_is_wrong(
     assert not became
 
 
-def test_the_key_is_vllms_too(
+def test_the_api_key_is_passed_to_vllm(
     run: Run, tiny: Path, became: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LACACHE_API_KEY", "secret")

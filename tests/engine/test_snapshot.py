@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lacache.policies.plan_record import read_plan
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -25,7 +26,6 @@ from lacache.engine.snapshot_file import read_header, read_snapshot, write_snaps
 from lacache.errors import InputError, LaCacheError, UnsupportedOperationError
 from lacache.policies import Group, Groups, Ladder, Plan, Streaming
 from lacache.policies.kept import kept_after
-from lacache.policies.plan_record import read_plan
 from tests.cache.static.plans import plans
 from tests.cache.tiny_models import random_ids, tiny_model
 

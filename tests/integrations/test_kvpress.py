@@ -1,4 +1,4 @@
-"""What the press needs to be imported; all else is in tests_kvpress."""
+"""What importing the press needs; all other tests are in tests_kvpress."""
 
 import importlib
 import sys
@@ -20,7 +20,7 @@ import lacache.integrations.kvpress
 
 
 @pytest.mark.skipif(find_spec("kvpress") is not None, reason="kvpress is installed")
-def test_without_kvpress_the_error_says_how_to_get_it() -> None:
+def test_without_kvpress_the_error_has_the_remedy() -> None:
     for name in [name for name in sys.modules if name.startswith("lacache.integrations.kvpress")]:
         del sys.modules[name]
     with pytest.raises(MissingExtraError, match=r"No module named 'kvpress'.*own: pip install kv"):

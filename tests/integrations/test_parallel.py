@@ -1,4 +1,4 @@
-"""Tensor parallelism as transformers does it: every process keeps its own heads' part."""
+"""Tensor parallelism of transformers: every process caches its own KV heads."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from tests.cache.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
-WRITER = Path(__file__).with_name("parallel_writer.py")
+SCRIPT = Path(__file__).with_name("parallel_generate.py")
 
 
 def run(*command: str) -> None:
@@ -25,17 +25,17 @@ def run(*command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_two_processes_write_as_one(family: str, tmp_path: Path) -> None:
+def test_two_processes_generate_as_one(family: str, tmp_path: Path) -> None:
     folder, result = str(tmp_path / "model"), str(tmp_path / "result")
     tiny_model(family).save_pretrained(folder)
-    run(str(WRITER), folder, result)
+    run(str(SCRIPT), folder, result)
     together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run(*together, str(WRITER), folder, result)
+    run(*together, str(SCRIPT), folder, result)
 
     def of(process: str) -> Any:
         return json.loads(Path(f"{result}.{process}").read_text())
 
     alone, first, second = of("alone"), of("0"), of("1")
     assert first == second
-    assert first["written"] == alone["written"]
+    assert first["generated"] == alone["generated"]
     assert 2 * first["bytes"] == alone["bytes"]

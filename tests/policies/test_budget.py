@@ -62,3 +62,11 @@ def test_resolves() -> None:
     assert parse_budget("2KB").capacity(**sizes) == 20
     with pytest.raises(ConfigError, match=r"holds 9 tokens of 100 bytes.*try '1000B'"):
         parse_budget("999B").capacity(**sizes)
+
+
+def test_a_share_that_binary_numbers_do_not_have() -> None:
+    for percent in range(1, 100):
+        for tokens in range(0, 2_000, 50):
+            budget = parse_budget(percent / 100)
+            capacity = budget.capacity(bytes_per_token=1, prompt_tokens=tokens, smallest=0)
+            assert capacity == -(-percent * tokens // 100)

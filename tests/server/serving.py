@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -17,27 +16,27 @@ from lacache.server.settings import Limits, StorageSettings
 from lacache.server.start import make_service
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 
-POLICY = Ladder(capacity=40, span=2, overlap=1, evict_batch=5)
+POLICY = Ladder(span=2, overlap=1, evict_batch=5)
+CAPACITY = 40
 NAME = "tiny"
 
 
-def new_engine(rows: int = 2, capacity: int = 40) -> Engine:
-    policy = replace(POLICY, capacity=capacity)
-    return Engine.from_model(tiny_llama(), policy, max_sequences=rows, chunk_size=16)
+def new_engine(max_sequences: int = 2, capacity: int = CAPACITY) -> Engine:
+    return Engine(tiny_llama(), capacity, POLICY, max_sequences=max_sequences, chunk_size=16)
 
 
 @contextmanager
 def service(
-    rows: int = 2,
+    max_sequences: int = 2,
     *,
     is_endless: bool = False,
     storage: StorageSettings | None = None,
     engines: Mapping[str, Engine] | None = None,
     **limits: Any,
 ) -> Iterator[Service]:
-    """With a tiny model; where it is endless, no token ends a text."""
+    """Serve a tiny model; if it is endless, no token ends a sequence."""
     with make_service(
-        engines or {NAME: new_engine(rows)},
+        engines or {NAME: new_engine(max_sequences)},
         tiny_llama(),
         tiny_tokenizer(),
         Limits(**limits),
@@ -49,7 +48,7 @@ def service(
 
 @contextmanager
 def listening(one: Service, api_key: str | None = None) -> Iterator[str]:
-    """The address of a real server."""
+    """Run a real server and yield its address."""
     config = uvicorn.Config(make_app(one, api_key=api_key), port=0, log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -69,7 +68,7 @@ def client(address: str, api_key: str = "none") -> OpenAI:
 
 
 def expected(prompt: list[int], num_new: int) -> str:
-    """What the engine writes, greedily."""
+    """Return what the engine generates greedily."""
     engine = new_engine()
     tokens = list(engine.submit(prompt, max_new_tokens=num_new))
     text: str = tiny_tokenizer().decode(tokens, skip_special_tokens=True)

@@ -21,7 +21,7 @@ from openai import (
 from lacache import Engine
 from lacache.server.service import Service
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
-from tests.server.serving import NAME, POLICY, client, expected, listening, service
+from tests.server.serving import CAPACITY, NAME, POLICY, client, expected, listening, service
 
 PROMPT = "the cat and the dog go to the sea. " * 8
 
@@ -112,7 +112,7 @@ def test_stop_strings(openai: OpenAI) -> None:
     assert answer.usage.completion_tokens < 50
 
 
-def test_several_texts_have_seeds_of_their_own(openai: OpenAI) -> None:
+def test_each_choice_has_its_own_seed(openai: OpenAI) -> None:
     settings: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 20, "temperature": 1.0}
     three = openai.completions.create(**settings, n=3, seed=7)
     texts = [choice.text for choice in three.choices]
@@ -123,7 +123,7 @@ def test_several_texts_have_seeds_of_their_own(openai: OpenAI) -> None:
     assert again.choices[0].text == texts[1]
 
 
-def test_many_at_once_get_what_they_get_alone(openai: OpenAI) -> None:
+def test_concurrent_requests_get_the_same_text_as_single_ones(openai: OpenAI) -> None:
     prompts = [PROMPT[: 10 + 7 * i] for i in range(12)]
 
     def ask(prompt: str) -> str:
@@ -155,7 +155,9 @@ def test_many_at_once_get_what_they_get_alone(openai: OpenAI) -> None:
         ({"logit_bias": {"1": 5}}, "logit_bias"),
     ],
 )
-def test_what_is_wrong_is_said(openai: OpenAI, field: dict[str, Any], message: str) -> None:
+def test_invalid_fields_are_refused_with_the_reason(
+    openai: OpenAI, field: dict[str, Any], message: str
+) -> None:
     settings: Any = {"model": NAME, "prompt": "the sea", "max_tokens": 3} | field
     with pytest.raises(BadRequestError, match=message):
         openai.completions.create(**settings)
@@ -163,7 +165,7 @@ def test_what_is_wrong_is_said(openai: OpenAI, field: dict[str, Any], message: s
         assert openai.completions.create(model=NAME, prompt="a", max_tokens=1).choices[0]
 
 
-def test_other_models_and_paths(served: tuple[Service, str], openai: OpenAI) -> None:
+def test_unknown_models_and_paths(served: tuple[Service, str], openai: OpenAI) -> None:
     with pytest.raises(NotFoundError, match="model 'gpt' is not here; try 'tiny'"):
         openai.completions.create(model="gpt", prompt="a")
     answer = httpx.get(f"{served[1]}/v1/nothing")
@@ -178,7 +180,7 @@ def test_other_models_and_paths(served: tuple[Service, str], openai: OpenAI) -> 
     assert "JSON" in answer.json()["error"]["message"]
 
 
-def test_who_has_gone_gives_the_row_back(served: tuple[Service, str], openai: OpenAI) -> None:
+def test_disconnecting_frees_the_batch_slot(served: tuple[Service, str], openai: OpenAI) -> None:
     one, address = served
     for _ in range(3):
         stream = openai.completions.create(
@@ -195,9 +197,9 @@ def test_who_has_gone_gives_the_row_back(served: tuple[Service, str], openai: Op
     assert one.served(None).thread.num_open == 0
 
 
-def test_too_many_are_told_to_come_again() -> None:
+def test_a_full_queue_returns_429() -> None:
     with (
-        service(rows=1, waiting=1, is_endless=True) as one,
+        service(max_sequences=1, waiting=1, is_endless=True) as one,
         listening(one) as address,
         client(address) as openai,
     ):
@@ -238,7 +240,7 @@ def test_time_is_limited() -> None:
     assert caught.value.status_code == 504
 
 
-def test_a_key_is_asked_for() -> None:
+def test_an_api_key_is_required() -> None:
     with service() as one, listening(one, api_key="secret") as address:
         assert httpx.get(f"{address}/health").status_code == 200
         with (
@@ -250,7 +252,7 @@ def test_a_key_is_asked_for() -> None:
             assert openai.models.list().data[0].id == NAME
 
 
-def test_what_is_written_when_the_server_ends_is_told() -> None:
+def test_a_shutdown_ends_running_streams_with_an_error() -> None:
     with (
         service(is_endless=True) as one,
         listening(one) as address,
@@ -271,12 +273,12 @@ def test_what_is_written_when_the_server_ends_is_told() -> None:
         assert caught.value.status_code == 503
 
 
-def test_logits_that_are_no_numbers_end_their_text_alone() -> None:
+def test_nan_logits_fail_only_their_own_sequence() -> None:
     """A sum of weights that overflows, for one."""
     broken = tiny_llama()
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
-    engine = Engine.from_model(broken, POLICY)
+    engine = Engine(broken, CAPACITY, POLICY)
     with (
         service(engines={NAME: engine}) as one,
         listening(one) as address,
@@ -289,9 +291,9 @@ def test_logits_that_are_no_numbers_end_their_text_alone() -> None:
         assert one.served(None).thread.num_open == 0
 
 
-def test_a_slow_reader_counts_until_it_goes() -> None:
+def test_a_slow_client_counts_until_its_response_ends() -> None:
     with (
-        service(rows=1, waiting=0) as one,
+        service(max_sequences=1, waiting=0) as one,
         listening(one) as address,
         client(address) as openai,
     ):
@@ -304,7 +306,7 @@ def test_a_slow_reader_counts_until_it_goes() -> None:
             assert time.monotonic() < until
 
 
-def test_health_tells_when_nothing_is_written_any_more() -> None:
+def test_health_fails_after_the_engine_thread_has_ended() -> None:
     with service() as one, listening(one) as address:
         assert httpx.get(f"{address}/health").status_code == 200
         one.served(None).thread.close()

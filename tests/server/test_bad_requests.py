@@ -189,7 +189,7 @@ def check_refused(http: httpx.Client, request: Request) -> None:
 
 @given(REQUESTS)
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_they_are_refused(http: httpx.Client, request: Request) -> None:
+def test_bad_requests_are_refused(http: httpx.Client, request: Request) -> None:
     check_refused(http, request)
 
 
@@ -200,7 +200,7 @@ def test_they_are_refused(http: httpx.Client, request: Request) -> None:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_ten_thousand_are_refused(http: httpx.Client, request: Request) -> None:
+def test_ten_thousand_bad_requests_are_refused(http: httpx.Client, request: Request) -> None:
     check_refused(http, request)
 
 
@@ -215,7 +215,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("sent", BROKEN)
-def test_what_is_no_http(http: httpx.Client, sent: bytes) -> None:
+def test_invalid_http_is_refused(http: httpx.Client, sent: bytes) -> None:
     """A connection that says nothing sensible is refused or dropped, and no other notices."""
     with socket.create_connection((http.base_url.host, http.base_url.port)) as connection:
         connection.settimeout(20)
@@ -242,14 +242,14 @@ LARGE = 300_000
         GOOD_CHAT | {"messages": [{}] * LARGE},
     ],
 )
-def test_large_ones_are_refused_as_shortly(http: httpx.Client, body: dict[str, Any]) -> None:
+def test_large_bad_requests_get_short_errors(http: httpx.Client, body: dict[str, Any]) -> None:
     answer = http.post("/v1/completions" if "prompt" in body else CHAT, json=body)
     assert answer.status_code == 400
     assert len(answer.content) < 1_000
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
-def test_only_json_is_taken(http: httpx.Client, kind: str | None) -> None:
+def test_only_json_is_accepted(http: httpx.Client, kind: str | None) -> None:
     """A page of another site may send the others without asking."""
     headers = {} if kind is None else {"content-type": kind}
     for path, body in (("/v1/completions", GOOD_COMPLETION), ("/v1/sessions", {"name": "a"})):
@@ -257,7 +257,7 @@ def test_only_json_is_taken(http: httpx.Client, kind: str | None) -> None:
         assert answer.status_code == 400
 
 
-def test_other_names_of_the_server_are_refused() -> None:
+def test_other_host_names_are_refused() -> None:
     with service() as one:
         app = make_app(one, hosts=("localhost", "127.0.0.1", "::1"))
         with TestClient(app) as http:
@@ -278,8 +278,8 @@ def test_other_names_of_the_server_are_refused() -> None:
                 assert f"Host header {host!r} is not allowed; use 127.0.0.1 or" in message
 
 
-def test_more_texts_than_can_ever_be_taken() -> None:
-    with service(rows=2, waiting=3) as one, TestClient(make_app(one)) as http:
+def test_more_choices_than_the_queue_holds_are_refused() -> None:
+    with service(max_sequences=2, waiting=3) as one, TestClient(make_app(one)) as http:
         answer = http.post("/v1/completions", json=GOOD_COMPLETION | {"n": 6})
         assert answer.status_code == 400
         assert "n=6 texts are more than the 5" in answer.json()["error"]["message"]

@@ -27,7 +27,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         yield address
 
 
-def test_they_run_in_order(address: str, tmp_path: Path) -> None:
+def test_examples_run_in_order(address: str, tmp_path: Path) -> None:
     names: dict[str, object] = {}
     num_run = {"python": 0, "console": 0}
     for kind, block in BLOCKS:
@@ -47,7 +47,7 @@ def test_they_run_in_order(address: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("lacache serve")])
-def test_the_options_of_commands_are_there(line: str) -> None:
+def test_documented_options_exist(line: str) -> None:
     told = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).stdout
     options = [word for word in line.split(" -- ")[0].split() if word.startswith("--")]
     assert all(option in told for option in options)

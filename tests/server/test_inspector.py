@@ -17,15 +17,16 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from lacache import Engine, Group, Groups, Ladder, Streaming
-from lacache.policies.kept import KeptTokens, kept_after
+from lacache.policies import ModelShape, Policy, bind_policy, kept_after
+from lacache.policies.kept import KeptTokens
 from tests.engine.tiny import tiny_llama
-from tests.server.serving import NAME, POLICY, listening, new_engine, service
+from tests.server.serving import CAPACITY, NAME, POLICY, listening, new_engine, service
 
 LAYERS, KV_HEADS = 5, 2
 GROUPS = Groups(
     (
-        Group(Ladder(capacity=30, span=2, overlap=1, evict_batch=4), (0, 2, (3, 1), 4)),
-        Group(Streaming(capacity=21, sinks=2, evict_batch=6), (1, (3, 0))),
+        Group(Ladder(span=2, overlap=1, evict_batch=4), (0, 2, (3, 1), 4), 30),
+        Group(Streaming(sinks=2, evict_batch=6), (1, (3, 0)), 21),
     )
 )
 PARTS = {
@@ -51,14 +52,14 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    grouped = Engine.from_model(tiny_llama(), GROUPS, max_sequences=1, chunk_size=16)
+    grouped = Engine(tiny_llama(), None, GROUPS, max_sequences=1, chunk_size=16)
     engines = {NAME: new_engine(), "grouped": grouped}
     with service(engines=engines, is_endless=True) as one, listening(one) as address:
         yield address
 
 
 @pytest.mark.parametrize(("path", "kind"), PARTS.items())
-def test_every_part_is_served(address: str, path: str, kind: str) -> None:
+def test_every_file_of_the_page_is_served(address: str, path: str, kind: str) -> None:
     answer = httpx.get(address + path)
     assert answer.status_code == 200
     assert answer.headers["content-type"].split(";")[0] == kind
@@ -85,7 +86,7 @@ def test_every_part_is_served(address: str, path: str, kind: str) -> None:
         "APP.JS",
     ],
 )
-def test_nothing_else_is(address: str, path: str) -> None:
+def test_no_other_file_is_served(address: str, path: str) -> None:
     # httpx would tidy the path up.
     with closing(HTTPConnection(address.removeprefix("http://"))) as connection:
         connection.request("GET", f"/page/{path}")
@@ -98,10 +99,15 @@ def inspect(address: str, **asked: Any) -> Any:
         return json.load(answer)
 
 
-@pytest.mark.parametrize(("model", "plan"), [(NAME, POLICY), ("grouped", GROUPS)])
-def test_what_is_held(address: str, model: str, plan: Any) -> None:
+@pytest.mark.parametrize(
+    ("model", "policy", "budget"), [(NAME, POLICY, CAPACITY), ("grouped", GROUPS, None)]
+)
+def test_inspect_returns_the_held_tokens(
+    address: str, model: str, policy: Policy, budget: Any
+) -> None:
     chance = random.Random(3)
-    groups = plan.bind_groups([KV_HEADS] * LAYERS)
+    shape = ModelShape((KV_HEADS,) * LAYERS)
+    groups = bind_policy(policy, budget, shape, bytes_per_token=1, prompt_tokens=1).groups
     for num_seen in (0, 1, 40, 41, *(chance.randrange(10 ** chance.randint(2, 6)) for _ in "1234")):
         told = inspect(address, seen=num_seen, model=model)
         assert told["num_seen"] == num_seen
@@ -119,7 +125,7 @@ def test_what_is_held(address: str, model: str, plan: Any) -> None:
 
 
 @pytest.mark.parametrize("model", [NAME, "grouped"])
-def test_what_changes_when(address: str, model: str) -> None:
+def test_changes_at_is_the_next_eviction(address: str, model: str) -> None:
     """Until `changes_at` every list only gets each token."""
     num_seen = 0
     while num_seen < 200:
@@ -135,9 +141,10 @@ def test_what_changes_when(address: str, model: str) -> None:
 
 def test_compactions_are_counted_over_periods() -> None:
     for num_seen in (0, 39, 41, 500, 5_000, 20_011):
-        played = KeptTokens(POLICY.bind(LAYERS))
+        schedule = POLICY.schedule(LAYERS, CAPACITY)
+        played = KeptTokens(schedule)
         played.read(num_seen)
-        assert kept_after(POLICY.bind(LAYERS), num_seen).num_compactions == played.num_compactions
+        assert kept_after(schedule, num_seen).num_compactions == played.num_compactions
 
 
 def test_bytes(address: str) -> None:
@@ -151,7 +158,7 @@ def test_bytes(address: str) -> None:
 
 
 @pytest.mark.parametrize("seen", [-1, "x", 1.5, 10**13, "", None])
-def test_wrong_numbers_are_refused(address: str, seen: Any) -> None:
+def test_invalid_numbers_of_tokens_are_refused(address: str, seen: Any) -> None:
     answer = httpx.get(f"{address}/inspect", params={} if seen is None else {"seen": seen})
     assert answer.status_code == 400
     assert "seen" in answer.json()["error"]["message"]
@@ -231,7 +238,7 @@ ORANGE = """() => {
 
 
 @pytest.mark.slow
-def test_a_message_by_keyboard(browser: Browser, address: str) -> None:
+def test_a_message_sent_by_keyboard(browser: Browser, address: str) -> None:
     with opened(browser, address) as page:
         expect(page.locator("#status")).to_have_text("Ready.")
         assert page.evaluate("document.activeElement.id") == "text"
@@ -279,7 +286,7 @@ def test_a_message_by_keyboard(browser: Browser, address: str) -> None:
 
 
 @pytest.mark.slow
-def test_pointing_tells_where_a_token_lives(browser: Browser, address: str) -> None:
+def test_pointing_at_a_token_shows_its_layers(browser: Browser, address: str) -> None:
     with opened(browser, address) as page:
         page.select_option("#model", "grouped")
         say(page, "the sea and the cat")
@@ -311,7 +318,7 @@ def test_pointing_tells_where_a_token_lives(browser: Browser, address: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
-def test_a_compaction_is_seen_as_it_happens(browser: Browser, address: str, motion: Any) -> None:
+def test_a_compaction_is_shown_as_it_happens(browser: Browser, address: str, motion: Any) -> None:
     with opened(browser, address, reduced_motion=motion) as page:
         say(page, "the sea", most=2_000)
         until(page, "Number(document.getElementById('compactions').textContent) > 5")
@@ -325,7 +332,7 @@ def test_a_compaction_is_seen_as_it_happens(browser: Browser, address: str, moti
 
 
 @pytest.mark.slow
-def test_a_second_turn_and_a_new_conversation(browser: Browser, address: str) -> None:
+def test_a_second_message_and_a_new_conversation(browser: Browser, address: str) -> None:
     with opened(browser, address) as page:
         say(page, "the sea")
         wait(page)
@@ -375,7 +382,7 @@ def test_dark_and_light(browser: Browser, address: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_refused_is_said_and_not_lost(browser: Browser) -> None:
+def test_a_refused_message_is_explained_and_kept(browser: Browser) -> None:
     with (
         service(prompt_tokens=150, is_endless=True) as one,
         listening(one, api_key="secret") as address,
@@ -406,9 +413,9 @@ def test_what_is_refused_is_said_and_not_lost(browser: Browser) -> None:
 
 
 @pytest.mark.slow
-def test_a_busy_server(browser: Browser) -> None:
+def test_a_full_queue_is_shown(browser: Browser) -> None:
     with (
-        service(rows=1, waiting=0, is_endless=True) as one,
+        service(max_sequences=1, waiting=0, is_endless=True) as one,
         listening(one) as address,
         opened(browser, address) as page,
         httpx.stream(

@@ -45,7 +45,7 @@ def text_of(token: int) -> str:
     return text
 
 
-def test_those_of_a_completion(openai: OpenAI) -> None:
+def test_logprobs_of_a_completion(openai: OpenAI) -> None:
     answer = openai.completions.create(prompt=PROMPT, logprobs=2, **GREEDY)
     told = answer.choices[0].logprobs
     wanted = expected(tiny_tokenizer()(PROMPT).input_ids, 2)
@@ -67,7 +67,7 @@ def test_those_of_a_completion(openai: OpenAI) -> None:
     assert all(text[at : at + len(token)] == token for at, token in seen)
 
 
-def test_those_of_a_stream_are_the_same(openai: OpenAI) -> None:
+def test_logprobs_of_a_stream_are_the_same(openai: OpenAI) -> None:
     whole = openai.completions.create(prompt=PROMPT, logprobs=1, **GREEDY).choices[0].logprobs
     assert whole is not None
     tokens, offsets = [], []
@@ -80,7 +80,7 @@ def test_those_of_a_stream_are_the_same(openai: OpenAI) -> None:
     assert offsets == whole.text_offset
 
 
-def test_those_of_a_chat(openai: OpenAI) -> None:
+def test_logprobs_of_a_chat(openai: OpenAI) -> None:
     messages: list[Any] = [{"role": "user", "content": PROMPT}]
     prompt = tiny_tokenizer().apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
@@ -102,7 +102,7 @@ def test_those_of_a_chat(openai: OpenAI) -> None:
     assert none.choices[0].logprobs is None
 
 
-def test_top_logprobs_need_logprobs(served: tuple[Service, str]) -> None:
+def test_top_logprobs_require_logprobs(served: tuple[Service, str]) -> None:
     body = {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}
     answer = httpx.post(f"{served[1]}/v1/chat/completions", json=body)
     assert answer.status_code == 400
@@ -136,7 +136,7 @@ def test_metrics_count() -> None:
             ("lacache_batch_slots", NAME): 2,
             ("lacache_running_sequences", NAME): 0,
             ("lacache_waiting_sequences", NAME): 0,
-            ("lacache_sequence_bytes", NAME): new_engine().row_bytes,
+            ("lacache_sequence_bytes", NAME): new_engine().bytes_per_sequence,
             ("lacache_prefix_cache_bytes", NAME): one.served(None).prefixes.num_bytes,
             ("lacache_responses_total", "/v1/completions", "200"): 2,
             ("lacache_responses_total", "/v1/completions", "400"): 1,

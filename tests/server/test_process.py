@@ -59,7 +59,7 @@ class Running:
 def written(turns: list[str], num_new: int) -> list[str]:
     """What one session of the engine says in turn."""
     tokenizer = tiny_tokenizer()
-    engine = Engine.from_model(tiny_llama(), budget=BUDGET)
+    engine = Engine(tiny_llama(), BUDGET)
     said = []
     with engine.open() as session:
         for turn in turns:
@@ -77,9 +77,7 @@ def ask(http: httpx.Client, name: str, turn: str, num_new: int = 6) -> str:
     return text
 
 
-def test_it_ends_when_it_is_asked_to_and_keeps_what_was_written(
-    model: Path, tmp_path: Path
-) -> None:
+def test_sigterm_ends_the_server_and_saves_sessions(model: Path, tmp_path: Path) -> None:
     body = {"session": "a", "prompt": "the sea", "max_tokens": 100_000, "temperature": 0}
     with Running(model, "--folder", str(tmp_path)) as one:
         assert one.http.post("/sessions", json={"name": "a"}).is_success
@@ -95,7 +93,7 @@ def test_it_ends_when_it_is_asked_to_and_keeps_what_was_written(
         assert one.http.get("/sessions/a").json()["num_seen"] > len("the sea") - 2
 
 
-def test_it_may_be_killed_at_any_moment(model: Path, tmp_path: Path) -> None:
+def test_sessions_survive_kill_at_any_moment(model: Path, tmp_path: Path) -> None:
     """Each turn whose end was told is there, and at most one more that was not."""
     names = ["a", "b", "c"]
     turns: dict[str, list[str]] = {name: [] for name in names}
@@ -180,7 +178,7 @@ def test_llm(model: Path, tmp_path: Path) -> None:
         assert found.stdout.strip() == answer["choices"][0]["message"]["content"].strip()
 
 
-def test_a_port_that_is_taken_is_told_at_once(model: Path) -> None:
+def test_a_port_in_use_is_refused_at_once(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = subprocess.run(

@@ -108,7 +108,7 @@ def demo(
     chosen = list(dict.fromkeys(map(parse_method, policies or _POLICIES)))
     require_matplotlib()
     task = Perplexity(DEFAULT_DOCUMENT if text is None else text)
-    task.check()
+    task.validate()
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     # One token more than is prefilled, to continue from.
     token_ids = task.token_ids(loaded.tokenizer, length=tokens + 1)

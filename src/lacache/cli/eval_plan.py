@@ -62,7 +62,7 @@ def plan_eval(
     recorded = recorded_specs(specs, out, model=name, dtype=dtype)
     for spec in {spec.task_text: spec for spec in specs if spec not in recorded}.values():
         try:
-            spec.task.check()
+            spec.task.validate()
         except LaCacheError as error:
             missing[f"task {spec.task_text}"] = str(error)
     return EvalPlan(specs, name, out, frozenset(recorded), missing)

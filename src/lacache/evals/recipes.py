@@ -66,7 +66,7 @@ def _ruler() -> Iterator[Suite]:
     sinks), and the dense prefill of its LongBench and needle tests. So this is a similar test and
     not a repetition: compare the ratio of the two policies rather than the figures.
     """
-    from lacache.evals.tasks.ruler.table import RULER
+    from lacache.evals.tasks.registry import RULER
 
     yield Suite(
         tasks=tuple(RULER),
@@ -113,7 +113,7 @@ def _longbench() -> Iterator[Suite]:
     Different here: samsum's answers do not stop at a line's end (only their first line is scored,
     as LongBench does).
     """
-    from lacache.evals.tasks.longbench.prompts import DATASETS, load_prompt
+    from lacache.evals.tasks.longbench.data import DATASETS, load_prompt
 
     window = 3500
     # The other data sets have 200 rows (LongBench, arXiv 2308.14508, table 1).

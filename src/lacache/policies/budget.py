@@ -41,7 +41,8 @@ class Budget:
             ConfigError: tokens or bytes are below `smallest`.
         """
         if self.share:
-            return max(math.ceil(self.share * prompt_tokens), smallest)
+            # A share such as 0.14 times 50 is a little above 7 in floating point.
+            return max(math.ceil(self.share * prompt_tokens - 1e-9), smallest)
         tokens = self.tokens or self.num_bytes // bytes_per_token
         if tokens >= smallest:
             return tokens

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 
 from lacache.errors import ConfigError, InputError
-from lacache.evals.tasks.lengths import count_tokens
+from lacache.evals.tasks.fit import count_tokens
 from lacache.evals.tasks.lm_eval_files import lm_eval_file
-from lacache.evals.tasks.longbench import rows
-from lacache.evals.tasks.longbench.longbench import LONGBENCH
-from lacache.evals.tasks.longbench.middle import cut_middle
-from lacache.evals.tasks.longbench.prompts import DATASETS, load_prompt
+from lacache.evals.tasks.longbench import data
+from lacache.evals.tasks.longbench.data import DATASETS, load_prompt
+from lacache.evals.tasks.longbench.longbench import LONGBENCH, cut_middle
 from lacache.evals.tasks.registry import TASKS
 from lacache.evals.tasks.task import Question
 from tests.engine.tiny import tiny_tokenizer
@@ -54,7 +53,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file for each data set, with four rows."""
+    """A file for each data set, with four examples."""
     folder = tmp_path_factory.mktemp("longbench")
     for dataset in DATASETS:
         lines = [
@@ -91,23 +90,23 @@ def test_prompts_are_lm_evals_with_the_originals_endings(
 ) -> None:
     task = LONGBENCH[f"longbench-{dataset}"](folder=folder)
     samples = task.samples(tokenizer, length=20_000, count=4, seed=0)
-    assert sorted(sample.info["row"] for sample in samples) == [0, 1, 2, 3]
+    assert sorted(sample.info["example"] for sample in samples) == [0, 1, 2, 3]
     raw = lm_eval_file(f"longbench/{dataset}.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(raw.replace("!function", ""))
     template = Environment(keep_trailing_newline=True).from_string(config["doc_to_text"])
     for sample in samples:
-        row = rows.load_rows(dataset, folder)[sample.info["row"]]
+        example = data.load_examples(dataset, folder)[sample.info["example"]]
         (question,) = sample.questions
-        rendered = template.render(context=row["context"], question=row["input"])
+        rendered = template.render(context=example["context"], question=example["input"])
         prompt = sample.context + question.text
         assert prompt.split() == rendered.split()
         if dataset in ENDINGS:
-            end = ENDINGS[dataset].format(context=row["context"], input=row["input"])
+            end = ENDINGS[dataset].format(context=example["context"], input=example["input"])
             assert prompt.endswith(end)
             assert prompt != rendered
         else:
             assert prompt == rendered
-        assert question.answers == tuple(row["answers"])
+        assert question.answers == tuple(example["answers"])
         assert question.max_new_tokens == config["generation_kwargs"]["max_gen_toks"]
         assert sample.info["cut_tokens"] == 0
 
@@ -129,9 +128,9 @@ def test_long_contexts_lose_their_middle(dataset: str, tokenizer: Any, folder: s
         assert tokens <= length - 10
         if sample.info["cut_tokens"]:
             assert tokens > length - 20
-            context = rows.load_rows(dataset, folder)[sample.info["row"]]["context"]
+            context = data.load_examples(dataset, folder)[sample.info["example"]]["context"]
             assert sample.context.endswith(context[-100:])
-            assert f"Row {sample.info['row']} of" in sample.context
+            assert f"Row {sample.info['example']} of" in sample.context
 
 
 @given(
@@ -217,7 +216,7 @@ def test_other_seeds_take_other_rows(tokenizer: Any, folder: str) -> None:
     task = LONGBENCH["longbench-qasper"](folder=folder)
     orders = {
         tuple(
-            sample.info["row"]
+            sample.info["example"]
             for sample in task.samples(tokenizer, length=20_000, count=2, seed=seed)
         )
         for seed in range(8)
@@ -243,8 +242,8 @@ def test_errors_name_the_remedy(tokenizer: Any, folder: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "rule"),
     [
-        ("", "has no rows"),
-        ("\n\n", "has no rows"),
+        ("", "has no examples"),
+        ("\n\n", "has no examples"),
         ("{", "line 1 .* is not JSON"),
         ("[1]", "line 1 .* must have input"),
         ('{"input": "", "context": "", "answers": []}', "line 1 .* must have input"),
@@ -253,7 +252,7 @@ def test_errors_name_the_remedy(tokenizer: Any, folder: str, tmp_path: Path) -> 
 def test_damaged_files(tmp_path: Path, content: str, rule: str) -> None:
     (tmp_path / "qasper.jsonl").write_text(content)
     with pytest.raises(InputError, match=rule):
-        rows.load_rows("qasper", str(tmp_path))
+        data.load_examples("qasper", str(tmp_path))
 
 
 def test_the_hub_has_an_archive(
@@ -268,7 +267,7 @@ def test_the_hub_has_an_archive(
         return str(archive)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    rows.load_rows.cache_clear()
-    found = rows.load_rows("qasper", None)
-    rows.load_rows.cache_clear()
-    assert found == rows.load_rows("qasper", folder)
+    data.load_examples.cache_clear()
+    found = data.load_examples("qasper", None)
+    data.load_examples.cache_clear()
+    assert found == data.load_examples("qasper", folder)

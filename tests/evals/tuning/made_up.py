@@ -11,8 +11,8 @@ from lacache.evals.methods.method import Method
 from lacache.evals.methods.registry import parse_method
 from lacache.evals.record_file import Outcome
 from lacache.evals.runs import RunSpec
+from lacache.evals.tasks.document_needles import DocumentNeedles
 from lacache.evals.tasks.ppl import Perplexity
-from lacache.evals.tasks.stretch_needles import StretchNeedles
 from lacache.evals.tuning.split import Part
 
 LENGTH = 64
@@ -63,7 +63,7 @@ class World:
                 token + shared.gauss(0, 0.5) + rng.gauss(0, 0.02) for _ in range(spec.length - 1)
             ]
         else:
-            assert isinstance(spec.task, StretchNeedles)
+            assert isinstance(spec.task, DocumentNeedles)
             losses = [answer + shared.gauss(0, 1) + rng.gauss(0, 0.2) for _ in range(3)]
             record |= {
                 "nll": sum(losses) / 3,

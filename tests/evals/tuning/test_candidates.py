@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lacache.policies.plan_record import plan_record, read_plan
 
 from lacache.calibration.store import profile_path, save_profile
 from lacache.errors import ConfigError
@@ -17,7 +18,6 @@ from lacache.models.fingerprint import fingerprint
 from lacache.models.model_info import model_info
 from lacache.policies import Streaming, mean_capacity
 from lacache.policies.head_profile import HeadProfile
-from lacache.policies.plan_record import plan_record, read_plan
 from tests.engine.tiny import tiny_llama
 
 

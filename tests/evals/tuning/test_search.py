@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.methods.method import Method
+from lacache.evals.tasks.document_needles import DocumentNeedles
 from lacache.evals.tasks.ppl import Perplexity
-from lacache.evals.tasks.stretch_needles import StretchNeedles
 from lacache.evals.tuning.found import FULL, STREAMING, TOLERANCE, Found, Settings, recommend
 from lacache.evals.tuning.result import tuning_record, verdict
 from lacache.evals.tuning.search import GUESS, Search
@@ -74,7 +74,7 @@ def test_every_method_reads_the_same_tokens_and_needles_and_no_part_is_read_for_
             assert spec.task.start + LENGTH <= border or spec.task.start >= start
             held_out = spec.task.start >= start
         else:
-            assert isinstance(spec.task, StretchNeedles)
+            assert isinstance(spec.task, DocumentNeedles)
             assert (spec.task.start, spec.task.stop) == PARTS[spec.seed].characters
             held_out = spec.seed == 1
         if held_out:

@@ -42,7 +42,7 @@ def names(sessions: Sessions) -> list[tuple[str, int]]:
     return [(info.name, info.num_seen) for info in sessions.all()]
 
 
-def test_a_life(folder: Path, engine: Engine) -> None:
+def test_a_session_from_creation_to_deletion(folder: Path, engine: Engine) -> None:
     sessions = sessions_in(folder, engine)
     assert sessions.all() == []
     assert sessions.create("b").num_seen == 0
@@ -161,7 +161,7 @@ def test_a_session_of_another_cache_is_not_imported(folder: Path, engine: Engine
     sessions = sessions_in(folder, engine)
     other = sessions_in(folder / "other", new_engine(capacity=48))
     other.create("a")
-    with pytest.raises(InputError, match="the file was saved with plan="):
+    with pytest.raises(InputError, match="the file was saved with policy="):
         sessions.imported("a", other.exported("a"))
 
 

@@ -1,1 +1,1 @@
-"""What is asked of a model, by kind."""
+"""Tasks: contexts with questions about them, and how answers are scored."""

@@ -1,4 +1,4 @@
-"""Use the generators, prompts and metrics that lm-eval keeps, without its import-time effects."""
+"""Load generators, prompts and metrics from lm-eval's files, without importing lm-eval."""
 
 import ast
 import warnings
@@ -11,11 +11,11 @@ from lacache.errors import InputError
 
 
 def lm_eval_file(path: str, *needs: str) -> Path:
-    """A file in lm-eval's folder of tasks, such as "ruler/vt_utils.py".
+    """Return the path of a file in lm-eval's folder of tasks, such as "ruler/vt_utils.py".
 
     Args:
         path: below lm-eval's `tasks`.
-        needs: further modules that the file is of no use without.
+        needs: further modules that the file needs.
 
     Raises:
         MissingExtraError: lm-eval or one of the modules is not installed.
@@ -33,16 +33,13 @@ def lm_eval_file(path: str, *needs: str) -> Path:
 
 
 def lm_eval_module(path: str, *needs: str, without: frozenset[str] = frozenset()) -> Any:
-    """A private copy of one of lm-eval's modules, which lm-eval itself does not see.
-
-    What is set in the copy (a file to read, a way to find sentences) patches nothing that others
-    use.
+    """Return a private copy of one of lm-eval's modules, whose attributes can be replaced freely.
 
     Args:
         path: below lm-eval's `tasks`.
         needs: further modules that it imports.
-        without: names whose assignments and calls at the top of the file are left out, where
-            they would download something or fill the memory.
+        without: names whose top-level assignments and calls are left out, because they would
+            download something or fill the memory.
 
     Raises:
         MissingExtraError: lm-eval or one of the modules that the file needs is not installed.
@@ -50,17 +47,17 @@ def lm_eval_module(path: str, *needs: str, without: frozenset[str] = frozenset()
     """
     file = lm_eval_file(path, *needs)
     tree = ast.parse(file.read_bytes(), filename=str(file))
-    tree.body = [node for node in tree.body if without.isdisjoint(_does(node))]
+    tree.body = [node for node in tree.body if without.isdisjoint(_names(node))]
     module = ModuleType(f"lacache_copy_of_{file.stem}")
-    # Old packages among the imports warn of themselves, such as fuzzywuzzy of a missing speed-up.
+    # Old packages among the imports warn, such as fuzzywuzzy of a missing speed-up.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exec(compile(tree, str(file), "exec"), module.__dict__)
     return module
 
 
-def _does(node: ast.stmt) -> set[str]:
-    """The names that a statement assigns, or the one that it calls."""
+def _names(node: ast.stmt) -> set[str]:
+    """Return the names that a statement assigns, or the one that it calls."""
     match node:
         case ast.Assign(targets=targets):
             return {target.id for target in targets if isinstance(target, ast.Name)}

@@ -4,7 +4,8 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from lacache.evals.tasks.filler import NOISE, fill, insert, sentences
+from lacache.evals.tasks.fit import fit_context
+from lacache.evals.tasks.haystack import NOISE, insert, sentences
 from lacache.evals.tasks.task import Question, Sample, Task
 
 _BEFORE = (
@@ -18,49 +19,59 @@ _NEW_TOKENS = 8
 @final
 @dataclass(frozen=True)
 class Passkey(Task):
-    """A pass key of 5 digits at a depth drawn by chance. Right if the answer contains it."""
+    """A pass key of 5 digits at a random depth. An answer is right if it contains the key."""
 
     name: ClassVar[str] = "passkey"
 
     def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
-        """Samples with their depth, 0 to 1, as a fact."""
+        """Make samples with their depth, 0 to 1, as info."""
+        rngs = [random.Random(f"passkey {seed} {number}") for number in range(count)]
         return [
-            self._sample(tokenizer, length, random.Random(f"passkey {seed} {number}"))
-            for number in range(count)
+            _sample(
+                tokenizer,
+                key=str(rng.randrange(10_000, 100_000)),
+                depth=round(rng.random(), 4),
+                length=length,
+                task=self.name,
+            )
+            for rng in rngs
         ]
 
-    def score(self, prediction: str, question: Question) -> float:
-        """1 if the key is in the answer, else 0."""
-        return float(question.answers[0] in prediction)
 
-    def _sample(self, tokenizer: Any, length: int, rng: random.Random) -> Sample:
-        key = str(rng.randrange(10_000, 100_000))
-        return hide(tokenizer, key, round(rng.random(), 4), length=length, what=self.name)
+@final
+@dataclass(frozen=True)
+class PasskeyGrid(Task):
+    """A pass key from 1 to 99999 at even depths. An answer is right if it contains the key.
 
-
-def hide(tokenizer: Any, key: str, depth: float, *, length: int, what: str) -> Sample:
-    """A key at a depth, 0 to 1, amid so much noise as fits into a length.
-
-    Args:
-        tokenizer: of the model.
-        key: the pass key.
-        depth: share of the noise that comes before it.
-        length: tokens of the prompt and the answer.
-        what: the task's name, for errors.
-
-    Raises:
-        InputError: the length is too short for the key alone.
+    As in the needle test of the paper's released code: the first sample's key is at the start,
+    the last one's at the end, a single one's in the middle, and every sample of one seed has the
+    same key.
     """
+
+    name: ClassVar[str] = "passkey-grid"
+
+    def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
+        """Make samples with their depth, 0 to 1, as info."""
+        key = str(random.Random(seed).randint(1, 99_999))
+        depths = [i / (count - 1) for i in range(count)] if count > 1 else [0.5]
+        return [
+            _sample(tokenizer, key=key, depth=depth, length=length, task=self.name)
+            for depth in depths
+        ]
+
+
+def _sample(tokenizer: Any, *, key: str, depth: float, length: int, task: str) -> Sample:
+    """Hide a key at a depth, 0 to 1, amid as much noise as fits into the length."""
     needle = f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
-    # The noise begins where it begins, so nothing is drawn.
+    # Noise has a fixed start, so nothing is drawn.
     noise = sentences(NOISE, random.Random(0))
-    context = fill(
+    context = fit_context(
         tokenizer,
         lambda size: _BEFORE + insert(noise(size), [needle], [depth]) + "\n",
         length=length,
         questions=[_QUESTION],
         new_tokens=_NEW_TOKENS,
-        what=what,
+        task=task,
     )
     question = Question(_QUESTION, (key,), _NEW_TOKENS)
     return Sample(context, (question,), {"depth": round(depth, 4), "length": length})

@@ -1,4 +1,4 @@
-"""Perplexity of a text: a task without questions, in which every token is an answer."""
+"""Perplexity: a task without questions, which scores every token of a document."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,12 +12,12 @@ from lacache.evals.hub_documents import load_named_document, validate_named_docu
 @final
 @dataclass(frozen=True)
 class Perplexity:
-    """Reads a text once, token by token, each scored by what the cache holds by then.
+    """The tokens of a document, each scored by what the cache holds when it is predicted.
 
     Args:
-        text: "wikitext-2" or "pg19" (from the hub), a built-in text such as "wikipedia" or
-            "shakespeare:hamlet", or a UTF-8 file.
-        start: tokens of it that are left out at the beginning.
+        text: "wikitext-2" or "pg19" (from the hub), a built-in corpus such as "wikipedia", a
+            document such as "shakespeare:hamlet", or a UTF-8 file.
+        start: tokens that are left out at the beginning.
     """
 
     name: ClassVar[str] = "ppl"
@@ -28,15 +28,15 @@ class Perplexity:
     def __post_init__(self) -> None:
         validate_int("start", self.start, 0)
 
-    def check(self) -> None:
-        """As `Task.check`: raise unless the text is there."""
+    def validate(self) -> None:
+        """Check that the document is there, as `Task.validate` does."""
         validate_named_document(self.text)
 
     def token_ids(self, tokenizer: Any, *, length: int) -> list[int]:
-        """The tokens to read, after the start token if the tokenizer adds one.
+        """Return the tokens to prefill, after the start token if the tokenizer adds one.
 
         Raises:
-            InputError: no such text, or one that is too short.
+            InputError: there is no such document, or it is too short.
             MissingExtraError: a package that it needs is not installed.
         """
         first: list[int] = tokenizer("").input_ids
@@ -52,6 +52,6 @@ class Perplexity:
 
 @lru_cache(maxsize=1)
 def _token_ids(tokenizer: Any, content: str) -> list[int]:
-    """Of a whole text, which is read in many pieces; not to be changed."""
+    """Encode a whole document once for its many runs; do not change the list."""
     ids: list[int] = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
     return ids

@@ -1,34 +1,53 @@
-"""Tasks by name, for the command line and records. A new task adds one row here."""
+"""All tasks by name, for the command line and records. A new task adds one line here."""
 
 from collections.abc import Callable
 
 from lacache.evals.specs import parse_spec
+from lacache.evals.tasks.document_needles import DocumentNeedles
 from lacache.evals.tasks.longbench.longbench import LONGBENCH
-from lacache.evals.tasks.multiturn import MultiTurn
-from lacache.evals.tasks.needle import Needle
-from lacache.evals.tasks.passkey import Passkey
-from lacache.evals.tasks.passkey_grid import PasskeyGrid
+from lacache.evals.tasks.needles import MultiTurn, Needle
+from lacache.evals.tasks.passkey import Passkey, PasskeyGrid
 from lacache.evals.tasks.ppl import Perplexity
-from lacache.evals.tasks.ruler.table import RULER
-from lacache.evals.tasks.stretch_needles import StretchNeedles
+from lacache.evals.tasks.ruler import niah
+from lacache.evals.tasks.ruler.qa import Hotpot, Squad
+from lacache.evals.tasks.ruler.ruler import Ruler
+from lacache.evals.tasks.ruler.tracing import CommonWords, FrequentWords, VariableTracking
 from lacache.evals.tasks.task import Task
+
+_RULER: tuple[type[Ruler], ...] = (
+    niah.NiahSingle1,
+    niah.NiahSingle2,
+    niah.NiahSingle3,
+    niah.NiahMultikey1,
+    niah.NiahMultikey2,
+    niah.NiahMultikey3,
+    niah.NiahMultivalue,
+    niah.NiahMultiquery,
+    VariableTracking,
+    CommonWords,
+    FrequentWords,
+    Squad,
+    Hotpot,
+)
+RULER: dict[str, type[Ruler]] = {task.name: task for task in _RULER}
+"""RULER's 13 tasks by name."""
 
 TASKS: dict[str, Callable[..., Task]] = {
     Passkey.name: Passkey,
     PasskeyGrid.name: PasskeyGrid,
     Needle.name: Needle,
     MultiTurn.name: MultiTurn,
-    StretchNeedles.name: StretchNeedles,
+    DocumentNeedles.name: DocumentNeedles,
     **RULER,
     **LONGBENCH,
 }
 
 
 def parse_task(spec: str) -> Task | Perplexity:
-    """The task that `NAME` or `NAME:key=value,key=value` says; perplexity is called "ppl".
+    """Make the task of `NAME` or `NAME:key=value,key=value`; perplexity is called "ppl".
 
     Raises:
-        ConfigError: no such task or setting, or a value that does not fit.
+        ConfigError: there is no such task or setting, or a value is out of range.
     """
     everything: dict[str, Callable[..., Task | Perplexity]] = {**TASKS, Perplexity.name: Perplexity}
     return parse_spec(spec, everything, "task")

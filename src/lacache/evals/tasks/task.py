@@ -1,4 +1,4 @@
-"""What a task is: contexts with questions about them, and how an answer is scored."""
+"""The interface of a task: samples of contexts and questions, and a score."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from typing import Any, ClassVar, final
 @final
 @dataclass(frozen=True)
 class Question:
-    """One question about a context that has been read."""
+    """A question about a context that was prefilled before."""
 
     text: str
     """What follows the context (or the last answer), up to where the answer starts."""
     answers: tuple[str, ...]
-    """What is right: all of them or any of them, as the task scores."""
+    """The right answers: all of them or any of them, as the task scores."""
     max_new_tokens: int
-    """How long an answer may be."""
+    """Most tokens of an answer."""
 
 
 @final
@@ -27,36 +27,36 @@ class Sample:
     context: str
     questions: tuple[Question, ...]
     info: Mapping[str, Any] = field(default_factory=dict)
-    """What a record keeps of it besides, such as the depth of a needle; plain JSON."""
+    """Further fields of the sample's record, such as the depth of a needle; plain JSON."""
 
 
 class Task(ABC):
-    """A kind of sample. Subclasses are frozen dataclasses; their fields are the settings."""
+    """A source of samples. Subclasses are frozen dataclasses; their fields are the settings."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
-        """Samples, the same for the same arguments.
+        """Make samples, the same for the same arguments.
 
         Args:
-            tokenizer: of the model, to measure lengths with.
-            length: tokens of a whole prompt, answer included: at most, and nearly, that many.
-            count: how many.
-            seed: of everything drawn by chance.
+            tokenizer: the model's, to measure lengths.
+            length: tokens of a whole prompt with its answers, which has nearly and at most as many.
+            count: number of samples.
+            seed: of all random choices.
 
         Raises:
-            InputError: the length is too short, or a text that the task needs is missing.
+            InputError: the length is too short, or a document that the task needs is missing.
         """
 
-    def check(self) -> None:  # noqa: B027  # most tasks need nothing
-        """Raise unless the files and packages that it needs are there; asks no network.
+    def validate(self) -> None:  # noqa: B027  # most tasks need nothing
+        """Check that the files and packages of the task are there, without the network.
 
         Raises:
-            InputError: a file or text is missing or damaged.
+            InputError: a file or document is missing or damaged.
             MissingExtraError: a package is not installed.
         """
 
-    @abstractmethod
     def score(self, prediction: str, question: Question) -> float:
-        """How right an answer is, in 0 to 1."""
+        """Score a prediction from 0 to 1: by default 1 if it contains the first answer."""
+        return float(question.answers[0] in prediction)

@@ -9,8 +9,8 @@ from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.methods.method import Method
 from lacache.evals.record_file import Outcome
 from lacache.evals.runs import RunSpec
+from lacache.evals.tasks.document_needles import DocumentNeedles
 from lacache.evals.tasks.ppl import Perplexity
-from lacache.evals.tasks.stretch_needles import StretchNeedles
 from lacache.evals.tuning.found import (
     FULL,
     STREAMING,
@@ -286,10 +286,10 @@ class Search:
 
     def _needles(self, policy: Method, part: int, number: int) -> Record:
         of_part = self._parts[part]
-        task = StretchNeedles(of_part.text, *of_part.characters, number)
+        task = DocumentNeedles(of_part.text, *of_part.characters, number)
         return self._record(task, policy, of_part.seed)
 
-    def _record(self, task: Perplexity | StretchNeedles, policy: Method, seed: int) -> Record:
+    def _record(self, task: Perplexity | DocumentNeedles, policy: Method, seed: int) -> Record:
         budget = "1.0" if policy == FULL else str(self._settings.capacity)
         spec = RunSpec(task, policy, self._settings.length, budget, seed=seed)
         kind = type(task)

@@ -1,5 +1,5 @@
-"""LaCache in stock vLLM, as a plugin (`docs/vllm.md`).
+"""LaCache as a plugin of stock vLLM (`docs/vllm.md`).
 
-`settings`, `arrays`, `rounds` and `versions` are plain arithmetic; all else imports vLLM, and is
-loaded by it alone.
+`settings` and `sub_chunks` import nothing of vLLM. `serving` replaces this process by
+vLLM's server. vLLM itself loads the other modules, through `plugin`.
 """

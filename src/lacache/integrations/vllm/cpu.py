@@ -1,4 +1,4 @@
-"""vLLM's attention on CPU, over the slots of a ladder."""
+"""Ladder attention on CPU, through vLLM's kernel."""
 
 from typing import Any, final
 
@@ -21,42 +21,46 @@ from vllm.v1.attention.backends.cpu_attn import (
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from lacache.errors import UnsupportedOperationError
-from lacache.integrations.vllm.arrays import ScheduleArrays
-from lacache.integrations.vllm.pages import Pages, PageSlots
+from lacache.integrations.vllm.attention import (
+    LadderMetadata,
+    MetadataBuilder,
+    Pages,
+    PageSlots,
+    SubChunkTensors,
+    attend_by_sub_chunk,
+)
+from lacache.integrations.vllm.kv_cache import LadderSpec
 from lacache.integrations.vllm.process import PROCESS
-from lacache.integrations.vllm.rotary import validate_reach
-from lacache.integrations.vllm.spec import LadderSpec
-from lacache.integrations.vllm.step import ReadyRound, ReadyStep, ready, rows_of_layers, run
 
 
 @final
 class LadderCpuBackend(CPUAttentionBackend):
-    """vLLM's own backend, unless this process serves a ladder."""
+    """vLLM's own CPU backend, unless this process serves a ladder."""
 
     @staticmethod
     def get_impl_cls() -> type[AttentionImpl]:
-        """The ladder's, if the model that is built now has one."""
-        if PROCESS.decide() is None:
+        """Return the attention of the model that vLLM builds now."""
+        if PROCESS.resolve() is None:
             return CPUAttentionBackend.get_impl_cls()
         return LadderCpuImpl
 
     @staticmethod
     def get_builder_cls() -> type[AttentionMetadataBuilder]:
-        """The ladder's, if this process serves one."""
+        """Return the metadata builder of this process's model."""
         if PROCESS.settings() is None:
             return CPUAttentionBackend.get_builder_cls()
         return LadderCpuBuilder
 
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
-        """As many pages as the budget needs."""
+        """Bound a layer's cache by the budget, if there is one."""
         settings = PROCESS.settings()
-        return spec if settings is None else LadderSpec.of(spec, settings.budget)
+        return spec if settings is None else LadderSpec.from_full(spec, settings.budget)
 
 
 @final
 class LadderCpuBuilder(CPUAttentionMetadataBuilder):
-    """Cuts steps into rounds."""
+    """Splits steps into sub-chunks for the CPU kernel."""
 
     def __init__(
         self,
@@ -66,19 +70,13 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
         device: torch.device,
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        settings = PROCESS.settings()
-        assert settings is not None
         self.isa: str
         if self.isa == "amx":
-            # Its pages hold values in an order of its own, and compactions move values.
+            # Its pages reorder values, and compactions move values.
             self.isa = "vec"
             self._set_isa_to_layers(layer_names)
-        validate_reach(settings.budget)
-        validate_values(self.isa, self.block_size, self.head_dim, kv_cache_spec.dtype)
-        self._schedule = ScheduleArrays(
-            settings.schedule(vllm_config.model_config.get_total_num_hidden_layers())
-        )
-        self._rows = rows_of_layers(self._schedule, layer_names)
+        validate_value_layout(self.isa, self.block_size, self.head_dim, kv_cache_spec.dtype)
+        self._metadata = MetadataBuilder.from_config(vllm_config, layer_names, self.block_size)
 
     def build(
         self,
@@ -86,11 +84,11 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> Any:
-        """The rounds of a step."""
+        """Build the attention metadata of a step."""
         step = common_attn_metadata
-        return ready(self._schedule, self._rows, step, step.seq_lens, self.block_size, self._plan)
+        return self._metadata.build(step, step.seq_lens, self._plan_kernel)
 
-    def _plan(self, starts: Tensor, lengths: Tensor) -> Tensor:
+    def _plan_kernel(self, starts: Tensor, lengths: Tensor) -> Tensor:
         plan: Tensor = ops.cpu_attn_get_scheduler_metadata(
             num_reqs=len(lengths),
             num_heads=self.num_heads,
@@ -110,12 +108,12 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
 
 @final
 class LadderCpuImpl(CPUAttentionBackendImpl):
-    """Attends through vLLM's kernel."""
+    """Attention through vLLM's CPU kernel."""
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
-        """Nothing: a token may have to wait for a compaction, so `forward` writes."""
+        """Do nothing: `forward` writes, as a compaction may have to run before."""
 
     def forward(
         self,
@@ -124,17 +122,17 @@ class LadderCpuImpl(CPUAttentionBackendImpl):
         key: Tensor,
         value: Tensor,
         kv_cache: Tensor,
-        attn_metadata: ReadyStep | None,
+        attn_metadata: LadderMetadata | None,
         output: Tensor,
         output_scale: Tensor | None = None,
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
-        """Attention of a step's tokens, each to what its sequence keeps.
+        """Attend from a step's tokens to the slots of their sequences.
 
         Args:
             layer: vLLM's.
-            query: [tokens, heads, head size], not turned.
-            key: [tokens, KV heads, head size], not turned.
+            query: [tokens, heads, head size], unrotated.
+            key: [tokens, KV heads, head size], unrotated.
             value: [tokens, KV heads, head size].
             kv_cache: [pages, KV heads, page size, 3 * head size].
             attn_metadata: None while vLLM warms up.
@@ -148,10 +146,10 @@ class LadderCpuImpl(CPUAttentionBackendImpl):
             return output
         pages = CpuPages(kv_cache, layer.isa)
 
-        def attend(one: ReadyRound, turned: Tensor, found: Tensor) -> None:
+        def attend(one: SubChunkTensors, rotated: Tensor, found: Tensor) -> None:
             ops.cpu_attention_with_kv_cache(
-                query=turned,
-                key_cache=pages.turned_keys,
+                query=rotated,
+                key_cache=pages.rotated_keys,
                 value_cache=pages.values,
                 output=found,
                 query_start_loc=one.starts,
@@ -160,51 +158,55 @@ class LadderCpuImpl(CPUAttentionBackendImpl):
                 causal=True,
                 alibi_slopes=self.alibi_slopes,
                 sliding_window=self.sliding_window,
-                block_table=one.table,
+                block_table=one.block_table,
                 softcap=self.logits_soft_cap,
-                scheduler_metadata=one.plan,
+                scheduler_metadata=one.kernel_plan,
                 s_aux=self.sinks,
                 kv_cache_dtype=self.kv_cache_dtype,
             )
 
-        run(attn_metadata, layer.layer_name, pages, attend, query, key, value, output)
+        attend_by_sub_chunk(
+            attn_metadata, layer.layer_name, pages, attend, query, key, value, output
+        )
         return output
 
 
 @final
 class CpuPages(Pages):
-    """Within a page vLLM keeps turned keys in an order of its own, which its kernel writes.
+    """Pages whose rotated keys are in the layout of vLLM's CPU kernel, which writes them.
 
     Args:
         kv_cache: [pages, KV heads, page size, 3 * head size].
-        isa: vLLM's name for the order.
+        isa: vLLM's name for the layout.
     """
 
     def __init__(self, kv_cache: Tensor, isa: str) -> None:
         num_pages, num_heads, page_size, _ = kv_cache.shape
         parts = kv_cache.view(num_pages, num_heads, 3 * page_size, -1).chunk(3, dim=2)
-        self.turned_keys, self.values, self.keys = parts
+        self.rotated_keys, self.values, self.unrotated_keys = parts
         self._isa = isa
 
-    def store(self, slots: PageSlots, turned_keys: Tensor, values: Tensor) -> None:
-        """Both through the kernel."""
+    def store(self, slots: PageSlots, rotated_keys: Tensor, values: Tensor) -> None:
+        """Write rotated keys and values through the kernel."""
         ops.cpu_attn_reshape_and_cache(
-            turned_keys, values, self.turned_keys, self.values, slots.flat, self._isa
+            rotated_keys, values, self.rotated_keys, self.values, slots.flat, self._isa
         )
 
 
-def validate_values(isa: str, page_size: int, head_size: int, dtype: torch.dtype) -> None:
-    """Check that values can be read back from where vLLM's kernel puts them.
+def validate_value_layout(isa: str, page_size: int, head_size: int, dtype: torch.dtype) -> None:
+    """Check that vLLM's kernel writes values where they can be read back.
 
     Raises:
-        UnsupportedOperationError: it has an order of its own for them on this processor.
+        UnsupportedOperationError: it reorders them on this processor.
     """
     pages = CpuPages(torch.zeros(2, 1, page_size, 3 * head_size, dtype=dtype), isa)
-    slots = PageSlots.of(np.arange(2 * page_size)[::-1].copy(), page_size, torch.device("cpu"))
+    slots = PageSlots.from_numpy(
+        np.arange(2 * page_size)[::-1].copy(), page_size, torch.device("cpu")
+    )
     values = torch.arange(2 * page_size * head_size).view(-1, 1, head_size).to(dtype)
     pages.store(slots, values, values)
     if not pages.values_at(slots).equal(values):
         raise UnsupportedOperationError(
-            f"vLLM keeps values in an order of its own on this processor ({isa}), and a ladder "
-            "could not move them"
+            f"vLLM reorders values within a page on this processor ({isa}), so a ladder cannot "
+            "move them; use lacache.Engine"
         )

@@ -1,4 +1,4 @@
-"""What vLLM calls when it starts, in each of its processes."""
+"""The entry point that vLLM calls at the start of each of its processes."""
 
 import logging
 import os
@@ -6,8 +6,7 @@ import os
 import vllm
 
 from lacache.errors import UnsupportedOperationError
-from lacache.integrations.vllm.settings import VARIABLE
-from lacache.integrations.vllm.versions import unsupported
+from lacache.integrations.vllm.settings import VARIABLE, unsupported_reason
 
 _LOGGER = logging.getLogger("vllm.lacache")
 # vLLM may load its plugins again.
@@ -15,42 +14,42 @@ _IS_REGISTERED = False
 
 
 def register() -> None:
-    """Tell vLLM of the ladder. A model without settings for it is served as before.
+    """Register the ladder with vLLM. Models without settings for it are served as before.
 
     Raises:
-        UnsupportedOperationError: settings are given to a version of vLLM that is not supported.
+        UnsupportedOperationError: LACACHE_VLLM is set and this release of vLLM is not supported.
     """
     global _IS_REGISTERED
     if _IS_REGISTERED:
         return
-    reason = unsupported(vllm.__version__)
+    reason = unsupported_reason(vllm.__version__)
     if reason is not None:
         if os.environ.get(VARIABLE):
             raise UnsupportedOperationError(reason)
         _LOGGER.warning("lacache is switched off: %s", reason)
         return
     if os.environ.get(VARIABLE):
-        # vLLM keeps compiled models by its configuration, where these settings are not.
+        # vLLM keeps compiled models by its configuration, which lacks these settings.
         os.environ["VLLM_DISABLE_COMPILE_CACHE"] = "1"
-        # Ray gives workers no variables but those that are named.
+        # Ray copies only named variables to its workers.
         named = os.environ.get("VLLM_RAY_EXTRA_ENV_VARS_TO_COPY", "").split(",")
         others = [name for name in named if name not in ("", VARIABLE)]
         os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join([*others, VARIABLE])
+    # Other releases of vLLM may lack what these import.
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
     from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
     from lacache.integrations.vllm import rotary
-    from lacache.integrations.vllm.manager import LadderManager
-    from lacache.integrations.vllm.spec import LadderSpec
+    from lacache.integrations.vllm.kv_cache import LadderManager, LadderSpec
 
     KVCacheSpecRegistry._ensure_registered()
     KVCacheSpecRegistry.register(LadderSpec, LadderManager, LadderSpec)
-    register_backend(
-        AttentionBackendEnum.CPU_ATTN, "lacache.integrations.vllm.cpu.LadderCpuBackend"
-    )
+    backends = "lacache.integrations.vllm"
+    register_backend(AttentionBackendEnum.CPU_ATTN, f"{backends}.cpu.LadderCpuBackend")
     if not AttentionBackendEnum.CUSTOM.is_overridden():
         register_backend(
-            AttentionBackendEnum.CUSTOM, "lacache.integrations.vllm.cuda.LadderCudaBackend"
+            AttentionBackendEnum.CUSTOM,
+            f"{backends}.cuda_experimental.ExperimentalCudaBackend",
         )
     rotary.register()
     _IS_REGISTERED = True

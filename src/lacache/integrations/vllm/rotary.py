@@ -1,4 +1,4 @@
-"""Positions are slots, which a model does not know: its keys and queries are turned later."""
+"""Rotary layers that rotate nothing: positions are slots, so attention rotates keys and queries."""
 
 from typing import Any
 
@@ -22,55 +22,54 @@ SUPPORTED: tuple[type[RotaryEmbedding], ...] = (
     Llama3RotaryEmbedding,
     YaRNScalingRotaryEmbedding,
 )
-"""Those that turn by a table of cosines and sines for each position, and by nothing else."""
+"""Rotary layers that depend on a table of cosines and sines by position, and on nothing else."""
 
-
-_TABLES: list[RotaryEmbedding] = []
+_MODEL_ROTARIES: list[RotaryEmbedding] = []
 
 
 def register() -> None:
-    """Let vLLM build models with layers of positions that a ladder can switch off."""
+    """Register rotary layers with vLLM that leave the rotation to attention under a ladder."""
     for layer in SUPPORTED:
         name = layer.name
-        by_slots = layer.register_oot(_by_slots(layer))
-        # By this name users and passes of vLLM switch the layer on and off.
-        by_slots.name = name
+        deferred = layer.register_oot(_deferred(layer))
+        # Users and passes of vLLM switch the layer on and off by this name.
+        deferred.name = name
 
 
-def table_of_model() -> RotaryEmbedding:
-    """The one layer of positions of this process's model.
+def model_rotary() -> RotaryEmbedding:
+    """Return the one rotary layer of this process's model.
 
     Raises:
-        UnsupportedModelError: it has none that is supported, or several.
+        UnsupportedModelError: the model has no supported rotary layer, or several.
     """
-    if len(_TABLES) != 1:
+    if len(_MODEL_ROTARIES) != 1:
         names = ", ".join(layer.__name__ for layer in SUPPORTED)
         raise UnsupportedModelError(
-            f"the model has {len(_TABLES)} rotary tables of a kind that turns by position alone, "
-            f"and a ladder needs one for all layers; supported are {names}"
+            f"the model has {len(_MODEL_ROTARIES)} supported rotary layers, and a ladder needs one "
+            f"that all layers share; supported are {names}"
         )
-    return _TABLES[0]
+    return _MODEL_ROTARIES[0]
 
 
-def validate_reach(capacity: int) -> None:
-    """Check that the model has positions for every slot.
+def validate_capacity(capacity: int) -> None:
+    """Check that the model has a position for every slot.
 
     Raises:
-        ConfigError: the capacity is beyond them.
+        ConfigError: the capacity exceeds the model's positions.
     """
-    reach = len(table_of_model().cos_sin_cache)
-    if capacity > reach:
+    num_positions = len(model_rotary().cos_sin_cache)
+    if capacity > num_positions:
         raise ConfigError(
-            f"budget={capacity} must be at most {reach}, the positions of the model; "
-            f"try budget={reach}"
+            f"budget={capacity} must be at most {num_positions}, the positions of the model; "
+            f"try budget={num_positions}"
         )
 
 
-def turn(table: RotaryEmbedding, states: Tensor, positions: Tensor) -> None:
-    """Turn keys or queries to positions, in place.
+def rotate(rotary: RotaryEmbedding, states: Tensor, positions: Tensor) -> None:
+    """Rotate keys or queries to positions, in place.
 
     Args:
-        table: of the model.
+        rotary: of the model.
         states: [tokens, heads, head size], contiguous.
         positions: [tokens], int64.
     """
@@ -78,42 +77,42 @@ def turn(table: RotaryEmbedding, states: Tensor, positions: Tensor) -> None:
         positions,
         states.view(states.shape[0], -1),
         None,
-        table.head_size,
-        table._match_cos_sin_cache_dtype(states),
-        table.is_neox_style,
+        rotary.head_size,
+        rotary._match_cos_sin_cache_dtype(states),
+        rotary.is_neox_style,
     )
 
 
-def _by_slots(layer: type[RotaryEmbedding]) -> type[RotaryEmbedding]:
-    """A layer as vLLM's own, which leaves keys and queries as they are under a ladder."""
+def _deferred(layer: type[RotaryEmbedding]) -> type[RotaryEmbedding]:
+    """Derive a rotary layer that returns keys and queries unrotated under a ladder."""
 
-    class BySlots(layer):
+    class Deferred(layer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._is_by_slots = PROCESS.decide() is not None
-            if self._is_by_slots:
-                _TABLES.append(self)
+            self._is_deferred = PROCESS.resolve() is not None
+            if self._is_deferred:
+                _MODEL_ROTARIES.append(self)
 
         def forward_native(
             self, positions: Tensor, query: Tensor, key: Tensor | None = None
         ) -> tuple[Tensor, Tensor | None]:
-            if self._is_by_slots:
+            if self._is_deferred:
                 return query, key
             return super().forward_native(positions, query, key)
 
         def forward_cpu(
             self, positions: Tensor, query: Tensor, key: Tensor | None = None
         ) -> tuple[Tensor, Tensor | None]:
-            if self._is_by_slots:
+            if self._is_deferred:
                 return query, key
             return super().forward_cpu(positions, query, key)
 
         def forward_cuda(
             self, positions: Tensor, query: Tensor, key: Tensor | None = None
         ) -> tuple[Tensor, Tensor | None]:
-            if self._is_by_slots:
+            if self._is_deferred:
                 return query, key
             return super().forward_cuda(positions, query, key)
 
-    BySlots.__qualname__ = BySlots.__name__ = f"BySlots{layer.__name__}"
-    return BySlots
+    Deferred.__qualname__ = Deferred.__name__ = f"Deferred{layer.__name__}"
+    return Deferred

