@@ -15,8 +15,9 @@ from transformers import AttentionInterface, Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.models.decoder import cache_argument
-from lacache.policies import Groups, Ladder, Plan, Policy, ShrinkingWindow, Streaming
+from lacache.policies import Groups, Ladder, ShrinkingWindow, Streaming
 from lacache.policies.reference import reference_kept
+from tests.policies.sized import Sized
 from tests.policies.slow_window import shrunk
 
 
@@ -101,7 +102,7 @@ class SlowLayer(CacheLayerMixin):
 
 
 class SlowCache(Cache):
-    def __init__(self, model: Any, plan: Plan, recent: int) -> None:
+    def __init__(self, model: Any, sized: Sized, recent: int) -> None:
         text = model.config
         types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
         rope = getattr(text, "no_rope_layers", [1] * len(types))
@@ -114,13 +115,13 @@ class SlowCache(Cache):
             window = text.sliding_window if layer_type == "sliding_attention" else None
             layers.append(SlowLayer(inv_freq if has_rope else None, window, turn))
         super().__init__(layers=layers)
-        self.plan, self.recent = plan, recent
+        self.sized, self.recent = sized, recent
         self.num_heads = text.num_key_value_heads
 
     def expect(self, num_seen: int) -> None:
         """Say which tokens each layer sees when token number `num_seen` is the newest."""
         growing = [layer for layer in self.layers if layer.window is None]
-        kept = slow_kept(self.plan, len(growing), self.num_heads, self.recent, num_seen + 1)
+        kept = slow_kept(self.sized, len(growing), self.num_heads, self.recent, num_seen + 1)
         for layer, heads in zip(growing, kept, strict=True):
             layer.visible, layer.length = heads, max(map(len, heads))
         for layer in self.layers:
@@ -132,35 +133,54 @@ class SlowCache(Cache):
 
 
 def slow_kept(
-    plan: Plan, num_layers: int, num_heads: int, recent: int, num_seen: int
+    sized: Sized, num_layers: int, num_heads: int, recent: int, num_seen: int
 ) -> list[list[list[int]]]:
     """Per layer, the tokens that all KV heads, or each of them, hold after `num_seen` tokens."""
-    if not isinstance(plan, Groups):
-        return [[tokens] for tokens in _of_policy(plan, num_layers, recent, num_seen)]
+    capacity, policy = sized
+    if not isinstance(policy, Groups):
+        held = _of_policy(policy, capacity, num_layers, recent, num_seen)
+        return [[tokens] for tokens in held]
     kept: list[list[list[int]]] = [[[] for _ in range(num_heads)] for _ in range(num_layers)]
-    for group in plan.groups:
+    for group in policy.groups:
         pairs = [
             (member, head) if isinstance(member, int) else member
             for member in group.members
             for head in (range(num_heads) if isinstance(member, int) else (0,))
         ]
         depths = sorted({layer for layer, _ in pairs})
-        held = _of_policy(group.policy, len(depths), recent, num_seen)
+        held = _of_policy(group.policy, group.capacity, len(depths), recent, num_seen)
         for layer, head in pairs:
             kept[layer][head] = held[depths.index(layer)]
     return kept
 
 
-def _of_policy(policy: Policy, num_layers: int, recent: int, num_seen: int) -> list[list[int]]:
+def _of_policy(
+    policy: Any, capacity: int | None, num_layers: int, recent: int, num_seen: int
+) -> list[list[int]]:
+    """The tokens of each layer; every setting is in slots."""
     if isinstance(policy, Ladder):
-        own = recent if policy.recent is None else policy.recent
-        return reference_kept(policy, num_layers, own, num_seen, settled=False)[1]
+        assert capacity is not None
+        return reference_kept(
+            num_seen,
+            settled=False,
+            num_layers=num_layers,
+            capacity=capacity,
+            span=policy.span or 0,
+            overlap=policy.overlap or 0,
+            sinks=policy.sinks,
+            recent=recent if policy.recent is None else int(policy.recent),
+            evict_batch=int(policy.evict_batch),
+            geometry=policy.geometry,
+            unit=policy.unit,
+            window_layers=policy.window_layers,
+        )[1]
     tokens: list[int] = []
     for token in range(num_seen):
-        if isinstance(policy, Streaming) and len(tokens) == policy.capacity:
-            del tokens[policy.sinks : policy.sinks + policy.evict_batch]
+        if isinstance(policy, Streaming) and len(tokens) == capacity:
+            del tokens[policy.sinks : policy.sinks + int(policy.evict_batch)]
         if isinstance(policy, ShrinkingWindow):
-            tokens = shrunk(policy, tokens, token)
+            assert capacity is not None
+            tokens = shrunk(policy, capacity, tokens, token)
         tokens.append(token)
     return [tokens] * num_layers
 
@@ -179,10 +199,10 @@ def feed(model: Any, cache: SlowCache, ids: Tensor, number: int) -> Tensor:
 
 
 @torch.no_grad()
-def slow_logits(model: Any, ids: Tensor, plan: Plan, recent: int = 0) -> Tensor:
+def slow_logits(model: Any, ids: Tensor, sized: Sized, recent: int = 0) -> Tensor:
     """Logits [B, Q, V] of every token."""
-    cache = SlowCache(model, plan, recent)
-    if not isinstance(plan, Groups):
+    cache = SlowCache(model, sized, recent)
+    if not isinstance(sized[1], Groups):
         return torch.cat([feed(model, cache, ids, i) for i in range(ids.shape[1])], dim=1)
     before = model.config._attn_implementation
     AttentionInterface.register("slow_twin", head_by_head(cache))
@@ -213,9 +233,9 @@ def head_by_head(cache: SlowCache) -> Callable[..., tuple[Tensor, None]]:
 
 
 @torch.no_grad()
-def slow_generate(model: Any, ids: Tensor, plan: Plan, recent: int, num_new: int) -> Tensor:
+def slow_generate(model: Any, ids: Tensor, sized: Sized, recent: int, num_new: int) -> Tensor:
     """Greedy continuation [B, Q + num_new] of `ids`."""
-    cache = SlowCache(model, plan, recent)
+    cache = SlowCache(model, sized, recent)
     end = ids.shape[1] + num_new
     for number in range(end - 1):
         logits = feed(model, cache, ids, number)

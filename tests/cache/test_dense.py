@@ -8,31 +8,32 @@ from lacache.models.decoder import cache_argument
 from lacache.policies.kept import kept_after
 from tests.cache.slow_cache import rotate
 from tests.cache.tiny_models import random_ids, tiny_model
+from tests.policies.sized import schedule
 
-CONFIG = Ladder(capacity=20, span=2, sinks=2, recent=6, evict_batch=3)
+CONFIG = (20, Ladder(span=2, sinks=2, recent=6, evict_batch=3))
 
 
 def test_the_first_logits_are_those_of_a_full_cache() -> None:
     model = tiny_model("llama")
     ids = random_ids(70)
-    cache = LaCache.from_model(model, CONFIG, prefill="dense")
+    cache = LaCache(model, *CONFIG, prefill="dense")
     with torch.no_grad():
         dense = cache.prefill(model, ids)
         torch.testing.assert_close(dense, model(ids).logits[:, -1], atol=1e-5, rtol=0)
-        chunked = LaCache.from_model(model, CONFIG).prefill(model, ids)
+        chunked = LaCache(model, *CONFIG).prefill(model, ids)
     assert not torch.allclose(dense, chunked, atol=1e-2)
 
 
 def test_keeps_what_the_schedule_keeps_of_the_dense_states() -> None:
     model = tiny_model("llama")
     ids = random_ids(70)
-    cache = LaCache.from_model(model, CONFIG, prefill="dense")
+    cache = LaCache(model, *CONFIG, prefill="dense")
     full = DynamicCache(config=model.config)
     model(ids, **cache_argument(model, full))
     cache.prefill(model, ids)
-    kept = kept_after(CONFIG.bind(5), 70)
+    kept = kept_after(schedule(CONFIG, 5), 70)
     for layer in range(5):
-        tokens = kept.by_pattern[CONFIG.bind(5).patterns[layer]]
+        tokens = kept.by_pattern[schedule(CONFIG, 5).patterns[layer]]
         assert cache.kept_tokens(layer) == tokens
         assert torch.equal(cache.layers[layer].values, full.layers[layer].values[:, :, tokens])
     assert cache.report().num_cached == kept.state.num_cached <= 20
@@ -43,7 +44,7 @@ def test_decoding_goes_on_at_slots() -> None:
     """One token after a dense prefill, attended to by hand over the first layer's slots."""
     model = tiny_model("llama", num_hidden_layers=5)
     ids = random_ids(70)
-    cache = LaCache.from_model(model, CONFIG, prefill="dense")
+    cache = LaCache(model, *CONFIG, prefill="dense")
     full = DynamicCache(config=model.config)
     model(ids, **cache_argument(model, full))
     cache.prefill(model, ids)
@@ -58,9 +59,9 @@ def test_decoding_goes_on_at_slots() -> None:
     cache.prefill(model, torch.tensor([[7]]))
     handle.remove()
 
-    kept = kept_after(CONFIG.bind(5), 70)
+    kept = kept_after(schedule(CONFIG, 5), 70)
     kept.settle()
-    tokens = kept.by_pattern[CONFIG.bind(5).patterns[0]]
+    tokens = kept.by_pattern[schedule(CONFIG, 5).patterns[0]]
     inv_freq = model.model.rotary_emb.inv_freq
     old = full.layers[0]
     slots = torch.arange(len(tokens))
@@ -79,7 +80,7 @@ def test_decoding_goes_on_at_slots() -> None:
 
 def test_a_later_prompt_is_read_segment_by_segment() -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG, prefill="dense")
+    cache = LaCache(model, *CONFIG, prefill="dense")
     cache.prefill(model, random_ids(70))
     lengths = []
 
@@ -96,8 +97,8 @@ def test_a_later_prompt_is_read_segment_by_segment() -> None:
 def test_through_generate() -> None:
     model = tiny_model("gemma3")
     ids = random_ids(70)
-    config = Ladder(capacity=20, span=2, sinks=2, recent=6, evict_batch=3)
-    cache = LaCache.from_model(model, config, prefill="dense")
+    config = (20, Ladder(span=2, sinks=2, recent=6, evict_batch=3))
+    cache = LaCache(model, *config, prefill="dense")
     text = model.generate(ids, **cache_argument(model, cache), max_new_tokens=20, do_sample=False)
     assert text[0, 70] == model(ids).logits[0, -1].argmax()
     assert cache.report().num_seen == 89

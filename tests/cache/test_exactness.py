@@ -22,22 +22,24 @@ def model() -> Any:
 
 
 @st.composite
-def ladders(draw: st.DrawFn) -> Ladder:
+def ladders(draw: st.DrawFn) -> tuple[int, Ladder]:
     while True:
         span = draw(st.integers(1, MODEL_LAYERS - 1))
         try:
-            config = Ladder(
-                capacity=draw(st.integers(6, 30)),
-                span=span,
-                overlap=draw(st.integers(0, span - 1)),
-                sinks=draw(st.integers(0, 4)),
-                recent=draw(st.integers(0, 8)),
-                evict_batch=draw(st.sampled_from([1, 3, 100])),
-                geometry=draw(st.sampled_from(["interleaved", "consecutive"])),
-                unit=draw(st.sampled_from([1, 2])),
-                window_layers=draw(st.sampled_from([(), (0,), (1, 4)])),
+            config = (
+                draw(st.integers(6, 30)),
+                Ladder(
+                    span=span,
+                    overlap=draw(st.integers(0, span - 1)),
+                    sinks=draw(st.integers(0, 4)),
+                    recent=draw(st.integers(0, 8)),
+                    evict_batch=draw(st.sampled_from([1, 3, 100])),
+                    geometry=draw(st.sampled_from(["interleaved", "consecutive"])),
+                    unit=draw(st.sampled_from([1, 2])),
+                    window_layers=draw(st.sampled_from([(), (0,), (1, 4)])),
+                ),
             )
-            config.bind(MODEL_LAYERS)
+            config[1].schedule(MODEL_LAYERS, config[0])
         except ConfigError:
             continue
         return config
@@ -45,15 +47,15 @@ def ladders(draw: st.DrawFn) -> Ladder:
 
 @given(ladders(), st.lists(st.integers(1, 20), min_size=1, max_size=8), st.data())
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_ladder_in_any_chunks(config: Ladder, chunks: list[int], data: Any) -> None:
+def test_any_ladder_in_any_chunks(config: tuple[int, Ladder], chunks: list[int], data: Any) -> None:
     ids = random_ids(sum(chunks), seed=data.draw(st.integers(0, 5)))
-    expected = slow_logits(model(), ids, config, config.recent)
-    cache = LaCache.from_model(model(), config)
+    expected = slow_logits(model(), ids, config, int(config[1].recent or 0))
+    cache = LaCache(model(), *config)
     logits = []
     with torch.no_grad():
         for chunk in ids.split(chunks, dim=1):
             logits.append(model()(chunk, **cache_argument(model(), cache)).logits)
-            assert cache.report().num_cached <= config.capacity
+            assert cache.report().num_cached <= config[0]
     torch.testing.assert_close(torch.cat(logits, 1), expected, atol=1e-4, rtol=0)
 
 
@@ -62,10 +64,12 @@ def test_any_ladder_in_any_chunks(config: Ladder, chunks: list[int], data: Any) 
     st.lists(st.tuples(st.booleans(), st.integers(1, 15)), min_size=2, max_size=6),
 )
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_counted_and_slot_positions_mix(config: Ladder, chunks: list[tuple[bool, int]]) -> None:
+def test_counted_and_slot_positions_mix(
+    config: tuple[int, Ladder], chunks: list[tuple[bool, int]]
+) -> None:
     ids = random_ids(sum(length for _, length in chunks), seed=1)
-    expected = slow_logits(model(), ids, config, config.recent)
-    cache = LaCache.from_model(model(), config)
+    expected = slow_logits(model(), ids, config, int(config[1].recent or 0))
+    cache = LaCache(model(), *config)
     start = 0
     for by_slot, length in chunks:
         chunk = ids[:, start : start + length]
@@ -80,12 +84,13 @@ def test_counted_and_slot_positions_mix(config: Ladder, chunks: list[tuple[bool,
 
 def test_streaming_is_a_ladder_of_window_layers() -> None:
     ids = random_ids(60)
-    window = Ladder(
-        capacity=16, span=2, sinks=3, recent=0, evict_batch=2, window_layers=range(MODEL_LAYERS)
+    window = (
+        16,
+        Ladder(span=2, sinks=3, recent=0, evict_batch=2, window_layers=range(MODEL_LAYERS)),
     )
     # R is 1 for this ladder, so a evict_batch of 2 thins two bands: the same two slots.
     expected = slow_logits(model(), ids, window, 0)
-    cache = LaCache.from_model(model(), Streaming(capacity=16, sinks=3, evict_batch=2))
+    cache = LaCache(model(), 16, Streaming(sinks=3, evict_batch=2))
     with torch.no_grad():
         found = model()(ids, **cache_argument(model(), cache)).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -94,7 +99,7 @@ def test_streaming_is_a_ladder_of_window_layers() -> None:
 
 def test_full_is_the_default_cache() -> None:
     ids = random_ids(60)
-    cache = LaCache.from_model(model(), Full())
+    cache = LaCache(model(), None, Full())
     with torch.no_grad():
         found = model()(ids, **cache_argument(model(), cache)).logits
         assert torch.equal(found, model()(ids).logits)

@@ -8,7 +8,7 @@ from lacache.models.decoder import cache_argument
 from tests.cache.slow_cache import slow_generate, slow_logits
 from tests.cache.tiny_models import FAMILIES, HYBRID_FAMILIES, random_ids, tiny_model
 
-CONFIG = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
+CONFIG = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
 RECENT = 5
 TOLERANCE = 1e-4
 TOKENS = 44
@@ -20,7 +20,7 @@ def test_agrees_with_the_slow_twin(family: str) -> None:
     model = tiny_model(family)
     ids = random_ids(TOKENS, batch_size=2)
     expected = slow_logits(model, ids, CONFIG, RECENT)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     with torch.no_grad():
         by_token = [
             model(ids[:, i : i + 1], **cache_argument(model, cache)).logits for i in range(TOKENS)
@@ -46,7 +46,7 @@ def test_agrees_with_the_slow_twin(family: str) -> None:
 def test_generate_continues_as_the_slow_twin(family: str, prompt_tokens: int) -> None:
     model = tiny_model(family)
     ids = random_ids(prompt_tokens, seed=1)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     text = model.generate(ids, **cache_argument(model, cache), max_new_tokens=NEW, do_sample=False)
     assert torch.equal(text, slow_generate(model, ids, CONFIG, RECENT, NEW))
 
@@ -55,7 +55,7 @@ def test_generate_continues_as_the_slow_twin(family: str, prompt_tokens: int) ->
 def test_a_budget_for_everything_gives_the_default_cache_bit_for_bit(family: str) -> None:
     model = tiny_model(family)
     ids = random_ids(20, seed=2)
-    cache = LaCache.from_model(model, budget=40)
+    cache = LaCache(model, budget=40)
     wanted = model.generate(
         ids, max_new_tokens=20, do_sample=False, output_logits=True, return_dict_in_generate=True
     )
@@ -76,7 +76,7 @@ def test_a_budget_for_everything_gives_the_default_cache_bit_for_bit(family: str
 def test_a_batch_equals_its_rows(family: str) -> None:
     model = tiny_model(family)
     ids = random_ids(TOKENS, batch_size=3, seed=3)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     together = cache.prefill(model, ids)
     for row in range(3):
         cache.reset()
@@ -87,7 +87,7 @@ def test_a_batch_equals_its_rows(family: str) -> None:
 @pytest.mark.parametrize("family", HYBRID_FAMILIES)
 def test_hybrids_put_the_ladder_on_full_attention_only(family: str) -> None:
     model = tiny_model(family)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     cache.prefill(model, random_ids(60))
     names = [type(layer).__name__ for layer in cache.layers]
     expected = {"sliding_attention": "DynamicSlidingWindowLayer", "full_attention": "BoundedLayer"}

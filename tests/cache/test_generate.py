@@ -6,14 +6,14 @@ from lacache import LaCache, Ladder
 from lacache.models.decoder import cache_argument
 from tests.cache.tiny_models import random_ids, tiny_model
 
-CONFIG = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
+CONFIG = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
 
 
 def test_beam_search_with_a_budget_for_everything_is_the_default() -> None:
     model = tiny_model("qwen3")
     ids = random_ids(10)
     wanted = model.generate(ids, num_beams=3, max_new_tokens=20)
-    cache = LaCache.from_model(model, budget=40)
+    cache = LaCache(model, budget=40)
     found = model.generate(ids, num_beams=3, max_new_tokens=20, **cache_argument(model, cache))
     assert torch.equal(found, wanted)
 
@@ -22,7 +22,7 @@ def test_beam_search_scores_are_those_of_the_text_it_returns() -> None:
     """Rows are swapped on the way; a mix-up would give a score that the text does not have."""
     model = tiny_model("qwen3")
     ids = random_ids(30)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     found = model.generate(
         ids,
         num_beams=4,
@@ -33,7 +33,7 @@ def test_beam_search_scores_are_those_of_the_text_it_returns() -> None:
         output_scores=True,
     )
     text = found.sequences
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     with torch.no_grad():
         log_probs = model(text[:, :-1], **cache_argument(model, cache)).logits.log_softmax(-1)[
             :, 29:
@@ -44,7 +44,7 @@ def test_beam_search_scores_are_those_of_the_text_it_returns() -> None:
 
 def test_several_samples_of_one_prompt() -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     torch.manual_seed(0)
     text = model.generate(
         random_ids(30),
@@ -59,7 +59,7 @@ def test_several_samples_of_one_prompt() -> None:
 
 def test_a_conversation_goes_on_with_the_whole_text() -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     first = model.generate(
         random_ids(30), **cache_argument(model, cache), max_new_tokens=8, do_sample=False
     )
@@ -67,7 +67,7 @@ def test_a_conversation_goes_on_with_the_whole_text() -> None:
     found = model.generate(
         longer, **cache_argument(model, cache), max_new_tokens=8, do_sample=False
     )
-    fresh = LaCache.from_model(model, CONFIG)
+    fresh = LaCache(model, *CONFIG)
     wanted = model.generate(
         longer, **cache_argument(model, fresh), max_new_tokens=8, do_sample=False
     )
@@ -78,10 +78,8 @@ def test_transformers_own_chunked_prefill() -> None:
     model = tiny_model("llama")
     options = {"max_new_tokens": 8, "do_sample": False}
     ids = random_ids(50)
-    whole = model.generate(
-        ids, **cache_argument(model, LaCache.from_model(model, CONFIG)), **options
-    )
-    cache = LaCache.from_model(model, CONFIG)
+    whole = model.generate(ids, **cache_argument(model, LaCache(model, *CONFIG)), **options)
+    cache = LaCache(model, *CONFIG)
     chunked = model.generate(ids, **cache_argument(model, cache), prefill_chunk_size=7, **options)
     assert torch.equal(chunked, whole)
 
@@ -89,13 +87,13 @@ def test_transformers_own_chunked_prefill() -> None:
 def test_rows_can_be_repeated_and_selected() -> None:
     model = tiny_model("llama")
     ids = random_ids(40, batch_size=2)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     cache.prefill(model, ids)
     cache.batch_repeat_interleave(2)
     cache.batch_select_indices(torch.tensor([1, 2]))
     found = cache.prefill(model, torch.tensor([[5], [6]]))
     for row, token in enumerate([5, 6]):
-        alone = LaCache.from_model(model, CONFIG)
+        alone = LaCache(model, *CONFIG)
         alone.prefill(model, ids[row : row + 1])
         expected = alone.prefill(model, torch.tensor([[token]]))
         torch.testing.assert_close(found[row : row + 1], expected, atol=1e-4, rtol=0)
@@ -105,7 +103,7 @@ def test_nothing_else_is_touched_by_the_hooks() -> None:
     model = tiny_model("llama")
     ids = random_ids(30)
     before = model(ids).logits
-    LaCache.from_model(model, CONFIG)
-    LaCache.from_model(model, CONFIG)
+    LaCache(model, *CONFIG)
+    LaCache(model, *CONFIG)
     assert torch.equal(model(ids).logits, before)
     assert len(model.model._forward_pre_hooks) == 1

@@ -17,16 +17,28 @@ from lacache.policies import Full, Group, Groups, Ladder
 from tests.cache.slow_cache import slow_kept, slow_logits
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.policies.group_strategies import groups
+from tests.policies.sized import Sized
 
 NUM_LAYERS, NUM_HEADS = 5, 2
-LADDER = Ladder(capacity=24, span=1, sinks=2, recent=4, evict_batch=4)
-BY_LAYER = Groups((Group(LADDER, (1, 3)), Group(Streaming(9, 2, evict_batch=3), (0, 2, 4))))
-BY_HEAD = Groups(
-    (
-        Group(LADDER, ((0, 1), (3, 0), (3, 1))),
-        Group(Streaming(9, 2, evict_batch=3), (1, 2, 4)),
-        Group(Streaming(14, 1), ((0, 0),)),
-    )
+LADDER = (24, Ladder(span=1, sinks=2, recent=4, evict_batch=4))
+BY_LAYER = (
+    None,
+    Groups(
+        (
+            Group(LADDER[1], (1, 3), LADDER[0]),
+            Group(Streaming(sinks=2, evict_batch=3), (0, 2, 4), 9),
+        )
+    ),
+)
+BY_HEAD = (
+    None,
+    Groups(
+        (
+            Group(LADDER[1], ((0, 1), (3, 0), (3, 1)), LADDER[0]),
+            Group(Streaming(sinks=2, evict_batch=3), (1, 2, 4), 9),
+            Group(Streaming(sinks=1, evict_batch=1), ((0, 0),), 14),
+        )
+    ),
 )
 
 
@@ -36,13 +48,13 @@ def model(family: str = "llama") -> Any:
 
 
 @memoize
-def expected(family: str, plan: Groups) -> torch.Tensor:
+def expected(family: str, plan: Sized) -> torch.Tensor:
     """Logits of 56 tokens; the twin attends in its own way, whatever the model does."""
     return slow_logits(model(family), random_ids(56), plan)
 
 
-def fast_logits(model: Any, ids: torch.Tensor, plan: Groups, chunks: list[int]) -> torch.Tensor:
-    cache = LaCache.from_model(model, plan)
+def fast_logits(model: Any, ids: torch.Tensor, plan: Sized, chunks: list[int]) -> torch.Tensor:
+    cache = LaCache(model, *plan)
     with torch.no_grad():
         return torch.cat(
             [
@@ -57,9 +69,9 @@ def fast_logits(model: Any, ids: torch.Tensor, plan: Groups, chunks: list[int]) 
 @given(data=st.data(), chunks=st.lists(st.integers(1, 20), min_size=1, max_size=5))
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_random_groups_in_random_chunks(by_head: bool, data: Any, chunks: list[int]) -> None:
-    plan = data.draw(groups(NUM_LAYERS, NUM_HEADS, by_head=by_head))
+    plan: Sized = (None, data.draw(groups(NUM_LAYERS, NUM_HEADS, by_head=by_head)))
     ids = random_ids(sum(chunks), seed=data.draw(st.integers(0, 5)))
-    cache = LaCache.from_model(model(), plan)
+    cache = LaCache(model(), *plan)
     logits = []
     with torch.no_grad():
         for chunk in ids.split(chunks, dim=1):
@@ -76,7 +88,7 @@ def test_random_groups_in_random_chunks(by_head: bool, data: Any, chunks: list[i
 @pytest.mark.parametrize("plan", [BY_LAYER, BY_HEAD], ids=["layers", "heads"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "olmo2", "granite"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_families(family: str, attention: str, plan: Groups) -> None:
+def test_families(family: str, attention: str, plan: Sized) -> None:
     tiny = model(family)
     tiny.set_attn_implementation(attention)
     ids = random_ids(56)
@@ -86,8 +98,15 @@ def test_families(family: str, attention: str, plan: Groups) -> None:
 
 
 def test_native_layers_keep_their_own_masks() -> None:
-    plan = Groups(
-        (Group(LADDER, (0, 3)), Group(Streaming(9, 2, evict_batch=3), (1, (2, 0))), one_head())
+    plan = (
+        None,
+        Groups(
+            (
+                Group(LADDER[1], (0, 3), LADDER[0]),
+                Group(Streaming(sinks=2, evict_batch=3), (1, (2, 0)), 9),
+                one_head(),
+            )
+        ),
     )
     tiny = model("gemma3")
     ids = random_ids(70)
@@ -98,18 +117,21 @@ def test_native_layers_keep_their_own_masks() -> None:
 
 
 def one_head() -> Group:
-    return Group(Streaming(12, 0, evict_batch=2), ((2, 1),))
+    return Group(Streaming(sinks=0, evict_batch=2), ((2, 1),), 12)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_groups_that_hold_everything_are_the_default_cache(family: str) -> None:
     tiny = model(family)
     layers = 4 if family == "gemma3" else NUM_LAYERS
-    plan = Groups(
-        (
-            Group(Full(), ((0, 0), *range(2, layers))),
-            Group(Streaming(200), ((0, 1), 1)),
-        )
+    plan = (
+        None,
+        Groups(
+            (
+                Group(Full(), ((0, 0), *range(2, layers))),
+                Group(Streaming(evict_batch=1), ((0, 1), 1), 200),
+            )
+        ),
     )
     ids = random_ids(60)
     with torch.no_grad():
@@ -119,7 +141,7 @@ def test_groups_that_hold_everything_are_the_default_cache(family: str) -> None:
 
 def test_a_long_prompt_through_plain_generate() -> None:
     ids = random_ids(50)
-    cache = LaCache.from_model(model(), BY_HEAD)
+    cache = LaCache(model(), *BY_HEAD)
     out = model().generate(
         ids, **cache_argument(model(), cache), max_new_tokens=12, do_sample=False
     )
@@ -129,7 +151,7 @@ def test_a_long_prompt_through_plain_generate() -> None:
 
 def test_dense_prefill_attends_to_everything_and_stores_what_each_group_keeps() -> None:
     ids = random_ids(60)
-    cache = LaCache.from_model(model(), BY_HEAD, prefill="dense")
+    cache = LaCache(model(), *BY_HEAD, prefill="dense")
     with torch.no_grad():
         first = model()(ids, **cache_argument(model(), cache)).logits
         torch.testing.assert_close(first, model()(ids).logits, atol=1e-5, rtol=0)
@@ -143,7 +165,7 @@ def test_rows_are_repeated_chosen_and_copied() -> None:
     ids = random_ids(60, batch_size=3)
     rows = torch.tensor([2, 2, 0, 0])
     expected = slow_logits(model(), ids, BY_HEAD)
-    cache = LaCache.from_model(model(), BY_HEAD)
+    cache = LaCache(model(), *BY_HEAD)
     with torch.no_grad():
         start = model()(ids[:, :35], **cache_argument(model(), cache)).logits
         torch.testing.assert_close(start, expected[:, :35], atol=1e-4, rtol=0)
@@ -164,7 +186,7 @@ def test_beam_search_with_heads_of_a_layer_in_several_groups() -> None:
         num_beams=4,
         max_new_tokens=25,
         length_penalty=0.0,
-        **cache_argument(model(), LaCache.from_model(model(), BY_HEAD)),
+        **cache_argument(model(), LaCache(model(), *BY_HEAD)),
         return_dict_in_generate=True,
         output_scores=True,
     )
@@ -178,7 +200,7 @@ def test_beam_search_with_heads_of_a_layer_in_several_groups() -> None:
 def test_an_interrupted_forward_is_noticed_whichever_group_had_its_turn(depth: int) -> None:
     tiny = model()
     ids = random_ids(40)
-    cache = LaCache.from_model(tiny, BY_HEAD)
+    cache = LaCache(tiny, *BY_HEAD)
     cache.prefill(tiny, ids)
 
     def interrupt(*_: Any) -> None:
@@ -206,7 +228,7 @@ def test_layers_that_know_their_number_pass_the_mask_on() -> None:
 
 
 def test_bytes_are_those_of_the_tokens_held() -> None:
-    cache = LaCache.from_model(model(), BY_HEAD)
+    cache = LaCache(model(), *BY_HEAD)
     cache.prefill(model(), random_ids(100))
     held = slow_kept(BY_HEAD, NUM_LAYERS, NUM_HEADS, 0, 100)
     tokens = sum(len(tokens) for heads in held for tokens in heads)
@@ -217,7 +239,7 @@ def test_bytes_are_those_of_the_tokens_held() -> None:
 
 
 def test_heads_that_differ_need_naming() -> None:
-    cache = LaCache.from_model(model(), BY_HEAD)
+    cache = LaCache(model(), *BY_HEAD)
     with pytest.raises(InputError, match="kv_head=None must say which KV head"):
         cache.kept_tokens(0)
     assert cache.kept_tokens(1) == cache.kept_tokens(1, 0)
@@ -231,7 +253,7 @@ def test_heads_that_differ_need_naming() -> None:
 def test_an_attention_without_masks_by_head_is_refused() -> None:
     tiny = tiny_model("llama", seed=3)
     tiny.set_attn_implementation("flex_attention")
-    cache = LaCache.from_model(tiny, BY_LAYER)
+    cache = LaCache(tiny, *BY_LAYER)
     # Transformers compiles the making of masks for it, which takes long and is not tested here.
     with (
         torch.compiler.set_stance("force_eager"),

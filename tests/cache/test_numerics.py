@@ -8,8 +8,9 @@ from lacache.cache.layers import BoundedLayer
 from lacache.models.model_info import model_info
 from tests.cache.slow_cache import rotate
 from tests.cache.tiny_models import tiny_model
+from tests.policies.sized import schedule
 
-CONFIG = Ladder(capacity=64, span=2, sinks=4, recent=20, evict_batch=1)
+CONFIG = (64, Ladder(span=2, sinks=4, recent=20, evict_batch=1))
 
 
 def read_keys(dtype: torch.dtype, num_tokens: int) -> tuple[torch.Tensor, int, LayerGroup]:
@@ -17,7 +18,7 @@ def read_keys(dtype: torch.dtype, num_tokens: int) -> tuple[torch.Tensor, int, L
     model = tiny_model("llama")
     rotation = model_info(model).growing[0].rotation
     inv_freq = model.model.rotary_emb.inv_freq
-    group = LayerGroup(CONFIG.bind(5))
+    group = LayerGroup(schedule(CONFIG, 5))
     layer = BoundedLayer(group, 0, rotation)
     generator = torch.Generator().manual_seed(0)
     for position in range(num_tokens):

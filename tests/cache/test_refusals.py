@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 
-from lacache import LaCache, Ladder
+from lacache import Group, Groups, LaCache, Ladder, Streaming
 from lacache.errors import (
     ConfigError,
     InputError,
@@ -20,7 +20,7 @@ from lacache.models.decoder import cache_argument
 from lacache.policies.kept import KeptTokens
 from tests.cache.tiny_models import FAMILIES, SHAPE, random_ids, tiny_model
 
-CONFIG = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
+CONFIG = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -100,18 +100,18 @@ def test_models_that_are_not_understood(name: str) -> None:
     config, message = MODELS[name]
     model = tf.AutoModelForCausalLM.from_config(config()).eval()
     with pytest.raises(UnsupportedModelError, match=message):
-        LaCache.from_model(model, budget=64)
+        LaCache(model, budget=64)
 
 
 def test_an_encoder_decoder_model() -> None:
     config = tf.T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
-        LaCache.from_model(tf.T5ForConditionalGeneration(config), budget=64)
+        LaCache(tf.T5ForConditionalGeneration(config), budget=64)
 
 
 def test_something_that_is_no_model() -> None:
     with pytest.raises(UnsupportedModelError, match="Linear is not a transformers model"):
-        LaCache.from_model(torch.nn.Linear(2, 2), budget=64)
+        LaCache(torch.nn.Linear(2, 2), budget=64)
 
 
 def test_a_model_in_which_absolute_positions_matter() -> None:
@@ -123,7 +123,7 @@ def test_a_model_in_which_absolute_positions_matter() -> None:
 
     model.model.layers[3].register_forward_pre_hook(add_positions, with_kwargs=True)
     with pytest.raises(UnsupportedModelError, match="layer 3 do not follow"):
-        LaCache.from_model(model, budget=64)
+        LaCache(model, budget=64)
 
 
 def test_left_padding() -> None:
@@ -131,7 +131,7 @@ def test_left_padding() -> None:
     mask = torch.ones(2, 30, dtype=torch.long)
     mask[1, :5] = 0
     ids = random_ids(30, batch_size=2)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     with pytest.raises(InputError, match="sequence 1 of the attention mask has 5 padding tokens"):
         model.generate(ids, attention_mask=mask, **cache_argument(model, cache), max_new_tokens=2)
     with pytest.raises(InputError, match="give sequences of equal lengths"):
@@ -152,7 +152,7 @@ def test_custom_masks() -> None:
         model(
             random_ids(30),
             attention_mask=mask,
-            **cache_argument(model, LaCache.from_model(model, CONFIG)),
+            **cache_argument(model, LaCache(model, *CONFIG)),
         )
 
 
@@ -163,14 +163,14 @@ def test_assisted_decoding(options: dict[str, Any]) -> None:
     model = tiny_model("llama")
     if "assistant_model" in options:
         options = {"assistant_model": tiny_model("llama", seed=1)}
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     with pytest.raises(UnsupportedOperationError, match="assisted decoding, prompt lookup"):
         model.generate(random_ids(30), **cache_argument(model, cache), max_new_tokens=4, **options)
 
 
 def test_crop() -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     with pytest.raises(UnsupportedOperationError, match="taking tokens back"):
         cache.crop(-2)
 
@@ -178,7 +178,7 @@ def test_crop() -> None:
 def test_generate_with_a_text_that_does_not_go_on() -> None:
     model = tiny_model("llama")
     ids = random_ids(30)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     cache.prefill(model, ids)
     with pytest.raises(InputError, match="generate\\(\\) needs the whole sequence so far"):
         model.generate(ids, **cache_argument(model, cache), max_new_tokens=2)
@@ -186,7 +186,7 @@ def test_generate_with_a_text_that_does_not_go_on() -> None:
 
 def test_positions_that_jump() -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     with pytest.raises(InputError, match="must be 3 consecutive numbers"):
         model(random_ids(3), position_ids=torch.tensor([[0, 2, 3]]), **cache_argument(model, cache))
     with pytest.raises(InputError, match="starts at position 9"):
@@ -197,7 +197,7 @@ def test_positions_that_jump() -> None:
 
 def test_outputs_that_need_the_text_in_one_piece() -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     with pytest.raises(UnsupportedOperationError, match="output_hidden_states=True"):
         model(random_ids(30), **cache_argument(model, cache), output_hidden_states=True)
     short = model(random_ids(9), **cache_argument(model, cache), output_hidden_states=True)
@@ -206,7 +206,7 @@ def test_outputs_that_need_the_text_in_one_piece() -> None:
 
 def test_other_rows_than_before() -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     cache.prefill(model, random_ids(9))
     with pytest.raises(InputError, match="2 sequences, but the cache holds 1"):
         cache.prefill(model, random_ids(9, batch_size=2))
@@ -226,7 +226,7 @@ def test_other_rows_than_before() -> None:
 )
 def test_token_ids_that_cannot_be(ids: Any, message: str) -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     with pytest.raises(InputError, match=message):
         cache.prefill(model, ids)
     assert cache.report().num_seen == 0
@@ -234,9 +234,9 @@ def test_token_ids_that_cannot_be(ids: Any, message: str) -> None:
 
 def test_another_model_than_its_own() -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     other = tiny_model("qwen2")
-    LaCache.from_model(other, CONFIG)
+    LaCache(other, *CONFIG)
     with pytest.raises(ModelError, match="made from another model"):
         cache.prefill(other, random_ids(9))
     with pytest.raises(ModelError, match="made from another model"):
@@ -247,7 +247,7 @@ def test_another_model_than_its_own() -> None:
 
 def test_updates_outside_of_a_forward() -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     states = torch.zeros(1, 2, 1, 8)
     with pytest.raises(UnsupportedOperationError, match="outside of its model's forward"):
         cache.update(states, states, 0)
@@ -256,7 +256,7 @@ def test_updates_outside_of_a_forward() -> None:
 def test_an_interrupted_forward_is_noticed_and_reset_mends_it() -> None:
     model = tiny_model("llama")
     ids = random_ids(40)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     cache.prefill(model, ids)
 
     def interrupt(module: Any, args: Any) -> None:
@@ -269,19 +269,19 @@ def test_an_interrupted_forward_is_noticed_and_reset_mends_it() -> None:
     with pytest.raises(UnsupportedOperationError, match="interrupted half-way"):
         cache.prefill(model, ids[:, :1])
     cache.reset()
-    fresh = LaCache.from_model(model, CONFIG)
+    fresh = LaCache(model, *CONFIG)
     assert torch.equal(cache.prefill(model, ids), fresh.prefill(model, ids))
 
 
 def test_a_forward_that_fails_before_the_first_layer_costs_nothing() -> None:
     model = tiny_model("llama")
     ids = random_ids(40)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     cache.prefill(model, ids)
     with pytest.raises(IndexError), torch.no_grad():
         model(torch.tensor([[999]]), **cache_argument(model, cache))
     found = cache.prefill(model, torch.tensor([[5]]))
-    fresh = LaCache.from_model(model, CONFIG)
+    fresh = LaCache(model, *CONFIG)
     fresh.prefill(model, ids)
     assert torch.equal(found, fresh.prefill(model, torch.tensor([[5]])))
 
@@ -289,7 +289,7 @@ def test_a_forward_that_fails_before_the_first_layer_costs_nothing() -> None:
 def test_an_interrupted_forward_of_a_hybrid_is_noticed_before_any_of_our_layers() -> None:
     model = tiny_model("gemma3")
     ids = random_ids(40)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     cache.prefill(model, ids)
 
     def interrupt(module: Any, args: Any) -> None:
@@ -308,8 +308,8 @@ def test_an_interrupted_forward_of_a_hybrid_is_noticed_before_any_of_our_layers(
 def test_an_interrupted_first_prompt_leaves_nothing_behind(family: str) -> None:
     model = tiny_model(family)
     ids = random_ids(40)
-    expected = LaCache.from_model(model, CONFIG).prefill(model, ids)
-    cache = LaCache.from_model(model, CONFIG)
+    expected = LaCache(model, *CONFIG).prefill(model, ids)
+    cache = LaCache(model, *CONFIG)
 
     def interrupt(module: Any, args: Any) -> None:
         raise KeyboardInterrupt
@@ -325,7 +325,7 @@ def test_an_interrupted_first_prompt_leaves_nothing_behind(family: str) -> None:
 
 def test_an_interrupted_compaction_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     cache.prefill(model, random_ids(16))
 
     def interrupt(self: Any) -> None:
@@ -344,7 +344,7 @@ def test_an_interrupted_compaction_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("num_tokens", range(1, 34))
 def test_an_unrelated_prompt_on_a_used_cache(num_tokens: int) -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     cache.prefill(model, random_ids(33))
     other = random_ids(num_tokens, seed=9)
     with pytest.raises(InputError):
@@ -355,7 +355,7 @@ def test_an_unrelated_prompt_on_a_used_cache(num_tokens: int) -> None:
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 def test_gradient_checkpointing_which_hides_the_cache_from_the_layers() -> None:
     model = tiny_model("llama")
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     model.gradient_checkpointing_enable()
     model.train()
     with pytest.raises(UnsupportedOperationError, match="gradient checkpointing"):
@@ -364,7 +364,7 @@ def test_gradient_checkpointing_which_hides_the_cache_from_the_layers() -> None:
 
 def test_outputs_that_the_config_asks_for() -> None:
     model = tiny_model("llama", output_hidden_states=True)
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     with pytest.raises(UnsupportedOperationError, match="output_hidden_states=True"):
         model(random_ids(30), **cache_argument(model, cache))
 
@@ -372,7 +372,7 @@ def test_outputs_that_the_config_asks_for() -> None:
 def test_a_call_without_input() -> None:
     model = tiny_model("llama")
     with pytest.raises(InputError, match="neither input_ids nor inputs_embeds"):
-        model(**cache_argument(model, LaCache.from_model(model, CONFIG)))
+        model(**cache_argument(model, LaCache(model, *CONFIG)))
 
 
 def test_a_ladder_over_one_growing_layer() -> None:
@@ -381,8 +381,8 @@ def test_a_ladder_over_one_growing_layer() -> None:
     config.layer_types = types
     model = tf.AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ConfigError, match=r"at least 2 layers .*'streaming'"):
-        LaCache.from_model(model, budget=64)
-    cache = LaCache.from_model(model, budget=64, policy="streaming")
+        LaCache(model, budget=64)
+    cache = LaCache(model, budget=64, policy="streaming")
     cache.prefill(model, random_ids(100))
     assert cache.report().num_cached <= 64
 
@@ -393,35 +393,35 @@ def test_a_ladder_over_one_growing_layer() -> None:
         ({}, "no budget was given"),
         ({"budget": 0}, "budget=0 must be at least 1"),
         ({"budget": -4}, "budget=-4 must be at least 1"),
-        ({"budget": 4}, "budget=4 must be at least 8 tokens for preset .balanced."),
+        ({"budget": 4}, "budget=4 must be at least 8 tokens for this policy and model"),
         ({"budget": 1.5}, r"must be in \(0, 1\]"),
         ({"budget": "lots"}, "budget='lots' is not a budget"),
         ({"budget": "10B"}, "holds 0 tokens"),
-        ({"budget": 64, "span": 2, "overlap": 2}, "overlap=2 must be below span=2"),
-        ({"budget": 64, "span": 5}, "span=5 must be below the number of layers 5"),
+        ({"budget": 64, "policy": "ladder:span=2:overlap=2"}, "overlap=2 must be below span=2"),
+        ({"budget": 64, "policy": "ladder:span=5"}, "span=5 must be below the number of layers 5"),
         ({"budget": 64, "policy": "best"}, "policy='best' must be one of"),
-        ({"budget": 64, "policy": "streaming", "span": 2}, "has no span"),
-        ({"budget": 64, "policy": "full"}, "has no budget"),
+        ({"budget": 64, "policy": "streaming:span=2"}, "has no setting 'span'"),
+        ({"budget": 64, "policy": "full"}, "budget=64 cannot be given with policy 'full'"),
+        ({"budget": 64, "policy": None}, "policy=None must be a policy or its text"),
         ({"budget": 64, "prefill": "fast"}, "prefill='fast' must be"),
-        ({"budget": 64, "window_layers": (7,)}, "window_layers=7 must be below"),
-        ({"budget": 64, "window_layers": 3}, "window_layers=3 must be a sequence"),
-        ({"budget": 64, "window_layers": "0-2"}, "window_layers='0-2' must be a sequence"),
+        ({"budget": 64, "policy": Ladder(window_layers=(7,))}, "window_layers=7 must be below"),
         ({"budget": "9" * 400 + "MB"}, "is not a budget"),
-        ({"config": CONFIG, "budget": 64}, "budget cannot be given beside"),
-        ({"config": CONFIG, "span": 2}, "span cannot be given beside"),
-        ({"config": 64, "budget": 64}, "two budgets"),
+        (
+            {"budget": 64, "policy": Groups((Group(Streaming(), tuple(range(5)), 64),))},
+            "budget=64 cannot be given with policy 'groups:0-4@64@streaming'",
+        ),
     ],
     ids=str,
 )
 def test_configurations_that_cannot_work(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        LaCache.from_model(tiny_model("llama"), **options)
+        LaCache(tiny_model("llama"), **options)
     assert isinstance(caught.value, LaCacheError)
     assert isinstance(caught.value, ValueError)
 
 
 def test_tokens_of_a_native_layer() -> None:
-    cache = LaCache.from_model(tiny_model("gemma3"), CONFIG)
+    cache = LaCache(tiny_model("gemma3"), *CONFIG)
     with pytest.raises(UnsupportedOperationError, match=r"try one of \[1, 2, 4, 6\]"):
         cache.kept_tokens(0)
     with pytest.raises(InputError, match="layer_idx=7 must be in 0 to 6"):

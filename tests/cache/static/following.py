@@ -12,17 +12,17 @@ from lacache.cache.static.row_group import Move, RowGroup
 from lacache.cache.static.turns import Turns
 from lacache.models.model_info import model_info
 from lacache.models.rotary import Rotation
-from lacache.policies import Ladder, Streaming
-from lacache.policies.schedule import Policy, Schedule
+from lacache.policies import Ladder, Schedule, Streaming
 from tests.cache.tiny_models import tiny_model
+from tests.policies.sized import Sized
 
 CPU = torch.device("cpu")
 HEADS, SIZE, ROW = 2, 8, 1
 POSITIONS = ("slots", "counted", "shared")
-TIGHT: dict[str, Policy] = {
-    "ladder": Ladder(capacity=14, span=2, sinks=2, recent=4, evict_batch=1),
+TIGHT: dict[str, Sized] = {
+    "ladder": (14, Ladder(span=2, sinks=2, recent=4, evict_batch=1)),
     # All its keys change slots, and where positions count on, none of them turns.
-    "window": Streaming(9, 0, 1),
+    "window": (9, Streaming(sinks=0, evict_batch=1)),
 }
 """They compact before every token."""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from lacache.cache.static.compactions import Compactions
 from lacache.policies import Ladder
 from lacache.policies.schedule import Schedule
-from tests.cache.static.plans import schedules
+from tests.cache.static.policy_strategies import schedules
 
 
 @given(schedules(), st.integers(1, 40))
@@ -29,7 +29,7 @@ def test_tables_of_compactions_are_what_is_not_dropped(schedule: Schedule, round
 
 
 def test_tables_that_come_again_are_made_once() -> None:
-    schedule = Ladder(capacity=24, span=2, sinks=2, evict_batch=3).bind(5)
+    schedule = Ladder(span=2, sinks=2, evict_batch=3).schedule(5, 24)
     compactions = Compactions(schedule)
     made: dict[tuple[int, int], Tensor] = {}
     state = schedule.start().insert(schedule.capacity)

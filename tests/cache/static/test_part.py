@@ -9,7 +9,8 @@ from lacache.cache.static.mover import TorchMover
 from lacache.cache.static.quantized import KV_DTYPES
 from lacache.policies.schedule import Schedule
 from tests.cache.static.following import POSITIONS, TIGHT, follow
-from tests.cache.static.plans import schedules
+from tests.cache.static.policy_strategies import schedules
+from tests.policies.sized import schedule as schedule_of
 
 
 @given(
@@ -36,5 +37,5 @@ def test_what_moves_is_as_if_made_anew(
 def test_a_compaction_before_every_token(
     policy: str, positions: str, stored_in: str | None
 ) -> None:
-    schedule = TIGHT[policy].bind(5)
+    schedule = schedule_of(TIGHT[policy], 5)
     follow(schedule, positions, [9] + [1] * 30, stored_in, torch.bfloat16, TorchMover())

@@ -17,9 +17,10 @@ from lacache.errors import ConfigError
 from lacache.models.model_info import model_info
 from lacache.policies import Group, Groups, Ladder, Streaming
 from tests.cache.tiny_models import random_ids, tiny_model
+from tests.policies.sized import bind, bind_to
 
 CPU = torch.device("cpu")
-LADDER = Ladder(capacity=24, span=2, overlap=0, sinks=2, evict_batch=3)
+LADDER = (24, Ladder(span=2, overlap=0, sinks=2, evict_batch=3))
 NAMES = sorted(KV_DTYPES)
 MODEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS, HEADS, SLOTS, SIZE = 2, 3, 7, 8
@@ -175,33 +176,37 @@ def test_rows_move_bit_for_bit(name: str | None) -> None:
     assert torch.equal(buffer.read(0, 6, 2), buffer.read(0, SLOTS)[:, :, 2:6])
 
 
-PLANS = {
+SIZED = {
     "ladder": LADDER,
-    "heads apart": Groups(
-        (
-            Group(Streaming(40, sinks=2, evict_batch=3), ((0, 1), 3)),
-            Group(Streaming(24, sinks=2, evict_batch=3), ((0, 0), 1, 2, 4)),
-        )
+    "heads apart": (
+        None,
+        Groups(
+            (
+                Group(Streaming(sinks=2, evict_batch=3), ((0, 1), 3), 40),
+                Group(Streaming(sinks=2, evict_batch=3), ((0, 0), 1, 2, 4), 24),
+            )
+        ),
     ),
 }
-HYBRID_LADDER = Ladder(capacity=24, span=2, overlap=1, sinks=2, evict_batch=3)
+HYBRID_LADDER = (24, Ladder(span=2, overlap=1, sinks=2, evict_batch=3))
 
 
 @pytest.mark.parametrize("name", [None, *NAMES])
 @pytest.mark.parametrize(
-    ("family", "plan"),
+    ("family", "sized"),
     [
-        ("llama", PLANS["ladder"]),
-        ("llama", PLANS["heads apart"]),
-        ("smollm3", PLANS["ladder"]),
+        ("llama", SIZED["ladder"]),
+        ("llama", SIZED["heads apart"]),
+        ("smollm3", SIZED["ladder"]),
         ("gemma3", HYBRID_LADDER),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_memory_is_known_before_it_is_there(
-    family: str, plan: Any, dtype: torch.dtype, name: str | None
+    family: str, sized: Any, dtype: torch.dtype, name: str | None
 ) -> None:
-    runner = Runner(tiny_model(family).to(dtype), plan, 3, None, name)
+    tiny = tiny_model(family).to(dtype)
+    runner = Runner(tiny, bind_to(tiny, sized), 3, None, name)
     assert runner.shape.row_bytes * 3 == runner.store.num_bytes
     rings = [buffer for r in runner.store.rings.values() for buffer in (r.keys, r.values)]
     assert all(type(buffer) is PlainBuffer for buffer in rings)
@@ -214,14 +219,14 @@ def test_memory_is_known_before_it_is_there(
 def test_sixteen_bits_become_eight_and_a_scale(name: str) -> None:
     info = model_info(tiny_model("llama").to(torch.bfloat16))
     numbers = 5 * 2 * 24 * 3  # layers, KV heads, slots; keys twice and values
-    assert StaticShape(info, LADDER).row_bytes == numbers * 8 * 2
-    assert StaticShape(info, LADDER, name).row_bytes == numbers * (8 + 2)
+    assert StaticShape(info, bind(LADDER, info.num_heads)).row_bytes == numbers * 8 * 2
+    assert StaticShape(info, bind(LADDER, info.num_heads), name).row_bytes == numbers * (8 + 2)
 
 
 @pytest.mark.parametrize("name", ["fp4", "torch.int8", "", torch.int8])
 def test_other_types_are_refused(name: Any) -> None:
     with pytest.raises(ConfigError, match=r"kv_dtype=.* must be None.*int8, float8.*try 'int8'"):
-        StaticShape(model_info(tiny_model("llama")), LADDER, name)
+        StaticShape(model_info(tiny_model("llama")), bind(LADDER, (2,) * 5), name)
 
 
 def run(runner: Runner, num_tokens: int, *, row: int = 1) -> Tensor:
@@ -240,11 +245,11 @@ def run(runner: Runner, num_tokens: int, *, row: int = 1) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "most"), [("int8", 0.06), ("float8_e4m3fn", 0.3)])
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
-def test_logits_stay_near_those_of_the_models_own_type(name: str, most: float, plan: Any) -> None:
+@pytest.mark.parametrize("sized", SIZED.values(), ids=SIZED.keys())
+def test_logits_stay_near_those_of_the_models_own_type(name: str, most: float, sized: Any) -> None:
     model = tiny_model("llama")
-    exact = run(Runner(model, plan, 2, None), 100)
-    runner = Runner(model, plan, 2, None, name)
+    exact = run(Runner(model, bind_to(model, sized), 2, None), 100)
+    runner = Runner(model, bind_to(model, sized), 2, None, name)
     coarse = run(runner, 100)
     assert runner.store.rows[1].groups[0].num_compactions > 10
     error = (coarse - exact).norm(dim=-1) / exact.norm(dim=-1)
@@ -289,14 +294,14 @@ class SlowBuffer(Buffer):
 
 
 @names
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+@pytest.mark.parametrize("sized", SIZED.values(), ids=SIZED.keys())
 def test_a_run_is_that_of_states_made_the_nearest(
-    name: str, plan: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, sized: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model("llama")
-    fast = run(Runner(model, plan, 2, None, name), 70)
+    fast = run(Runner(model, bind_to(model, sized), 2, None, name), 70)
     monkeypatch.setattr(store, "ScaledBuffer", SlowBuffer)
-    slow = Runner(model, plan, 2, None, name)
+    slow = Runner(model, bind_to(model, sized), 2, None, name)
     assert type(slow.store.parts[0][0].keys) is SlowBuffer
     torch.testing.assert_close(fast, run(slow, 70), rtol=1e-4, atol=1e-4)
 
@@ -304,7 +309,7 @@ def test_a_run_is_that_of_states_made_the_nearest(
 @names
 def test_compactions_do_not_wear_out_what_is_stored(name: str) -> None:
     """The sinks are moved and turned again and again, always from what came in."""
-    runner = Runner(tiny_model("llama"), LADDER, 1, None, name)
+    runner = Runner(tiny_model("llama"), bind(LADDER, (2,) * 5), 1, None, name)
     run(runner, 41, row=0)
     part = runner.store.parts[0][0]
     kept = [part.values, part.came_in]
@@ -328,18 +333,22 @@ def test_steps_are_compiled_once() -> None:
         return graph.forward
 
     model = tiny_model("llama")
-    compiled = Runner(model, LADDER, 2, backend, name)
+    compiled = Runner(model, bind_to(model, LADDER), 2, backend, name)
     logits = run(compiled, 100)
     assert compiled.store.rows[1].groups[0].num_compactions > 10
     assert len(graphs) == 1
-    torch.testing.assert_close(logits, run(Runner(model, LADDER, 2, None, name), 100))
+    torch.testing.assert_close(
+        logits, run(Runner(model, bind_to(model, LADDER), 2, None, name), 100)
+    )
 
 
 @pytest.mark.slow
 def test_steps_compile_with_a_named_backend() -> None:
     name = "int8"
     model = tiny_model("qwen3")
-    runner = Runner(model, LADDER, 2, "eager", name)
+    runner = Runner(model, bind_to(model, LADDER), 2, "eager", name)
     logits = run(runner, 60)
     assert runner.compile_seconds is not None
-    torch.testing.assert_close(logits, run(Runner(model, LADDER, 2, None, name), 60))
+    torch.testing.assert_close(
+        logits, run(Runner(model, bind_to(model, LADDER), 2, None, name), 60)
+    )

@@ -12,7 +12,7 @@ from lacache.cache.layers import BoundedLayer
 from lacache.cache.static.compactions import Compactions
 from lacache.cache.static.row_group import Move, RowGroup
 from lacache.policies.schedule import Schedule
-from tests.cache.static.plans import schedules
+from tests.cache.static.policy_strategies import schedules
 
 
 class Adding:

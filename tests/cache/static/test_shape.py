@@ -16,10 +16,11 @@ from lacache.engine.runner import Runner
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.models.model_info import model_info
 from lacache.policies import Full, Group, Groups, Ladder, Streaming
-from tests.cache.static.plans import plans
+from tests.cache.static.policy_strategies import sized_policies
 from tests.cache.tiny_models import FAMILIES, SHAPE, tiny_model
+from tests.policies.sized import bind
 
-LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
+LADDER = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
 
 
 @memoize
@@ -34,9 +35,10 @@ def test_bytes_are_those_of_the_buffers(family: str, data: Any, rows: int) -> No
     info = model_info(model(family))
     heads = info.num_heads
     # Attention sinks are a number for each head, which parts of a layer cannot share.
-    plan = LADDER if family == "gpt-oss" else data.draw(plans(len(heads), heads[0]))
-    store = Runner(model(family), plan, rows, None).store
-    assert StaticShape(info, plan).row_bytes * rows == store.num_bytes
+    sized = LADDER if family == "gpt-oss" else data.draw(sized_policies(len(heads), heads[0]))
+    bound = bind(sized, heads)
+    store = Runner(model(family), bound, rows, None).store
+    assert StaticShape(info, bound).row_bytes * rows == store.num_bytes
     tensors = [
         *(
             t
@@ -56,25 +58,32 @@ def test_bytes_are_those_of_the_buffers(family: str, data: Any, rows: int) -> No
     assert sum(t.untyped_storage().nbytes() for t in tensors) == store.num_bytes
 
 
+def layout(family: str) -> StaticShape:
+    info = model_info(model(family))
+    return StaticShape(info, bind(LADDER, info.num_heads))
+
+
 def test_bytes_by_hand() -> None:
     # 2 KV heads of 8 numbers in 4 bytes, keys twice.
-    assert StaticShape(model_info(model("llama")), LADDER).row_bytes == 5 * 16 * 3 * 2 * 8 * 4
+    assert layout("llama").row_bytes == 5 * 16 * 3 * 2 * 8 * 4
     # A layer without positions has its keys once.
-    without = StaticShape(model_info(model("smollm3")), LADDER).row_bytes
+    without = layout("smollm3").row_bytes
     assert without == (4 * 3 + 2) * 16 * 2 * 8 * 4
     # Three windows of 8 tokens, keys once.
-    mixed = StaticShape(model_info(model("gemma3")), LADDER).row_bytes
+    mixed = layout("gemma3").row_bytes
     assert mixed == (4 * 3 * 16 + 3 * 2 * 8) * 2 * 8 * 4
     half = model_info(tiny_model("llama").bfloat16())
-    assert StaticShape(half, LADDER).row_bytes == 5 * 16 * 3 * 2 * 8 * 2
+    assert StaticShape(half, bind(LADDER, half.num_heads)).row_bytes == 5 * 16 * 3 * 2 * 8 * 2
 
 
 @pytest.mark.parametrize(
-    "plan", [Full(), Groups((Group(Streaming(9), (0, 1, 2)), Group(Full(), (3, 4))))], ids=repr
+    "policy",
+    [Full(), Groups((Group(Streaming(evict_batch=1), (0, 1, 2), 9), Group(Full(), (3, 4))))],
+    ids=str,
 )
-def test_a_plan_that_keeps_everything(plan: Any) -> None:
-    with pytest.raises(ConfigError, match=r"keeps every token.*give a budget.*LaCache.from_model"):
-        StaticShape(model_info(model("llama")), plan)
+def test_a_policy_that_keeps_everything(policy: Any) -> None:
+    with pytest.raises(ConfigError, match=r"keeps every token.*give a budget.*use LaCache"):
+        StaticShape(model_info(model("llama")), bind((None, policy), (2,) * 5))
 
 
 def test_layers_with_a_state() -> None:
@@ -89,21 +98,32 @@ def test_layers_with_a_state() -> None:
     )
     tiny = AutoModelForCausalLM.from_config(config).eval()
     # Some versions of transformers cannot read such a model in pieces at all.
-    message = "layer 0 is linear attention.*LaCache.from_model|in pieces"
+    message = "layer 0 is linear attention.*use LaCache|in pieces"
     with pytest.raises(UnsupportedModelError, match=message):
-        Runner(tiny, Streaming(9), 1, None)
+        Runner(tiny, bind((9, Streaming(evict_batch=1)), (2,) * 3), 1, None)
 
 
-APART = Groups((Group(Streaming(9), (1, 2, 3, (0, 0))), Group(Streaming(12), ((0, 1),))))
+APART = (
+    None,
+    Groups(
+        (
+            Group(Streaming(evict_batch=1), (1, 2, 3, (0, 0)), 9),
+            Group(Streaming(evict_batch=1), ((0, 1),), 12),
+        )
+    ),
+)
 
 
 def test_parts_of_a_layer_cannot_share_sinks_of_attention() -> None:
     info = model_info(model("gpt-oss"))
     with pytest.raises(UnsupportedOperationError, match=r"layer 1 .*use groups of whole layers"):
-        StaticShape(info, APART)
-    whole = Groups((Group(Streaming(9), (1, 2, 3)), Group(Streaming(12), (0,))))
-    assert StaticShape(info, whole).row_bytes > 0
-    assert StaticShape(model_info(model("gemma3")), APART).row_bytes > 0
+        StaticShape(info, bind(APART, info.num_heads))
+    whole = Groups(
+        (Group(Streaming(evict_batch=1), (1, 2, 3), 9), Group(Streaming(evict_batch=1), (0,), 12))
+    )
+    assert StaticShape(info, bind((None, whole), info.num_heads)).row_bytes > 0
+    gemma = model_info(model("gemma3"))
+    assert StaticShape(gemma, bind(APART, gemma.num_heads)).row_bytes > 0
 
 
 def test_sinks_of_another_name_are_refused_where_they_are_met() -> None:
@@ -113,6 +133,6 @@ def test_sinks_of_another_name_are_refused_where_they_are_met() -> None:
     tiny = tiny_model("gpt-oss")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "model_info", lambda _: unknown)
-        running = Runner(tiny, APART, 1, None)
+        running = Runner(tiny, bind(APART, info.num_heads), 1, None)
     with pytest.raises(UnsupportedOperationError, match="use groups of whole layers"):
         running.step([3], [0])

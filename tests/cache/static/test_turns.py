@@ -94,5 +94,7 @@ def all_to_all(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def test_what_does_not_turn_in_pairs_is_refused(function: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(globals(), "apply_rotary_pos_emb", function)
     rotation = Rotation(Made(), None, leading=False)
-    with pytest.raises(UnsupportedModelError, match=r"the 8 numbers of a key in pairs.*from_model"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"the 8 numbers of a key in pairs.*use LaCache"
+    ):
         Turns(rotation, SIZE, REACH, CPU)
