@@ -237,11 +237,12 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=SECONDS)
     options.add_argument("--budget", default="256")
-    options.add_argument("--rows", type=int, default=8)
+    options.add_argument("--max-sequences", type=int, default=8)
     given = options.parse_args()
     seconds = 20.0 if given.quick else given.seconds
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as printed:
-        serving = ["--budget", given.budget, "--rows", str(given.rows), "--waiting", "12"]
+        serving = ["--budget", given.budget, "--max-sequences", str(given.max_sequences)]
+        serving += ["--waiting", "12"]
         serving += ["--threads", str(given.threads), "--memory", "64MiB", "--disk", "64MiB"]
         process, address = start([*serving, "--folder", folder], printed)
         try:

@@ -34,8 +34,8 @@ def modules_loaded_by(*arguments: str) -> set[str]:
         ("--help",),
         ("--version",),
         ("generate", "--help"),
-        ("inspect", "--layers", "8", "--capacity", "32", "--seen", "100"),
-        ("inspect", "--layers", "8", "--capacity", "32", "--seen", "100", "--json"),
+        ("inspect", "--layers", "8", "--budget", "32", "--seen", "100"),
+        ("inspect", "--layers", "8", "--budget", "32", "--seen", "100", "--json"),
     ],
 )
 def test_help_and_inspect_are_light(arguments: tuple[str, ...]) -> None:
@@ -60,7 +60,7 @@ def test_every_command_has_help(run: Run, command: str) -> None:
 
 def test_help_states_the_rules(run: Run) -> None:
     text = " ".join(run("generate", "--help").stdout.replace("│", " ").split())
-    assert "an eighth of the capacity, at least 1" in text
+    assert "Default: 512; none for full and groups" in text
     text = " ".join(run("inspect", "--help").stdout.replace("│", " ").split())
     assert "the tokens that the next token finds" in text
 

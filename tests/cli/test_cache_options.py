@@ -8,7 +8,7 @@ from lacache.policies.plan_record import plan_record
 from lacache.policies.resolve import default_evict_batch
 
 from lacache import LaCache, Ladder, Streaming
-from lacache.cli.cache_options import CacheOptions
+from lacache.cli.setup import CacheOptions
 from lacache.errors import ConfigError
 from tests.engine.tiny import tiny_llama
 

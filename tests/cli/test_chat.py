@@ -80,7 +80,7 @@ def test_a_plan_has_its_own_sinks(run: Run, tiny: Path, tmp_path: Path) -> None:
 def test_reset_forgets(run: Run, tiny: Path) -> None:
     result = run("chat", "--model", tiny, *OPTIONS, input="the cat\n/reset\nthe cat\n")
     once = expected(["the cat"])
-    assert result.stdout == f"{once}Forgotten; the system prompt stays.\n{once}"
+    assert result.stdout == f"{once}Cleared; the system prompt stays.\n{once}"
 
 
 def test_a_stop_string_ends_each_reply_and_the_conversation_goes_on(run: Run, tiny: Path) -> None:

@@ -44,7 +44,7 @@ def test_writes_what_the_library_writes(run: Run, tiny: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout == text + "\n" * (not text.endswith("\n"))
     assert result.stderr.startswith(f"read {len(ids)} tokens (")
-    assert "wrote 40 (" in result.stderr
+    assert "decode: 40 (" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -56,7 +56,7 @@ def test_json_is_one_object(run: Run, tiny: Path) -> None:
     assert record["prompt_tokens"] == len(ids)
     assert record["new_tokens"] == 40
     assert record["finish_reason"] == "length"
-    assert record["read_seconds"] > 0
+    assert record["prefill_seconds"] > 0
     assert record["cache"]["num_seen"] == len(ids) + 39
     assert record["cache"]["capacity"] == 24
     assert record["cache"]["num_cached"] <= 24
@@ -146,7 +146,7 @@ def test_the_chat_template_is_put_on_request(run: Run, tiny: Path) -> None:
     raw = generate_json(run, "the cat", "--model", tiny, "-n", 20)
     assert raw == {
         **generate_json(run, "the cat", "--model", tiny, "-n", 20, "--raw"),
-        **{name: raw[name] for name in ("read_seconds", "write_seconds")},
+        **{name: raw[name] for name in ("prefill_seconds", "decode_seconds")},
     }
 
 

@@ -32,14 +32,15 @@ def became(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_the_process_becomes_vllms_server(run: Run, tiny: Path, became: list[Any]) -> None:
-    options = ("--budget", 256, "--span", 2, "--window-layers", "0-1")
+    policy = "ladder:span=2:window_layers=0-1"
+    options = ("--budget", 256, "--policy", policy)
     result = run("serve", "--engine", "vllm", "--model", tiny, *options, "--", "--seed", 1)
     assert isinstance(result.exception, Started)
     path, arguments, environment = became
     assert path == arguments[0] == sys.executable
     assert arguments[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
     named = dict(zip(arguments[3::2], arguments[4::2], strict=True))
-    settings = {"budget": 256, "policy": "ladder", "span": 2, "window_layers": [0, 1]}
+    settings = {"budget": 256, "policy": policy}
     assert json.loads(named.pop("--additional-config")) == {"lacache": settings}
     assert named == {
         "--model": str(tiny),
@@ -74,19 +75,23 @@ def test_options_after_dashes_override_defaults(run: Run, tiny: Path, became: li
     [
         (("own",), "engine='own' must be 'lacache' or 'vllm'"),
         (("vllm", "--host", "0.0.0.0"), "set LACACHE_API_KEY"),
-        (("vllm", "--rows", 2), "--rows cannot be given with --engine vllm"),
+        (("vllm", "--max-sequences", 2), "--max-sequences cannot be given with --engine vllm"),
         (("vllm", "--", "--host=0.0.0.0"), "--host cannot be given after --"),
         (("vllm", "--budget", 0), "budget=0 must be at least 1"),
         (("vllm", "--budget", 0.5), "budget=0.5 must be a number of tokens"),
-        (("vllm", "--preset", "local"), "--preset cannot be given with --engine vllm"),
+        (("vllm", "--policy", "local"), "gives KV heads different capacities"),
         (("vllm", "--model", "no/such/model"), "does not exist"),
         (("vllm", "--", "--model", "other"), "--model cannot be given after --"),
         (("vllm", "--", "--additional-config={}"), "--additional-config cannot be given after --"),
-        (("lacache", "--", "--seed", 1), "--seed stands after --, for vLLM"),
+        (("lacache", "--", "--seed", 1), "--seed after -- is an option of vLLM"),
         (("lacache", "--budget", 0.5), "budget=0.5 is a share of a prompt"),
         (("lacache", "--host", "0.0.0.0"), "set LACACHE_API_KEY"),
         (("lacache", "--also", 0.5), "budget=0.5 is a share of a prompt"),
-        (("lacache", "--also", 64, "--plan", "x.json"), "--also 64 needs a budget"),
+        (
+            ("lacache", "--also", 64, "--policy", "groups:0-11@64@streaming"),
+            "cannot be given with policy",
+        ),
+        (("lacache", "--policy", "full"), "policy='full' keeps every token"),
         (("lacache", "--memory", 5), "--memory=5 must be a number of bytes; try --memory 1GiB"),
         (("lacache", "--disk", "much"), "--disk=much must be a number of bytes"),
         (("lacache", "--disk", "1GiB"), "--disk 1GiB needs a folder"),
@@ -115,7 +120,7 @@ def test_the_api_key_is_passed_to_vllm(
 
 
 def test_a_ladder_that_does_not_fit_the_model(run: Run, tiny: Path, became: list[Any]) -> None:
-    result = run("serve", "--engine", "vllm", "--model", tiny, "--span", 99)
+    result = run("serve", "--engine", "vllm", "--model", tiny, "--policy", "ladder:span=99")
     assert result.exit_code == 2
     assert "span=99 must be below the number of layers" in result.stderr
     assert not became

@@ -12,7 +12,7 @@ from openai import OpenAI
 from lacache import Engine, Ladder
 from lacache.server.app import make_app
 from lacache.server.service import Service
-from lacache.server.settings import Limits, StorageSettings
+from lacache.server.settings import Limits, ServerSettings, StorageSettings
 from lacache.server.start import make_service
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 
@@ -39,8 +39,7 @@ def service(
         engines or {NAME: new_engine(max_sequences)},
         tiny_llama(),
         tiny_tokenizer(),
-        Limits(**limits),
-        storage or StorageSettings(),
+        ServerSettings(limits=Limits(**limits), storage=storage or StorageSettings()),
         eos=frozenset() if is_endless else None,
     ) as one:
         yield one

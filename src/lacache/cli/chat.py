@@ -1,4 +1,4 @@
-"""`lacache chat`: a conversation without end."""
+"""`lacache chat`: a conversation of any length in constant memory."""
 
 import contextlib
 import sys
@@ -8,9 +8,7 @@ from typing import Annotated, Any, final
 
 import typer
 
-from lacache.cli.cache_options import CacheOptions
 from lacache.cli.loading import validate_loading, validate_memory
-from lacache.cli.opening import EngineOptions, opener
 from lacache.cli.options import (
     DEFAULT_THREADS,
     BudgetOption,
@@ -30,6 +28,7 @@ from lacache.cli.options import (
     WeightsOption,
 )
 from lacache.cli.process import interruptible
+from lacache.cli.setup import CacheOptions, EngineOptions, generator_factory
 from lacache.cli.terminal import validate_text
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
@@ -38,10 +37,10 @@ from lacache.policies import DEFAULT_POLICY
 
 _HELP = """\
 /state  what the cache holds
-/reset  forget the conversation, keep the system prompt
+/reset  clear the conversation, keep the system prompt
 /help   this list
 /quit   leave, as the end of the input does (Ctrl-D)
-Ctrl-C during a reply stops the reply; the conversation goes on."""
+Ctrl-C during a reply stops the reply and keeps the conversation."""
 
 
 def chat(
@@ -50,14 +49,14 @@ def chat(
         typer.Option(
             "--system",
             "-s",
-            help="System prompt, never forgotten. Default: that of the model's chat template.",
+            help="System prompt, never evicted. Default: that of the model's chat template.",
             show_default=False,
         ),
     ] = None,
     max_new_tokens: Annotated[
         int,
         typer.Option(
-            "--max-new-tokens", "-n", help="Longest reply in tokens; -1 is up to the model."
+            "--max-new-tokens", "-n", help="Most tokens of a reply; -1 leaves it to the model."
         ),
     ] = -1,
     budget: BudgetOption = None,
@@ -76,7 +75,7 @@ def chat(
     compile: CompileOption = False,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
-    """Talk with a model for as long as you like, in constant memory.
+    """Chat with a model for as long as you like, in constant memory.
 
     The system prompt is pinned: the attention sinks are all tokens before your first word. Each
     turn costs only its own tokens, at any length of the conversation. The budget is in tokens or
@@ -105,7 +104,7 @@ def chat(
     )
     stops = tuple(stop or ())
     StopStrings(stops)
-    how = EngineOptions(compile=compile or False, kv_dtype=kv_dtype, weights=weights)
+    engine_options = EngineOptions(compile=compile or False, kv_dtype=kv_dtype, weights=weights)
     if system is not None:
         validate_text(system, "the system prompt")
 
@@ -118,9 +117,11 @@ def chat(
     template = ChatTemplate(loaded.tokenizer, system)
     pinning = options.policy.with_sinks(template.num_pinned)
     options = replace(options, policy=pinning)
-    open_text = opener(loaded.model, options, how, template.num_pinned, sampling)
+    new_generator = generator_factory(
+        loaded.model, options, engine_options, template.num_pinned, sampling
+    )
     conversation = Conversation(
-        open_text, template, eos_token_ids=eos_token_ids(loaded.model, loaded.tokenizer)
+        new_generator, template, eos_token_ids=eos_token_ids(loaded.model, loaded.tokenizer)
     )
     limit = None if max_new_tokens < 0 else max_new_tokens
     _Chat(conversation, loaded.tokenizer, template.num_pinned, limit, stops).run(loaded.name)
@@ -128,7 +129,7 @@ def chat(
 
 @final
 class _Chat:
-    """Reads lines and answers them."""
+    """Read lines and print the replies to them."""
 
     def __init__(
         self,
@@ -143,11 +144,11 @@ class _Chat:
         self._num_pinned = num_pinned
         self._max_new_tokens = max_new_tokens
         self._stops = stops
-        self._by_hand = sys.stdin.isatty()
+        self._is_terminal = sys.stdin.isatty()
 
     def run(self, name: str) -> None:
-        """Until the end of the input, or /quit."""
-        if self._by_hand:
+        """Chat until the end of the input, or /quit."""
+        if self._is_terminal:
             with contextlib.suppress(ImportError):  # line editing, where there is any
                 import_module("readline")
 
@@ -163,11 +164,11 @@ class _Chat:
 
     def _line(self) -> str | None:
         try:
-            return input("> " if self._by_hand else "")
+            return input("> " if self._is_terminal else "")
         except UnicodeDecodeError as error:
             raise InputError("the input is not UTF-8 text; give lines of text in UTF-8") from error
         except EOFError:
-            if self._by_hand:
+            if self._is_terminal:
                 typer.echo()
             return None
 
@@ -180,7 +181,7 @@ class _Chat:
             Console().print(report_table(self._conversation.report(), self._num_pinned))
         elif command == "/reset":
             self._conversation.reset()
-            typer.echo("Forgotten; the system prompt stays.")
+            typer.echo("Cleared; the system prompt stays.")
         else:
             if command != "/help":
                 typer.echo(f"There is no command {command}:")

@@ -1,4 +1,4 @@
-"""`lacache generate`: read a prompt of any length, write on."""
+"""`lacache generate`: continue a prompt of any length in constant memory."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lacache.cli.cache_options import CacheOptions
 from lacache.cli.loading import validate_loading, validate_memory
-from lacache.cli.opening import EngineOptions, opener
 from lacache.cli.options import (
     DEFAULT_THREADS,
     WORTH_COMPILING,
@@ -30,6 +28,7 @@ from lacache.cli.options import (
     WeightsOption,
 )
 from lacache.cli.output import format_bytes, report_record
+from lacache.cli.setup import CacheOptions, EngineOptions, generator_factory
 from lacache.cli.terminal import read_prompt
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
@@ -40,7 +39,7 @@ from lacache.policies import DEFAULT_POLICY
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="The text to go on from. Without it, --file or standard input."),
+        typer.Argument(help="The text to continue. Without it, --file or standard input."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read the prompt from a text file.")
@@ -50,19 +49,19 @@ def generate(
         typer.Option(
             "--max-new-tokens",
             "-n",
-            help="How many tokens to write; -1 is without end (stop it with Ctrl-C), 0 only reads.",
+            help="Most new tokens; -1 is without limit (Ctrl-C stops), 0 only prefills.",
         ),
     ] = 256,
     ignore_eos: Annotated[
         bool,
-        typer.Option("--ignore-eos", help="Go on where the model ends the text."),
+        typer.Option("--ignore-eos", help="Continue after the end token of the model."),
     ] = False,
     chat: Annotated[
         bool,
         typer.Option(
             "--chat/--raw",
-            help="Take the prompt as a user's message and put the model's chat template around "
-            "it, or read it as it stands.",
+            help="Apply the model's chat template to the prompt as a user's message, or take the "
+            "prompt as it is.",
         ),
     ] = False,
     as_json: Annotated[
@@ -86,17 +85,17 @@ def generate(
     compile: CompileOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
 ) -> None:
-    """Read a prompt of any length and write on, in constant memory.
+    """Continue a prompt of any length in constant memory.
 
-    The new text goes to standard output as it comes, and a summary to standard error.
+    The new text goes to standard output while it is generated, and a summary to standard error.
     """
     if max_new_tokens < -1:
         raise InputError(
-            f"max_new_tokens={max_new_tokens} must be -1 (without end) or at least 0; try 256"
+            f"max_new_tokens={max_new_tokens} must be -1 (without limit) or at least 0; try 256"
         )
     validate_loading(model, dtype=dtype, threads=threads)
     options = CacheOptions.parse(budget, policy, prefill)
-    if prefill == "chunked":  # dense takes what the prompt needs
+    if prefill == "chunked":  # dense prefill takes the memory that the prompt needs
         validate_memory(options.budget)
     sampling = Sampling(
         temperature=temperature,
@@ -110,34 +109,34 @@ def generate(
     num_new = None if max_new_tokens < 0 else max_new_tokens
     if compile is None:
         compile = num_new is None or num_new >= WORTH_COMPILING
-    how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
+    engine_options = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
     text = read_prompt(prompt, file)
 
-    from lacache.cli.writing import write
+    from lacache.cli.generation import generate_text
     from lacache.models import load_model
 
     loaded = load_model(model, dtype=dtype, threads=threads)
     ids = _tokens(loaded.tokenizer, text, chat=chat)
-    writer = opener(loaded.model, options, how, len(ids), sampling)()
-    run = write(
+    generator = generator_factory(loaded.model, options, engine_options, len(ids), sampling)()
+    run = generate_text(
         loaded,
         ids,
-        writer,
+        generator,
         stops=stops,
         max_new_tokens=num_new,
         ignore_eos=ignore_eos,
         echo=not as_json,
     )
-    report = writer.report()
+    report = generator.report()
     if as_json:
         record = {"model": loaded.name, **run.record(), "cache": report_record(report)}
         typer.echo(json.dumps(record))
     else:
         alike = report.num_cached == report.most_cached
-        who = "each layer holds" if alike else "a KV head holds on average"
+        what = "each layer holds" if alike else "a KV head holds on average"
         typer.echo(
-            f"read {run.num_read:,} tokens ({run.read_rate:,.0f}/s), wrote {run.num_written:,} "
-            f"({run.write_rate:,.1f}/s), {who} {report.num_cached:,}, in "
+            f"prefill: {run.prompt_tokens:,} tokens ({run.prefill_rate:,.0f}/s), decode: "
+            f"{run.new_tokens:,} ({run.decode_rate:,.1f}/s), {what} {report.num_cached:,}, in "
             f"{format_bytes(report.bytes)} of memory",
             err=True,
         )
@@ -150,6 +149,6 @@ def _tokens(tokenizer: Any, text: str, *, chat: bool) -> list[int]:
         from lacache.engine.chat_template import ChatTemplate
 
         return ChatTemplate(tokenizer).first(text)
-    # A text longer than the model's context is what this package is for: no warning.
+    # Without the warning about prompts longer than the model's context, which are supported.
     ids: list[int] = tokenizer(text, verbose=False).input_ids
     return ids

@@ -1,4 +1,4 @@
-"""Options that several commands share. What each value must be is checked where it is used."""
+"""Options that several commands share; the code that uses a value validates it."""
 
 import os
 from typing import Annotated
@@ -34,8 +34,8 @@ PrefillOption = Annotated[
     str,
     typer.Option(
         "--prefill",
-        help="chunked compacts while it reads; dense reads the prompt with a full cache first "
-        "and compacts it then.",
+        help="chunked evicts during the prefill; dense prefills with a full cache and evicts "
+        "afterwards.",
         rich_help_panel=_CACHE,
     ),
 ]
@@ -51,19 +51,25 @@ TemperatureOption = Annotated[
 ]
 TopKOption = Annotated[
     int,
-    typer.Option("--top-k", help="Keep the likeliest; 0 is all.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        "--top-k",
+        help="Sample from this many most likely tokens; 0 is all.",
+        rich_help_panel=_SAMPLING,
+    ),
 ]
 TopPOption = Annotated[
     float,
     typer.Option(
-        "--top-p", help="Keep the likeliest that add up to this.", rich_help_panel=_SAMPLING
+        "--top-p",
+        help="Sample from the most likely tokens that add up to this.",
+        rich_help_panel=_SAMPLING,
     ),
 ]
 MinPOption = Annotated[
     float,
     typer.Option(
         "--min-p",
-        help="Drop tokens less likely than this share of the likeliest.",
+        help="Exclude tokens less likely than this share of the most likely one.",
         rich_help_panel=_SAMPLING,
     ),
 ]
@@ -71,7 +77,7 @@ RepetitionPenaltyOption = Annotated[
     float,
     typer.Option(
         "--repetition-penalty",
-        help="Above 1 makes tokens that stood before less likely, below 1 more; 1 is none.",
+        help="Above 1 makes repeated tokens less likely, below 1 more likely; 1 is off.",
         rich_help_panel=_SAMPLING,
     ),
 ]
@@ -79,7 +85,7 @@ StopOption = Annotated[
     list[str] | None,
     typer.Option(
         "--stop",
-        help="End the text before this string; can be given several times.",
+        help="Stop before this string; may be given several times.",
         show_default=False,
         rich_help_panel=_SAMPLING,
     ),
@@ -114,9 +120,8 @@ CompileOption = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the step that writes a token: slower to start (minutes the first time, "
-        "seconds later on), faster from then on. Default: where 2,000 tokens or more are "
-        "to be written.",
+        help="Compile the decode step: a slower start (minutes the first time, seconds later), "
+        "and faster decoding. Default: for 2,000 new tokens or more.",
         show_default=False,
         rich_help_panel=_MODEL,
     ),
@@ -125,8 +130,8 @@ WeightsOption = Annotated[
     str | None,
     typer.Option(
         "--weights",
-        help="int8 halves the memory of the linear layers, and is faster. Default: as the model "
-        "has them.",
+        help="int8 halves the memory of the linear layers, and is faster. Default: the model's "
+        "type.",
         show_default=False,
         rich_help_panel=_MODEL,
     ),
@@ -135,20 +140,20 @@ KvDtypeOption = Annotated[
     str | None,
     typer.Option(
         "--kv-dtype",
-        help="What keys and values are stored in: int8 or float8_e4m3fn halves their memory, or "
-        "doubles what fits. Default: the model's type.",
+        help="Type of keys and values: int8 or float8_e4m3fn halves their memory, or doubles the "
+        "tokens of a budget in bytes. Default: the model's type.",
         show_default=False,
         rich_help_panel=_CACHE,
     ),
 ]
 DEFAULT_THREADS = max(1, (os.cpu_count() or 1) // 2)
-# Torch's own choice is all of them, and waits for the slowest at every operation.
+# Torch's default is all cores, and each operation waits for the slowest.
 ThreadsOption = Annotated[
     int,
     typer.Option(
         "--threads",
-        help="Threads that torch computes with; by default half of the cores, because with all "
-        "of them a busy machine can be many times slower.",
+        help="Threads that torch computes with; by default half of the cores, since a busy "
+        "machine can be many times slower with all of them.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -1,4 +1,4 @@
-"""`lacache serve`: an OpenAI server, whose requests may be of any length."""
+"""`lacache serve`: an OpenAI server with a KV cache of constant size for each sequence."""
 
 import os
 from dataclasses import replace
@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lacache.cli.cache_options import CacheOptions
 from lacache.cli.loading import validate_loading, validate_memory
-from lacache.cli.opening import EngineOptions, new_engine
 from lacache.cli.options import (
     DEFAULT_THREADS,
     DtypeOption,
@@ -17,12 +15,14 @@ from lacache.cli.options import (
     ModelOption,
     WeightsOption,
 )
+from lacache.cli.setup import CacheOptions, EngineOptions, new_engine
 from lacache.common.packages import require_modules
 from lacache.errors import ConfigError
 from lacache.policies import DEFAULT_POLICY, Full, parse_budget, parse_policy, validate_budget
-from lacache.server.settings import Limits, StorageSettings, validate_address
+from lacache.server.settings import Limits, ServerSettings, StorageSettings, validate_address
 
 KEY_VARIABLE = "LACACHE_API_KEY"
+DEFAULT_SEQUENCES = 4
 
 
 def serve(
@@ -42,17 +42,24 @@ def serve(
             help=f"Address to listen at. Others than loopback need {KEY_VARIABLE} to be set.",
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
-    rows: Annotated[
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen at; 0 is a free one.")
+    ] = 8000,
+    max_sequences: Annotated[
         int | None,
-        typer.Option("--rows", min=1, help="Texts side by side. Default: 4.", show_default=False),
+        typer.Option(
+            "--max-sequences",
+            min=1,
+            help=f"Most sequences at the same time. Default: {DEFAULT_SEQUENCES}.",
+            show_default=False,
+        ),
     ] = None,
     waiting: Annotated[
         int | None,
         typer.Option(
             "--waiting",
             min=0,
-            help="Texts that may wait for a row. Default: 64.",
+            help="Most sequences in the queue; further requests get status 429. Default: 64.",
             show_default=False,
         ),
     ] = None,
@@ -61,15 +68,14 @@ def serve(
         typer.Option(
             "--also",
             help="A further budget that requests may choose, as the model NAME@BUDGET, with as "
-            "many rows of its own. May be given several times.",
+            "many batch slots of its own. May be given several times.",
         ),
     ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
             "--memory",
-            help="Bytes of texts that ended, kept so that what begins alike need not be read "
-            "again, for each budget; 0 keeps none. Default: 1GiB.",
+            help="Size of the prefix cache, for each budget; 0 turns it off. Default: 1GiB.",
             show_default=False,
         ),
     ] = None,
@@ -77,8 +83,8 @@ def serve(
         Path | None,
         typer.Option(
             "--folder",
-            help="Where sessions are kept, and such texts too; as private as they are. Default: "
-            "nothing is written to disk.",
+            help="Folder for sessions and for the prefix cache on disk; as private as the "
+            "prompts. Default: nothing is written to disk.",
             show_default=False,
         ),
     ] = None,
@@ -86,7 +92,7 @@ def serve(
         str | None,
         typer.Option(
             "--disk",
-            help="Bytes of such texts in the folder, for each budget. Default: 4GiB.",
+            help="Size of the prefix cache in the folder, for each budget. Default: 4GiB.",
             show_default=False,
         ),
     ] = None,
@@ -96,7 +102,7 @@ def serve(
         typer.Option(
             "--budget",
             "-b",
-            help="Tokens per layer (512) or bytes (64MiB), of each text. Default: 512.",
+            help="Tokens per layer (512) or bytes (64MiB), for each sequence. Default: 512.",
             show_default=False,
             rich_help_panel="Cache",
         ),
@@ -105,7 +111,7 @@ def serve(
         str | None,
         typer.Option(
             "--policy",
-            help="Which tokens are kept; as for lacache generate, but for full. "
+            help="Which tokens are kept, as for lacache generate; full is not possible. "
             "Default: balanced; ladder with --engine vllm.",
             show_default=False,
             rich_help_panel="Cache",
@@ -114,65 +120,111 @@ def serve(
     kv_dtype: KvDtypeOption = None,
     weights: WeightsOption = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the step first; worth it for few rows.")
+        bool,
+        typer.Option(
+            "--compile", help="Compile the decode step first; helps few sequences."
+        ),
     ] = False,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", help="Of torch. Default: half of the cores.", show_default=False),
+        typer.Option(
+            "--threads",
+            help="Threads that torch computes with. Default: half of the cores.",
+            show_default=False,
+        ),
     ] = None,
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Serve OpenAI's API with a bounded cache: constant memory for each text, of any length.
+    """Serve OpenAI's API with a bounded KV cache: constant memory for sequences of any length.
 
     `/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/v1/sessions`, `/health`, `/metrics`,
-    and at `/` a page to chat on that shows what the cache holds. With `--engine vllm` vLLM's
-    own server is started, with a ladder in it (docs/vllm.md).
+    and at `/` a page to chat on that shows what the cache holds. `--engine vllm` starts vLLM's
+    own server with a ladder in it (docs/vllm.md).
     """
     if engine not in ("lacache", "vllm"):
         raise ConfigError(f"engine={engine!r} must be 'lacache' or 'vllm'; try --engine lacache")
     api_key = os.environ.get(KEY_VARIABLE)
     validate_address(host, api_key)
     if engine == "vllm":
-        ours = {
-            "--kv-dtype": kv_dtype,
-            "--weights": weights,
-            "--compile": compile or None,
-            "--threads": threads,
-            "--rows": rows,
-            "--waiting": waiting,
-            "--also": also or None,
-            "--memory": memory,
-            "--folder": folder,
-            "--disk": disk,
-        }
-        named = [name for name, value in ours.items() if value is not None]
-        if named:
-            raise ConfigError(
-                f"{', '.join(named)} cannot be given with --engine vllm; leave it out, or see what "
-                "vLLM's server has for it"
-            )
+        _refuse_beside_vllm(
+            {
+                "--kv-dtype": kv_dtype,
+                "--weights": weights,
+                "--compile": compile or None,
+                "--threads": threads,
+                "--max-sequences": max_sequences,
+                "--waiting": waiting,
+                "--also": also or None,
+                "--memory": memory,
+                "--folder": folder,
+                "--disk": disk,
+            }
+        )
         own = {"--host": host, "--port": str(port), "--dtype": dtype}
         _start_vllm(model, budget, policy, own, options or [], api_key)
         return
     if options:
-        raise ConfigError(f"{options[0]} stands after --, for vLLM; give --engine vllm too")
-    cache_options = CacheOptions.parse(budget, DEFAULT_POLICY if policy is None else policy)
-    if isinstance(cache_options.policy, Full):
+        raise ConfigError(f"{options[0]} after -- is an option of vLLM; give --engine vllm too")
+    caches = _cache_options(budget, DEFAULT_POLICY if policy is None else policy, also or [])
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        api_key=api_key,
+        limits=Limits() if waiting is None else Limits(waiting=waiting),
+        storage=_storage(memory, folder, disk),
+    )
+    threads = DEFAULT_THREADS if threads is None else threads
+    validate_loading(model, dtype=dtype, threads=threads)
+    engine_options = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
+    max_sequences = DEFAULT_SEQUENCES if max_sequences is None else max_sequences
+    for cache in caches.values():
+        validate_memory(cache.budget, max_sequences)
+    require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
+    from lacache.models import load_model
+    from lacache.server.start import listen, make_service, run, validate_folder
+
+    validate_folder(folder)
+    with listen(host, port) as listening:
+        loaded = load_model(model, dtype=dtype, threads=threads)
+        engines = {
+            loaded.name + suffix: new_engine(
+                loaded.model, cache, engine_options, max_sequences=max_sequences
+            )
+            for suffix, cache in caches.items()
+        }
+        for name, each in engines.items():
+            size = f"{each.bytes_per_sequence / 2**20:.1f} MiB"
+            typer.echo(f"{name}: at most {max_sequences} sequences, {size} each", err=True)
+        with make_service(engines, loaded.model, loaded.tokenizer, settings) as service:
+            at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+            typer.echo(
+                f"listening at {at}/v1, inspector at {at}/; Ctrl-C ends it", err=True
+            )
+            run(service, listening, api_key=api_key)
+
+
+def _cache_options(budget: str | None, policy: str, also: list[str]) -> dict[str, CacheOptions]:
+    """Return the options of each engine by the suffix of its model's name."""
+    first = CacheOptions.parse(budget, policy)
+    if isinstance(first.policy, Full):
         raise ConfigError(
             "policy='full' keeps every token, and a server's memory is fixed; try --policy ladder"
         )
-    further = {
-        other: replace(cache_options, budget=validate_budget(cache_options.policy, other))
-        for other in also or ()
-    }
-    for given in (cache_options, *further.values()):
-        if given.budget is not None and given.budget.share:
+    if len(set(also)) < len(also):
+        raise ConfigError(f"--also {' --also '.join(also)} has a budget twice; leave one out")
+    caches = {"": first}
+    for other in also:
+        caches[f"@{other}"] = replace(first, budget=validate_budget(first.policy, other))
+    for cache in caches.values():
+        if cache.budget is not None and cache.budget.share:
             raise ConfigError(
-                f"budget={given.budget} is a share of a prompt, and a server prefills many "
+                f"budget={cache.budget} is a share of a prompt, and a server prefills many "
                 "prompts; try 512 (tokens) or '64MiB' (bytes)"
             )
-    if len(set(also or ())) < len(also or ()):
-        raise ConfigError(f"--also {' --also '.join(also or ())} has a budget twice; leave one out")
+    return caches
+
+
+def _storage(memory: str | None, folder: Path | None, disk: str | None) -> StorageSettings:
     storage = StorageSettings(
         memory_bytes=_bytes("--memory", memory, StorageSettings.memory_bytes),
         folder=folder,
@@ -180,40 +232,11 @@ def serve(
     )
     if disk is not None and folder is None:
         raise ConfigError(f"--disk {disk} needs a folder; give --folder too")
-    threads = DEFAULT_THREADS if threads is None else threads
-    validate_loading(model, dtype=dtype, threads=threads)
-    how = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
-    rows = 4 if rows is None else rows
-    for given in (cache_options, *further.values()):
-        validate_memory(given.budget, rows)
-    require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
-    from lacache.models import load_model
-    from lacache.server.start import listen, make_service, run, validate_folder
-
-    limits = Limits() if waiting is None else Limits(waiting=waiting)
-    validate_folder(folder)
-    with listen(host, port) as listening:
-        loaded = load_model(model, dtype=dtype, threads=threads)
-        engines = {loaded.name: new_engine(loaded.model, cache_options, how, 1, rows)}
-        for other, options_of_other in further.items():
-            engines[f"{loaded.name}@{other}"] = new_engine(
-                loaded.model, options_of_other, how, 1, rows
-            )
-        for name, served in engines.items():
-            typer.echo(
-                f"{name}: {rows} sequences, {served.bytes_per_sequence / 2**20:.1f} MiB each",
-                err=True,
-            )
-        with make_service(engines, loaded.model, loaded.tokenizer, limits, storage) as service:
-            at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-            typer.echo(
-                f"listening at {at}/v1, with a page to look at {at}/; Ctrl-C ends it", err=True
-            )
-            run(service, listening, api_key=api_key)
+    return storage
 
 
 def _bytes(option: str, given: str | None, default: int) -> int:
-    """A size such as 1GiB; 0 is none."""
+    """Parse a size such as 1GiB; 0 turns off what has the size."""
     if given is None:
         return default
     if given.strip() == "0":
@@ -225,6 +248,15 @@ def _bytes(option: str, given: str | None, default: int) -> int:
     if not num_bytes:
         raise ConfigError(f"{option}={given} must be a number of bytes; try {option} 1GiB, or 0")
     return num_bytes
+
+
+def _refuse_beside_vllm(options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} cannot be given with --engine vllm; leave it out, or give the "
+            "option of vLLM's server after --"
+        )
 
 
 def _start_vllm(
@@ -241,8 +273,8 @@ def _start_vllm(
     tokens = parse_budget("512" if budget is None else budget).tokens
     if not tokens:
         raise ConfigError(
-            f"budget={budget} must be a number of tokens, as vLLM shares out memory before it sees "
-            "a prompt; try --budget 512"
+            f"budget={budget} must be a number of tokens, since vLLM divides its memory before it "
+            "has a prompt; try --budget 512"
         )
     chosen: Any = parse_policy("ladder" if policy is None else policy)
     start(Settings(tokens, chosen), model, own, options, api_key=api_key)

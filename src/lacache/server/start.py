@@ -23,7 +23,7 @@ from lacache.server.metrics import Metrics
 from lacache.server.prompts import Prompts
 from lacache.server.served import Served
 from lacache.server.service import Service
-from lacache.server.settings import Limits, StorageSettings
+from lacache.server.settings import ServerSettings
 from lacache.server.state.prefix_files import PrefixFiles
 from lacache.server.state.prefixes import Prefixes
 from lacache.server.state.sessions import Sessions
@@ -42,8 +42,7 @@ def make_service(
     engines: Mapping[str, Engine],
     model: Any,
     tokenizer: Any,
-    limits: Limits,
-    storage: StorageSettings,
+    settings: ServerSettings,
     *,
     eos: frozenset[int] | None = None,
 ) -> Iterator[Service]:
@@ -53,8 +52,7 @@ def make_service(
         engines: engines of `model` by the names that clients use; the service owns them.
         model: a model of transformers.
         tokenizer: the tokenizer of `model`.
-        limits: limits of requests.
-        storage: prefix cache and sessions.
+        settings: limits of requests, prefix cache and sessions.
         eos: tokens that end a sequence; None takes those of the model and the tokenizer.
 
     Raises:
@@ -70,22 +68,19 @@ def make_service(
             )
     vocab_size = model.get_input_embeddings().num_embeddings
     ends = eos_token_ids(model, tokenizer) if eos is None else eos
-    with _locked(storage.folder), ExitStack() as stack:
+    with _locked(settings.storage.folder), ExitStack() as stack:
         served: list[Served] = []
         for name, engine in engines.items():
-            served.append(_served(name, engine, model, tokenizer, limits, storage))
+            served.append(_served(name, engine, model, tokenizer, settings))
             stack.callback(served[-1].close)
-        yield Service(served, Prompts(tokenizer, vocab_size, limits), ends, limits, Metrics())
+        prompts = Prompts(tokenizer, vocab_size, settings.limits)
+        yield Service(served, prompts, ends, settings.limits, Metrics())
 
 
 def _served(
-    name: str,
-    engine: Engine,
-    model: Any,
-    tokenizer: Any,
-    limits: Limits,
-    storage: StorageSettings,
+    name: str, engine: Engine, model: Any, tokenizer: Any, settings: ServerSettings
 ) -> Served:
+    storage = settings.storage
     files, sessions = None, None
     if storage.folder is not None:
         # Snapshots of one engine do not fit an engine of another kind.
@@ -108,7 +103,7 @@ def _served(
         engine.bytes_per_sequence,
         info.bytes_per_token,
     )
-    thread = EngineThread(engine, tokenizer, waiting=limits.waiting)
+    thread = EngineThread(engine, tokenizer, waiting=settings.limits.waiting)
     return Served(name, thread, Prefixes(storage.memory_bytes, files), sessions, holding)
 
 
