@@ -1,4 +1,4 @@
-"""A ladder in stock vLLM: three requests, each in two pages of memory however long it gets."""
+"""A ladder in stock vLLM: three requests, each in two pages of memory at any length."""
 
 from vllm import LLM, SamplingParams
 
@@ -7,7 +7,7 @@ from lacache.models import model_folder
 if __name__ == "__main__":
     llm = LLM(
         str(model_folder()),
-        additional_config={"lacache": {"budget": 256, "span": 15, "overlap": 0}},
+        additional_config={"lacache": {"budget": 256, "policy": "ladder:span=15:overlap=0"}},
         dtype="float32",
         kv_cache_memory_bytes=2**28,
         max_model_len=4096,
@@ -15,5 +15,5 @@ if __name__ == "__main__":
     )
     prompts = ["Once upon a time", "The sea was", "A short history of bread:"]
     sampling = SamplingParams(temperature=0, max_tokens=300, ignore_eos=True)
-    for prompt, written in zip(prompts, llm.generate(prompts, sampling), strict=True):
-        print("-", prompt + written.outputs[0].text)
+    for prompt, output in zip(prompts, llm.generate(prompts, sampling), strict=True):
+        print("-", prompt + output.outputs[0].text)

@@ -33,5 +33,5 @@ def test_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert examples[0].namespace["answer"]
     assert presses == {
         "lacache": LadderPress(),
-        "lacache_in_place": LadderPress(rerotate=False),
+        "lacache_original_positions": LadderPress(rerotate=False),
     }
