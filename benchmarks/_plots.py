@@ -8,7 +8,7 @@ from typing import Any
 
 from lacache.common.records import Record, read_record
 from lacache.evals.plots import drawing
-from lacache.evals.plots.drawing import FAINT, INK
+from lacache.evals.plots.style import FAINT, INK
 
 RESULTS = Path(__file__).parent / "results"
 OURS, THEIRS, LIMIT = "#D55E00", "#0072B2", "#009E73"

@@ -16,6 +16,7 @@ import torch
 from _fresh import parser, results
 from _plots import plot_compaction
 from _steppers import EngineStepper, large_model, random_tokens
+from lacache.policies.presets import preset_plan
 from rich.console import Console
 
 from lacache.common.records import Record, environment, write_record
@@ -23,7 +24,6 @@ from lacache.evals.provenance import model_record
 from lacache.models import load_model
 from lacache.models.fingerprint import model_profile
 from lacache.models.model_info import model_info
-from lacache.policies.presets import preset_plan
 from lacache.policies.schedule import Plan
 
 BUDGET = 512

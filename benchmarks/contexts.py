@@ -16,6 +16,7 @@ import torch
 from _fresh import parser, results
 from _plots import plot_contexts
 from _steppers import DynamicCacheStepper, EngineStepper, Stepper, random_tokens
+from lacache.policies.presets import preset_plan
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -25,7 +26,6 @@ from lacache.common.records import Record, environment, write_record
 from lacache.evals.provenance import model_record
 from lacache.models import load_model
 from lacache.models.model_info import model_info
-from lacache.policies.presets import preset_plan
 from lacache.policies.timetable import Timetable
 
 BUDGET = 512

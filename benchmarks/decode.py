@@ -29,6 +29,7 @@ from _steppers import (
     large_model,
     random_tokens,
 )
+from lacache.policies.presets import preset_plan
 from rich.console import Console
 
 from lacache.common.records import Record, environment, write_record
@@ -37,7 +38,6 @@ from lacache.models import load_model
 from lacache.models.fingerprint import model_profile
 from lacache.models.model_info import model_info
 from lacache.policies import Streaming
-from lacache.policies.presets import preset_plan
 from lacache.policies.schedule import Plan
 
 SLOTS = 512

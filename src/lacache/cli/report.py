@@ -1,4 +1,4 @@
-"""`lacache report`: a page of tables and pictures from records."""
+"""`lacache report`: write a page of tables and plots from records."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ def report(
         list[Path], typer.Argument(help="Files of JSON lines that `lacache eval` wrote.")
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for report.md and its pictures; created if missing.")
+        Path, typer.Option(help="Folder for report.md and its plots; created if missing.")
     ] = Path("report"),
     as_json: Annotated[
         bool,
@@ -21,8 +21,8 @@ def report(
 ) -> None:
     """Write a Markdown page with tables and plots, from records alone.
 
-    Runs are compared only with runs of the same model, protocol and samples: methods at equal
-    budgets, each with StreamingLLM sample by sample. Everything else stands apart.
+    Runs are compared only with runs of the same model, prefill and samples: policies at equal
+    budgets, each with StreamingLLM sample by sample. Other runs are shown apart.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -38,4 +38,4 @@ def report(
         written = write_report(
             runs, out, lambda done, total: progress.update(bar, completed=done, total=total)
         )
-    typer.echo(f"wrote {written[0]} and {len(written) - 1} pictures of {len(runs)} records")
+    typer.echo(f"wrote {written[0]} and {len(written) - 1} plots of {len(runs)} records")

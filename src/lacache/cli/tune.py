@@ -105,7 +105,7 @@ def tune(
     from lacache.cli.tuning import show, show_use, tuning_bars
     from lacache.common.records import validate_replaceable, write_record
     from lacache.evals.hub_documents import load_named_document
-    from lacache.evals.plots.drawing import require_matplotlib, validate_png
+    from lacache.evals.plots.style import require_matplotlib, validate_png
     from lacache.evals.plots.tuning import plot_tuning
     from lacache.evals.record_file import Outcome, run_all, validate_appendable
     from lacache.evals.runner import EvalRunner

@@ -15,7 +15,7 @@ from lacache.evals.runs import HARNESS
 
 PER_TOKEN = 1000
 """Bytes of a token over all layers."""
-METHODS: dict[str, Record] = {
+POLICIES: dict[str, Record] = {
     "full": {"name": "full"},
     "streaming": {"name": "streaming", "sinks": 4, "evict_batch": 0.125},
     "ladder": {"name": "ladder", "span": 15, "overlap": 12, "evict_batch": 0.125},
@@ -41,7 +41,7 @@ ENVIRONMENT = {
 
 
 def eval_record(
-    method: str | Record = "ladder",
+    policy: str | Record = "ladder",
     *,
     scores: Sequence[float] = (1.0, 0.0, 1.0, 1.0),
     losses: Sequence[float] | None = None,
@@ -49,7 +49,7 @@ def eval_record(
     task: str | Record = "passkey",
     length: int = 1000,
     seed: int = 0,
-    protocol: str = "strict",
+    prefill: str = "chunked",
     first_token: str = "cache",
     bytes_factor: float = 1.0,
     depths: Sequence[float] | None = None,
@@ -57,10 +57,10 @@ def eval_record(
     **changes: Any,
 ) -> Record:
     """A run of the harness in which a share of the prompt is the budget."""
-    method = METHODS[method] if isinstance(method, str) else method
+    policy = POLICIES[policy] if isinstance(policy, str) else policy
     task = {"name": task} if isinstance(task, str) else task
     losses = [1.0 - score for score in scores] if losses is None else losses
-    share = 1.0 if method["name"] == "full" else float(budget)
+    share = 1.0 if policy["name"] == "full" else float(budget)
     full = length * PER_TOKEN
     sizes = {
         "capacity": share * length,
@@ -68,7 +68,7 @@ def eval_record(
         "mean_bytes": share * full * bytes_factor * (0.5 if share == 1 else 0.9),
         "full_bytes": full,
     }
-    told = [
+    answered = [
         {
             "score": score,
             "nll": loss,
@@ -80,7 +80,7 @@ def eval_record(
         }
         for i, (score, loss) in enumerate(zip(scores, losses, strict=True))
     ]
-    asked = json.dumps([task, length, seed, len(scores), samples])
+    inputs = json.dumps([task, length, seed, len(scores), samples])
     record = {
         "kind": "eval",
         "harness": HARNESS,
@@ -88,18 +88,18 @@ def eval_record(
         "length": length,
         "count": len(scores),
         "seed": seed,
-        "method": method,
+        "policy": policy,
         "budget": budget,
-        "protocol": protocol,
+        "prefill": prefill,
         "first_token": first_token,
         "model": MODEL,
-        "samples_sha256": hashlib.sha256(asked.encode()).hexdigest(),
+        "samples_sha256": hashlib.sha256(inputs.encode()).hexdigest(),
         "score": fmean(scores),
         "score_interval": list(mean_interval(scores)),
         "nll": fmean(losses),
         "nll_interval": list(mean_interval(losses)),
         **sizes,
-        "samples": told,
+        "samples": answered,
         "seconds": 1.5,
         "environment": ENVIRONMENT,
         **changes,
@@ -108,7 +108,7 @@ def eval_record(
 
 
 def ppl_record(
-    method: str | Record = "ladder",
+    policy: str | Record = "ladder",
     *,
     nll: Sequence[float],
     budget: str = "256",
@@ -116,10 +116,10 @@ def ppl_record(
     bytes_factor: float = 1.0,
     **changes: Any,
 ) -> Record:
-    """A run of the harness over a text."""
-    method = METHODS[method] if isinstance(method, str) else method
+    """A run of the harness over a document."""
+    policy = POLICIES[policy] if isinstance(policy, str) else policy
     tokens = len(nll) + 1
-    held = tokens if method["name"] == "full" else min(int(budget), tokens)
+    held = tokens if policy["name"] == "full" else min(int(budget), tokens)
     record = {
         "kind": "ppl",
         "harness": HARNESS,
@@ -127,9 +127,9 @@ def ppl_record(
         "length": tokens,
         "count": 1,
         "seed": 0,
-        "method": method,
+        "policy": policy,
         "budget": budget,
-        "protocol": "strict",
+        "prefill": "chunked",
         "first_token": "cache",
         "model": MODEL,
         "samples_sha256": hashlib.sha256(f"{text} {tokens}".encode()).hexdigest(),
@@ -161,11 +161,11 @@ def study(
     lengths: Sequence[int] = (1000, 2000),
     budgets: Sequence[str] = ("0.125", "0.5"),
 ) -> list[Record]:
-    """Many runs of several tasks, lengths, budgets and methods, and of a text."""
+    """Many runs of several tasks, lengths, budgets and policies, and of a document."""
     chance = random.Random(0)
     depths = [0.0, 0.25, 0.5, 0.75, 1.0]
     ladders = [
-        METHODS["ladder"] | {"span": 15 - i, "recent": round(i / 10, 1)} for i in range(variants)
+        POLICIES["ladder"] | {"span": 15 - i, "recent": round(i / 10, 1)} for i in range(variants)
     ]
     records: list[Record] = []
     tasks: list[str | Record] = ["passkey", "needle", {"name": "ruler", "task": "niah_single_1"}]
@@ -198,7 +198,7 @@ def study(
             losses = [v + more + chance.gauss(0, 0.05) for v in easy]
             records.append(ppl_record(name, nll=losses, budget=budget))
         for seed in range(draws):
-            drawn = METHODS["ladder"] | {"name": "random-ladder", "seed": seed}
+            drawn = POLICIES["ladder"] | {"name": "random-ladder", "seed": seed}
             more = cost * chance.uniform(0.7, 2.0)
             losses = [v + more for v in easy]
             factor = chance.uniform(0.97, 1.03)

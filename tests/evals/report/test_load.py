@@ -34,7 +34,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("text as score", {"score": "high"}, "score=high is of the wrong type str"),
     ("true as count", {"count": True}, "count=True is of the wrong type bool"),
     ("budget", {"budget": "some"}, "budget='some' is not a budget"),
-    ("method without name", {"method": {}}, "method: the record has no name"),
+    ("policy without name", {"policy": {}}, "policy: the record has no name"),
     ("interval", {"score_interval": [0.1]}, "score_interval must be two numbers"),
     ("interval of texts", {"nll_interval": ["a", "b"]}, "nll_interval must be two numbers"),
     ("no samples", {"samples": []}, "samples are empty"),

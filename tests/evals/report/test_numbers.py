@@ -9,33 +9,32 @@ import pytest
 
 from lacache.common.records import Record
 from lacache.errors import InputError
-from lacache.evals.report.choice import choose
-from lacache.evals.report.means import MeanRow
-from lacache.evals.report.numbers import Numbers, as_record, work_out
-from lacache.evals.report.rows import Row
-from lacache.evals.report.run import Run, budget_label, method_labels
-from lacache.evals.report.summary import draws_beaten, sentences
+from lacache.evals.report.figures import choose
+from lacache.evals.report.numbers import Numbers, as_record, compute
+from lacache.evals.report.rows import MeanRow, Row
+from lacache.evals.report.run import Run, budget_label
+from lacache.evals.report.text import conclusions, draw_conclusions
 from lacache.evals.runs import HARNESS
-from tests.evals.report.made_up import METHODS, MODEL, eval_record, ppl_record, study
+from tests.evals.report.made_up import MODEL, POLICIES, eval_record, ppl_record, study
 
 
 def numbers(*records: Record) -> Numbers:
-    return work_out([Run(record, f"r:{i}") for i, record in enumerate(records, start=1)])
+    return compute([Run(record, f"r:{i}") for i, record in enumerate(records, start=1)])
 
 
 def rows(found: Numbers, section: int = 0, table: int = 0) -> dict[str, Row]:
     by_budget = found.sections[section].tables[table].by_budget
-    return {row.method: row for rows in by_budget.values() for row in rows}
+    return {row.policy: row for rows in by_budget.values() for row in rows}
 
 
 def means(found: Numbers, section: int = 0) -> dict[str, MeanRow]:
-    return {row.method: row for row in found.sections[section].means}
+    return {row.policy: row for row in found.sections[section].means}
 
 
 OURS, THEIRS = [1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]
 
 
-def test_a_row_says_what_the_record_says_and_what_the_pairs_say() -> None:
+def test_a_row_has_the_values_of_the_record_and_of_the_pairs() -> None:
     found = numbers(
         eval_record("full", scores=[1.0] * 4, budget="1.0"),
         eval_record("ladder", scores=OURS, bytes_factor=1.1),
@@ -69,7 +68,7 @@ def test_the_best_comes_first_in_each_budget_and_small_budgets_before_large_ones
     by_budget = found.sections[0].tables[0].by_budget
     assert list(by_budget) == ["0.125", "0.5"]
     for same in by_budget.values():
-        assert [row.method for row in same] == ["Ladder", "tova", "StreamingLLM"]
+        assert [row.policy for row in same] == ["Ladder", "tova", "StreamingLLM"]
     found = numbers(ppl_record("streaming", nll=[2.0] * 99), ppl_record("ladder", nll=[1.0] * 99))
     assert list(rows(found)) == ["Ladder", "StreamingLLM"]
 
@@ -77,13 +76,13 @@ def test_the_best_comes_first_in_each_budget_and_small_budgets_before_large_ones
 @pytest.mark.parametrize(
     "changes",
     [
-        {"protocol": "dense"},
+        {"prefill": "dense"},
         {"model": MODEL | {"weights_sha256": "cd" * 32}},
         {"model": MODEL | {"name": "other"}},
         {"model": MODEL | {"dtype": "bfloat16"}},
     ],
 )
-def test_other_models_and_protocols_stand_in_sections_of_their_own(changes: Any) -> None:
+def test_other_models_and_prefills_have_sections_of_their_own(changes: Any) -> None:
     found = numbers(
         eval_record("streaming", scores=THEIRS), eval_record("ladder", scores=OURS, **changes)
     )
@@ -92,15 +91,15 @@ def test_other_models_and_protocols_stand_in_sections_of_their_own(changes: Any)
     assert "2 settings" in found.notes[0]
 
 
-def test_where_the_first_token_comes_from_matters_in_the_dense_protocol_alone() -> None:
-    def sections(protocol: str) -> int:
-        ours = eval_record("ladder", protocol=protocol, first_token="dense")
-        return len(numbers(ours, eval_record("streaming", protocol=protocol)).sections)
+def test_the_source_of_the_first_token_matters_with_a_dense_prefill_only() -> None:
+    def sections(prefill: str) -> int:
+        ours = eval_record("ladder", prefill=prefill, first_token="dense")
+        return len(numbers(ours, eval_record("streaming", prefill=prefill)).sections)
 
-    assert (sections("strict"), sections("dense")) == (1, 2)
+    assert (sections("chunked"), sections("dense")) == (1, 2)
 
 
-def test_other_samples_stand_in_tables_of_their_own_and_are_told() -> None:
+def test_other_samples_have_tables_of_their_own_and_a_note() -> None:
     found = numbers(
         eval_record("streaming", scores=THEIRS),
         eval_record("ladder", scores=OURS, samples="other ones"),
@@ -111,7 +110,7 @@ def test_other_samples_stand_in_tables_of_their_own_and_are_told() -> None:
     assert any("2 different sets of samples" in note for note in found.notes)
 
 
-def test_samples_of_several_seeds_are_taken_together() -> None:
+def test_samples_of_several_seeds_are_pooled() -> None:
     records = [
         eval_record(name, scores=scores, seed=seed, bytes_factor=factor)
         for seed, factor in ((1, 1.0), (0, 1.2))
@@ -128,7 +127,7 @@ def test_samples_of_several_seeds_are_taken_together() -> None:
     assert found.notes == []
 
 
-def test_methods_with_other_seeds_are_not_compared() -> None:
+def test_policies_with_other_seeds_are_not_compared() -> None:
     found = numbers(
         *[eval_record("ladder", scores=OURS, seed=seed) for seed in (0, 1, 2)],
         *[eval_record("streaming", scores=THEIRS, seed=seed) for seed in (0, 4)],
@@ -138,7 +137,7 @@ def test_methods_with_other_seeds_are_not_compared() -> None:
     assert "2 different sets of samples, 12 of seeds 0 to 2" in found.notes[0]
 
 
-def test_samples_that_may_be_the_same_ones_are_not_taken_together() -> None:
+def test_samples_that_may_be_the_same_are_not_pooled() -> None:
     """Of one seed, or of other counts, which begin with the same samples."""
     found = numbers(eval_record(samples="old"), eval_record(samples="new"), eval_record(seed=1))
     assert [table.table.cell.seeds for table in found.sections[0].tables] == [(0,), (0,), (1,)]
@@ -146,13 +145,13 @@ def test_samples_that_may_be_the_same_ones_are_not_taken_together() -> None:
     assert len(found.sections[0].tables) == 2
 
 
-def test_the_full_cache_serves_every_protocol_on_the_same_samples() -> None:
+def test_the_full_cache_serves_every_prefill_on_the_same_samples() -> None:
     full = eval_record("full", scores=[1.0] * 4, budget="1.0")
-    found = numbers(full, eval_record(protocol="dense"), eval_record(), eval_record(length=50))
-    strict, dense = found.sections
-    assert [table.full is None for table in strict.tables] == [True, False]
+    found = numbers(full, eval_record(prefill="dense"), eval_record(), eval_record(length=50))
+    chunked, dense = found.sections
+    assert [table.full is None for table in chunked.tables] == [True, False]
     assert dense.tables[0].full is not None
-    assert dense.section.tables[0].full == strict.section.tables[1].full
+    assert dense.section.tables[0].full == chunked.section.tables[1].full
 
 
 def test_a_full_cache_alone_has_a_table() -> None:
@@ -161,7 +160,7 @@ def test_a_full_cache_alone_has_a_table() -> None:
     assert found.sections[0].tables[0].by_budget == {}
 
 
-def test_repeats_are_shown_once_and_different_figures_are_told() -> None:
+def test_repeats_are_shown_once_and_different_figures_noted() -> None:
     older = eval_record(scores=[1.0, 0.0])
     newer = eval_record(scores=[1.0, 1.0])
     newer["environment"] = newer["environment"] | {"time": "2027-01-01T00:00:00+00:00"}
@@ -173,21 +172,21 @@ def test_repeats_are_shown_once_and_different_figures_are_told() -> None:
     ]
 
 
-def test_a_method_with_other_inputs_is_another_method() -> None:
-    preset: Record = {"name": "preset", "preset": "global"}
+def test_a_policy_with_other_inputs_is_another_policy() -> None:
+    preset: Record = {"name": "global"}
     found = numbers(
-        eval_record(preset, scores=OURS, method_inputs_sha256="1" * 64),
-        eval_record(preset, scores=THEIRS, method_inputs_sha256="2" * 64),
-        eval_record("streaming", scores=THEIRS, method_inputs_sha256=""),
+        eval_record(preset, scores=OURS, policy_inputs_sha256="1" * 64),
+        eval_record(preset, scores=THEIRS, policy_inputs_sha256="2" * 64),
+        eval_record("streaming", scores=THEIRS, policy_inputs_sha256=""),
     )
-    told = {"preset global inputs=11111111", "preset global inputs=22222222", "StreamingLLM"}
-    assert set(rows(found)) == told
+    labels = {"global inputs=11111111", "global inputs=22222222", "StreamingLLM"}
+    assert set(rows(found)) == labels
     assert not found.notes
-    one = numbers(eval_record(preset, scores=OURS, method_inputs_sha256="1" * 64))
-    assert set(rows(one)) == {"preset global"}
+    one = numbers(eval_record(preset, scores=OURS, policy_inputs_sha256="1" * 64))
+    assert set(rows(one)) == {"global"}
 
 
-def test_versions_of_the_harness_are_never_taken_together() -> None:
+def test_versions_of_the_harness_are_never_pooled() -> None:
     new, old = HARNESS, HARNESS - 1
     found = numbers(
         *(eval_record(scores=OURS, seed=seed, harness=old) for seed in (0, 1, 2)),
@@ -199,7 +198,7 @@ def test_versions_of_the_harness_are_never_taken_together() -> None:
     assert (first.section.setting.harness, second.section.setting.harness) == (new, old)
     ladder = rows(found)["Ladder"]
     assert ladder.value == fmean(THEIRS)
-    # Neither another version's StreamingLLM nor its full cache is what it is compared with.
+    # It is compared with neither StreamingLLM nor the full cache of another version.
     assert (ladder.against_base, ladder.mean_of_full) == (None, None)
     assert first.section.tables[0].cell.seeds == (0,)
     assert list(rows(found, 1)) == ["StreamingLLM"]
@@ -209,7 +208,7 @@ def test_versions_of_the_harness_are_never_taken_together() -> None:
 
 def test_damaged_pairs_are_refused() -> None:
     short = ppl_record("ladder", nll=[1.0] * 9)
-    damaged = short | {"nll": [1.0] * 8, "method": METHODS["streaming"]}
+    damaged = short | {"nll": [1.0] * 8, "policy": POLICIES["streaming"]}
     with pytest.raises(InputError, match="r:2: 8 losses, and r:1 has 9"):
         numbers(short, damaged)
 
@@ -218,7 +217,7 @@ def drawn(seed: int, value: float, **more: Any) -> Record:
     return eval_record({"name": "random-ladder", "seed": seed}, scores=[value, value], **more)
 
 
-def test_draws_by_chance_make_one_row() -> None:
+def test_random_draws_make_one_row() -> None:
     values = [0.1, 0.2, 0.3, 0.4, 0.9]
     found = numbers(
         eval_record("ladder", scores=[0.4, 0.4]),
@@ -228,19 +227,19 @@ def test_draws_by_chance_make_one_row() -> None:
     row = rows(found)["random-ladder"]
     assert (row.draws, row.value) == (5, median(values))
     assert 0.1 <= row.low < row.high <= 0.9
-    assert draws_beaten(found.sections[0].tables[0], found.methods) == [
+    assert draw_conclusions(found.sections[0].tables[0], found.policies) == [
         "25 %: Ladder beats 3 of 5 draws of random-ladder and ties with 1."
     ]
     few = numbers(*[drawn(i, 0.5) for i in range(3)])
     assert len(rows(few)) == 3
 
 
-def test_of_perplexities_the_ladder_beats_the_higher_ones() -> None:
+def test_the_ladder_beats_draws_of_higher_perplexity() -> None:
     draws = [
         ppl_record({"name": "random-ladder", "seed": i}, nll=[1.0 + i / 10] * 20) for i in range(6)
     ]
     found = numbers(ppl_record("ladder", nll=[1.25] * 20), *draws)
-    assert draws_beaten(found.sections[0].tables[0], found.methods) == [
+    assert draw_conclusions(found.sections[0].tables[0], found.policies) == [
         "256 tokens: Ladder beats 3 of 6 draws of random-ladder."
     ]
 
@@ -252,7 +251,7 @@ def test_draws_are_compared_with_the_ladder_of_their_settings() -> None:
         for i in range(4)
     ]
     found = numbers(eval_record(like, scores=[0.4]), eval_record(other, scores=[0.9]), *draws)
-    assert draws_beaten(found.sections[0].tables[0], found.methods) == [
+    assert draw_conclusions(found.sections[0].tables[0], found.policies) == [
         "25 %: Ladder span=5 beats 0 of 4 draws of random-ladder."
     ]
 
@@ -301,23 +300,25 @@ def test_a_mean_over_fewer_tables_is_not_called_best() -> None:
         eval_record("ladder", scores=[1.0], task="a"),
     )
     assert not means(found)["Ladder"].is_complete
-    assert [row.method for row in found.sections[0].means] == ["StreamingLLM", "Ladder"]
-    assert sentences(found.sections[0]) == [
+    assert [row.policy for row in found.sections[0].means] == ["StreamingLLM", "Ladder"]
+    assert conclusions(found.sections[0]) == [
         "25 %, over 2 tables: StreamingLLM is best with a mean score of 0.500."
     ]
 
 
-def test_ties_are_told_as_ties() -> None:
+def test_ties_are_named() -> None:
     both = [eval_record("ladder", scores=[1.0]), eval_record("streaming", scores=[1.0])]
-    told = sentences(numbers(*both).sections[0])[0]
-    assert "all 2 methods are equal with a mean score of 1.000" in told
+    assert (
+        "all 2 policies are equal with a mean score of 1.000"
+        in conclusions(numbers(*both).sections[0])[0]
+    )
     found = numbers(*both, eval_record("tova", scores=[0.0]))
-    assert "Ladder and StreamingLLM are best" in sentences(found.sections[0])[0].replace(
+    assert "Ladder and StreamingLLM are best" in conclusions(found.sections[0])[0].replace(
         "StreamingLLM and Ladder", "Ladder and StreamingLLM"
     )
 
 
-def test_the_ratio_of_perplexities_is_said() -> None:
+def test_the_ratio_of_perplexities_is_in_the_conclusion() -> None:
     found = numbers(
         ppl_record("full", nll=[1.0] * 99),
         ppl_record("ladder", nll=[2.0] * 99),
@@ -328,7 +329,7 @@ def test_the_ratio_of_perplexities_is_said() -> None:
     assert ladder.against_base.value == pytest.approx(math.exp(-0.5))
     assert (
         "× 0.607 [0.607, 0.607] of StreamingLLM's; full cache 2.718"
-        in sentences(found.sections[0])[0]
+        in conclusions(found.sections[0])[0]
     )
 
 
@@ -349,25 +350,25 @@ def test_far_tokens_are_compared_apart() -> None:
     assert rows(few)["Ladder"].far_against_base is None
 
 
-@pytest.mark.parametrize(("factor", "told"), [(1.01, ""), (1.1, " at × 1.100 of its mean bytes")])
-def test_a_comparison_at_other_bytes_is_told_as_one(factor: float, told: str) -> None:
+@pytest.mark.parametrize(("factor", "remark"), [(1.01, ""), (1.1, " at × 1.100 of its mean bytes")])
+def test_a_comparison_at_other_bytes_has_a_remark(factor: float, remark: str) -> None:
     answers = numbers(
         eval_record("full", scores=[1.0] * 2),
         eval_record("streaming", scores=[1.0, 0.0]),
         eval_record("ladder", scores=[1.0] * 2, bytes_factor=factor),
     )
-    assert sentences(answers.sections[0])[0].endswith(f"of StreamingLLM's mean{told}.")
+    assert conclusions(answers.sections[0])[0].endswith(f"of StreamingLLM's mean{remark}.")
     text = numbers(
         ppl_record("ladder", nll=[2.0] * 99, bytes_factor=factor),
         ppl_record("streaming", nll=[2.5] * 99),
     )
-    assert sentences(text.sections[0])[0].endswith(f"of StreamingLLM's{told}.")
+    assert conclusions(text.sections[0])[0].endswith(f"of StreamingLLM's{remark}.")
 
 
 def test_streaming_with_like_settings_is_the_one_to_compare_with() -> None:
     found = numbers(
         eval_record("ladder", scores=OURS),
-        eval_record(METHODS["streaming"] | {"evict_batch": 0.5}, scores=[1.0] * 4),
+        eval_record(POLICIES["streaming"] | {"evict_batch": 0.5}, scores=[1.0] * 4),
         eval_record("streaming", scores=THEIRS),
     )
     against = rows(found)["Ladder"].against_base
@@ -376,7 +377,7 @@ def test_streaming_with_like_settings_is_the_one_to_compare_with() -> None:
 
 
 def test_labels_show_what_differs() -> None:
-    ladder = METHODS["ladder"]
+    ladder = POLICIES["ladder"]
     found = numbers(
         eval_record(ladder), eval_record(ladder | {"span": 9}), eval_record({"name": "knorm"})
     )
@@ -388,24 +389,24 @@ def test_labels_show_what_differs() -> None:
     assert set(found.tasks.values()) == {"ruler task=vt", "ruler task=cwe", "passkey"}
 
 
-def test_budgets_as_a_reader_says_them() -> None:
-    told = [budget_label(budget) for budget in ("0.125", "256", "64MiB", "")]
-    assert told == ["12.5 %", "256 tokens", "64MiB", "no budget"]
+def test_budgets_in_words() -> None:
+    labels = [budget_label(budget) for budget in ("0.125", "256", "64MiB", "")]
+    assert labels == ["12.5 %", "256 tokens", "64MiB", "no budget"]
 
 
-def test_pictures_show_the_best_settings_of_each_method() -> None:
+def test_figures_show_the_best_settings_of_each_policy() -> None:
     found = numbers(*study(variants=12))
     tables = found.sections[0].section.tables
-    everything = choose(tables, found.methods, most=99)
+    everything = choose(tables, found.policies, most=99)
     assert (len(everything.keys), everything.note) == (14, "")
-    few = choose(tables, found.methods)
+    few = choose(tables, found.policies)
     names = [json.loads(key)["name"] for key in few.keys]
     assert names[0] == "streaming"
     assert sorted(names) == ["ladder", "streaming", "tova"]
     ladders = [key for key in everything.keys if json.loads(key)["name"] == "ladder"]
     # The same 20 samples everywhere, so plain means compare.
     means_of = {
-        key: fmean(run.value for table in tables for run in table.runs if run.method_key == key)
+        key: fmean(run.value for table in tables for run in table.runs if run.policy_key == key)
         for key in ladders
     }
     assert few.keys[names.index("ladder")] == max(means_of, key=lambda key: means_of[key])
@@ -416,23 +417,17 @@ def test_numbers_are_plain_json() -> None:
     found = numbers(
         *study(),
         *[
-            eval_record(name, task="rare", scores=s, protocol="dense")
+            eval_record(name, task="rare", scores=s, prefill="dense")
             for name, s in (("full", [1.0, 1.0]), ("ladder", [1.0, 1.0]), ("streaming", [1.0, 0.0]))
         ],
     )
     record = json.loads(json.dumps(as_record(found), allow_nan=False))
-    section = next(s for s in record["sections"] if s["setting"]["protocol"] == "dense")
+    section = next(s for s in record["sections"] if s["setting"]["prefill"] == "dense")
     ladder = next(row for row in section["means"] if row["name"] == "ladder")
     assert ladder["against_base"] == [2.0, 1.0, None]
     table = section["tables"][0]
     assert table["label"] == "rare, 1,000 tokens"
-    assert {row["method"]: row["value"] for row in table["rows"]} == {
+    assert {row["policy"]: row["value"] for row in table["rows"]} == {
         "Ladder": 1.0,
         "StreamingLLM": 0.5,
     }
-
-
-def test_a_setting_named_like_its_method_is_told_by_its_value() -> None:
-    methods = [{"name": "preset", "preset": name} for name in ("local", "global")]
-    runs = [Run(eval_record(method), "") for method in methods]
-    assert list(method_labels(runs).values()) == ["preset local", "preset global"]

@@ -6,21 +6,15 @@ import pytest
 
 from lacache.common.records import Record
 from lacache.errors import InputError
-from lacache.evals.plots.methods import method_styles
+from lacache.evals.plots.by_bytes import Line, Panel, Point, front, plot_pareto, plot_scores
 from lacache.evals.plots.needle import NeedlePanel, plot_needle
-from lacache.evals.plots.pareto import ParetoLine, ParetoPoint, front, plot_pareto
 from lacache.evals.plots.positions import PositionLine, plot_positions
-from lacache.evals.plots.score_by_bytes import (
-    ScoreLine,
-    ScorePanel,
-    ScorePoint,
-    plot_score_by_bytes,
-)
+from lacache.evals.plots.style import policy_styles
 from lacache.evals.report import Run, write_report
-from lacache.evals.report.numbers import work_out
+from lacache.evals.report.numbers import compute
 from lacache.evals.report.page import page_text
-from lacache.evals.report.summary import sentences
-from tests.evals.report.made_up import METHODS, eval_record, ppl_record, study
+from lacache.evals.report.text import conclusions
+from tests.evals.report.made_up import POLICIES, eval_record, ppl_record, study
 from tests.evals.test_plots import pixels, share_of
 
 pytest.importorskip("matplotlib")
@@ -36,14 +30,14 @@ def written(folder: Path, records: list[Record], **options: Any) -> str:
 
 
 def text_of(*records: Record) -> str:
-    numbers = work_out([Run(record, f"r:{i}") for i, record in enumerate(records)])
+    numbers = compute([Run(record, f"r:{i}") for i, record in enumerate(records)])
     return page_text(numbers, [[] for _ in numbers.sections])
 
 
-def test_a_page_shows_every_picture_and_every_table(tmp_path: Path) -> None:
+def test_a_page_shows_every_figure_and_every_table(tmp_path: Path) -> None:
     done: list[tuple[int, int]] = []
-    records = [*study(draws=8, tokens=400, budgets=["0.5"]), eval_record(protocol="dense")]
-    text = written(tmp_path, records, on_picture=lambda *counts: done.append(counts))
+    records = [*study(draws=8, tokens=400, budgets=["0.5"]), eval_record(prefill="dense")]
+    text = written(tmp_path, records, on_figure=lambda *counts: done.append(counts))
     linked = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert sorted(linked) == sorted(path.name for path in tmp_path.glob("*.png"))
     assert done == [(i, len(linked)) for i in range(1, len(linked) + 1)]
@@ -53,13 +47,13 @@ def test_a_page_shows_every_picture_and_every_table(tmp_path: Path) -> None:
     assert "ruler niah_single_1, 2,000 tokens" in headings
     assert "Perplexity made up, 400 tokens" in headings
     assert "random-ladder, 8 draws" in text
-    assert "settings (model, numbers, measure, protocol, version of the harness), which" in text
+    assert "settings (model, numbers, measure, prefill, version of the harness), which" in text
     assert "cccccccccccc" in text
 
 
 def test_tables_are_well_formed() -> None:
-    method = {"name": "odd", "setting": "a|b"}
-    text = text_of(eval_record(method), eval_record({"name": "odd"}), *study())
+    policy = {"name": "odd", "setting": "a|b"}
+    text = text_of(eval_record(policy), eval_record({"name": "odd"}), *study())
     assert "setting=a\\|b" in text
     widths: set[int] = set()
     for line in text.splitlines():
@@ -71,13 +65,13 @@ def test_tables_are_well_formed() -> None:
 
 
 def test_many_settings_are_folded_but_streaming_stays_in_sight() -> None:
-    ladders = [METHODS["ladder"] | {"unit": i} for i in range(1, 31)]
+    ladders = [POLICIES["ladder"] | {"unit": i} for i in range(1, 31)]
     records = [eval_record(ladder, scores=[1.0]) for ladder in ladders]
     text = text_of(*records, eval_record("streaming", scores=[0.0]))
     shown, _, folded = text.partition("### passkey")[2].partition("<details>")
     assert shown.count("| Ladder unit=") == 12
     assert "StreamingLLM |" in shown
-    assert folded.startswith("<summary>18 more methods at 25 %</summary>")
+    assert folded.startswith("<summary>18 more policies at 25 %</summary>")
     assert folded.count("| Ladder unit=") == 18
 
 
@@ -87,7 +81,7 @@ def test_bytes_that_are_not_equal_stand_out() -> None:
     assert "| × 1.010 |" in text_of(base, eval_record("ladder", bytes_factor=1.01))
 
 
-def test_settings_that_were_left_to_the_method_are_not_printed() -> None:
+def test_settings_that_are_left_to_the_policy_are_not_printed() -> None:
     unset = {"name": "ladder", "span": None, "recent": 0.25, "window_layers": [], "unit": 1}
     text = text_of(eval_record("streaming"), eval_record(unset))
     assert "- Ladder: recent=0.25, unit=1\n" in text
@@ -100,21 +94,21 @@ def test_a_single_sample_has_no_interval_and_nothing_is_bold() -> None:
     row = next(line for line in text.splitlines() if "| Ladder |" in line)
     assert row.startswith("| 25 % | Ladder | 1.000 | +1.000 | 0.000 | -1.000 |")
     assert "1 sample," in text
-    assert "[" not in sentences(work_out([Run(eval_record(scores=[1.0]), "r:1")]).sections[0])[0]
+    assert "[" not in conclusions(compute([Run(eval_record(scores=[1.0]), "r:1")]).sections[0])[0]
 
 
-def test_an_older_harness_is_told_in_the_page() -> None:
+def test_an_older_harness_is_noted_in_the_page() -> None:
     text = text_of(eval_record(), eval_record(harness=0), eval_record("tova", harness=0))
     assert "- 1 record was left out, of version 0 of the harness: a newer version" in text
-    assert "## 2. tiny (abababab) in float32: answers, strict protocol, version 0 of the" in text
+    assert "## 2. tiny (abababab) in float32: answers, chunked prefill, version 0 of the" in text
 
 
-def test_where_the_full_cache_comes_from_is_said() -> None:
-    text = text_of(eval_record("full", budget="1.0"), eval_record(protocol="dense"))
-    assert "The full cache is from the strict protocol." in text
+def test_the_prefill_of_the_full_cache_is_stated() -> None:
+    text = text_of(eval_record("full", budget="1.0"), eval_record(prefill="dense"))
+    assert "The full cache is from a chunked prefill." in text
 
 
-def test_a_text_whose_methods_are_left_out_of_pictures_has_a_table_alone(tmp_path: Path) -> None:
+def test_a_document_whose_policies_are_in_no_figure_has_a_table(tmp_path: Path) -> None:
     ladders: list[Record] = [{"name": "ladder", "unit": unit} for unit in range(1, 12)]
     worst = ladders.pop()
     page = written(
@@ -143,22 +137,22 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         write_report([Run(eval_record(), "r:1")], tmp_path / "file")
 
 
-def line(method: str, *points: tuple[float, float]) -> ScoreLine:
-    return ScoreLine(method, method, tuple(ScorePoint(*point) for point in points))
+def line(policy: str, *points: tuple[float, float]) -> Line:
+    return Line(policy, policy, tuple(Point(*point) for point in points))
 
 
-def test_scores_have_a_colour_for_each_method(tmp_path: Path) -> None:
-    both = ScorePanel(
+def test_scores_have_a_colour_for_each_policy(tmp_path: Path) -> None:
+    both = Panel(
         "t", (line("streaming", (1, 0.2), (9, 0.2)), line("ladder", (1, 0.8), (9, 0.8))), 0.9
     )
-    one = ScorePanel("t", (line("streaming", (1, 0.2), (9, 0.2)),), None)
-    plot_score_by_bytes([both], "title", tmp_path / "both.png")
-    plot_score_by_bytes([one] * 4, "title", tmp_path / "one.png")
+    one = Panel("t", (line("streaming", (1, 0.2), (9, 0.2)),), None)
+    plot_scores([both], "title", tmp_path / "both.png")
+    plot_scores([one] * 4, "title", tmp_path / "one.png")
     image = pixels(tmp_path / "both.png")
     assert min(share_of(image, colour) for colour in (STREAMING, LADDER)) > 1e-3
     assert share_of(pixels(tmp_path / "one.png"), LADDER) == 0
     with pytest.raises(InputError, match="0 panels"):
-        plot_score_by_bytes([], "title", tmp_path / "none.png")
+        plot_scores([], "title", tmp_path / "none.png")
 
 
 def test_a_found_needle_is_blue_and_a_lost_one_orange(tmp_path: Path) -> None:
@@ -175,7 +169,7 @@ def test_a_found_needle_is_blue_and_a_lost_one_orange(tmp_path: Path) -> None:
         plot_needle([NeedlePanel("t", {})], "title", tmp_path / "none.png")
 
 
-def test_the_end_of_the_trained_context_is_marked_where_the_text_goes_on(tmp_path: Path) -> None:
+def test_the_end_of_the_trained_context_is_marked_if_the_document_is_longer(tmp_path: Path) -> None:
     lines = [PositionLine("ladder", "Ladder", (2.0,) * 500)]
     for context in (100, 501, None):
         plot_positions(lines, "title", tmp_path / f"{context}.png", trained_context=context)
@@ -187,7 +181,7 @@ def test_the_end_of_the_trained_context_is_marked_where_the_text_goes_on(tmp_pat
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    points = [ParetoPoint(*p) for p in [(3, 1.0), (1, 5.0), (2, 7.0), (2, 4.0), (4, 1.0), (5, 0.5)]]
+    points = [Point(*p) for p in [(3, 1.0), (1, 5.0), (2, 7.0), (2, 4.0), (4, 1.0), (5, 0.5)]]
     for lower, sign in ((True, 1), (False, -1)):
         beaten = {
             p
@@ -199,12 +193,12 @@ def test_the_front_is_what_nothing_beats() -> None:
         assert front(points, lower_is_better=lower) == expected
 
 
-def test_draws_by_chance_are_a_cloud_and_a_far_full_cache_does_not_squeeze(tmp_path: Path) -> None:
-    ladder = ParetoLine("ladder", "Ladder", (ParetoPoint(1, 9.0), ParetoPoint(2, 8.0)))
-    cloud = ParetoLine("random", "random", tuple(ParetoPoint(1, 9 + i / 9) for i in range(40)))
+def test_random_draws_are_a_cloud_and_a_far_full_cache_does_not_squeeze(tmp_path: Path) -> None:
+    ladder = Line("ladder", "Ladder", (Point(1, 9.0), Point(2, 8.0)))
+    cloud = Line("random", "random", tuple(Point(1, 9 + i / 9) for i in range(40)))
 
     def height(full: float) -> int:
-        """Rows of the picture that the ladder's line covers."""
+        """Rows of the image that the ladder's line covers."""
         path = tmp_path / "p.png"
         plot_pareto([ladder], [cloud], "t", path, measure="x", lower_is_better=True, full=full)
         upper = pixels(path)[:640]
@@ -216,9 +210,9 @@ def test_draws_by_chance_are_a_cloud_and_a_far_full_cache_does_not_squeeze(tmp_p
         plot_pareto([], [], "t", tmp_path / "no.png", measure="x", lower_is_better=True)
 
 
-def test_methods_keep_their_looks() -> None:
-    styles = method_styles([("tova", "t"), ("ladder", "L a"), ("ladder", "L b"), ("new", "n")])
-    again = method_styles([("ladder", "L b"), ("tova", "t")])
+def test_policies_keep_their_looks() -> None:
+    styles = policy_styles([("tova", "t"), ("ladder", "L a"), ("ladder", "L b"), ("new", "n")])
+    again = policy_styles([("ladder", "L b"), ("tova", "t")])
     assert styles["t"] == again["t"]
     assert styles["L a"] == again["L b"]
     looks = [(style["color"], style["marker"]) for style in styles.values()]

@@ -1,8 +1,7 @@
-"""Pictures, always made from records. Need the extra `plots`."""
+"""Plots, always drawn from records. They need the extra `plots`."""
 
-from lacache.evals.plots.drawing import drawing, require_matplotlib
+from lacache.evals.plots.demo import plot_memory, plot_perplexity
 from lacache.evals.plots.ladder import plot_ladder
-from lacache.evals.plots.memory import plot_memory
-from lacache.evals.plots.perplexity import plot_perplexity
+from lacache.evals.plots.style import drawing, require_matplotlib
 
 __all__ = ["drawing", "plot_ladder", "plot_memory", "plot_perplexity", "require_matplotlib"]

@@ -1,4 +1,4 @@
-"""Which tokens each layer holds."""
+"""Plot of the tokens that each layer or KV head holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lacache.common.records import Record
 from lacache.errors import InputError
-from lacache.evals.plots.drawing import FAINT, INK, drawing
+from lacache.evals.plots.style import FAINT, HEADING, INK, drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,22 +21,22 @@ def plot_ladder(record: Record, path: Path) -> None:
     """Draw which tokens each layer holds: layers down, tokens across.
 
     Args:
-        record: `num_seen`, `kept` (distinct lists of token numbers) and `layer_to_kept` (which list
-            each layer has) or `head_to_kept` (for each layer and KV head), as a reading and
-            `lacache inspect --json` give them.
+        record: `num_seen`, `kept` (distinct lists of token numbers) and `layer_to_kept` (index of
+            each layer's list) or `head_to_kept` (for each layer and KV head), as records of the
+            demo and `lacache inspect --json` have them.
         path: the PNG to write.
 
     Raises:
-        InputError: the record is of another kind or nothing has been seen.
+        InputError: the record is of another kind, or no token has been seen.
         MissingExtraError: matplotlib is not installed.
     """
     rows_key = "head_to_kept" if "head_to_kept" in record else "layer_to_kept"
-    num_seen, kept, rows = _need(record, "num_seen", "kept", rows_key)
+    num_seen, kept, rows = _fields(record, "num_seen", "kept", rows_key)
     num_layers = len(rows)
     by_head = rows_key == "head_to_kept" and any(len(set(heads)) > 1 for heads in rows)
     ticks = row_ticks([len(heads) for heads in rows] if by_head else [1] * num_layers)
     if rows_key == "head_to_kept":
-        # Heads that hold the same in every layer are one row.
+        # If the heads of every layer hold the same tokens, a layer is one row.
         rows = [number for heads in rows for number in (heads if by_head else heads[:1])]
     if num_seen < 1:
         raise InputError(f"num_seen={num_seen} leaves nothing to draw; try num_seen=1")
@@ -56,10 +56,7 @@ def plot_ladder(record: Record, path: Path) -> None:
             f"What each {what} holds after {num_seen:,} tokens: "
             f"{' to '.join(f'{n:,}' for n in sorted({min(held), max(held)}))} each over "
             f"{num_layers} layers, {len(alive):,} different ones together",
-            x=0.01,
-            ha="left",
-            weight="bold",
-            size=13,
+            **HEADING,
         )
         label = "layer.KV head" if by_head else "layer"
         image = partial(_draw_kept, kept=kept, rows=rows, ticks=ticks, label=label)
@@ -69,21 +66,21 @@ def plot_ladder(record: Record, path: Path) -> None:
             _mark_window(axes[0], num_seen - min(held) + sinks, min(held))
         if has_close_up:
             image(axes[1], tokens=close_up)
-            told = (
+            finding = (
                 f"different {what}s keep different old tokens, all {what}s keep the newest"
                 if len(held) == 1
                 else f"the {what}s with a long history keep "
                 + ("all of them" if len(by_all) == num_seen else "different old tokens")
             )
             axes[1].set_title(
-                f"Close up of tokens {close_up[0]:,} to {close_up[1] - 1:,}: {told}",
+                f"Close up of tokens {close_up[0]:,} to {close_up[1] - 1:,}: {finding}",
                 weight="normal",
                 size=11,
             )
 
 
 def _first_drawn(alive: list[int], sinks: int, num_seen: int) -> int:
-    """Where to start, so that the few very old tokens do not squeeze all others."""
+    """Return the first token to draw, so that few very old tokens do not squeeze the others."""
     old = alive[sinks:]
     if not old:
         return 0
@@ -124,7 +121,7 @@ def _draw_kept(
     label: str,
     tokens: tuple[int, int],
 ) -> None:
-    """The share of tokens kept, in as many columns as can be told apart."""
+    """Draw the share of tokens kept, in at most 1,500 columns."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import MaxNLocator
@@ -139,7 +136,7 @@ def _draw_kept(
         row[inside] = 1.0
         shares.append(row.reshape(columns, width).mean(axis=1))
     image = np.stack([shares[i] for i in rows])
-    # A single token in a wide column must still be seen.
+    # A single token in a wide column must still be visible.
     image = np.where(image > 0, np.maximum(image, 0.25), 0.0)
     colours = LinearSegmentedColormap.from_list(
         "kept", ["#FFFFFF", "#F6B98A", "#D55E00", "#8A3D00"]
@@ -168,13 +165,13 @@ def _draw_kept(
 
 
 def row_ticks(num_heads: Sequence[int]) -> dict[int, str]:
-    """Names of rows: all of a few, else the first of every so many layers.
+    """Return the names of few rows, or of the first row of every n-th layer.
 
     Args:
         num_heads: rows of each layer, from the top.
 
     Returns:
-        By row, the layer (`12`), or layer and KV head (`12.0`) where a layer has several rows.
+        The layer (`12`) by row, or layer and KV head (`12.0`) where a layer has several rows.
     """
     by_head = max(num_heads) > 1
     rows = [(layer, head) for layer, heads in enumerate(num_heads) for head in range(heads)]
@@ -186,7 +183,7 @@ def row_ticks(num_heads: Sequence[int]) -> dict[int, str]:
     }
 
 
-def _need(record: Record, *keys: str) -> list[Any]:
+def _fields(record: Record, *keys: str) -> list[Any]:
     missing = [key for key in keys if key not in record]
     if missing:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Where in a context a needle was found: depth by length, one field for each method."""
+"""Plot of scores by the depth of a needle and the length, with a panel for each policy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,29 +7,28 @@ from textwrap import fill
 from typing import final
 
 from lacache.errors import InputError
-from lacache.evals.plots.drawing import drawing
+from lacache.evals.plots.style import HEADING, drawing
 
 _COLUMNS = 4
-_TITLE = 28
-"""Letters to a line."""
+_TITLE_WIDTH = 28
 
 
 @final
 @dataclass(frozen=True)
 class NeedlePanel:
-    """Mean scores of one method by (depth, length); a depth is as the task records it."""
+    """Mean scores of one policy by (depth, length); a depth is as the task records it."""
 
     title: str
     scores: Mapping[tuple[float, int], float]
 
 
 def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
-    """Draw a heatmap for each method, all with the same depths, lengths and colours.
+    """Draw a heatmap for each policy, all with the same depths, lengths and colours.
 
-    What was not measured stays white.
+    Cells without a score stay white.
 
     Raises:
-        InputError: no scores, or a path that is not a PNG's.
+        InputError: there are no scores, or the path is not a PNG's.
         MissingExtraError: matplotlib is not installed.
     """
     places = sorted({place for panel in panels for place in panel.scores})
@@ -39,16 +38,16 @@ def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
     lengths = sorted({length for _, length in places})
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    # Fields so small that they cannot hold a number show their colour alone.
+    # Cells that are too small for a number show their colour alone.
     has_numbers = len(lengths) <= 8
-    field_height = max(2.2, min(4.5, 0.8 + 0.26 * len(depths)))
+    panel_height = max(2.2, min(4.5, 0.8 + 0.26 * len(depths)))
     width = max(7.0, columns * max(2.4, min(5.0, 1.0 + 0.55 * len(lengths))) + 0.9)
-    with drawing(path, width, 1.0 + field_height * rows) as figure:
+    with drawing(path, width, 1.0 + panel_height * rows) as figure:
         from matplotlib.colors import LinearSegmentedColormap
 
-        # From orange to blue: told apart with every kind of colour blindness.
+        # From orange to blue, distinct with every kind of colour blindness.
         colours = LinearSegmentedColormap.from_list("found", ["#D55E00", "#F5E9DC", "#0072B2"])
-        figure.suptitle(title, x=0.01, ha="left", weight="bold", size=13)
+        figure.suptitle(title, **HEADING)
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         image = None
         for i, axes in enumerate(grid.flat):
@@ -58,7 +57,7 @@ def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
             scores = panels[i].scores
             values = [[scores.get((depth, n), float("nan")) for n in lengths] for depth in depths]
             image = axes.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
-            axes.set_title(fill(panels[i].title, _TITLE), fontsize=9.5)
+            axes.set_title(fill(panels[i].title, _TITLE_WIDTH), fontsize=9.5)
             axes.grid(visible=False)
             axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=45)
             axes.set_yticks(range(len(depths)), [f"{100 * depth:.3g}" for depth in depths])

@@ -1,4 +1,4 @@
-"""Perplexity by position, one line for each method."""
+"""Plot of perplexity by position, with a line for each policy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,16 +7,15 @@ from typing import final
 
 from lacache.errors import InputError
 from lacache.evals.perplexity import running
-from lacache.evals.plots.drawing import FAINT, drawing
-from lacache.evals.plots.methods import method_styles
+from lacache.evals.plots.style import drawing, mark_position, policy_styles
 
 
 @final
 @dataclass(frozen=True)
 class PositionLine:
-    """The losses of one method on a text: `nll[i]`, in nats, is of token `i + 1`."""
+    """The losses of one policy on a document: `nll[i]`, in nats, is of token `i + 1`."""
 
-    method: str
+    policy: str
     label: str
     nll: tuple[float, ...]
 
@@ -29,28 +28,28 @@ def plot_positions(
     trained_context: int | None = None,
     window: int = 512,
 ) -> None:
-    """Draw perplexity by position, in windows of tokens, with a logarithmic scale upwards.
+    """Draw perplexity by position, in windows of tokens, on a logarithmic scale.
 
     Args:
-        lines: methods that read the same tokens.
-        title: of the picture.
+        lines: policies on the same tokens.
+        title: title of the plot.
         path: the PNG to write.
-        trained_context: where the model's training ended; marked if the text goes on.
-        window: tokens that make one point, fewer where the text is short.
+        trained_context: end of the model's trained context; marked if the document is longer.
+        window: tokens that make one point, fewer where the document is short.
 
     Raises:
-        InputError: no lines, or lines of unequal length.
+        InputError: there are no lines, or they differ in length.
         MissingExtraError: matplotlib is not installed.
     """
     lengths = {len(line.nll) for line in lines}
     if len(lengths) != 1:
         raise InputError(
             f"lines of {len(lengths)} different lengths were given, and all must be of the same "
-            "tokens; give runs of one text"
+            "tokens; give runs of one document"
         )
     tokens = lengths.pop() + 1
     window = max(8, min(window, tokens // 16))
-    styles = method_styles((line.method, line.label) for line in lines)
+    styles = policy_styles((line.policy, line.label) for line in lines)
     with drawing(path, 10, 5.2 + 0.22 * (len(lines) // 3)) as figure:
         from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -61,7 +60,7 @@ def plot_positions(
             heights = [point.perplexity for point in points]
             lowest, highest = min(lowest, *heights), max(highest, *heights)
             style = {**styles[line.label], "marker": None}
-            if line.method == "full":
+            if line.policy == "full":
                 style["linestyle"] = (0, (1, 1))
             axes.plot(
                 [(point.start + point.stop) / 2 for point in points],
@@ -77,17 +76,8 @@ def plot_positions(
         axes.yaxis.set_major_formatter("{x:,g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         if trained_context is not None and trained_context < tokens:
-            axes.axvline(trained_context, color=FAINT, linewidth=1.2, linestyle=(0, (2, 2)))
-            axes.annotate(
-                f"trained context ends: {trained_context:,}",
-                (trained_context, 1),
-                (4, -12),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha="left" if trained_context < 0.7 * tokens else "right",
-                fontsize=9.5,
-                color="#555555",
-            )
+            ha = "left" if trained_context < 0.7 * tokens else "right"
+            mark_position(axes, trained_context, "trained context ends", (4, -12), ha)
         axes.set_title(title)
         axes.set_xlim(0, tokens)
         axes.set_xlabel("token")

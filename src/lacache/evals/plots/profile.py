@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lacache.evals.plots.drawing import FAINT, INK, drawing
+from lacache.evals.plots.style import FAINT, HEADING, INK, drawing
 from lacache.policies.head_profile import HeadProfile
 
 if TYPE_CHECKING:
@@ -28,10 +28,7 @@ def plot_profile(profile: HeadProfile, path: Path) -> None:
     with drawing(path, max(8.0, 0.3 * profile.num_layers + 3), 5.4 + 0.22 * most) as figure:
         figure.suptitle(
             f"{profile.model}: KV heads that use more than the last {profile.window} tokens",
-            x=0.01,
-            ha="left",
-            weight="bold",
-            size=13,
+            **HEADING,
         )
         ratios = (1 + most, 8)
         upper, lower = figure.subplots(2, height_ratios=ratios)

@@ -1,4 +1,4 @@
-"""What a search for a configuration has found: perplexity against the loss of answers."""
+"""Plot of a search for a policy: perplexity against the loss of answers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,24 +6,23 @@ from typing import Any
 
 from lacache.common.records import Record
 from lacache.errors import InputError
-from lacache.evals.plots.drawing import FAINT, drawing
-from lacache.evals.plots.methods import CLOUD, method_styles
+from lacache.evals.plots.style import CLOUD, FAINT, drawing, legend_entries, policy_styles
 
 _FULL = "full"
 
 
 def plot_tuning(record: Record, path: Path) -> None:
-    """Draw both parts of the text side by side: the one chosen on, and the one held out.
+    """Draw both parts of the document side by side: the one chosen on, and the held-out one.
 
-    Everything is against StreamingLLM on the same tokens and needles, so that it compares however
-    much of the text it was measured on, and the bars say whether a difference is one.
+    Values are relative to StreamingLLM on the same tokens and needles, so that candidates compare
+    however much of the document they were measured on. Bars are 95 % intervals.
 
     Args:
         record: of kind "tune".
         path: the PNG to write.
 
     Raises:
-        InputError: another record, or a path that is not a PNG's.
+        InputError: the record is of another kind, or the path is not a PNG's.
         MissingExtraError: matplotlib is not installed.
     """
     if record.get("kind") != "tune":
@@ -33,29 +32,26 @@ def plot_tuning(record: Record, path: Path) -> None:
         )
     rows: list[Record] = record["policies"]
     winners = [row for row in rows if row["held_out"] is not None]
-    styles = method_styles((row["name"], row["policy"]) for row in winners)
+    styles = policy_styles((row["name"], row["policy"]) for row in winners)
     with drawing(path, 11.5, 5.6 + 0.25 * (len(winners) // 3)) as figure:
         panels = figure.subplots(1, 2)
-        for axes, part, told in zip(
+        for axes, part, title in zip(
             panels, ("compared", "held_out"), ("chosen on this half", "held out"), strict=True
         ):
             there = [row for row in rows if row[part] is not None]
             _panel(axes, there, part, styles)
             excerpts = max(row[part]["excerpts"] for row in there)
-            axes.set_title(f"{told}: {excerpts} × {record['length']:,} tokens")
+            axes.set_title(f"{title}: {excerpts} × {record['length']:,} tokens")
             axes.set_xlabel("loss of the answers - StreamingLLM's, in nats (lower is better)")
             axes.set_ylabel("perplexity / StreamingLLM's (lower is better)")
         figure.suptitle(
             f"{record['model']}, {record['text']}, {record['capacity']:,} tokens per layer",
             fontsize=13,
         )
-        handles: dict[str, Any] = {}
-        for axes in panels:
-            handles |= {
-                label: handle
-                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-            }
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=9.5)
+        entries = legend_entries(panels)
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=9.5
+        )
 
 
 def _panel(axes: Any, rows: Sequence[Record], part: str, styles: dict[str, dict[str, Any]]) -> None:
@@ -105,6 +101,6 @@ def _panel(axes: Any, rows: Sequence[Record], part: str, styles: dict[str, dict[
 
 
 def _reach(place: Record, name: str) -> list[list[float]]:
-    """How far the interval goes down and up."""
+    """Return the lengths of the error bar below and above the value."""
     low, high = place[f"{name}_interval"]
     return [[max(0.0, place[name] - low)], [max(0.0, high - place[name])]]

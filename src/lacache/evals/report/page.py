@@ -1,4 +1,4 @@
-"""The page: Markdown with tables, sentences and links to its pictures."""
+"""The page of a report: Markdown with conclusions, tables and links to its plots."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lacache.common.records import Record, replacing, validate_writable
-from lacache.evals.plots.drawing import require_matplotlib
-from lacache.evals.report.format import (
-    EQUAL_BYTES,
+from lacache.evals.plots.style import require_matplotlib
+from lacache.evals.report.figures import Figure, section_figures
+from lacache.evals.report.numbers import Numbers, SectionNumbers, TableNumbers, as_record, compute
+from lacache.evals.report.rows import MeanRow, Row
+from lacache.evals.report.run import BASE, Run, budget_label
+from lacache.evals.report.text import (
     NOTHING,
+    bytes_ratio,
+    conclusions,
+    draw_conclusions,
     kib,
     markdown_table,
     number,
@@ -19,138 +25,136 @@ from lacache.evals.report.format import (
     signed,
     with_interval,
 )
-from lacache.evals.report.means import MeanRow
-from lacache.evals.report.numbers import (
-    Numbers,
-    SectionNumbers,
-    TableNumbers,
-    as_record,
-    work_out,
-)
-from lacache.evals.report.pictures import Picture, pictures
-from lacache.evals.report.rows import Row
-from lacache.evals.report.run import Run, budget_label
-from lacache.evals.report.summary import draws_beaten, sentences
 
 PAGE = "report.md"
 _MOST_ROWS = 12
-"""More rows of one budget than these are folded away."""
+"""Further rows of one budget are folded."""
+_ENVIRONMENT = ("lacache", "commit", "torch", "transformers", "python", "processor", "threads")
+_MEAN_HEAD = (
+    "budget",
+    "policy",
+    "tables",
+    "mean score",
+    "with signal",
+    "mean score there",
+    "paired",
+    "of StreamingLLM's mean",
+    "bytes of StreamingLLM's",
+)
+_PPL_HEAD = ("perplexity", "of StreamingLLM's", "of far tokens")
+_SCORE_HEAD = ("score", "minus StreamingLLM", "loss of the answer", "minus StreamingLLM")
+_BYTES_HEAD = ("mean KiB", "of StreamingLLM's", "of full", "peak KiB", "of full")
+_LEGEND = """## How to read this
+
+- Intervals are 95 % bootstrap intervals: over samples for scores and losses of answers, over
+  blocks of consecutive tokens for perplexity; a single sample has none. Differences and ratios are
+  paired on the same samples, and bold where their interval excludes "no difference".
+- Budgets are tokens per layer, or per cent of the prompt's tokens (the document's for perplexity),
+  or bytes.
+- Bytes are keys and values over all layers. "Mean" is over time (and samples), "peak" the most
+  ever held. "Of full" compares the mean with the full cache's mean on the same samples, and the
+  peak with what a full cache holds at the end. Neither counts a dense pass, which holds the whole
+  prompt: a dense prefill saves bytes after it, not during it.
+- "Of StreamingLLM" compares the mean bytes at the same budget; bold is more than 2 % off, so that
+  such a row is not a comparison at equal bytes.
+- Samples of several seeds are pooled where all else is equal.
+- The loss of an answer is that of the right answer, in nats for the whole of it.
+- A table has signal where the full cache scores at least 0.5; without a full cache signal is
+  unknown.
+- Far tokens are those that occurred last farther back than the budget's tokens per layer: only a
+  cache of more than the newest tokens can help with them. They depend on the document alone.
+- Random draws are runs that differ only by the seed of their policy; they make one row with their
+  median and the interval in which 95 % of them lie.
+- The best of many settings on some samples is best there partly by chance, and intervals do not
+  account for the choice: confirm it on other samples.
+"""
 
 
 def report_record(runs: Sequence[Run]) -> Record:
-    """The numbers of all tables as plain JSON.
+    """Return the numbers of all tables as plain JSON.
 
     Raises:
-        InputError: runs of the same samples that cannot be paired.
+        InputError: runs of the same samples cannot be paired.
     """
-    return as_record(work_out(runs))
+    return as_record(compute(runs))
 
 
 def write_report(
-    runs: Sequence[Run], folder: Path, on_picture: Callable[[int, int], None] | None = None
+    runs: Sequence[Run], folder: Path, on_figure: Callable[[int, int], None] | None = None
 ) -> list[Path]:
     """Write `report.md` and its PNGs; files of the same names are replaced.
 
     Args:
         runs: from `read_runs`.
         folder: created if missing.
-        on_picture: called after each picture with how many are drawn and how many there are.
+        on_figure: called after each figure with the numbers of figures drawn and of all figures.
 
     Returns:
-        What was written, the page first.
+        The files, the page first.
 
     Raises:
         InputError: the folder cannot be written, or runs of the same samples cannot be paired.
         MissingExtraError: matplotlib is not installed.
     """
     require_matplotlib()
-    numbers = work_out(runs)
+    numbers = compute(runs)
     validate_writable(folder)
-    drawn = [
-        pictures(i, part.section, numbers.methods, numbers.tasks)
-        for i, part in enumerate(numbers.sections, start=1)
+    by_section = [
+        section_figures(i, part, numbers) for i, part in enumerate(numbers.sections, start=1)
     ]
-    every = [picture for several in drawn for picture in several]
-    for done, picture in enumerate(every, start=1):
-        picture.draw(folder / picture.name)
-        if on_picture is not None:
-            on_picture(done, len(every))
+    figures = [figure for several in by_section for figure in several]
+    for done, figure in enumerate(figures, start=1):
+        figure.draw(folder / figure.name)
+        if on_figure is not None:
+            on_figure(done, len(figures))
     page = folder / PAGE
-    # Last, so that a page never links to a picture that is not there.
+    # Written last, so that a page never links to a missing figure.
     with replacing(page) as temporary:
-        temporary.write_text(page_text(numbers, drawn), encoding="utf-8")
-    return [page, *(folder / picture.name for picture in every)]
+        temporary.write_text(page_text(numbers, by_section), encoding="utf-8")
+    return [page, *(folder / figure.name for figure in figures)]
 
 
-def page_text(numbers: Numbers, drawn: Sequence[Sequence[Picture]]) -> str:
-    """The page in Markdown, with links to the pictures `drawn` of each section."""
-    parts = ["# Quality of bounded caches\n", _conclusions(numbers), _what_was_run(numbers)]
-    for i, (part, shown) in enumerate(zip(numbers.sections, drawn, strict=True), start=1):
-        parts.append(f"## {i}. {part.section.setting.label}\n")
-        parts.append(_means(part))
-        parts += [f"![{_plain(p.caption)}]({p.name})\n\n{p.caption}\n" for p in shown]
-        parts += [_table(table, numbers.methods) for table in part.tables]
-    parts.append(_LEGEND)
-    return "\n".join(part for part in parts if part)
-
-
-_LEGEND = """## How to read this
-
-- Intervals are 95 % bootstrap intervals: over samples for scores and losses of answers, over
-  blocks of tokens in a row for perplexity; a single sample has none. Differences and ratios are
-  paired on the same samples, and bold where their interval leaves out "no difference".
-- Budgets are tokens per layer, or per cent of the prompt's tokens (the text's for perplexity), or
-  bytes.
-- Bytes are keys and values over all layers. "Mean" is over time (and samples), "peak" the most
-  ever held. "Of full" compares the mean with the full cache's mean on the same samples, and the
-  peak with what a full cache holds at the end. Neither counts a dense pass, which holds the whole
-  prompt: the dense protocol saves bytes after it, not during it.
-- "Of StreamingLLM" compares the mean bytes at the same budget; bold is more than 2 % off, so that
-  such a row is not a comparison at equal bytes.
-- Samples of several seeds are taken together where all else is equal.
-- The loss of an answer is that of the right answer, in nats for the whole of it.
-- A table has signal where the full cache scores at least 0.5; without a full cache it is not known
-  to have any.
-- Far tokens are those that followed the same token last farther back than the budget's tokens per
-  layer: what only a memory beyond the newest tokens can help with. The text alone tells them.
-- Draws by chance are runs that differ by the seed of their method alone; they make one row with
-  their median and the interval in which 95 % of them lie.
-- The best of many settings on some samples is best there partly by chance, and intervals do not
-  know of the choice: confirm it on other samples.
-"""
+def page_text(numbers: Numbers, figures: Sequence[Sequence[Figure]]) -> str:
+    """Return the page in Markdown, with links to the figures of each section."""
+    parts = ["# Quality of bounded caches\n", _conclusions(numbers), _runs(numbers)]
+    for i, (part, shown) in enumerate(zip(numbers.sections, figures, strict=True), start=1):
+        parts += [f"## {i}. {part.label}\n", _means(part)]
+        for figure in shown:
+            alternative = figure.caption.replace("[", "(").replace("]", ")")
+            parts.append(f"![{alternative}]({figure.name})\n\n{figure.caption}\n")
+        parts += [_table(table, numbers.policies) for table in part.tables]
+    return "\n".join(part for part in [*parts, _LEGEND] if part)
 
 
 def _conclusions(numbers: Numbers) -> str:
     lines = []
     for i, part in enumerate(numbers.sections, start=1):
-        told = sentences(part)
-        if told:
-            lines.append(f"**{i}. {part.section.setting.label}**\n")
-            lines += [*(f"- {sentence}" for sentence in told), ""]
+        if sentences := conclusions(part):
+            lines += [f"**{i}. {part.label}**\n", *(f"- {line}" for line in sentences), ""]
     return "\n".join(lines)
 
 
-def _what_was_run(numbers: Numbers) -> str:
+def _runs(numbers: Numbers) -> str:
+    """Return the part of the page on what was run, where and with which settings."""
     rows = []
     for i, part in enumerate(numbers.sections, start=1):
         tables = part.section.tables
-        runs = [run for table in tables for run in table.runs]
-        runs += [table.full for table in tables if table.full is not None]
+        cells = [table.cell for table in tables]
+        records = sum(len(run.cell.seeds) for table in tables for run in table.all_runs)
         rows.append(
             [
                 str(i),
-                part.section.setting.label,
-                str(sum(len(run.cell.seeds) for run in runs)),
-                ", ".join(dict.fromkeys(numbers.tasks[t.cell.task] for t in tables)),
-                _listed({t.cell.length for t in tables}),
-                _listed({t.cell.count for t in tables}),
-                _listed({seed for t in tables for seed in t.cell.seeds}),
+                part.label,
+                str(records),
+                ", ".join(dict.fromkeys(numbers.tasks[cell.task] for cell in cells)),
+                _listed({cell.length for cell in cells}),
+                _listed({cell.count for cell in cells}),
+                _listed({seed for cell in cells for seed in cell.seeds}),
             ]
         )
     head = ("", "setting", "records", "tasks", "lengths", "samples", "seeds")
-    text = "## What was run\n\n" + markdown_table(head, rows, texts=len(head))
-    text += "\n" + _environments(numbers.runs)
-    text += "\n" + _methods(numbers)
+    text = "## What was run\n\n" + markdown_table(head, rows, left_aligned=len(head))
+    text += f"\n{_environments(numbers.runs)}\n{_settings(numbers)}"
     if numbers.notes:
         text += "\n" + "\n".join(f"- {note}" for note in numbers.notes) + "\n"
     return text
@@ -164,57 +168,42 @@ def _listed(values: set[int]) -> str:
 
 
 def _environments(runs: Sequence[Run]) -> str:
-    names = ("lacache", "commit", "torch", "transformers", "python", "processor", "threads")
     counted = Counter(
-        tuple(str(run.record["environment"].get(name) or NOTHING) for name in names) for run in runs
+        tuple(str(run.record["environment"].get(name) or NOTHING) for name in _ENVIRONMENT)
+        for run in runs
     )
     rows = []
     for values, count in counted.most_common():
-        named = dict(zip(names, values, strict=True))
-        # A full hash is 40 digits, and what follows it says that files had changed.
+        named = dict(zip(_ENVIRONMENT, values, strict=True))
+        # The suffix of a hash of 40 digits marks changed files.
         commit, dirty, _ = named["commit"].partition("-dirty")
         rows.append([str(count), *(named | {"commit": commit[:12] + dirty}).values()])
-    return markdown_table(("records", *names), rows, texts=1 + len(names))
+    return markdown_table(("records", *_ENVIRONMENT), rows, left_aligned=1 + len(_ENVIRONMENT))
 
 
-def _methods(numbers: Numbers) -> str:
-    """Settings in full, as the tables show only those that differ."""
+def _settings(numbers: Numbers) -> str:
+    """Return all settings of the policies, of which the tables show only those that differ."""
     found: dict[str, Record] = {}
     for part in numbers.sections:
         for table in part.tables:
             drawn = {label for budget in table.by_budget for label in table.draws(budget)}
-            for run in (*table.table.runs, *([table.table.full] if table.table.full else [])):
-                if run.method not in drawn:
-                    found[numbers.methods[run.method_key]] = run.record["method"]
-    lines = [
-        f"- {label}: {_settings(method) or 'no settings'}"
-        for label, method in sorted(found.items())
-    ]
-    return _folded(f"Settings of {len(lines)} methods", "\n".join(lines) + "\n")
-
-
-def _settings(method: Record) -> str:
-    """What was set; what is None was left to the method."""
-    return ", ".join(f"{k}={v}" for k, v in method.items() if k != "name" and v not in (None, []))
+            for run in table.table.all_runs:
+                if run.policy not in drawn:
+                    found[numbers.policies[run.policy_key]] = run.record["policy"]
+    lines = []
+    for label, policy in sorted(found.items()):
+        # A setting of None is left to the policy.
+        shown = {k: v for k, v in policy.items() if k != "name" and v not in (None, [])}
+        settings = ", ".join(f"{key}={value}" for key, value in shown.items())
+        lines.append(f"- {label}: {settings or 'no settings'}\n")
+    return _folded(f"Settings of {len(lines)} policies", "".join(lines))
 
 
 def _means(part: SectionNumbers) -> str:
-    if len(part.section.tables) < 2 or not part.means:
+    if len(part.tables) < 2 or not part.means:
         return ""
-    head = (
-        "budget",
-        "method",
-        "tables",
-        "mean score",
-        "with signal",
-        "mean score there",
-        "paired",
-        "of StreamingLLM's mean",
-        "bytes of StreamingLLM's",
-    )
-    text = "### Mean over tasks\n\n" + _by_budget(
-        head, [(row.budget, _mean_cells(row)) for row in part.means]
-    )
+    rows = [(row.budget, _mean_cells(row)) for row in part.means]
+    text = "### Mean over tasks\n\n" + _by_budget(_MEAN_HEAD, rows)
     if any(not row.is_complete for row in part.means):
         text += (
             "\n(partly): not run on all tables of the budget, so this mean is over other tasks "
@@ -225,115 +214,86 @@ def _means(part: SectionNumbers) -> str:
 
 def _mean_cells(row: MeanRow) -> list[str]:
     return [
-        row.method + ("" if row.is_complete else " (partly)"),
+        row.policy + ("" if row.is_complete else " (partly)"),
         f"{row.tables} of {row.tables_in_all}",
         number(row.mean),
         str(row.signal_tables),
         NOTHING if row.signal_mean is None else number(row.signal_mean),
         str(row.paired_tables) if row.paired_tables else NOTHING,
         ratio(row.against_base),
-        _bytes_of_base(row.mean_of_base),
+        bytes_ratio(row.mean_of_base),
     ]
 
 
-def _table(table: TableNumbers, methods: Mapping[str, str]) -> str:
-    cell = table.table.cell
+def _table(table: TableNumbers, policies: Mapping[str, str]) -> str:
+    cell, full, runs = table.table.cell, table.table.full, table.table.runs
+    head = ("budget", "policy", *(_PPL_HEAD if table.is_ppl else _SCORE_HEAD), *_BYTES_HEAD)
     samples = "" if table.is_ppl else f", {cell.count} sample{'s' * (cell.count > 1)}"
     seeds = cell.seeds_label.capitalize()
     text = f"### {table.label}\n\n{seeds}{samples}, hash {cell.samples[:12]}.\n\n"
-    full = table.table.full
-    if full is not None and table.table.runs and full.setting != table.table.runs[0].setting:
-        text += f"The full cache is from the {full.setting.protocol} protocol.\n\n"
+    if full is not None and runs and full.setting != runs[0].setting:
+        text += f"The full cache is from a {full.setting.prefill} prefill.\n\n"
     rows = [] if table.full is None else [("", _cells(table.full, is_ppl=table.is_ppl))]
     folded = ""
     for budget, found in table.by_budget.items():
-        cells = [(budget, _cells(row, is_ppl=table.is_ppl)) for row in found]
-        rows += cells[:_MOST_ROWS]
-        # StreamingLLM stays in sight, as everything is compared with it.
-        rest = cells[_MOST_ROWS:]
-        rows += [c for c, row in zip(rest, found[_MOST_ROWS:], strict=True) if _is_base(row)]
-        rest = [c for c, row in zip(rest, found[_MOST_ROWS:], strict=True) if not _is_base(row)]
+        # StreamingLLM is never folded, as everything is compared with it.
+        shown = [row for i, row in enumerate(found) if i < _MOST_ROWS or row.name == BASE]
+        rest = [row for row in found if row not in shown]
+        rows += [(budget, _cells(row, is_ppl=table.is_ppl)) for row in shown]
         if rest:
-            folded += "\n" + _folded(
-                f"{len(rest)} more methods at {budget_label(budget)}",
-                _by_budget(_head(is_ppl=table.is_ppl), rest),
-            )
-    text += _by_budget(_head(is_ppl=table.is_ppl), rows) + folded
-    beaten = draws_beaten(table, methods)
-    if beaten:
-        text += "\n" + "\n".join(f"- {sentence}" for sentence in beaten) + "\n"
-    if table.is_ppl:
-        text += "\n" + _positions(table)
-    return text
-
-
-def _is_base(row: Row) -> bool:
-    return row.name == "streaming"
-
-
-def _head(*, is_ppl: bool) -> tuple[str, ...]:
-    measured = (
-        ("perplexity", "of StreamingLLM's", "of far tokens")
-        if is_ppl
-        else ("score", "minus StreamingLLM", "loss of the answer", "minus StreamingLLM")
-    )
-    sizes = ("mean KiB", "of StreamingLLM's", "of full", "peak KiB", "of full")
-    return ("budget", "method", *measured, *sizes)
+            title = f"{len(rest)} more policies at {budget_label(budget)}"
+            cells = [(budget, _cells(row, is_ppl=table.is_ppl)) for row in rest]
+            folded += "\n" + _folded(title, _by_budget(head, cells))
+    text += _by_budget(head, rows) + folded
+    if sentences := draw_conclusions(table, policies):
+        text += "\n" + "".join(f"- {sentence}\n" for sentence in sentences)
+    return text + ("\n" + _positions(table) if table.is_ppl else "")
 
 
 def _cells(row: Row, *, is_ppl: bool) -> list[str]:
-    method = row.method if row.draws == 1 else f"{row.method}, {row.draws} draws"
-    cells = [method, with_interval(row.value, row.low, row.high)]
-    if is_ppl:
-        cells += [ratio(row.against_base), ratio(row.far_against_base)]
-    else:
-        cells.append(signed(row.against_base))
-        loss = row.loss
-        told = NOTHING if loss is None else with_interval(loss, row.loss_low, row.loss_high)
-        cells += [told, signed(row.loss_against_base)]
+    measured = (
+        [ratio(row.against_base), ratio(row.far_against_base)]
+        if is_ppl
+        else [
+            signed(row.against_base),
+            with_interval(row.loss, row.loss_low, row.loss_high),
+            signed(row.loss_against_base),
+        ]
+    )
     return [
-        *cells,
+        row.policy if row.draws == 1 else f"{row.policy}, {row.draws} draws",
+        with_interval(row.value, row.low, row.high),
+        *measured,
         kib(row.mean_bytes),
-        _bytes_of_base(row.mean_of_base),
+        bytes_ratio(row.mean_of_base),
         share(row.mean_of_full),
         kib(row.peak_bytes),
         share(row.peak_of_full),
     ]
 
 
-def _bytes_of_base(value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    text = f"× {value:.3f}"
-    return text if abs(value - 1) <= EQUAL_BYTES else f"**{text}**"
-
-
 def _positions(table: TableNumbers) -> str:
-    """Perplexity by position, where the records have the same buckets."""
+    """Return perplexity by position, where the records have the same buckets."""
     found = [] if table.full is None else [table.full]
     for rows in table.by_budget.values():
         found += [row for row in rows if row.draws == 1][:_MOST_ROWS]
     edges = {tuple((start, stop) for start, stop, _ in row.by_position) for row in found}
     if len(edges) != 1 or not (buckets := edges.pop()):
         return ""
-    head = ["budget", "method", *(f"{int(a):,} to {int(b) - 1:,}" for a, b in buckets)]
-    cells = [(row.budget, [row.method, *(number(v) for *_, v in row.by_position)]) for row in found]
+    head = ["budget", "policy", *(f"{int(a):,} to {int(b) - 1:,}" for a, b in buckets)]
+    cells = [(row.budget, [row.policy, *(number(v) for *_, v in row.by_position)]) for row in found]
     return "Perplexity of tokens:\n\n" + _by_budget(head, cells)
 
 
 def _by_budget(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A table that names a budget where it begins."""
+    """Return a table that names each budget in its first row only."""
     cells = []
     last = None
     for budget, row in rows:
         cells.append([budget_label(budget) if budget != last else "", *row])
         last = budget
-    return markdown_table(head, cells, texts=2)
+    return markdown_table(head, cells, left_aligned=2)
 
 
 def _folded(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{text}\n</details>\n"
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "(").replace("]", ")")

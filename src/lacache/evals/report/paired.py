@@ -1,6 +1,6 @@
 """Differences and ratios of runs on the same samples, with 95 % bootstrap intervals.
 
-The samples of two runs are the same ones, so each draw takes the same samples of both.
+Two runs share their samples, so each resampling takes the same samples of both.
 """
 
 import math
@@ -14,16 +14,16 @@ from lacache.errors import InputError
 from lacache.evals.bootstrap import BLOCK, block_interval, mean_interval
 
 UNKNOWN = (-math.inf, math.inf)
-"""An interval that nothing is known of."""
+"""The interval of a single sample."""
 
 _RESAMPLES = 2000
 
 
 @final
 class Estimate(NamedTuple):
-    """A number with the 95 % interval of its bootstrap; an end may be infinite.
+    """A number with its 95 % bootstrap interval.
 
-    Both are where there is only one sample, which says nothing of how much chance is in it.
+    An end may be infinite; both are for a single sample, which shows nothing of its variance.
     """
 
     value: float
@@ -32,10 +32,10 @@ class Estimate(NamedTuple):
 
 
 def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """The mean of `ours - theirs`, paired.
+    """Return the mean of `ours - theirs`, paired.
 
     Raises:
-        InputError: nothing to pair, or unequally many.
+        InputError: there is nothing to pair, or the numbers of samples differ.
     """
     gaps = _gaps(ours, theirs)
     return Estimate(fmean(gaps), *(mean_interval(gaps) if len(gaps) > 1 else UNKNOWN))
@@ -44,15 +44,15 @@ def mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
 def perplexity_ratio(
     ours: Sequence[float], theirs: Sequence[float], block: int = BLOCK
 ) -> Estimate:
-    """The perplexity of `ours` over that of `theirs`, from losses in nats of the same tokens.
+    """Return the perplexity of `ours` over that of `theirs`, from losses in nats.
 
     Args:
         ours: losses.
         theirs: losses of the same tokens.
-        block: how many in a row may depend on each other.
+        block: number of tokens in a row that may depend on each other.
 
     Raises:
-        InputError: nothing to pair, or unequally many.
+        InputError: there is nothing to pair, or the numbers of tokens differ.
     """
     gaps = _gaps(ours, theirs)
     low, high = block_interval(gaps, block=block)
@@ -60,13 +60,13 @@ def perplexity_ratio(
 
 
 def ratio_of_means(cells: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Estimate | None:
-    """The mean over cells of our mean score, over that of theirs; None where theirs is 0.
+    """Return our mean of mean scores of cells over theirs, or None where theirs is 0.
 
     Args:
-        cells: for each cell our scores and theirs, paired. Samples are drawn within each cell.
+        cells: our scores and theirs for each cell, paired. Samples are drawn within each cell.
 
     Raises:
-        InputError: no cells, an empty one, or unequally many scores.
+        InputError: there are no cells, one is empty, or its numbers of scores differ.
     """
     if not cells:
         raise InputError("0 cells leave nothing to compare; give at least one")
@@ -81,12 +81,12 @@ def ratio_of_means(cells: Sequence[tuple[Sequence[float], Sequence[float]]]) -> 
         drawn += both[:, chosen].mean(dim=2)
     if values[1] == 0:
         return None
-    # A draw in which both have nothing says nothing, so it counts as no difference.
+    # A resampling in which both scores are 0 counts as no difference.
     ratios = torch.where(drawn.sum(dim=0) == 0, 1.0, drawn[0] / drawn[1]).sort().values
     value = float(values[0] / values[1])
     if all(len(ours) == 1 for ours, _ in cells):
         return Estimate(value, *UNKNOWN)
-    # Order statistics, as one between a number and infinity would not be a number.
+    # Order statistics, as interpolation between a number and infinity is not a number.
     tail = round(0.025 * (_RESAMPLES - 1))
     return Estimate(value, float(ratios[tail]), float(ratios[-1 - tail]))
 

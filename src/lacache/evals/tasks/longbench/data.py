@@ -116,7 +116,7 @@ def load_examples(dataset: str, folder: str | None) -> tuple[dict[str, Any], ...
 
 def _example(line: bytes, place: str, number: int) -> dict[str, Any]:
     try:
-        example = json.loads(line)
+        example: dict[str, Any] = json.loads(line)
     except ValueError as error:
         raise InputError(
             f"line {number} of {place} is not JSON ({error}); get the file again"

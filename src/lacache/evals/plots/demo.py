@@ -1,0 +1,174 @@
+"""Plots of the demo's runs: perplexity by position, and bytes by tokens seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lacache.common.records import Record
+from lacache.evals.compare import validate_same_text
+from lacache.evals.perplexity import perplexity, running
+from lacache.evals.plots.style import INK, drawing, mark_position
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MIB = 2**20
+# Colours of Okabe and Ito, distinct with every kind of colour blindness.
+_COLOURS = {"full": "#444444", "streaming": "#0072B2", "ladder": "#D55E00"}
+_OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Lines of two caches of one size often overlap, so the lower one is wide and the upper one thin.
+_LINES: dict[str, dict[str, Any]] = {
+    "full": {"linewidth": 2, "linestyle": (0, (1, 1))},
+    "streaming": {"linewidth": 5, "alpha": 0.55},
+    "ladder": {"linewidth": 1.8},
+}
+
+
+def plot_perplexity(records: Sequence[Record], path: Path, window: int = 512) -> None:
+    """Draw perplexity by position, and how the bounded caches differ from StreamingLLM.
+
+    Args:
+        records: runs on the same tokens.
+        path: the PNG to write.
+        window: consecutive tokens that make one point.
+
+    Raises:
+        InputError: there are no runs, or they are of another kind or on different tokens.
+        MissingExtraError: matplotlib is not installed.
+    """
+    validate_same_text(records)
+    tokens = records[0]["length"]
+    window = max(8, min(window, tokens // 16))
+    base = next((r for r in records if r["policy"]["name"] == "streaming"), None)
+    compared = [r for r in records if base and r is not base and r["policy"]["name"] != "full"]
+    with drawing(path, 10, 7.2 if compared else 5) as figure:
+        ratios = [2.2, 1] if compared else [1]
+        axes = figure.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+        top = axes[0]
+        highest, lowest = 0.0, float("inf")
+        for record, style in _styled(records):
+            points = running(record["nll"], window)
+            heights = [b.perplexity for b in points]
+            highest, lowest = max(highest, *heights), min(lowest, *heights)
+            top.plot(
+                [(b.start + b.stop) / 2 for b in points],
+                heights,
+                **style,
+                label=f"{record['label']} ({perplexity(record['nll']):,.2f} over all)",
+            )
+        if highest > 5 * lowest:
+            top.set_yscale("log")
+            _plain_log_ticks(top)
+        top.set_title(f"Perplexity by position ({_subject(records[0])})", pad=24)
+        top.set_ylabel(f"perplexity of {window} tokens\n(lower is better)")
+        _mark_positions(top, records)
+        figure.legend(loc="outside lower center", ncols=len(records))
+        if base:
+            for record in compared:
+                _draw_difference(axes[1], record, base, window)
+        axes[-1].set_xlabel("token")
+        axes[-1].set_xlim(0, tokens)
+        axes[-1].xaxis.set_major_formatter("{x:,.0f}")
+
+
+def plot_memory(records: Sequence[Record], path: Path) -> None:
+    """Draw the bytes that each cache holds by tokens seen.
+
+    Raises:
+        InputError: there are no runs, or they are of another kind or on different tokens.
+        MissingExtraError: matplotlib is not installed.
+    """
+    validate_same_text(records)
+    with drawing(path, 10, 5) as figure:
+        axes = figure.subplots()
+        for record, style in _styled(records):
+            axes.plot(
+                [0, *(seen for seen, _, _ in record["trace"])],
+                [0, *(num_bytes / _MIB for _, _, num_bytes in record["trace"])],
+                **style,
+                label=f"{record['label']}: at most {record['peak_bytes'] / _MIB:,.1f} MiB",
+            )
+        largest = max(records, key=lambda record: float(record["peak_bytes"]))
+        ratio = largest["peak_bytes"] / min(record["peak_bytes"] for record in records)
+        axes.set_title(f"Bytes in the cache ({_subject(records[0])})")
+        if ratio > 1.5:
+            axes.text(
+                0.97,
+                0.4,
+                f"{largest['label']} at the end: {ratio:,.1f} times the smallest",
+                transform=axes.transAxes,
+                ha="right",
+            )
+        axes.set_xlabel("tokens seen")
+        axes.set_ylabel("cache in MiB")
+        axes.set_xlim(0, records[0]["length"])
+        axes.set_ylim(0, None)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(loc="upper left")
+
+
+def _subject(record: Record) -> str:
+    return f"{record['model']['name']}, {record['task']['text']}"
+
+
+def _colour(record: Record) -> str:
+    return _COLOURS.get(record["policy"]["name"], _OTHER_COLOURS[0])
+
+
+def _styled(records: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:
+    """Yield records with line styles: the first of a policy has its own, others another colour."""
+    used: set[str] = set()
+    others = iter(_OTHER_COLOURS * len(records))
+    for record in records:
+        name = record["policy"]["name"]
+        own = name in _LINES and name not in used
+        used.add(name)
+        if own:
+            yield record, {"color": _COLOURS[name], **_LINES[name]}
+        else:
+            yield record, {"color": next(others), **_LINES["ladder"]}
+
+
+def _draw_difference(axes: Axes, record: Record, base: Record, window: int) -> None:
+    """Draw bars of the perplexity of `record` over that of `base`, in per cent."""
+    ours, theirs = running(record["nll"], window), running(base["nll"], window)
+    percent = [100 * (a.perplexity / b.perplexity - 1) for a, b in zip(ours, theirs, strict=True)]
+    axes.bar(
+        [b.start for b in ours],
+        percent,
+        [0.92 * (b.stop - b.start) for b in ours],
+        align="edge",
+        color=[_colour(record) if p < 0 else _colour(base) for p in percent],
+    )
+    limit = 1.25 * max(0.1, *(abs(p) for p in percent))
+    axes.set_ylim(-limit, limit)
+    axes.axhline(0, color=INK, linewidth=1)
+    axes.set_ylabel("difference in %")
+    axes.set_title(
+        f"{record['label']} against {base['label']}: below zero {record['label']} is better",
+        fontsize=11,
+    )
+
+
+def _mark_positions(axes: Axes, records: Sequence[Record]) -> None:
+    """Mark where the bounded caches are full, and where the model's trained context ends."""
+    tokens = records[0]["length"]
+    capacities = {r["capacity"] or tokens for r in records}
+    marks = dict.fromkeys(capacities, "bounded caches full")
+    context = records[0]["model"].get("trained_context")
+    if context:
+        marks[context] = "trained context ends"
+    for position, text in marks.items():
+        if position < tokens:
+            ha = "left" if position < tokens / 2 else "center"
+            mark_position(axes, position, text, (0, 3), ha)
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
