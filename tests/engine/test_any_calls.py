@@ -26,7 +26,7 @@ def model(family: str) -> Any:
 
 
 def new_engine(family: str) -> Engine:
-    return Engine.from_model(model(family), PLAN, max_sequences=ROWS, chunk_size=SEGMENT)
+    return Engine(model(family), *PLAN, max_sequences=ROWS, chunk_size=SEGMENT)
 
 
 @dataclass

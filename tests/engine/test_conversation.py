@@ -33,7 +33,7 @@ def read(model: Any) -> Iterator[list[int]]:
     hook.remove()
 
 
-CONFIG = Ladder(capacity=100, span=2, overlap=1, sinks=TEMPLATE.num_pinned, evict_batch=8)
+CONFIG = (100, Ladder(span=2, overlap=1, sinks=TEMPLATE.num_pinned, evict_batch=8))
 
 
 @pytest.fixture(params=["engine", "cache"])
@@ -43,9 +43,9 @@ def start(request: pytest.FixtureRequest, model: Any) -> Callable[..., Conversat
     def make(**options: Any) -> Conversation:
         if request.param == "engine":
             # Its private model has the hooks that the model has now.
-            return Conversation(Engine.from_model(model, CONFIG).open, TEMPLATE, **options)
+            return Conversation(Engine(model, *CONFIG).open, TEMPLATE, **options)
         return Conversation(
-            lambda: CacheGenerator(model, LaCache.from_model(model, CONFIG)), TEMPLATE, **options
+            lambda: CacheGenerator(model, LaCache(model, *CONFIG)), TEMPLATE, **options
         )
 
     return make
@@ -94,20 +94,20 @@ def test_a_reply_stopped_by_the_caller_goes_on_from_what_was_said(
 
 def test_replies_equal_one_stream_over_the_whole_conversation(model: Any) -> None:
     conversation = Conversation(
-        lambda: CacheGenerator(model, LaCache.from_model(model, Full())), TEMPLATE
+        lambda: CacheGenerator(model, LaCache(model, policy=Full())), TEMPLATE
     )
     text: list[int] = []
     for message in MESSAGES:
         text += TEMPLATE.following(message) if text else TEMPLATE.first(message)
         reply = list(conversation.reply(message, max_new_tokens=10))
-        cache = LaCache.from_model(model, Full())
+        cache = LaCache(model, policy=Full())
         whole = stream(model, model.dummy_inputs["input_ids"].new_tensor([text]), cache)
         assert reply == list(islice(whole, 10))
         text += reply
 
 
 def test_the_system_prompt_stays_however_long_it_gets(model: Any) -> None:
-    cache = LaCache.from_model(model, CONFIG)
+    cache = LaCache(model, *CONFIG)
     conversation = Conversation(lambda: CacheGenerator(model, cache), TEMPLATE)
     for number in range(12):
         list(conversation.reply(f"the message {number}", max_new_tokens=15))

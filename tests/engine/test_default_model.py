@@ -43,9 +43,9 @@ def test_turns_one_by_one_equal_the_whole(loaded: Any, system: str | None) -> No
 
 
 def test_the_stream_equals_generate(loaded: Any) -> None:
-    config = Ladder(capacity=48, span=15, overlap=12, recent=16, evict_batch=6)
+    config = (48, Ladder(span=15, overlap=12, recent=16, evict_batch=6))
     ids = loaded.tokenizer("The history of the city begins " * 12, return_tensors="pt").input_ids
-    cache = LaCache.from_model(loaded.model, config)
+    cache = LaCache(loaded.model, *config)
     output = loaded.model.generate(
         ids,
         **cache_argument(loaded.model, cache),
@@ -53,15 +53,13 @@ def test_the_stream_equals_generate(loaded: Any) -> None:
         do_sample=False,
         eos_token_id=None,
     )
-    ours = list(
-        stream(loaded.model, ids, LaCache.from_model(loaded.model, config), max_new_tokens=60)
-    )
+    ours = list(stream(loaded.model, ids, LaCache(loaded.model, *config), max_new_tokens=60))
     assert ours == output[0, ids.shape[1] :].tolist()
 
 
 def test_a_conversation_ends_its_turns(loaded: Any) -> None:
     template = ChatTemplate(loaded.tokenizer)
-    engine = Engine.from_model(loaded.model, 256, sinks=template.num_pinned, evict_batch=32)
+    engine = Engine(loaded.model, 256, f"balanced:sinks={template.num_pinned}:evict_batch=32")
     ends = eos_token_ids(loaded.model, loaded.tokenizer)
     conversation = Conversation(engine.open, template, eos_token_ids=ends)
     text = Detokenizer(loaded.tokenizer)

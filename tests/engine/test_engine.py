@@ -21,7 +21,7 @@ from lacache.errors import (
 from tests.cache.tiny_models import SHAPE, random_ids, tiny_model
 from tests.engine.alone import PLAN, continued
 
-SINKS = Streaming(16, evict_batch=4)
+SINKS = (16, Streaming(evict_batch=4))
 SAMPLED = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.5, seed=3)
 
 
@@ -36,9 +36,7 @@ def prompt(num_tokens: int, seed: int = 0) -> list[int]:
 
 
 def make(model: Any, max_sequences: int = 2, chunk_size: int | None = 5, **options: Any) -> Engine:
-    return Engine.from_model(
-        model, PLAN, max_sequences=max_sequences, chunk_size=chunk_size, **options
-    )
+    return Engine(model, *PLAN, max_sequences=max_sequences, chunk_size=chunk_size, **options)
 
 
 def step_until(engine: Engine, done: Callable[[], bool]) -> None:
@@ -66,10 +64,10 @@ def test_texts_that_are_taken_in_turns(model: Any) -> None:
     assert [list(s) for s in zip(*pairs, strict=True)] == [continued(model, p, 20) for p in prompts]
 
 
-@pytest.mark.parametrize("plan", [SINKS, Ladder(capacity=64, span=2, sinks=2)])
+@pytest.mark.parametrize("plan", [SINKS, (64, Ladder(span=2, sinks=2))])
 def test_other_plans_and_models(plan: Any) -> None:
     hybrid = tiny_model("gemma3")
-    engine = Engine.from_model(hybrid, plan, max_sequences=2, chunk_size=7)
+    engine = Engine(hybrid, *plan, max_sequences=2, chunk_size=7)
     prompts = [prompt(5), prompt(70)]
     streams = [engine.submit(p, max_new_tokens=16) for p in prompts]
     assert [list(s) for s in streams] == [continued(hybrid, p, 16, plan) for p in prompts]
@@ -97,7 +95,7 @@ def test_a_prompt_is_cut_into_chunks(model: Any) -> None:
     assert sum(pieces) == 60
     assert max(pieces[1:]) < 6
     pieces.clear()
-    engine = Engine.from_model(model, budget=300, policy="streaming", max_sequences=2)
+    engine = Engine(model, budget=300, policy="streaming", max_sequences=2)
     list(engine.submit(prompt(290), max_new_tokens=0, on_progress=pieces.append))
     assert pieces == [128, 128, 34]
 
@@ -296,7 +294,7 @@ def test_no_new_tokens_only_reads(model: Any) -> None:
 
 def test_memory_is_known_and_never_grows() -> None:
     """Through thousands of tokens, in the same buffers."""
-    engine = Engine.from_model(tiny_model("llama", num_hidden_layers=2), SINKS, max_sequences=2)
+    engine = Engine(tiny_model("llama", num_hidden_layers=2), *SINKS, max_sequences=2)
 
     def buffers() -> list[tuple[int, int]]:
         store = engine._runner.store
@@ -307,7 +305,7 @@ def test_memory_is_known_and_never_grows() -> None:
     before = buffers()
     assert engine.num_bytes == 2 * engine.bytes_per_sequence == sum(size for _, size in before)
     # Keys twice, and values: [L, rows, Hkv, C, D] in float32.
-    assert engine.num_bytes == 3 * (2 * 2 * 2 * SINKS.capacity * 8 * 4)
+    assert engine.num_bytes == 3 * (2 * 2 * 2 * SINKS[0] * 8 * 4)
     streams = [engine.submit(prompt(9, seed=k)) for k in range(2)]
     assert len(list(islice(streams[0], 1000))) == 1000
     assert streams[1].num_ready == 999
@@ -318,22 +316,20 @@ def test_memory_is_known_and_never_grows() -> None:
 
 
 @pytest.mark.parametrize("budget", ["20KB", "64KiB", "0.1MB", "1MiB"])
-@pytest.mark.parametrize("preset", [None, "local", "paper"])
-def test_a_budget_in_bytes_is_that_of_a_row(model: Any, budget: str, preset: str | None) -> None:
+@pytest.mark.parametrize("policy", ["balanced", "local", "paper"])
+def test_a_budget_in_bytes_is_that_of_a_sequence(model: Any, budget: str, policy: str) -> None:
     limit = {"20KB": 20_000, "64KiB": 65_536, "0.1MB": 100_000, "1MiB": 1_048_576}[budget]
-    engine = Engine.from_model(model, budget=budget, preset=preset, max_sequences=2)
-    per_token = engine.bytes_per_sequence / (
-        engine.plan.bind(5).capacity if preset == "paper" else 1
-    )
+    engine = Engine(model, budget, policy, max_sequences=2)
+    per_token = engine.bytes_per_sequence / (engine.policy.capacity if policy == "paper" else 1)
     assert limit / 2 < engine.bytes_per_sequence <= limit
-    assert preset != "paper" or engine.bytes_per_sequence > limit - per_token
+    assert policy != "paper" or engine.bytes_per_sequence > limit - per_token
     assert engine.num_bytes == 2 * engine.bytes_per_sequence
 
 
 def test_a_budget_in_bytes_is_for_growing_layers() -> None:
     """Windows of the model itself come on top."""
     hybrid = tiny_model("gemma3")
-    engine = Engine.from_model(hybrid, budget="20KB", policy="streaming")
+    engine = Engine(hybrid, "20KB", "streaming")
     windows = 3 * 2 * 8 * (8 + 8) * 4
     assert 19_000 < engine.bytes_per_sequence - windows <= 20_000
 
@@ -343,23 +339,23 @@ def test_a_budget_in_bytes_heeds_what_states_are_stored_in(
     model: Any, kv_dtype: str | None, per_slot: int
 ) -> None:
     """Keys twice and values, 8 numbers each in 5 layers of 2 heads; in int8 with a scale each."""
-    engine = Engine.from_model(model, budget="64KB", policy="streaming", kv_dtype=kv_dtype)
-    assert engine.bytes_per_sequence == engine.plan.bind(5).capacity * 5 * 2 * per_slot
+    engine = Engine(model, "64KB", "streaming", kv_dtype=kv_dtype)
+    assert engine.bytes_per_sequence == engine.policy.capacity * 5 * 2 * per_slot
     assert 64_000 - 5 * 2 * per_slot < engine.bytes_per_sequence <= 64_000
 
 
 def test_a_model_that_looks_at_its_keys_is_refused() -> None:
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
     model = tf.FalconForCausalLM(tf.FalconConfig(**shape, alibi=False)).eval()
-    engine = Engine.from_model(model, budget=16)
+    engine = Engine(model, budget=16)
     with pytest.raises(UnsupportedModelError, match=r"shape of its keys.*use lacache\.LaCache"):
         list(engine.submit([1, 2, 3], max_new_tokens=2))
 
 
-@pytest.mark.parametrize("options", [{"config": 0.5}, {"budget": 0.25}, {"budget": "0.5"}])
+@pytest.mark.parametrize("options", [{"budget": 0.25}, {"budget": "0.5"}])
 def test_a_share_is_refused(model: Any, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"budget=0\.\d+ is a share.*512 \(tokens\) or '64MiB'"):
-        Engine.from_model(model, **options)
+        Engine(model, **options)
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
@@ -370,19 +366,19 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"weights": "int4"}, r"weights='int4' must be None.*; try 'int8'"),
     ({"chunk_size": 0}, r"chunk_size=0 must be at least 1; try chunk_size=1"),
     ({"chunk_size": -5}, r"chunk_size=-5 must be at least 1"),
-    ({"config": Full()}, r"Full keeps every token.*memory is fixed; give a budget, or use LaCache"),
-    ({"config": None, "policy": "full"}, r"Full keeps every token"),
-    ({"config": None}, r"no budget was given; try budget=512"),
-    ({"budget": 100}, r"budget cannot be given beside a Ladder"),
-    ({"config": None, "budget": "100B"}, r"100 bytes holds 0 tokens"),
-    ({"config": Ladder(capacity=4, span=2)}, r"capacity=4"),
+    ({"budget": None, "policy": Full()}, r"keeps every token.*memory is fixed.*use LaCache"),
+    ({"budget": None, "policy": "full"}, r"keeps every token"),
+    ({"budget": None}, r"no budget was given; try budget=512"),
+    ({"policy": "full"}, r"budget=24 cannot be given with policy 'full'"),
+    ({"budget": "100B"}, r"100 bytes holds 0 tokens"),
+    ({"budget": 4, "policy": Ladder(span=2)}, r"capacity=4"),
 ]
 
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS)
 def test_bad_options(model: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Engine.from_model(model, **({"config": PLAN} | options))
+        Engine(model, **({"budget": PLAN[0], "policy": PLAN[1]} | options))
 
 
 def test_models_that_it_does_not_take() -> None:
@@ -401,9 +397,9 @@ def test_models_that_it_does_not_take() -> None:
         )
     ).eval()
     # Older versions of transformers lose the state of such layers, and are refused for that.
-    message = r"layer 0 is linear attention.*use LaCache\.from_model|try a newer transformers"
+    message = r"layer 0 is linear attention.*use LaCache|try a newer transformers"
     with pytest.raises(UnsupportedModelError, match=message):
-        Engine.from_model(linear, budget=64, policy="streaming")
+        Engine(linear, 64, "streaming")
 
 
 TOKENS: list[tuple[Any, str]] = [
@@ -635,6 +631,6 @@ def test_it_says_what_it_is(model: Any) -> None:
     engine = make(model, max_sequences=3)
     with engine.open():
         text = repr(engine)
-    assert text == f"Engine({PLAN}, 1 of 3 batch slots in use, {engine.num_bytes:,} bytes)"
-    assert engine.plan == PLAN
+    assert text == f"Engine({PLAN[1]} at 24, 1 of 3 batch slots in use, {engine.num_bytes:,} bytes)"
+    assert (engine.policy.capacity, engine.policy.policy) == PLAN
     assert engine.compile_seconds is None

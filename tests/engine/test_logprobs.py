@@ -23,7 +23,7 @@ def model() -> Any:
 )
 def test_they_are_the_models(model: Any, sampling: Sampling | None, top: int) -> None:
     prompt = random_ids(5)[0].tolist()
-    engine = Engine.from_model(model, PLAN)
+    engine = Engine(model, *PLAN)
     stream = engine.submit(prompt, max_new_tokens=6, sampling=sampling, top_logprobs=top)
     assert stream.logprobs is None
     new, told = [], []
@@ -43,7 +43,7 @@ def test_they_are_the_models(model: Any, sampling: Sampling | None, top: int) ->
 
 
 def test_nothing_is_told_that_was_not_asked_for(model: Any) -> None:
-    stream = Engine.from_model(model, PLAN).submit([1, 2], max_new_tokens=2)
+    stream = Engine(model, *PLAN).submit([1, 2], max_new_tokens=2)
     next(stream)
     assert stream.logprobs is None
 
@@ -55,7 +55,7 @@ def test_there_are_no_more_than_tokens() -> None:
 
 
 def test_a_wrong_number(model: Any) -> None:
-    engine = Engine.from_model(model, PLAN)
+    engine = Engine(model, *PLAN)
     with pytest.raises(ConfigError, match="top_logprobs=-1 must be at least 0"):
         engine.submit([1], top_logprobs=-1)
     with engine.open() as session, pytest.raises(ConfigError, match="top_logprobs"):

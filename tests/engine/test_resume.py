@@ -1,6 +1,5 @@
 """Snapshots in memory: another session goes on from where one stood."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ def model() -> Any:
 
 
 def new_engine(model: Any, **options: Any) -> Engine:
-    return Engine.from_model(model, PLAN, max_sequences=2, chunk_size=5, **options)
+    return Engine(model, *PLAN, max_sequences=2, chunk_size=5, **options)
 
 
 def prompt(num_tokens: int, seed: int = 0) -> list[int]:
@@ -74,8 +73,8 @@ def test_its_bytes_are_bounded(model: Any) -> None:
 
 def test_other_engines_refuse_it(model: Any) -> None:
     snapshot = read(new_engine(model), prompt(9))
-    other = Engine.from_model(model, replace(PLAN, capacity=PLAN.capacity + 2))
-    with pytest.raises(InputError, match="the snapshot was saved with plan="):
+    other = Engine(model, PLAN[0] + 2, PLAN[1])
+    with pytest.raises(InputError, match="the snapshot was saved with policy="):
         other.resume(snapshot)
     assert other.num_free == 1
 
@@ -83,9 +82,9 @@ def test_other_engines_refuse_it(model: Any) -> None:
 def test_engines_of_one_kind(model: Any) -> None:
     kind = new_engine(model).kind
     assert read(new_engine(model), prompt(9)).kind == kind
-    assert Engine.from_model(model, PLAN, max_sequences=7).kind == kind
+    assert Engine(model, *PLAN, max_sequences=7).kind == kind
     others = [
-        Engine.from_model(model, replace(PLAN, capacity=PLAN.capacity + 2)),
+        Engine(model, PLAN[0] + 2, PLAN[1]),
         new_engine(model, kv_dtype="int8"),
         new_engine(tiny_model("llama", seed=1)),
     ]

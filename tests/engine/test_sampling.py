@@ -153,11 +153,11 @@ def model() -> Any:
 def test_a_penalised_text_equals_generate(model: Any, penalty: float) -> None:
     prompt = random_ids(30, seed=1)
     output = model.generate(prompt, repetition_penalty=penalty, max_new_tokens=60, do_sample=False)
-    cache = LaCache.from_model(model, Full())
+    cache = LaCache(model, policy=Full())
     sampling = Sampling(repetition_penalty=penalty)
     ours = list(stream(model, prompt, cache, max_new_tokens=60, sampling=sampling))
     assert ours == output[0, 30:].tolist()
-    plain = stream(model, prompt, LaCache.from_model(model, Full()), max_new_tokens=60)
+    plain = stream(model, prompt, LaCache(model, policy=Full()), max_new_tokens=60)
     assert ours != list(plain)
 
 

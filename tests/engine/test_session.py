@@ -24,7 +24,7 @@ def model() -> Any:
 
 @pytest.fixture
 def engine(model: Any) -> Engine:
-    return Engine.from_model(model, PLAN, max_sequences=2, chunk_size=5)
+    return Engine(model, *PLAN, max_sequences=2, chunk_size=5)
 
 
 def prompt(num_tokens: int, seed: int = 0) -> list[int]:
@@ -179,7 +179,7 @@ def test_forks_are_independent(model: Any, engine: Engine, sampling: Sampling | 
 def test_the_report_is_that_of_a_cache(model: Any, engine: Engine) -> None:
     session = engine.open()
     for length in (9, 20, 40):
-        cache = LaCache.from_model(model, PLAN)
+        cache = LaCache(model, *PLAN)
         list(session.generate(prompt(length)[session.num_seen :], max_new_tokens=0))
         cache.prefill(model, torch.tensor([prompt(length)]))
         mine, its = session.report(), cache.report()

@@ -15,7 +15,7 @@ from lacache.models.decoder import cache_argument
 from tests.cache.slow_cache import slow_generate
 from tests.cache.tiny_models import random_ids, tiny_model
 
-LADDER = Ladder(capacity=24, span=2, overlap=1, sinks=2, recent=6, evict_batch=3)
+LADDER = (24, Ladder(span=2, overlap=1, sinks=2, recent=6, evict_batch=3))
 PROMPT = random_ids(40)
 
 
@@ -24,8 +24,8 @@ def model() -> Any:
     return tiny_model("llama")
 
 
-def written(model: Any, prompt: torch.Tensor, policy: Any, **options: Any) -> list[int]:
-    return list(stream(model, prompt, LaCache.from_model(model, policy), **options))
+def generated(model: Any, prompt: torch.Tensor, sized: Any, **options: Any) -> list[int]:
+    return list(stream(model, prompt, LaCache(model, *sized), **options))
 
 
 @settings(max_examples=8)
@@ -38,36 +38,34 @@ def written(model: Any, prompt: torch.Tensor, policy: Any, **options: Any) -> li
 def test_greedy_equals_the_slow_twin(
     model: Any, num_prompt: int, capacity: int, evict_batch: int, seed: int
 ) -> None:
-    config = Ladder(
-        capacity=capacity, span=2, overlap=1, sinks=2, recent=4, evict_batch=evict_batch
-    )
+    config = (capacity, Ladder(span=2, overlap=1, sinks=2, recent=4, evict_batch=evict_batch))
     prompt = random_ids(num_prompt, seed=seed)
     slow = slow_generate(model, prompt, config, 4, 20)[0, num_prompt:].tolist()
-    assert written(model, prompt, config, max_new_tokens=20) == slow
+    assert generated(model, prompt, config, max_new_tokens=20) == slow
 
 
-@pytest.mark.parametrize("policy", [LADDER, Streaming(24, evict_batch=3), Full()])
-def test_greedy_equals_generate(model: Any, policy: Any) -> None:
-    cache = LaCache.from_model(model, policy)
+@pytest.mark.parametrize("sized", [LADDER, (24, Streaming(evict_batch=3)), (None, Full())])
+def test_greedy_equals_generate(model: Any, sized: Any) -> None:
+    cache = LaCache(model, *sized)
     output = model.generate(
         PROMPT, **cache_argument(model, cache), max_new_tokens=60, do_sample=False
     )
-    assert written(model, PROMPT, policy, max_new_tokens=60) == output[0, 40:].tolist()
+    assert generated(model, PROMPT, sized, max_new_tokens=60) == output[0, 40:].tolist()
 
 
 def test_hybrid_model_equals_generate() -> None:
     hybrid = tiny_model("gemma3")
-    cache = LaCache.from_model(hybrid, LADDER)
+    cache = LaCache(hybrid, *LADDER)
     output = hybrid.generate(
         PROMPT, **cache_argument(hybrid, cache), max_new_tokens=50, do_sample=False
     )
-    assert written(hybrid, PROMPT, LADDER, max_new_tokens=50) == output[0, 40:].tolist()
+    assert generated(hybrid, PROMPT, LADDER, max_new_tokens=50) == output[0, 40:].tolist()
 
 
 @pytest.mark.parametrize("stop_after", [1, 7, 30])
 def test_going_on_after_a_stop_equals_no_stop(model: Any, stop_after: int) -> None:
-    whole = written(model, PROMPT, LADDER, max_new_tokens=60)
-    cache = LaCache.from_model(model, LADDER)
+    whole = generated(model, PROMPT, LADDER, max_new_tokens=60)
+    cache = LaCache(model, *LADDER)
     tokens = list(islice(stream(model, PROMPT, cache), stop_after))
     assert cache.report().num_seen == 40 + stop_after - 1
     rest = stream(model, torch.tensor([tokens[-1:]]), cache, max_new_tokens=60 - stop_after)
@@ -94,7 +92,7 @@ def test_nothing_given_to_the_model_grows(model: Any) -> None:
         model.model.layers[2].self_attn.register_forward_pre_hook(on_attention, with_kwargs=True),
     ]
     try:
-        cache = LaCache.from_model(model, LADDER)
+        cache = LaCache(model, *LADDER)
         prompt = random_ids(200)
         tokens = list(stream(model, prompt, cache, max_new_tokens=300))
     finally:
@@ -111,26 +109,26 @@ def test_nothing_given_to_the_model_grows(model: Any) -> None:
 
 
 def test_is_endless(model: Any) -> None:
-    tokens = stream(model, PROMPT, LaCache.from_model(model, LADDER))
+    tokens = stream(model, PROMPT, LaCache(model, *LADDER))
     assert isinstance(tokens, Iterator)
     assert len(list(islice(tokens, 500))) == 500
 
 
 def test_an_end_token_is_yielded_and_ends(model: Any) -> None:
-    whole = written(model, PROMPT, LADDER, max_new_tokens=30)
+    whole = generated(model, PROMPT, LADDER, max_new_tokens=30)
     end = whole[11]
-    ended = written(model, PROMPT, LADDER, eos_token_ids=[end])
+    ended = generated(model, PROMPT, LADDER, eos_token_ids=[end])
     assert ended == whole[: whole.index(end) + 1]
 
 
 def test_no_new_tokens_only_reads(model: Any) -> None:
-    cache = LaCache.from_model(model, LADDER)
+    cache = LaCache(model, *LADDER)
     assert list(stream(model, PROMPT, cache, max_new_tokens=0)) == []
     assert cache.report().num_seen == 40
 
 
 def test_reads_nothing_before_the_first_token_is_asked_for(model: Any) -> None:
-    cache = LaCache.from_model(model, LADDER)
+    cache = LaCache(model, *LADDER)
     tokens = stream(model, PROMPT, cache)
     assert cache.report().num_seen == 0
     next(tokens)
@@ -139,7 +137,7 @@ def test_reads_nothing_before_the_first_token_is_asked_for(model: Any) -> None:
 
 def test_progress_covers_the_prompt_alone(model: Any) -> None:
     pieces: list[int] = []
-    written(model, PROMPT, LADDER, max_new_tokens=30, on_progress=pieces.append)
+    generated(model, PROMPT, LADDER, max_new_tokens=30, on_progress=pieces.append)
     assert sum(pieces) == 40
     assert len(pieces) > 1
 
@@ -147,15 +145,15 @@ def test_progress_covers_the_prompt_alone(model: Any) -> None:
 def test_a_seed_repeats_the_text(model: Any) -> None:
     def sampled(seed: int) -> list[int]:
         sampling = Sampling(temperature=1.0, seed=seed)
-        return written(model, PROMPT, LADDER, max_new_tokens=30, sampling=sampling)
+        return generated(model, PROMPT, LADDER, max_new_tokens=30, sampling=sampling)
 
     assert sampled(1) == sampled(1)
     assert sampled(1) != sampled(2)
-    assert sampled(1) != written(model, PROMPT, LADDER, max_new_tokens=30)
+    assert sampled(1) != generated(model, PROMPT, LADDER, max_new_tokens=30)
 
 
 def test_an_interrupted_step_is_refused_until_reset(model: Any) -> None:
-    cache = LaCache.from_model(model, LADDER)
+    cache = LaCache(model, *LADDER)
     tokens = stream(model, PROMPT, cache)
     next(tokens)
 
@@ -170,7 +168,7 @@ def test_an_interrupted_step_is_refused_until_reset(model: Any) -> None:
         next(stream(model, PROMPT, cache))
     cache.reset()
     again = list(stream(model, PROMPT, cache, max_new_tokens=30))
-    assert again == written(model, PROMPT, LADDER, max_new_tokens=30)
+    assert again == generated(model, PROMPT, LADDER, max_new_tokens=30)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +182,9 @@ def test_an_interrupted_step_is_refused_until_reset(model: Any) -> None:
 )
 def test_bad_input_is_refused_at_once(model: Any, ids: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        stream(model, ids, LaCache.from_model(model, LADDER))
+        stream(model, ids, LaCache(model, *LADDER))
 
 
 def test_a_negative_limit_is_refused(model: Any) -> None:
     with pytest.raises(ConfigError, match="max_new_tokens=-1"):
-        stream(model, PROMPT, LaCache.from_model(model, LADDER), max_new_tokens=-1)
+        stream(model, PROMPT, LaCache(model, *LADDER), max_new_tokens=-1)

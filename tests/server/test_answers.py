@@ -192,9 +192,9 @@ def test_disconnecting_frees_the_batch_slot(served: tuple[Service, str], openai:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{address}/v1/completions", json=body, timeout=0.3)
     until = time.monotonic() + 20
-    while one.served(None).thread.num_open and time.monotonic() < until:
+    while one.model(None).thread.num_open and time.monotonic() < until:
         time.sleep(0.05)
-    assert one.served(None).thread.num_open == 0
+    assert one.model(None).thread.num_open == 0
 
 
 def test_a_full_queue_returns_429() -> None:
@@ -263,7 +263,7 @@ def test_a_shutdown_ends_running_streams_with_an_error() -> None:
         )
         pieces = iter(stream)
         next(pieces)
-        one.served(None).thread.close()
+        one.model(None).thread.close()
         with pytest.raises(APIError, match="the server is shutting down; retry in 5 s"):
             list(pieces)
         with pytest.raises(
@@ -288,7 +288,7 @@ def test_nan_logits_fail_only_their_own_sequence() -> None:
             with pytest.raises(APIStatusError, match="logits are not all numbers") as caught:
                 openai.completions.create(model=NAME, prompt="a", temperature=1)
             assert caught.value.status_code == 500
-        assert one.served(None).thread.num_open == 0
+        assert one.model(None).thread.num_open == 0
 
 
 def test_a_slow_client_counts_until_its_response_ends() -> None:
@@ -302,12 +302,12 @@ def test_a_slow_client_counts_until_its_response_ends() -> None:
         list(stream)
         openai.completions.create(**settings)
         until = time.monotonic() + 20
-        while one.served(None).thread.num_open:
+        while one.model(None).thread.num_open:
             assert time.monotonic() < until
 
 
 def test_health_fails_after_the_engine_thread_has_ended() -> None:
     with service() as one, listening(one) as address:
         assert httpx.get(f"{address}/health").status_code == 200
-        one.served(None).thread.close()
+        one.model(None).thread.close()
         assert httpx.get(f"{address}/health").status_code == 503

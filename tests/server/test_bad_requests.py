@@ -172,7 +172,7 @@ def check_well(one: Service, http: httpx.Client) -> None:
     """Nothing is left of all that."""
     answer = http.post("/v1/completions", json=GOOD_COMPLETION)
     assert answer.status_code == 200
-    assert one.served(None).thread.num_open == 0
+    assert one.model(None).thread.num_open == 0
     assert http.get("/v1/sessions").json()["data"] == []
 
 

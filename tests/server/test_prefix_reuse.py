@@ -78,7 +78,7 @@ def test_prefill_cost_is_constant_over_two_hundred_turns() -> None:
         read = [answer.usage.prompt_tokens - reused(answer) for answer in answers]
         assert max(read[1:]) < 150
         assert answers[-1].usage.prompt_tokens > 5_000
-        assert one.served(None).prefixes.num_bytes <= 2**22
+        assert one.model(None).prefix_cache.num_bytes <= 2**22
 
 
 def test_a_repeated_prompt_needs_no_prefill() -> None:

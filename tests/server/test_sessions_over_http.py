@@ -184,7 +184,7 @@ def test_concurrent_requests_of_a_session_return_409(tmp_path: Path) -> None:
             lines = stream.iter_lines()
             next(lines)
             other = httpx.post(f"{address}/v1/completions", json=body | {"stream": False})
-            assert "'a' is being written" in refused(other, 409)
+            assert "uses the session 'a'" in refused(other, 409)
 
 
 BEGUN = {"session": "a", "prompt": "the sea", "max_tokens": 100_000, "stream": True}
@@ -228,10 +228,10 @@ def test_a_shutdown_saves_the_session(tmp_path: Path) -> None:
     ):
         good(http.post("/sessions", json={"name": "a"}))
         with begun(http) as lines:
-            one.served(None).thread.close()
+            one.model(None).thread.close()
             assert "the server is shutting down" in list(lines)[-4]
     with service(storage=storage) as one:
-        sessions = one.served(None).sessions
+        sessions = one.model(None).sessions
         assert sessions is not None
         num_seen = sessions.info("a").num_seen
         assert num_seen is not None

@@ -146,8 +146,8 @@ class Session(TextGenerator):
             )
         scores = []
         while len(given):
-            room = self._scheduler.row(sequence).room()
-            chunk, given = given.split([n := min(chunk_size, room, len(given)), len(given) - n])
+            length = min(chunk_size, self._scheduler.row(sequence).room())
+            chunk, given = given[:length], given[length:]
             scores.append(self._score_chunk(sequence, chunk))
             if on_progress is not None:
                 on_progress(len(chunk))

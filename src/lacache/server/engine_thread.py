@@ -1,42 +1,37 @@
-"""The one thread that an engine belongs to."""
+"""The thread that an engine belongs to."""
 
 import math
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, final
+from typing import final
 
 from lacache.engine.engine import Engine
 from lacache.errors import InputError
+from lacache.server.completion import Completion, Failed, Finished
 from lacache.server.errors import QueueFullError, RequestTimeoutError, ShutdownError
-from lacache.server.job import Event, Failed, Job
-from lacache.server.writing import Writing
 
 
 @final
 class EngineThread:
-    """Writes jobs side by side, as many as the engine has rows; the others wait in order.
+    """Runs completions on an engine; those without a batch slot wait in the engine's queue.
 
     Args:
-        engine: nobody else's from now on.
-        tokenizer: of its model.
-        waiting: most jobs that may wait for a row.
+        engine: owned by this thread from now on.
+        waiting: most completions that may wait for a batch slot.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Any, *, waiting: int) -> None:
-        self._engine = engine
-        self._tokenizer = tokenizer
-        self.num_rows = engine.num_free
-        """Texts that are written side by side."""
-        self._most = self.num_rows + waiting
-        self._news: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._waiting: deque[Job] = deque()
-        self._writing: list[Writing] = []
-        self._open = 0
+    def __init__(self, engine: Engine, *, waiting: int) -> None:
+        self._scheduler = engine.scheduler
+        self.num_slots = engine.num_free
+        """Batch slots."""
+        self._max_open = self.num_slots + waiting
+        self._inbox: queue.SimpleQueue[Completion | None] = queue.SimpleQueue()
+        self._active: list[Completion] = []
+        self._num_open = 0
         self._lock = threading.Lock()
         self._is_closed = False
         self._ends_at = math.inf
@@ -46,167 +41,148 @@ class EngineThread:
 
     @property
     def num_open(self) -> int:
-        """Jobs that are written, wait, or are still told of."""
-        return self._open
+        """Completions that run, wait, or have a client that still reads them."""
+        return self._num_open
 
     @property
-    def num_writing(self) -> int:
-        """Jobs that have a row."""
-        return len(self._writing)
+    def num_running(self) -> int:
+        """Batch slots in use."""
+        return self._scheduler.num_running
 
     @property
     def num_waiting(self) -> int:
-        """Jobs that have no row yet."""
-        return len(self._waiting) + self._news.qsize()
+        """Completions that wait for a batch slot."""
+        return self._scheduler.num_waiting + self._inbox.qsize()
 
     @property
     def is_alive(self) -> bool:
-        """Whether jobs are written."""
+        """Whether the thread accepts completions."""
         return self._thread.is_alive() and not self._is_closed
 
-    def submit(self, jobs: list[Job]) -> None:
-        """Take jobs, all or none. From any thread.
+    def submit(self, completions: list[Completion]) -> None:
+        """Accept all completions or none; from any thread.
 
         Raises:
-            InputError: they are more than could ever be taken.
+            InputError: they are more than could ever be accepted.
             QueueFullError: too many wait.
-            ShutdownError: the server ends.
+            ShutdownError: the server is shutting down.
         """
-        if len(jobs) > self._most:
+        if len(completions) > self._max_open:
             raise InputError(
-                f"n={len(jobs)} texts are more than the {self._most} that this server takes at "
-                "once; ask for fewer"
+                f"n={len(completions)} completions are more than the {self._max_open} that this "
+                "server accepts at once; ask for fewer"
             )
         with self._lock:
             if self._is_closed:
                 raise ShutdownError
-            if self._open + len(jobs) > self._most:
+            if self._num_open + len(completions) > self._max_open:
                 raise QueueFullError
-            self._open += len(jobs)
-            for job in jobs:
-                self._news.put(job)
+            self._num_open += len(completions)
+            for completion in completions:
+                self._inbox.put(completion)
 
-    def forget(self, jobs: list[Job]) -> None:
-        """Nobody is told of them any more; once for all that were taken. From any thread.
+    def forget(self, completions: list[Completion]) -> None:
+        """Cancel accepted completions that nobody reads any more; once, from any thread.
 
-        Until then they count, so that readers who are slow bound what waits for them.
+        Until then they count as open, so that slow readers bound the number of unread events.
         """
-        for job in jobs:
-            job.give_up()
+        for completion in completions:
+            completion.cancel()
         with self._lock:
-            self._open -= len(jobs)
+            self._num_open -= len(completions)
 
     def close(self, seconds: float = 0) -> None:
-        """Take no more jobs, and end those there are; what sessions have written so far is kept.
+        """Accept no more completions, and end the running ones; their sessions are stored.
 
         Args:
-            seconds: for jobs to come to their end by themselves.
+            seconds: time for completions to end by themselves.
         """
         with self._lock:
             self._is_closed = True
             self._ends_at = min(self._ends_at, time.monotonic() + seconds)
-        self._news.put(None)
+        self._inbox.put(None)
         self._thread.join()
         self._saver.shutdown()
 
     def _run(self) -> None:
         while self._goes_on():
-            self._take_news()
-            self._drop_unwanted()
-            self._start_waiting()
+            self._receive()
+            for completion in list(self._active):
+                if completion.is_expired:
+                    self._finish(completion, RequestTimeoutError())
             self._step()
-        for one in list(self._writing):
-            self._cut(one, ShutdownError())
-        while not self._news.empty():
-            left = self._news.get()
+        for completion in list(self._active):
+            self._finish(completion, ShutdownError())
+        while not self._inbox.empty():
+            left = self._inbox.get()
             if left is not None:
-                self._waiting.append(left)
-        for job in self._waiting:
-            self._end(job, Failed(ShutdownError()))
+                left.end(Failed(ShutdownError()))
 
     @property
     def _is_idle(self) -> bool:
-        return not self._writing and not self._waiting and self._news.empty()
+        return not self._active and self._inbox.empty()
 
     def _goes_on(self) -> bool:
         return not (self._is_closed and (self._is_idle or time.monotonic() >= self._ends_at))
 
-    def _take_news(self) -> None:
-        """Waits where there is nothing to do."""
+    def _receive(self) -> None:
+        """Queue new completions in the engine; wait for one if there is nothing to do."""
         block = self._is_idle
         with suppress(queue.Empty):
             while True:
-                job = self._news.get(block=block)
+                completion = self._inbox.get(block=block)
                 block = False
                 # None only wakes the thread, which then sees that it is closed.
-                if job is not None:
-                    self._waiting.append(job)
-
-    def _drop_unwanted(self) -> None:
-        for job in list(self._waiting):
-            if job.is_given_up or job.is_late:
-                self._waiting.remove(job)
-                self._end(job, Failed(RequestTimeoutError()))
-        for one in list(self._writing):
-            if one.job.is_given_up or one.job.is_late:
-                self._cut(one, RequestTimeoutError())
-
-    def _start_waiting(self) -> None:
-        while self._waiting and self._engine.num_free:
-            job = self._waiting.popleft()
-            try:
-                self._writing.append(Writing(job, self._engine, self._tokenizer))
-            except Exception as error:
-                self._end(job, Failed(error))
+                if completion is not None:
+                    self._active.append(completion)
+                    completion.start(self._scheduler)
 
     def _step(self) -> None:
         try:
-            self._engine.step()
+            self._scheduler.step()
         except Exception as error:
-            # Whose text it was is not known.
-            for one in list(self._writing):
-                self._give_up(one, error)
+            # Which sequence caused it is unknown.
+            for completion in list(self._active):
+                self._fail(completion, error)
             return
-        for one in list(self._writing):
+        for completion in list(self._active):
             try:
-                goes_on = one.move_on()
+                goes_on = completion.advance()
             except Exception as error:
-                self._give_up(one, error)
+                self._fail(completion, error)
                 continue
             if not goes_on:
-                self._writing.remove(one)
-                self._finish(one, one.end)
+                self._finish(completion, None)
 
-    def _give_up(self, one: Writing, error: Exception) -> None:
-        self._writing.remove(one)
-        # What failed may fail again; the other texts go on.
+    def _fail(self, completion: Completion, error: Exception) -> None:
+        """End a completion whose state is not worth storing."""
+        self._active.remove(completion)
+        # What failed may fail again; the other completions go on.
         with suppress(Exception):
-            one.close()
-        self._end(one.job, Failed(error, one.num_new))
+            completion.discard()
+        completion.end(Failed(error, completion.num_new))
 
-    def _cut(self, one: Writing, error: Exception) -> None:
-        self._writing.remove(one)
-        self._finish(one, Failed(error, one.num_new))
-
-    def _finish(self, one: Writing, event: Event) -> None:
+    def _finish(self, completion: Completion, error: Exception | None) -> None:
+        """Store the state of a completion, and end it; with an error if it was cut."""
+        self._active.remove(completion)
+        event: Finished | Failed = (
+            completion.finished() if error is None else Failed(error, completion.num_new)
+        )
         try:
-            save = one.finish()
-        except Exception as error:
-            self._end(one.job, Failed(error, one.num_new))
+            save = completion.store()
+        except Exception as reason:
+            completion.end(Failed(reason, completion.num_new))
             return
         if save is None:
-            self._end(one.job, event)
+            completion.end(event)
         else:
-            self._saver.submit(self._save, save, one, event)
+            self._saver.submit(self._save, save, completion, event)
 
-    def _save(self, save: Callable[[], None], one: Writing, event: Event) -> None:
+    def _save(
+        self, save: Callable[[], None], completion: Completion, event: Finished | Failed
+    ) -> None:
         try:
             save()
         except Exception as error:
-            event = Failed(error, one.num_new)
-        self._end(one.job, event)
-
-    def _end(self, job: Job, event: Event) -> None:
-        # Who hears of the end may come again at once.
-        job.origin.close()
-        job.tell(event)
+            event = Failed(error, completion.num_new)
+        completion.end(event)

@@ -37,6 +37,6 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/inspect")
     def inspect(seen: Annotated[int, Query(ge=0, le=10**12)], model: str | None = None) -> Json:
-        return service.served(model).holding.after(seen)
+        return service.model(model).inspector.after(seen)
 
     return routes

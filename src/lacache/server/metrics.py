@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from lacache.server.job import Began, Event, Failed, Finished, HasRead, Piece
-from lacache.server.served import Served
+from lacache.server.completion import Delta, Event, Failed, Finished, Prefilled, Started
+from lacache.server.served_model import ServedModel
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -47,7 +47,7 @@ class Metrics:
             "lacache_sequence_seconds", "Time from a request to the end of its sequence."
         )
 
-    def watch(self, served: Sequence[Served]) -> None:
+    def watch(self, served: Sequence[ServedModel]) -> None:
         """Add gauges that are read from the engines at each scrape."""
         self._registry.register(_Gauges(served))
 
@@ -80,11 +80,11 @@ class RequestMetrics:
     def observe(self, event: Event) -> None:
         """Count an event of one of the request's sequences."""
         metrics, model = self._metrics, self._model
-        if isinstance(event, Began):
+        if isinstance(event, Started):
             metrics.cached_prompt_tokens.labels(model).inc(event.num_reused)
-        elif isinstance(event, HasRead):
+        elif isinstance(event, Prefilled):
             metrics.prompt_tokens.labels(model).inc(event.num_tokens)
-        elif isinstance(event, Piece) and not self._has_text:
+        elif isinstance(event, Delta) and not self._has_text:
             self._has_text = True
             metrics.first_token.labels(model).observe(self._seconds())
         elif isinstance(event, Finished | Failed):
@@ -97,12 +97,15 @@ class RequestMetrics:
         return time.monotonic() - self._start
 
 
-_GAUGES: dict[str, tuple[str, Callable[[Served], int]]] = {
-    "batch_slots": ("Sequences that can run at the same time.", lambda s: s.thread.num_rows),
-    "running_sequences": ("Sequences in a batch slot.", lambda s: s.thread.num_writing),
+_GAUGES: dict[str, tuple[str, Callable[[ServedModel], int]]] = {
+    "batch_slots": ("Sequences that can run at the same time.", lambda s: s.thread.num_slots),
+    "running_sequences": ("Sequences in a batch slot.", lambda s: s.thread.num_running),
     "waiting_sequences": ("Sequences in the queue.", lambda s: s.thread.num_waiting),
-    "sequence_bytes": ("KV cache of one sequence, constant.", lambda s: s.holding.row_bytes),
-    "prefix_cache_bytes": ("Prefix cache in memory.", lambda s: s.prefixes.num_bytes),
+    "sequence_bytes": (
+        "KV cache of one sequence, constant.",
+        lambda s: s.inspector.bytes_per_sequence,
+    ),
+    "prefix_cache_bytes": ("Prefix cache in memory.", lambda s: s.prefix_cache.num_bytes),
 }
 
 
@@ -110,7 +113,7 @@ _GAUGES: dict[str, tuple[str, Callable[[Served], int]]] = {
 class _Gauges(Collector):
     """Current values of all engines."""
 
-    def __init__(self, served: Sequence[Served]) -> None:
+    def __init__(self, served: Sequence[ServedModel]) -> None:
         self._served = served
 
     def collect(self) -> Iterator[GaugeMetricFamily]:

@@ -62,6 +62,10 @@ class Prompts:
     def _template(self) -> ChatTemplate:
         return ChatTemplate(self._tokenizer)
 
+    def detokenizer(self) -> Detokenizer:
+        """Return a new detokenizer, for one completion."""
+        return Detokenizer(self._tokenizer)
+
     def texts_of(self, tokens: list[int]) -> list[str]:
         """Return the text that each token completes, special tokens included."""
         text = Detokenizer(self._tokenizer, skip_special_tokens=False)

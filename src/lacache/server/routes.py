@@ -10,11 +10,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lacache.errors import LaCacheError
-from lacache.server.answers import model_info, models_list
 from lacache.server.errors import INTERNAL_ERROR, ServerError, ShutdownError, error_response
+from lacache.server.openai_format import model_info, models_list
+from lacache.server.response import CompletionResponse
 from lacache.server.schemas import ERRORS, ChatRequest, CompletionRequest, Json, content_types
 from lacache.server.service import Service
-from lacache.server.texts import Texts
 
 _DISCONNECT_POLL_SECONDS = 0.5
 _STREAM = content_types("application/json", "text/event-stream")
@@ -37,11 +37,11 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> Json:
-        return models_list(list(service.all))
+        return models_list(list(service.models))
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> Json:
-        return model_info(service.served(name).name)
+        return model_info(service.model(name).name)
 
     @routes.post("/v1/completions", responses=_STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -58,10 +58,10 @@ async def _respond(
     service: Service, body: CompletionRequest | ChatRequest, request: Request
 ) -> Response:
     """Generate for one request; a client that disconnects cancels it and frees its batch slots."""
-    texts = await service.begin(body)
+    response = await service.start(body)
     if body.stream:
-        return _EventStream(texts)
-    answer = asyncio.create_task(texts.whole())
+        return _EventStream(response)
+    answer = asyncio.create_task(response.body())
     try:
         while not (await asyncio.wait([answer], timeout=_DISCONNECT_POLL_SECONDS))[0]:
             if await request.is_disconnected():
@@ -69,23 +69,23 @@ async def _respond(
         return JSONResponse(answer.result())
     finally:
         answer.cancel()
-        texts.close()
+        response.cancel()
 
 
 @final
 class _EventStream(StreamingResponse):
     """A response as server-sent events, cancelled when its client disconnects."""
 
-    def __init__(self, texts: Texts) -> None:
-        super().__init__(_events(texts.chunks()), media_type="text/event-stream")
-        self._texts = texts
+    def __init__(self, response: CompletionResponse) -> None:
+        super().__init__(_events(response.chunks()), media_type="text/event-stream")
+        self._response = response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; cancel also if the client disconnects before the first one."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._texts.close()
+            self._response.cancel()
 
 
 async def _events(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:

@@ -1,4 +1,4 @@
-"""From a request to jobs, and from what becomes of them to an answer."""
+"""The service: turns requests into completions on the engine of the model they name."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,138 +8,144 @@ from starlette.concurrency import run_in_threadpool
 
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
-from lacache.server.answers import Answer
+from lacache.server.completion import Completion
 from lacache.server.errors import NotFoundError
-from lacache.server.job import Job
 from lacache.server.metrics import Metrics, RequestMetrics
-from lacache.server.origin import Origin, PromptOrigin, SessionOrigin
+from lacache.server.openai_format import ResponseFormat
+from lacache.server.prefix_cache import PrefixCache
 from lacache.server.prompts import Prompts
+from lacache.server.response import CompletionResponse
 from lacache.server.schemas import ChatRequest, CompletionRequest, TextRequest
-from lacache.server.served import Served
+from lacache.server.served_model import ServedModel
+from lacache.server.session_store import Lease, SessionStore
 from lacache.server.settings import Limits
-from lacache.server.state.sessions import Sessions
-from lacache.server.texts import Texts
 
 
 @final
 class Service:
-    """Texts for requests.
+    """Answers requests with the models that are served.
 
     Args:
-        served: what there is; the first is meant where a request names none.
-        prompts: by the tokenizer of the model.
-        eos_token_ids: tokens that end a text.
-        limits: of requests.
-        metrics: where they are counted.
+        served: the models; the first is the default.
+        prompts: tokenizes prompts.
+        eos_token_ids: tokens that end a sequence.
+        limits: limits of requests.
+        metrics: counts requests.
     """
 
     def __init__(
         self,
-        served: Sequence[Served],
+        served: Sequence[ServedModel],
         prompts: Prompts,
         eos_token_ids: frozenset[int],
         limits: Limits,
         metrics: Metrics,
     ) -> None:
-        self.all = {each.name: each for each in served}
+        self.models = {each.name: each for each in served}
         self.limits = limits
         self.metrics = metrics
-        self._first = served[0]
+        self._default = served[0]
         self._prompts = prompts
-        self._ends = eos_token_ids
+        self._eos_token_ids = eos_token_ids
         metrics.watch(served)
 
-    def served(self, name: str | None) -> Served:
-        """What is meant by a model's name.
+    def model(self, name: str | None) -> ServedModel:
+        """Return the model of a name; None is the default.
 
         Raises:
-            NotFoundError: nothing.
+            NotFoundError: there is none.
         """
         if name is None:
-            return self._first
-        if name not in self.all:
-            names = " or ".join(repr(each) for each in self.all)
+            return self._default
+        if name not in self.models:
+            names = " or ".join(repr(each) for each in self.models)
             raise NotFoundError(f"model {name!r} is not here; try {names}")
-        return self.all[name]
+        return self.models[name]
 
-    def sessions(self, model: str | None) -> Sessions:
-        """The sessions of a model.
+    def sessions(self, model: str | None) -> SessionStore:
+        """Return the sessions of a model.
 
         Raises:
-            NotFoundError: no such model, or sessions are not kept.
+            NotFoundError: there is no such model, or the server stores no sessions.
         """
-        sessions = self.served(model).sessions
+        sessions = self.model(model).sessions
         if sessions is None:
-            raise NotFoundError("this server keeps no sessions; start it with --folder")
+            raise NotFoundError("this server stores no sessions; start it with --folder")
         return sessions
 
     @property
     def session_file_bytes(self) -> int:
-        """More than the file of any session has."""
-        kept = [served.sessions for served in self.all.values()]
-        return max((sessions.file_bytes for sessions in kept if sessions), default=0)
+        """Upper bound of the bytes of a session's file."""
+        stores = [model.sessions for model in self.models.values()]
+        return max((store.file_bytes for store in stores if store), default=0)
 
     @property
     def is_alive(self) -> bool:
-        """Whether texts are written."""
-        return all(served.thread.is_alive for served in self.all.values())
+        """Whether all models accept requests."""
+        return all(model.thread.is_alive for model in self.models.values())
 
-    async def begin(self, request: CompletionRequest | ChatRequest) -> Texts:
-        """Begin to write; the caller must close what this gives.
+    async def start(self, request: CompletionRequest | ChatRequest) -> CompletionResponse:
+        """Start the completions of a request; the caller must cancel the response at the end.
 
         Raises:
             InputError: the prompt is refused.
             ConfigError: a number is out of range.
-            ServerError: the model or session is not here or in use, or too many texts wait.
+            ServerError: the model or session does not exist or is in use, or the queue is full.
         """
-        served = self.served(request.model)
+        model = self.model(request.model)
         samplings = [_sampling(request, index) for index in range(request.n)]
-        # Long texts take long to cut into tokens, and disks may be slow.
-        tokens, origins = await run_in_threadpool(self._origins, request, served, samplings)
-        is_chat = isinstance(request, ChatRequest)
-        prompts = self._prompts
-        text_of = None if request.num_top_logprobs is None else prompts.text_of
-        answer = Answer(served.name, is_chat=is_chat, text_of=text_of)
-        metrics = RequestMetrics(self.metrics, served.name)
-        texts = Texts(request, tokens, answer, prompts.texts_of, metrics)
-        most = min(request.max_new_tokens or self.limits.new_tokens, self.limits.new_tokens)
+        # Tokenizing a long prompt takes long, and disks may be slow.
+        prompt, origin = await run_in_threadpool(self._prompt_and_origin, request, model)
+        prompts, limits = self._prompts, self.limits
         try:
-            jobs = [
-                Job(
-                    origin,
-                    most,
-                    self._ends,
-                    StopStrings(request.stops),
-                    partial(texts.tell, index),
-                    self.limits.seconds,
-                    request.num_top_logprobs,
+            text_of = None if request.num_top_logprobs is None else prompts.text_of
+            is_chat = isinstance(request, ChatRequest)
+            response = CompletionResponse(
+                request,
+                prompt,
+                ResponseFormat(model.name, is_chat=is_chat, text_of=text_of),
+                prompts.texts_of,
+                RequestMetrics(self.metrics, model.name),
+            )
+            completions = [
+                Completion(
+                    prompt,
+                    sampling,
+                    max_new_tokens=min(
+                        request.max_new_tokens or limits.new_tokens, limits.new_tokens
+                    ),
+                    eos_token_ids=self._eos_token_ids,
+                    stops=StopStrings(request.stops),
+                    detokenizer=prompts.detokenizer(),
+                    origin=origin,
+                    emit=partial(response.put, index),
+                    seconds=limits.seconds,
+                    top_logprobs=request.num_top_logprobs,
                 )
-                for index, origin in enumerate(origins)
+                for index, sampling in enumerate(samplings)
             ]
-            texts.submit(served.thread, jobs)
+            response.submit(model.thread, completions)
         except BaseException:
-            for origin in origins:
+            if isinstance(origin, Lease):
                 origin.close()
             raise
-        return texts
+        return response
 
-    def _origins(
-        self, request: CompletionRequest | ChatRequest, served: Served, samplings: list[Sampling]
-    ) -> tuple[list[int], list[Origin]]:
+    def _prompt_and_origin(
+        self, request: CompletionRequest | ChatRequest, model: ServedModel
+    ) -> tuple[list[int], PrefixCache | Lease]:
         if request.session is None:
-            tokens = self._prompts.tokens(request)
-            return tokens, [PromptOrigin(tokens, each, served.prefixes) for each in samplings]
+            return self._prompts.tokens(request), model.prefix_cache
         lease = self.sessions(request.model).lease(request.session)
         try:
-            tokens = self._prompts.tokens(request, lease.num_seen)
+            return self._prompts.tokens(request, lease.num_seen), lease
         except BaseException:
             lease.close()
             raise
-        return tokens, [SessionOrigin(tokens, samplings[0], lease, self._ends)]
 
 
 def _sampling(request: TextRequest, index: int) -> Sampling:
-    """Of one of a request's texts; each has random numbers of its own."""
+    """Return the sampling of one completion; each has random numbers of its own."""
     return Sampling(
         temperature=request.temperature,
         top_k=request.top_k,

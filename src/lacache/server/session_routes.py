@@ -8,7 +8,7 @@ from pydantic import StringConstraints
 
 from lacache.server.schemas import ERRORS, Json, SessionRequest, content_types
 from lacache.server.service import Service
-from lacache.server.state.sessions import SessionFacts
+from lacache.server.session_store import SessionInfo
 
 PREFIX = "/v1/sessions"
 _FILE = "application/octet-stream"
@@ -45,18 +45,18 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/{name}/file", response_class=Response, responses=content_types(_FILE))
     def export_session(name: Name, model: str | None = None) -> Response:
-        return Response(service.sessions(model).exported(name), media_type=_FILE)
+        return Response(service.sessions(model).export_file(name), media_type=_FILE)
 
     @routes.put("/{name}/file", status_code=201, openapi_extra=_UPLOAD)
     async def import_session(name: Name, request: Request, model: str | None = None) -> Json:
         sessions = service.sessions(model)
         data = await request.body()
-        return _record(await run_in_threadpool(sessions.imported, name, data))
+        return _record(await run_in_threadpool(sessions.import_file, name, data))
 
     return routes
 
 
-def _record(info: SessionFacts) -> Json:
+def _record(info: SessionInfo) -> Json:
     return {
         "id": info.name,
         "object": "session",

@@ -18,15 +18,13 @@ from lacache.errors import ConfigError, InputError
 from lacache.models.model_info import model_info
 from lacache.server.app import make_app
 from lacache.server.engine_thread import EngineThread
-from lacache.server.holding import Holding
 from lacache.server.metrics import Metrics
+from lacache.server.prefix_cache import PrefixCache, PrefixFiles
 from lacache.server.prompts import Prompts
-from lacache.server.served import Served
+from lacache.server.served_model import CacheInspector, ServedModel
 from lacache.server.service import Service
+from lacache.server.session_store import SessionStore
 from lacache.server.settings import ServerSettings
-from lacache.server.state.prefix_files import PrefixFiles
-from lacache.server.state.prefixes import Prefixes
-from lacache.server.state.sessions import Sessions
 
 _GRACE_SECONDS = 3
 """Time for running sequences to end after the server is asked to shut down."""
@@ -69,17 +67,15 @@ def make_service(
     vocab_size = model.get_input_embeddings().num_embeddings
     ends = eos_token_ids(model, tokenizer) if eos is None else eos
     with _locked(settings.storage.folder), ExitStack() as stack:
-        served: list[Served] = []
+        served: list[ServedModel] = []
         for name, engine in engines.items():
-            served.append(_served(name, engine, model, tokenizer, settings))
+            served.append(_served(name, engine, model, settings))
             stack.callback(served[-1].close)
         prompts = Prompts(tokenizer, vocab_size, settings.limits)
         yield Service(served, prompts, ends, settings.limits, Metrics())
 
 
-def _served(
-    name: str, engine: Engine, model: Any, tokenizer: Any, settings: ServerSettings
-) -> Served:
+def _served(name: str, engine: Engine, model: Any, settings: ServerSettings) -> ServedModel:
     storage = settings.storage
     files, sessions = None, None
     if storage.folder is not None:
@@ -87,24 +83,25 @@ def _served(
         folder = storage.folder / engine.kind[:16]
         with engine.open() as session:
             empty = session.snapshot()
-        sessions = Sessions(
+        sessions = SessionStore(
             folder / "sessions",
             empty,
             engine.check,
-            most=storage.sessions,
+            max_sessions=storage.sessions,
             file_bytes=engine.bytes_per_sequence + _METADATA_BYTES,
         )
         if storage.memory_bytes and storage.disk_bytes:
             files = PrefixFiles(folder / "prefixes", engine.kind, storage.disk_bytes)
     info = model_info(model)
-    holding = Holding(
+    inspector = CacheInspector(
         engine.policy.groups,
         len(info.growing),
         engine.bytes_per_sequence,
         info.bytes_per_token,
     )
-    thread = EngineThread(engine, tokenizer, waiting=settings.limits.waiting)
-    return Served(name, thread, Prefixes(storage.memory_bytes, files), sessions, holding)
+    thread = EngineThread(engine, waiting=settings.limits.waiting)
+    prefix_cache = PrefixCache(storage.memory_bytes, files)
+    return ServedModel(name, thread, prefix_cache, sessions, inspector)
 
 
 def validate_folder(folder: Path | None) -> None:
@@ -199,6 +196,6 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start the shutdown in other threads, since a signal handler must not wait for a lock."""
-        for served in self._service.all.values():
+        for served in self._service.models.values():
             threading.Thread(target=served.thread.close, args=(_GRACE_SECONDS,)).start()
         super().handle_exit(sig, frame)

@@ -60,11 +60,11 @@ def test_the_engine_runs_without(broken: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.compile", compile_nothing)
     prompt = random_ids(9)[0].tolist()
     with pytest.warns(UserWarning, match=f"{broken}.*; until then torch's own products"):
-        engine = Engine.from_model(tiny_model("llama"), 16, compile=True)
+        engine = Engine(tiny_model("llama"), 16, compile=True)
     text = list(engine.submit(prompt, max_new_tokens=20))
     # The rest of a step is compiled nevertheless, by whatever inductor uses.
     assert compiled == ["inductor"]
-    expected = Engine.from_model(tiny_model("llama"), 16).submit(prompt, max_new_tokens=20)
+    expected = Engine(tiny_model("llama"), 16).submit(prompt, max_new_tokens=20)
     assert text == list(expected)
 
 

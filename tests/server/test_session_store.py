@@ -10,7 +10,7 @@ from lacache.engine import snapshot_file
 from lacache.engine.snapshot_file import read_snapshot, write_snapshot
 from lacache.errors import InputError
 from lacache.server.errors import ConflictError, NotFoundError, StorageError
-from lacache.server.state.sessions import Sessions
+from lacache.server.session_store import SessionStore
 from tests.server.serving import new_engine
 
 
@@ -24,13 +24,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "sessions"
 
 
-def sessions_in(folder: Path, engine: Engine, most: int = 3) -> Sessions:
+def sessions_in(folder: Path, engine: Engine, most: int = 3) -> SessionStore:
     with engine.open() as session:
         empty = session.snapshot()
-    return Sessions(folder, empty, engine.check, most=most, file_bytes=10**6)
+    return SessionStore(folder, empty, engine.check, max_sessions=most, file_bytes=10**6)
 
 
-def write(sessions: Sessions, engine: Engine, name: str, tokens: list[int]) -> None:
+def write(sessions: SessionStore, engine: Engine, name: str, tokens: list[int]) -> None:
     lease = sessions.lease(name)
     with engine.resume(lease.load()) as session:
         list(session.generate(tokens, max_new_tokens=0))
@@ -38,7 +38,7 @@ def write(sessions: Sessions, engine: Engine, name: str, tokens: list[int]) -> N
     lease.close()
 
 
-def names(sessions: Sessions) -> list[tuple[str, int]]:
+def names(sessions: SessionStore) -> list[tuple[str, int]]:
     return [(info.name, info.num_seen) for info in sessions.all()]
 
 
@@ -52,18 +52,18 @@ def test_a_session_from_creation_to_deletion(folder: Path, engine: Engine) -> No
     assert names(sessions) == [("a", 2), ("b", 3)]
     again = sessions_in(folder, engine)
     assert names(again) == [("a", 2), ("b", 3)]
-    data = again.exported("b")
+    data = again.export_file("b")
     assert again.info("b").num_bytes == len(data) < again.file_bytes
     again.delete("b")
     assert names(again) == [("a", 2)]
-    assert again.imported("c", data).num_seen == 3
+    assert again.import_file("c", data).num_seen == 3
     write(again, engine, "c", [8])
     assert names(again) == [("a", 2), ("c", 4)]
 
 
 def test_what_is_not_there(folder: Path, engine: Engine) -> None:
     sessions = sessions_in(folder, engine)
-    for call in (sessions.info, sessions.delete, sessions.exported, sessions.lease):
+    for call in (sessions.info, sessions.delete, sessions.export_file, sessions.lease):
         with pytest.raises(NotFoundError, match="no session 'a'"):
             call("a")
     with pytest.raises(NotFoundError, match="no session 'a'"):
@@ -79,7 +79,7 @@ def test_what_is_there_already(folder: Path, engine: Engine) -> None:
     with pytest.raises(ConflictError, match="already"):
         sessions.fork("a", "b")
     with pytest.raises(ConflictError, match="already"):
-        sessions.imported("b", sessions.exported("a"))
+        sessions.import_file("b", sessions.export_file("a"))
     sessions.create("c")
     with pytest.raises(ConflictError, match="are 3 sessions, the most"):
         sessions.create("d")
@@ -90,7 +90,7 @@ def test_one_writer_at_a_time(folder: Path, engine: Engine) -> None:
     sessions.create("a")
     lease = sessions.lease("a")
     for call in (sessions.lease, sessions.delete):
-        with pytest.raises(ConflictError, match="'a' is being written"):
+        with pytest.raises(ConflictError, match="uses the session 'a'"):
             call("a")
     assert sessions.fork("a", "b").num_seen == 0
     lease.close()
@@ -123,11 +123,11 @@ def test_names_cannot_leave_the_folder(folder: Path, engine: Engine, name: str) 
         sessions.create,
         sessions.info,
         sessions.delete,
-        sessions.exported,
+        sessions.export_file,
         sessions.lease,
         lambda name: sessions.fork("a", name),
         lambda name: sessions.fork(name, "b"),
-        lambda name: sessions.imported(name, b""),
+        lambda name: sessions.import_file(name, b""),
     )
     for call in calls:
         with pytest.raises(InputError, match="session's name"):
@@ -153,7 +153,7 @@ def test_what_cannot_be_imported(
     write(sessions, engine, "a", [5])
     assert callable(damage)
     with pytest.raises(InputError, match=message):
-        sessions.imported("b", damage(sessions.exported("a")))
+        sessions.import_file("b", damage(sessions.export_file("a")))
     assert [path.name for path in folder.iterdir()] == ["a.lacache"]
 
 
@@ -162,7 +162,7 @@ def test_a_session_of_another_cache_is_not_imported(folder: Path, engine: Engine
     other = sessions_in(folder / "other", new_engine(capacity=48))
     other.create("a")
     with pytest.raises(InputError, match="the file was saved with policy="):
-        sessions.imported("a", other.exported("a"))
+        sessions.import_file("a", other.export_file("a"))
 
 
 def test_what_a_killed_process_left_is_swept(folder: Path, engine: Engine) -> None:
@@ -199,7 +199,7 @@ def test_what_says_what_cannot_be_is_not_imported(folder: Path, engine: Engine) 
     for wrong in ({"last": 10**6}, {"num_seen": 7}, {"num_seen": "x"}):
         write_snapshot(folder / "made", header | wrong, tensors)
         with pytest.raises(InputError, match="the file"):
-            sessions.imported("b", (folder / "made").read_bytes())
+            sessions.import_file("b", (folder / "made").read_bytes())
     assert [info.name for info in sessions.all()] == ["a"]
 
 
@@ -219,7 +219,7 @@ def test_a_full_disk_is_not_the_clients_fault(
         lambda: lease.save(snapshot),
         lambda: sessions.create("b"),
         lambda: sessions.fork("a", "c"),
-        lambda: sessions.imported("d", sessions.exported("a")),
+        lambda: sessions.import_file("d", sessions.export_file("a")),
     ):
         with pytest.raises(StorageError, match="No space left on device") as caught:
             save()

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from lacache import Engine
 from lacache.engine.snapshot import Snapshot
-from lacache.server.state import prefix_files
-from lacache.server.state.prefix_files import PrefixFiles
-from lacache.server.state.prefixes import Prefixes, prefix_keys
+from lacache.server import prefix_cache
+from lacache.server.prefix_cache import PrefixCache, PrefixFiles, prefix_keys
 from tests.server.serving import new_engine
 
 MIB = 2**20
@@ -34,8 +33,8 @@ def state(engine: Engine, tokens: list[int], *, with_logits: bool = True) -> Sna
         return session.snapshot()
 
 
-def known(engine: Engine, *texts: list[int], most_bytes: int = MIB) -> Prefixes:
-    prefixes = Prefixes(most_bytes)
+def known(engine: Engine, *texts: list[int], most_bytes: int = MIB) -> PrefixCache:
+    prefixes = PrefixCache(most_bytes)
     for tokens in texts:
         prefixes.put(tokens, state(engine, tokens))
     return prefixes
@@ -83,7 +82,7 @@ def test_at_the_very_end_logits_are_needed(engine: Engine) -> None:
 
 
 def test_only_its_own_tokens_are_penalised(engine: Engine) -> None:
-    prefixes = Prefixes(MIB)
+    prefixes = PrefixCache(MIB)
     prefixes.put([9, 5, 9], state(engine, [9, 5, 9], with_logits=False))
     found = prefixes.longest([9, 5, 9, 1])
     assert found is not None
@@ -101,7 +100,7 @@ def test_the_least_recently_used_go(engine: Engine) -> None:
 
 
 def written(engine: Engine, folder: Path, *texts: list[int], most_bytes: int = MIB) -> None:
-    prefixes = Prefixes(MIB, PrefixFiles(folder, engine.kind, most_bytes))
+    prefixes = PrefixCache(MIB, PrefixFiles(folder, engine.kind, most_bytes))
     for tokens in texts:
         prefixes.put(tokens, state(engine, tokens))
     prefixes.close()
@@ -109,7 +108,7 @@ def written(engine: Engine, folder: Path, *texts: list[int], most_bytes: int = M
 
 def test_files_survive(engine: Engine, tmp_path: Path) -> None:
     written(engine, tmp_path, [5, 6], [5, 6, 7, 8])
-    prefixes = Prefixes(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
+    prefixes = PrefixCache(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
     assert prefixes.num_bytes == 0
     assert length(prefixes.longest([5, 6, 7])) == 2
     found = prefixes.longest([5, 6, 7, 8, 9])
@@ -144,7 +143,7 @@ def test_files_that_are_no_good(engine: Engine, tmp_path: Path, damage: str) -> 
         path.write_bytes(data)
     elif damage == "gone":
         path.unlink()
-    prefixes = Prefixes(MIB, files)
+    prefixes = PrefixCache(MIB, files)
     assert prefixes.longest([5, 6, 7]) is None
     assert list(tmp_path.iterdir()) == []
     prefixes.close()
@@ -154,7 +153,7 @@ def test_a_folder_that_cannot_be_written_costs_time_only(engine: Engine, tmp_pat
     folder = tmp_path / "known"
     files = PrefixFiles(folder, engine.kind, MIB)
     os.rmdir(folder)
-    prefixes = Prefixes(MIB, files)
+    prefixes = PrefixCache(MIB, files)
     prefixes.put([5, 6], state(engine, [5, 6]))
     prefixes.close()
     assert length(prefixes.longest([5, 6, 7])) == 2
@@ -165,12 +164,12 @@ def test_what_cannot_be_written_is_still_read(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(engine, tmp_path, [5, 6])
-    prefixes = Prefixes(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
+    prefixes = PrefixCache(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
 
     def read_only(*arguments: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(prefix_files.os, "utime", read_only)
+    monkeypatch.setattr(prefix_cache.os, "utime", read_only)
     assert length(prefixes.longest([5, 6, 7])) == 2
     prefixes.close()
 
@@ -182,10 +181,10 @@ def test_what_a_killed_process_left_is_swept(engine: Engine, tmp_path: Path) -> 
 
 
 def test_a_file_that_knows_more_stays(engine: Engine, tmp_path: Path) -> None:
-    prefixes = Prefixes(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
+    prefixes = PrefixCache(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
     prefixes.put([5, 6], state(engine, [5, 6]))
     prefixes.put([5, 6], state(engine, [5, 6], with_logits=False))
     prefixes.close()
-    again = Prefixes(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
+    again = PrefixCache(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
     assert length(again.longest([5, 6])) == 2
     again.close()

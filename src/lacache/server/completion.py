@@ -1,0 +1,292 @@
+"""One completion of a request: its sequence in the engine, its text, and its events."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, final
+
+import torch
+
+from lacache.engine.detokenizer import Detokenizer
+from lacache.engine.sampler import Sampler, TokenLogprobs
+from lacache.engine.sampling import Sampling
+from lacache.engine.scheduler import Scheduler
+from lacache.engine.sequence import Sequence
+from lacache.engine.snapshot import Snapshot
+from lacache.engine.stop import StopStrings
+from lacache.server.prefix_cache import PrefixCache
+from lacache.server.session_store import Lease
+
+FinishReason = Literal["stop", "length"]
+
+
+@final
+@dataclass(frozen=True)
+class Started:
+    """The sequence has a batch slot.
+
+    Args:
+        num_seen: tokens that the model has processed before, of the session or of the prompt.
+        num_reused: how many of them are tokens of the prompt, found in the prefix cache.
+    """
+
+    num_seen: int
+    num_reused: int
+
+
+@final
+@dataclass(frozen=True)
+class Prefilled:
+    """A chunk of the prompt was prefilled."""
+
+    num_tokens: int
+
+
+@final
+@dataclass(frozen=True)
+class Token:
+    """A generated token.
+
+    Args:
+        id: token id.
+        offset: number of characters of the completion before its text.
+        text: text that it completes; empty for the first tokens of a character.
+        logprobs: log probabilities, if the request asks for them.
+    """
+
+    id: int
+    offset: int
+    text: str
+    logprobs: TokenLogprobs | None
+
+
+@final
+@dataclass(frozen=True)
+class Delta:
+    """Text that no later token can change, never empty, and the tokens since the last delta."""
+
+    text: str
+    tokens: tuple[Token, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Finished:
+    """The end of a completion.
+
+    Args:
+        reason: "stop" at an end-of-sequence token or a stop string, else "length".
+        num_new: number of generated tokens, including the one that ended the sequence.
+        tokens: tokens without text since the last delta.
+    """
+
+    reason: FinishReason
+    num_new: int
+    tokens: tuple[Token, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Failed:
+    """The completion ended early.
+
+    Args:
+        error: the reason.
+        num_new: number of generated tokens.
+    """
+
+    error: Exception
+    num_new: int = 0
+
+
+Event = Started | Prefilled | Delta | Finished | Failed
+
+
+@final
+class Completion:
+    """A completion of a prompt, run by `EngineThread` in its thread; `cancel` is for any thread.
+
+    Its sequence starts from the longest known prefix of the prompt, or from a stored session. Its
+    state goes back there at the end.
+
+    Args:
+        prompt: token ids; of a session those that are new.
+        sampling: how tokens are chosen.
+        max_new_tokens: most tokens to generate, at least 1.
+        eos_token_ids: tokens that end the sequence.
+        stops: strings that end the text; of this completion alone.
+        detokenizer: of this completion alone.
+        origin: the prefix cache, or the lease of a session.
+        emit: called with every event, from other threads; must return at once. The last event is
+            `Finished` or `Failed`.
+        seconds: time limit from now on.
+        top_logprobs: how many of the likeliest tokens to report with each; None reports none.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        max_new_tokens: int,
+        eos_token_ids: frozenset[int],
+        stops: StopStrings,
+        detokenizer: Detokenizer,
+        origin: PrefixCache | Lease,
+        emit: Callable[[Event], None],
+        seconds: float,
+        top_logprobs: int | None = None,
+    ) -> None:
+        self.emit = emit
+        self._prompt = prompt
+        self._origin = origin
+        self._stops = stops
+        self._detokenizer = detokenizer
+        self._deadline = time.monotonic() + seconds
+        self._is_cancelled = False
+        self._scheduler: Scheduler | None = None
+        self._new: list[int] = []
+        self._pending: list[Token] = []
+        self._num_characters = 0
+        self._sequence = Sequence(
+            sampler=Sampler(sampling),
+            to_prefill=torch.tensor(prompt, dtype=torch.long),
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=eos_token_ids,
+            top_logprobs=top_logprobs,
+            # Tokens are taken after each step, so one may be sampled within it.
+            lookahead=1,
+            keeps_slot=True,
+            on_progress=self._on_progress,
+            find_snapshot=self._find_snapshot,
+        )
+
+    @property
+    def num_new(self) -> int:
+        """Generated tokens so far."""
+        return len(self._new)
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether it was cancelled or has reached its time limit."""
+        return self._is_cancelled or time.monotonic() > self._deadline
+
+    def cancel(self) -> None:
+        """End the sequence before the next step, and free its batch slot."""
+        self._is_cancelled = True
+
+    def start(self, scheduler: Scheduler) -> None:
+        """Queue the sequence."""
+        self._scheduler = scheduler
+        scheduler.add(self._sequence)
+
+    def advance(self) -> bool:
+        """Emit the text that the last step completed; whether more may come.
+
+        Raises:
+            Exception: the sequence could not start, or its next token cannot be sampled.
+        """
+        sequence = self._sequence
+        if sequence.error is not None and not sequence.new:
+            raise sequence.error
+        while sequence.new and self._stops.found is None:
+            self._append(*sequence.new.popleft())
+        if self._stops.found is None and sequence.finish_reason is None:
+            return True
+        self._emit_text(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
+        return False
+
+    def finished(self) -> Finished:
+        """Return the last event of a completion that `advance` has brought to its end."""
+        is_stop = self._stops.found is not None or self._sequence.finish_reason == "eos"
+        return Finished("stop" if is_stop else "length", self.num_new, tuple(self._pending))
+
+    def store(self) -> Callable[[], None] | None:
+        """End the sequence, store its state, and free its batch slot.
+
+        A sequence that was cut amid its prompt is not stored: a request without a reply leaves its
+        session unchanged.
+
+        Returns:
+            What is left to do before the end is reported, in another thread, since it takes long.
+        """
+        sequence, scheduler = self._sequence, self._scheduler
+        assert scheduler is not None  # started before
+        was_decoding = sequence.slot is not None and len(sequence.to_prefill) == 0
+        scheduler.cancel(sequence)
+        try:
+            if not was_decoding:
+                return None
+            if isinstance(self._origin, Lease):
+                if self._new and self._new[-1] in sequence.eos_token_ids:
+                    sequence.drop_last()
+                return partial(self._origin.save, scheduler.snapshot(sequence))
+            if self._origin.is_on:
+                # The next prompt of a chat most often continues from the end of the reply.
+                sequence.drop_last()
+                self._cache_prefix(self._prompt + self._new)
+            return None
+        finally:
+            scheduler.release(sequence)
+
+    def discard(self) -> None:
+        """End the sequence without storing its state, and free its batch slot."""
+        assert self._scheduler is not None  # started before
+        self._scheduler.cancel(self._sequence)
+        self._scheduler.release(self._sequence)
+
+    def end(self, event: Finished | Failed) -> None:
+        """Emit the last event; from any thread."""
+        # At once, since the client may send its next request to the session.
+        self.close()
+        self.emit(event)
+
+    def close(self) -> None:
+        """Let other requests use the session."""
+        if isinstance(self._origin, Lease):
+            self._origin.close()
+
+    def _find_snapshot(self) -> Snapshot | None:
+        num_reused = 0
+        if isinstance(self._origin, Lease):
+            snapshot: Snapshot | None = self._origin.load()
+        else:
+            snapshot = self._origin.longest(self._prompt)
+            num_reused = 0 if snapshot is None else snapshot.num_seen
+            self._sequence.to_prefill = self._sequence.to_prefill[num_reused:]
+        self.emit(Started(0 if snapshot is None else snapshot.num_seen, num_reused))
+        return snapshot
+
+    def _on_progress(self, num_tokens: int) -> None:
+        self.emit(Prefilled(num_tokens))
+        if len(self._sequence.to_prefill) or isinstance(self._origin, Lease):
+            return
+        try:
+            # The same prompt may come again, or continue after another reply.
+            if self._origin.is_on:
+                self._cache_prefix(self._prompt)
+        except Exception as error:
+            # `advance` raises it: other sequences of the step are not concerned.
+            self._sequence.error = error
+
+    def _cache_prefix(self, tokens: list[int]) -> None:
+        assert isinstance(self._origin, PrefixCache)
+        assert self._scheduler is not None  # started before
+        snapshot = self._scheduler.snapshot(self._sequence)
+        self._origin.put(tokens[: snapshot.num_seen], snapshot)
+
+    def _append(self, token: int, logprobs: TokenLogprobs | None) -> None:
+        self._new.append(token)
+        # The token that ends the sequence has no text, special or not.
+        if token in self._sequence.eos_token_ids:
+            return
+        text = self._detokenizer.push(token)
+        self._pending.append(Token(token, self._num_characters, text, logprobs))
+        self._num_characters += len(text)
+        self._emit_text(self._stops.push(text))
+
+    def _emit_text(self, text: str) -> None:
+        if text:
+            self.emit(Delta(text, tuple(self._pending)))
+            self._pending.clear()

@@ -1,0 +1,88 @@
+"""A model that is served with one budget, and what its cache holds after any number of tokens."""
+
+from dataclasses import dataclass
+from typing import final
+
+from lacache.policies import BoundGroup
+from lacache.policies.kept import kept_after
+from lacache.server.engine_thread import EngineThread
+from lacache.server.prefix_cache import PrefixCache
+from lacache.server.schemas import Json
+from lacache.server.session_store import SessionStore
+
+
+@final
+@dataclass(frozen=True)
+class CacheInspector:
+    """Computes what a cache holds from the number of tokens alone, as the cache does itself.
+
+    Args:
+        groups: the policy's groups, bound to the model.
+        num_layers: layers with a growing cache.
+        bytes_per_sequence: bytes of one sequence, which never change.
+        full_bytes_per_token: bytes per token of a cache that keeps every token.
+    """
+
+    groups: tuple[BoundGroup, ...]
+    num_layers: int
+    bytes_per_sequence: int
+    full_bytes_per_token: int
+
+    def after(self, num_seen: int) -> Json:
+        """Return what each layer holds after a number of tokens.
+
+        Returns:
+            `held`: lists of token numbers, ascending; `layers`: for each KV head of each layer the
+            index of its list in `held`; `changes_at`: the number of tokens at the next eviction;
+            `compactions` so far; `bytes` of the cache, and of a full cache.
+        """
+        held: list[list[int]] = []
+        heads: list[dict[int, int]] = [{} for _ in range(self.num_layers)]
+        changes_at, num_compactions = [], 0
+        for group in self.groups:
+            kept = kept_after(group.schedule, num_seen)
+            numbers = {}
+            for pattern, tokens in kept.by_pattern.items():
+                numbers[pattern] = len(held)
+                held.append(tokens)
+            for layer, its_heads in group.heads.items():
+                heads[layer] |= dict.fromkeys(its_heads, numbers[group.pattern(layer)])
+            num_compactions += kept.num_compactions
+            room = group.schedule.room(kept.state)
+            changes_at.append(num_seen + room + 1)
+        return {
+            "num_seen": num_seen,
+            "held": held,
+            "layers": [[by_head[head] for head in sorted(by_head)] for by_head in heads],
+            "capacity": max(group.schedule.capacity for group in self.groups),
+            "changes_at": min(changes_at),
+            "compactions": num_compactions,
+            "bytes": self.bytes_per_sequence,
+            "full_bytes": self.full_bytes_per_token * num_seen,
+            "full_bytes_per_token": self.full_bytes_per_token,
+        }
+
+
+@final
+@dataclass(frozen=True)
+class ServedModel:
+    """A model with one budget, under a name of its own.
+
+    Args:
+        name: the name that clients use.
+        thread: runs its engine.
+        prefix_cache: snapshots of prompts and replies.
+        sessions: named sessions; None if nothing is stored on disk.
+        inspector: what the cache holds after any number of tokens.
+    """
+
+    name: str
+    thread: EngineThread
+    prefix_cache: PrefixCache
+    sessions: SessionStore | None
+    inspector: CacheInspector
+
+    def close(self) -> None:
+        """End running completions, and store their state."""
+        self.thread.close()
+        self.prefix_cache.close()
