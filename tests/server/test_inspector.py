@@ -93,6 +93,16 @@ def test_no_other_file_is_served(address: str, path: str) -> None:
         assert connection.getresponse().status == 404
 
 
+def test_an_unchanged_file_is_not_sent_again(address: str) -> None:
+    first = httpx.get(f"{address}/page/app.js")
+    assert first.headers["cache-control"] == "no-cache"
+    again = httpx.get(f"{address}/page/app.js", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    head = httpx.head(f"{address}/")
+    assert (head.status_code, head.content) == (200, b"")
+    assert "default-src 'self'" in head.headers["content-security-policy"]
+
+
 def inspect(address: str, **asked: Any) -> Any:
     # A client of httpx takes long to make.
     with urlopen(f"{address}/inspect?{urlencode(asked)}") as answer:

@@ -1,4 +1,4 @@
-"""The command `lacache`."""
+"""The command line: `lacache` and its subcommands, one module each."""
 
 import sys
 
@@ -12,8 +12,7 @@ def main() -> None:
         with clean_exit():
             import logging
 
-            # Where torchao is installed, transformers imports it, and it tells of kernels for GPUs
-            # that it cannot load.
+            # transformers imports torchao, which warns of GPU kernels that it cannot load.
             for name in ("torchao", "torch.utils._pytree"):
                 logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -122,7 +122,7 @@ def _validate_size(schedules: Sequence[Schedule], seen: int) -> None:
 
 
 def _heads_for(policy: Policy, heads: int | None) -> int:
-    """Return the KV heads of each layer, which a policy that tells them apart does not say."""
+    """Return the number of KV heads of each layer, which only some policies need."""
     pairs = [member for member in _members(policy) if isinstance(member, tuple)]
     if heads is None and pairs:
         raise ConfigError(

@@ -121,9 +121,7 @@ def serve(
     weights: WeightsOption = None,
     compile: Annotated[
         bool,
-        typer.Option(
-            "--compile", help="Compile the decode step first; helps few sequences."
-        ),
+        typer.Option("--compile", help="Compile the decode step first; helps few sequences."),
     ] = False,
     threads: Annotated[
         int | None,
@@ -197,9 +195,7 @@ def serve(
             typer.echo(f"{name}: at most {max_sequences} sequences, {size} each", err=True)
         with make_service(engines, loaded.model, loaded.tokenizer, settings) as service:
             at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-            typer.echo(
-                f"listening at {at}/v1, inspector at {at}/; Ctrl-C ends it", err=True
-            )
+            typer.echo(f"listening at {at}/v1, inspector at {at}/; Ctrl-C ends it", err=True)
             run(service, listening, api_key=api_key)
 
 

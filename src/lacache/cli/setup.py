@@ -66,7 +66,7 @@ class CacheOptions:
 @final
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How an engine computes, validated before a model is loaded for nothing.
+    """Options of an engine besides its cache, validated before a model is loaded for nothing.
 
     Args:
         compile: whether to compile the decode step.

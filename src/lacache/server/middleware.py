@@ -55,7 +55,7 @@ class HostCheck:
         self._hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check one request."""
+        """Check one request and pass it on, or refuse it."""
         host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else None
         if host is None or self._is_allowed(host):
             await self._app(scope, receive, send)
@@ -83,7 +83,7 @@ class KeyCheck:
         self._key = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check one request."""
+        """Check one request and pass it on, or refuse it."""
         if scope["type"] != "http" or _needs_no_key(scope["path"]) or self._has_key(scope):
             await self._app(scope, receive, send)
             return

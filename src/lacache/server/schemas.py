@@ -59,7 +59,7 @@ class TextRequest(BaseModel, ABC):
     @property
     @abstractmethod
     def num_top_logprobs(self) -> int | None:
-        """Number of top log probabilities for each token; None asks for none at all."""
+        """Number of top log probabilities for each token; None is without log probabilities."""
 
     @property
     @abstractmethod
