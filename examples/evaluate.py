@@ -9,7 +9,7 @@ from lacache.models import load_model
 
 suite = Suite(
     tasks=("needle",),
-    policies=("streaming", "ladder:span=15,overlap=0", "preset:preset=global"),
+    policies=("streaming", "ladder:span=15:overlap=0", "global"),
     budgets=("0.4",),
     lengths=(512,),
     samples=2,
@@ -19,4 +19,4 @@ runner = EvalRunner(load_model("default"))
 for outcome in run_all(runner, suite.runs(), Path("eval.jsonl")):
     assert outcome.record is not None, outcome.error
     found = outcome.record
-    print(f"{found['policy']}: score {found['score']}, {found['peak_bytes'] / 2**20:.1f} MiB")
+    print(f"{outcome.spec.policy}: score {found['score']}, {found['peak_bytes'] / 2**20:.1f} MiB")

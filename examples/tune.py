@@ -1,4 +1,4 @@
-"""Find the best plan for a model, a text and a budget, and use it."""
+"""Find the best policy for a model, a text and a budget, and use it."""
 
 import subprocess
 import sys
@@ -7,14 +7,12 @@ from pathlib import Path
 from lacache import LaCache
 from lacache.corpora import load_document
 from lacache.models import load_model
-from lacache.policies.plan_record import load_plan
 
 # A scene, to be quick; give it all that you have. Ten minutes are the most that it takes.
 Path("scene.txt").write_text(load_document("shakespeare:hamlet").content[:3500])
-methods = "ladder:evict_batch=0.25;preset"
-options = f"--text scene.txt --budget 64 --length 256 --methods {methods} --save-plan plan.json"
+policies = "--policy ladder:evict_batch=0.25 --policy balanced"
+options = f"--text scene.txt --budget 64 --length 256 {policies} --save-policy policy.txt"
 subprocess.run([sys.executable, "-m", "lacache", "tune", *options.split()], check=True)
 
-plan = load_plan(Path("plan.json"))
-cache = LaCache.from_model(load_model("default").model, plan)
+cache = LaCache(load_model("default").model, 64, "@policy.txt")
 print(cache.policy)

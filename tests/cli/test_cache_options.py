@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 import torch
-from lacache.cli.setup import CacheOptions
 
 from lacache import LaCache
+from lacache.cli.setup import CacheOptions
 from lacache.errors import ConfigError, InputError
 from lacache.policies import Streaming, parse_policy
 from tests.engine.tiny import tiny_llama

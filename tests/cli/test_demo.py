@@ -8,8 +8,10 @@ import pytest
 from lacache.common.records import read_record
 from lacache.evals.compare import compare, conclusions
 from lacache.evals.runner import EvalRunner
+from lacache.policies import Ladder, ModelShape
 from tests.cli.conftest import Run
 
+SMALLEST = Ladder().smallest_capacity(ModelShape.of_layers(5))
 FILES = ["demo.json", "ladder.png", "memory.png", "perplexity.png"]
 
 
@@ -94,7 +96,7 @@ def test_the_same_command_gives_the_same_scores_and_text(demo: Run, tmp_path: Pa
     assert [r["nll"] for r in a] == [r["nll"] for r in b]
 
 
-@pytest.mark.parametrize(("budget", "capacity"), [("64", 64), ("0.2", 20)])
+@pytest.mark.parametrize(("budget", "capacity"), [("64", 64), ("0.2", 20), ("0.01", SMALLEST)])
 def test_both_bounded_caches_get_the_budget(
     demo: Run, tmp_path: Path, budget: str, capacity: int
 ) -> None:

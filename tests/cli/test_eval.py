@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from lacache.common.records import read_records
-from lacache.evals.methods.registry import METHODS
+from lacache.evals.baselines import BASELINES
 from lacache.evals.runner import EvalRunner
 from lacache.evals.tasks.longbench.data import load_prompt
 from lacache.evals.tasks.registry import TASKS
+from lacache.policies import Ladder
 from tests.cli.conftest import Run
 from tests.evals.lookup import Digit
 from tests.evals.test_runs import Broken
@@ -19,13 +20,13 @@ from tests.evals.test_runs import Broken
 def evaluate(run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A short evaluation of a tiny model, with room for more options."""
     monkeypatch.setitem(TASKS, "digit", Digit)
-    monkeypatch.setitem(METHODS, "broken", Broken)
+    monkeypatch.setattr("lacache.evals.policies.BASELINES", (*BASELINES, Broken))
 
     def invoke(*arguments: object) -> Any:
         options: dict[object, object] = {
             "--model": tiny,
             "--tasks": "digit",
-            "--policy": "full;streaming;ladder:span=3,sinks=2",
+            "--policy": "full;streaming;ladder:span=3:sinks=2",
             "--budget": "0.5",
             "--lengths": "80",
             "--samples": 2,
@@ -127,7 +128,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(
     assert [r["policy"]["name"] for r in read_records(out)] == ["streaming"]
     told = " ".join(result.stdout.split())
     assert told.count("failed: digit") == 2
-    assert "capacity=5 must be at least" in told
+    assert "budget=5 must be at least" in told
     assert "RuntimeError: out of memory" in told
     assert "runs.failures.log" in told
     assert (out.parent / "runs.failures.log").exists()
@@ -153,7 +154,7 @@ def test_ctrl_c_keeps_what_was_done(
     run = EvalRunner.run
 
     def interrupted(self: EvalRunner, spec: Any, on_tokens: Any = None) -> Any:
-        if spec.policy.name == "ladder":
+        if isinstance(spec.policy, Ladder):
             raise KeyboardInterrupt
         return run(self, spec, on_tokens)
 
@@ -258,7 +259,7 @@ def test_the_quick_suite_is_far_smaller_than_the_small_one(run: Run) -> None:
     [
         ("--tasks", "nothing", "task 'nothing' must be one of"),
         ("--tasks", "digit:depth=3", "task digit has no setting 'depth'"),
-        ("--policy", "magic", "method 'magic' must be one of"),
+        ("--policy", "magic", "policy='magic' must be one of"),
         ("--policy", ";", "no policies were given"),
         ("--budget", "1.5", "budget=1.5 as a share"),
         ("--lengths", "many", "lengths=many must be whole numbers"),

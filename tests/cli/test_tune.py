@@ -3,11 +3,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lacache.policies.plan_record import load_plan, plan_record
 
 from lacache.common.records import read_records
 from lacache.evals.plots.tuning import plot_tuning
 from lacache.evals.tuning import search
+from lacache.policies import parse_policy
 from tests.cli.conftest import Run
 
 TEXT = "".join(f"This is line {i} of a text. It goes on for a while.\n" for i in range(110))
@@ -31,13 +31,13 @@ def knowing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_search_from_text_to_plan_and_again_from_its_records(
+def test_a_search_from_text_to_policy_and_again_from_its_records(
     run: Run, tiny: Path, place: Path, knowing: None
 ) -> None:
-    plan, png = place / "plan.json", place / "front.png"
+    saved, png = place / "policy.txt", place / "front.png"
     command = ("tune", "--model", tiny, "--text", "text.txt", *QUICK)
     command += ("--policy", "ladder", "--prefer", "text")
-    done = run(*command, "--json", "--plot", png, "--save-plan", plan)
+    done = run(*command, "--json", "--plot", png, "--save-policy", saved)
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.stdout)
     rows = {row["policy"]: row for row in found["policies"]}
@@ -51,7 +51,7 @@ def test_a_search_from_text_to_plan_and_again_from_its_records(
         assert row["held_out"] is None or row["held_out"]["needles"] == 6
     sizes = {name: row["held_out"]["peak_bytes"] for name, row in rows.items() if row["held_out"]}
     assert sizes.pop("full") > max(sizes.values())
-    assert plan_record(load_plan(plan)) == found["plans"]["text"]
+    assert str(parse_policy(f"@{saved}")) == best
     assert png.read_bytes().startswith(b"\x89PNG")
 
     records = read_records(place / "tune.jsonl")
@@ -62,14 +62,17 @@ def test_a_search_from_text_to_plan_and_again_from_its_records(
     assert again.exit_code == 0, again.output
     assert read_records(place / "tune.jsonl") == records
     shown = again.stdout
-    assert "which nothing was chosen on: 2 × 1,300 tokens and 6 other needles" in shown
+    assert "unused for the choice: 2 × 1,300 tokens and 6 other needles" in shown
     assert f"  text: {best} (least perplexity)" in shown
-    assert "LaCache.from_model(model, " in shown
+    assert f"LaCache(model, 200, {best!r})" in shown
     value, (low, high) = (
         rows["streaming"]["held_out"][name] for name in ("perplexity", "perplexity_interval")
     )
     assert f"{value:,.2f} [{low:,.2f}, {high:,.2f}]" in shown
-    inspected = run("inspect", "--plan", plan, "--layers", 5, "--heads", 2, "--seen", 1300)
+    inspected = run(
+        *("inspect", "--policy", f"@{saved}", "--budget", 200),
+        *("--layers", 5, "--heads", 2, "--seen", 1300),
+    )
     assert inspected.exit_code == 0, inspected.output
 
 
@@ -124,7 +127,7 @@ def test_bad_options_are_refused_before_a_model_is_loaded(
         (("--length", 1300, "--budget", "10B"), "budget of 10 bytes"),
         (("--length", 2000, "--budget", 200), "too little text to choose"),
         (("--length", 1, "--budget", 200), "length=1"),
-        (("--length", 1300, "--budget", 200, "--policy", "tova"), "tova has no plan"),
+        (("--length", 1300, "--budget", 200, "--policy", "tova"), "policy tova is a baseline"),
         (("--length", 1300, "--budget", 200, "--policy", "lader"), "lader"),
         (("--length", 1300, "--budget", 200, "--policy", "streaming"), "nothing is left"),
     ],

@@ -19,7 +19,6 @@ from lacache.errors import ConfigError, UnsupportedOperationError
 from lacache.models.decoder import cache_argument
 from lacache.policies import Group, Groups, Ladder, Plan, Streaming
 from tests.cache.slow_cache import slow_generate
-from tests.cache.static.policy_strategies import sized_policies
 from tests.cache.tiny_models import FAMILIES, VOCAB, random_ids, tiny_model
 from tests.engine.ragged import TOLERANCE, Ragged, twin_logits
 

@@ -26,7 +26,6 @@ from lacache.engine.snapshot_file import read_header, read_snapshot, write_snaps
 from lacache.errors import InputError, LaCacheError, UnsupportedOperationError
 from lacache.policies import Group, Groups, Ladder, Plan, Streaming
 from lacache.policies.kept import kept_after
-from tests.cache.static.policy_strategies import sized_policies
 from tests.cache.tiny_models import random_ids, tiny_model
 
 LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)

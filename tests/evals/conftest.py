@@ -7,26 +7,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lacache.common.records import Record
 from lacache.evals.compare import trace_record
-from lacache.evals.methods.registry import parse_method
 from lacache.evals.runner import EvalRunner
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.models import LoadedModel
 from lacache.models.model_info import model_info
-from lacache.policies import Full, Ladder, Policy, Streaming
+from lacache.policies import Full, Ladder, LayerPolicy, Streaming
 from tests.engine.tiny import tiny_tokenizer
 
 TOKENS = 300
-POLICIES: dict[str, Policy] = {
+POLICIES: dict[str, LayerPolicy] = {
     "full": Full(),
-    "streaming": Streaming(48, sinks=2, evict_batch=8),
-    "ladder": Ladder(capacity=48, span=2, overlap=1, sinks=2, evict_batch=8),
+    "streaming": Streaming(sinks=2, evict_batch=8),
+    "ladder": Ladder(span=2, overlap=1, sinks=2, evict_batch=8),
 }
-SPECS = {
-    "full": "full",
-    "streaming": "streaming:sinks=2,evict_batch=0.16",
-    "ladder": "ladder:span=2,overlap=1,sinks=2,evict_batch=0.16",
-}
+CAPACITY = 48
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +60,8 @@ def records(model: Any) -> list[Record]:
     """The runs of one text with all three policies, as the demo records them. Not to be changed."""
     runner = EvalRunner(LoadedModel(model, tiny_tokenizer(), "tiny", Path()), chunk_size=8)
     found = []
-    for name, text in SPECS.items():
-        spec = RunSpec(Drawn("random"), parse_method(text), TOKENS, "48")
+    for name, policy in POLICIES.items():
+        spec = RunSpec(Drawn("random"), policy, TOKENS, str(CAPACITY))
         record, monitor = runner.run_perplexity(spec)
         found.append({**record, **trace_record(name, monitor, model_info(model).growing)})
     return found

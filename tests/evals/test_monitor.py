@@ -1,4 +1,4 @@
-"""CacheMonitoring a cache that uses its budget to the last byte."""
+"""Monitor a cache that uses its budget to the last byte."""
 
 import pytest
 import torch
@@ -16,9 +16,7 @@ def test_the_last_byte_is_allowed_and_one_token_more_is_not(capacity: int) -> No
     model = tiny_model("llama")
     heads = model_info(model).num_heads
     history = tuple((layer, 0) for layer in range(len(heads) - 1))
-    cache = LaCache.from_model(
-        model, RetrievalHeads(capacity=capacity, history=history, window=0.4)
-    )
+    cache = LaCache(model, capacity, RetrievalHeads(heads=(history,), window=0.4))
     ids = random_ids(4 * capacity)
     with torch.no_grad(), CacheMonitor(model, cache, capacity=capacity).monitoring() as monitor:
         model(ids, **cache_argument(model, cache))

@@ -7,14 +7,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from lacache.cache import HookedCache
 from lacache.common.records import Record, append_record, read_records
 from lacache.errors import ConfigError, InputError
-from lacache.evals.methods.full import FullCache
-from lacache.evals.methods.ladder import LadderMethod
-from lacache.evals.methods.method import Method
-from lacache.evals.methods.streaming import StreamingMethod
 from lacache.evals.perplexity import perplexity
+from lacache.evals.policies import open_cache
 from lacache.evals.provenance import tokens_sha256, weights_sha256
 from lacache.evals.record_file import failures_path, run_all
 from lacache.evals.runner import EvalRunner
@@ -24,11 +20,12 @@ from lacache.evals.suite import QUICK, SMALL, Suite
 from lacache.evals.tasks.passkey import Passkey
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.models import LoadedModel
+from lacache.policies import BoundGroup, Full, Ladder, ModelShape, Policy, Streaming
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 from tests.evals.lookup import Digit, loaded_lookup
 
 DENSE = Protocol("dense")
-SPEC = RunSpec(Digit(), StreamingMethod(), length=80, budget="40", count=4)
+SPEC = RunSpec(Digit(), Streaming(), length=80, budget="40", count=4)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +55,7 @@ def test_a_record_says_what_was_measured_and_how(runner: EvalRunner) -> None:
     assert list(record)[:2] == ["kind", "key"]
     assert record["kind"] == "eval"
     assert record["task"] == {"name": "digit", "place": 60, "questions": 1}
-    assert record["policy"] == {"name": "streaming", "sinks": 4, "evict_batch": 0.125}
+    assert record["policy"] == {"name": "streaming", "sinks": 4, "evict_batch": 0.1}
     settings = ("length", "count", "seed", "budget", "prefill", "first_token")
     assert [record[name] for name in settings] == [80, 4, 3, "40", "dense", "cache"]
     assert record["model"]["name"] == "lookup"
@@ -102,8 +99,8 @@ class Half(Passkey):
 
 CHANGES: list[dict[str, Any]] = [
     {"task": Digit(11)},
-    {"policy": StreamingMethod(sinks=3)},
-    {"policy": LadderMethod(span=3)},
+    {"policy": Streaming(sinks=3)},
+    {"policy": Ladder(span=3)},
     {"length": 81},
     {"budget": "41"},
     {"count": 5},
@@ -132,15 +129,13 @@ def test_the_hash_of_weights_tells_models_apart() -> None:
     assert weights_sha256(tiny_llama(seed=0).to(torch.bfloat16)) != first
 
 
-@pytest.mark.parametrize("method", [FullCache(), StreamingMethod(sinks=2), LadderMethod(span=2)])
-def test_perplexity_is_that_of_scored_tokens(text: Path, method: Method) -> None:
+@pytest.mark.parametrize("policy", [Full(), Streaming(sinks=2), Ladder(span=2)])
+def test_perplexity_is_that_of_scored_tokens(text: Path, policy: Policy) -> None:
     loaded = LoadedModel(tiny_llama(), tiny_tokenizer(), "tiny", Path())
     task = Perplexity(text=str(text), start=7)
-    record = EvalRunner(loaded).run(RunSpec(task, method, length=600, budget="64"))
+    record = EvalRunner(loaded).run(RunSpec(task, policy, length=600, budget="64"))
     ids = loaded.tokenizer(text.read_text()).input_ids[7:607]
-    nll = score_tokens(
-        loaded.model, ids, method.open(loaded.model, capacity=64, dense=False), chunk_size=5
-    )
+    nll = score_tokens(loaded.model, ids, open_cache(loaded.model, policy, 64), chunk_size=5)
     assert record["kind"] == "ppl"
     assert record["task"] == {"name": "ppl", "text": str(text), "start": 7}
     assert record["samples_sha256"] == tokens_sha256(ids)
@@ -152,24 +147,27 @@ def test_perplexity_is_that_of_scored_tokens(text: Path, method: Method) -> None
     assert record["by_position"][1][2] == pytest.approx(perplexity(nll[255:511]), rel=1e-3)
     per_token = 5 * 2 * 8 * 2 * 4
     assert record["full_bytes"] == 600 * per_token
-    full = isinstance(method, FullCache)
+    full = isinstance(policy, Full)
     assert record["capacity"] == (None if full else 64)
     assert record["peak_bytes"] == (600 if full else 64) * per_token
     assert "samples" not in record
 
 
-def test_a_perplexity_run_is_held_to_its_budget(text: Path) -> None:
+def test_a_perplexity_run_is_held_to_its_budget(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lacache.evals.monitor import ProtocolError
-    from tests.evals.test_answering import Cheat
+    from tests.evals.test_answering import cheat
 
+    monkeypatch.setattr("lacache.evals.monitor.open_cache", cheat)
     runner = EvalRunner(LoadedModel(tiny_llama(), tiny_tokenizer(), "tiny", Path()))
     with pytest.raises(ProtocolError):
-        runner.run(RunSpec(Perplexity(text=str(text)), Cheat(), length=300, budget="64"))
+        runner.run(RunSpec(Perplexity(text=str(text)), Streaming(), length=300, budget="64"))
 
 
 def test_a_text_that_is_too_short_is_refused(runner: EvalRunner, text: Path) -> None:
     with pytest.raises(InputError, match="try a shorter length or a longer text"):
-        runner.run(RunSpec(Perplexity(text=str(text)), FullCache(), length=100_000))
+        runner.run(RunSpec(Perplexity(text=str(text)), Full(), length=100_000))
 
 
 @pytest.mark.parametrize(
@@ -189,10 +187,7 @@ def test_bad_specifications_are_refused(changes: dict[str, Any], message: str) -
         replace(SPEC, **changes)
 
 
-SPECS = [
-    replace(SPEC, policy=method)
-    for method in (FullCache(), StreamingMethod(), LadderMethod(span=3))
-]
+SPECS = [replace(SPEC, policy=policy) for policy in (Full(), Streaming(), Ladder(span=3))]
 
 
 def test_runs_go_on_where_they_were_interrupted(
@@ -203,7 +198,7 @@ def test_runs_go_on_where_they_were_interrupted(
     begun: list[str] = []
 
     def interrupted(self: EvalRunner, spec: RunSpec, on_tokens: Any = None) -> Record:
-        begun.append(spec.policy.name)
+        begun.append(str(spec.policy).partition(":")[0])
         if len(begun) == 3:
             raise KeyboardInterrupt
         return run(self, spec, on_tokens)
@@ -222,25 +217,22 @@ def test_runs_go_on_where_they_were_interrupted(
 
 
 @dataclass(frozen=True)
-class Broken(Method):
-    """Fails as nobody foresaw."""
+class Broken(Policy):
+    """Fails with an error that nobody foresaw."""
 
-    name: ClassVar[str] = "broken"
+    names: ClassVar = {"broken": {}}
 
-    def open(self, model: Any, *, capacity: int, dense: bool) -> HookedCache:
+    def bind(self, shape: ModelShape, capacity: int) -> tuple[BoundGroup, ...]:
         raise RuntimeError("out of\nmemory")
-
-    def record(self) -> Record:
-        return {"name": self.name}
 
 
 def test_a_run_that_fails_costs_no_other(runner: EvalRunner, tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    too_small = replace(SPEC, policy=LadderMethod(span=3), budget="5")
+    too_small = replace(SPEC, policy=Ladder(span=3), budget="5")
     broken = replace(SPEC, policy=Broken())
     outcomes = list(run_all(runner, [SPECS[0], too_small, broken, SPECS[1]], path))
     assert [outcome.record is None for outcome in outcomes] == [False, True, True, False]
-    assert "capacity=5 must be at least" in outcomes[1].error
+    assert "budget=5 must be at least 6 tokens" in outcomes[1].error
     assert outcomes[2].error == "RuntimeError: out of memory"
     assert len(read_records(path)) == 2
     told = read_records(failures_path(path))
@@ -255,10 +247,10 @@ def test_other_samples_are_not_mixed_into_a_file(
     runner: EvalRunner, tmp_path: Path, text: Path
 ) -> None:
     path = tmp_path / "runs.jsonl"
-    spec = RunSpec(Perplexity(text=str(text)), FullCache(), length=300)
+    spec = RunSpec(Perplexity(text=str(text)), Full(), length=300)
     assert [o.error for o in run_all(runner, [spec], path)] == [""]
     text.write_text("Something else. " + text.read_text())
-    other = replace(spec, policy=StreamingMethod(), budget="64")
+    other = replace(spec, policy=Streaming(), budget="64")
     (outcome,) = run_all(EvalRunner(loaded_lookup()), [other], path)
     assert "are not those of the records in" in outcome.error
     # The record of the same specification is one of another text, too.
@@ -320,13 +312,13 @@ def test_a_suite_is_every_combination_once() -> None:
     for run in answers:
         assert (run.count, run.seed) == (3, 7)
         assert run.protocol.first_token == ("dense" if run.protocol.is_dense else "cache")
-        if isinstance(run.policy, FullCache):
+        if run.is_full:
             assert (run.budget, run.protocol) == ("1.0", Protocol())
     ppl = [run for run in runs if run.task.name == "ppl"]
-    assert [(run.policy.name, run.budget) for run in ppl] == [
+    assert [(str(run.policy), run.budget) for run in ppl] == [
         ("full", "1.0"),
         ("streaming", "128"),
-        ("ladder", "128"),
+        ("ladder:span=3", "128"),
     ]
     assert {(run.length, run.count, run.seed, run.protocol) for run in ppl} == {
         (2048, 1, 0, Protocol())
@@ -342,14 +334,16 @@ def test_runs_of_the_same_samples_follow_each_other() -> None:
 @pytest.mark.parametrize("suite", [SMALL, QUICK])
 def test_the_suites_can_be_run(suite: Suite) -> None:
     assert {run.task.name for run in suite.runs()} >= {"passkey", "needle", "ppl"}
-    assert {run.policy.name for run in suite.runs()} == {"full", "streaming", "preset"}
+    assert {str(run.policy) for run in suite.runs()} == {
+        *("full", "streaming", "balanced", "global")
+    }
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"tasks": ()}, "no tasks were given"),
-        ({"policies": ("x",)}, "method 'x' must be one of"),
+        ({"policies": ("x",)}, "policy='x' must be one of"),
         ({"tasks": ("x",)}, "task 'x' must be one of"),
         ({"samples": 0}, "samples=0 must be at least 1"),
         ({"prefills": ("loose",), "first_token": "cache"}, "prefill='loose' must be"),

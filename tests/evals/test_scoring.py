@@ -12,17 +12,21 @@ from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.monitor import CacheMonitor
 from lacache.evals.provenance import model_record, policy_record, tokens_sha256
 from lacache.evals.scoring import score_tokens
-from lacache.policies import Full, Ladder, Policy, Streaming, kept_after
-from tests.evals.conftest import POLICIES, TOKENS
+from lacache.policies import Full, Ladder, Policy, Streaming, kept_after, parse_policy
+from tests.evals.conftest import CAPACITY, POLICIES, TOKENS
 
 # float32 keys and values of 5 layers with 2 heads of 8.
 BYTES_PER_TOKEN = 5 * 2 * 8 * 2 * 4
 
 
+def opened(model: Any, policy: Policy) -> LaCache:
+    return LaCache(model, CAPACITY if policy.takes_budget else None, policy)
+
+
 def scored(
     model: Any, token_ids: list[int], policy: Policy, chunk_size: int = 64
 ) -> tuple[list[float], LaCache]:
-    cache = LaCache.from_model(model, policy)
+    cache = opened(model, policy)
     return score_tokens(model, token_ids, cache, chunk_size=chunk_size), cache
 
 
@@ -75,11 +79,11 @@ def test_what_was_evicted_no_longer_counts(model: Any, token_ids: list[int]) -> 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_trace_follows_the_schedule(model: Any, token_ids: list[int], name: str) -> None:
-    cache = LaCache.from_model(model, POLICIES[name])
+    cache = opened(model, POLICIES[name])
     monitor = CacheMonitor(model, cache, capacity=None)
     with monitor.monitoring():
         score_tokens(model, token_ids, cache, chunk_size=16)
-    schedule = POLICIES[name].bind(5)
+    schedule = POLICIES[name].schedule(5, CAPACITY)
     assert monitor.trace[-1][0] == TOKENS
     for num_seen, num_cached, num_bytes in monitor.trace:
         assert num_cached == kept_after(schedule, num_seen).state.num_cached <= schedule.capacity
@@ -93,7 +97,7 @@ def test_no_forward_is_longer_than_the_chunk_or_crosses_a_compaction(
     model: Any, token_ids: list[int]
 ) -> None:
     lengths: list[int] = []
-    cache = LaCache.from_model(model, POLICIES["streaming"])
+    cache = opened(model, POLICIES["streaming"])
     score_tokens(model, token_ids, cache, chunk_size=16, on_progress=lengths.append)
     assert lengths == [16, 16, 16, *[8] * 31, 4]
 
@@ -111,7 +115,7 @@ def test_a_record_states_what_was_measured(records: list[Record], token_ids: lis
     mean = sum(ladder["nll"]) / (TOKENS - 1)
     assert ladder["perplexity"] == pytest.approx(torch.tensor(mean).exp().item(), rel=1e-3)
     assert ladder["tokens_per_second"] > TOKENS / ladder["seconds"]
-    schedule = POLICIES["ladder"].bind(5)
+    schedule = POLICIES["ladder"].schedule(5, CAPACITY)
     after = kept_after(schedule, TOKENS)
     for layer, numbers in enumerate(ladder["head_to_kept"]):
         for number in numbers:
@@ -126,8 +130,10 @@ def test_the_hash_tells_tokens_apart() -> None:
     ("policy", "name"),
     [
         (Full(), "full"),
-        (Streaming(64), "streaming"),
-        (Ladder(capacity=64, span=2), "ladder"),
+        (Streaming(), "streaming"),
+        (Ladder(span=2), "ladder"),
+        (parse_policy("global"), "global"),
+        (parse_policy("groups:0-1@32@streaming/2-4@64@ladder"), "groups"),
     ],
 )
 def test_policies_are_recorded_by_name(policy: Policy, name: str) -> None:
@@ -140,7 +146,7 @@ def test_bad_input_is_refused(model: Any, token_ids: list[int]) -> None:
     with pytest.raises(InputError, match="chunk_size=0 must be at least 1"):
         scored(model, token_ids, Full(), 0)
     with pytest.raises(ConfigError, match="below the number of layers"):
-        scored(model, token_ids, Ladder(capacity=64, span=5))
+        scored(model, token_ids, Ladder(span=5))
 
 
 def test_a_model_that_gives_no_numbers_is_refused(model: Any, token_ids: list[int]) -> None:
@@ -164,3 +170,9 @@ def test_the_record_names_the_model(model: Any) -> None:
         "dtype": "float32",
         "trained_context": 256,
     }
+
+
+def test_layers_and_heads_are_recorded_as_text() -> None:
+    assert policy_record(Ladder(window_layers=(0, 1, 4)))["window_layers"] == "0-1+4"
+    record = policy_record(parse_policy("groups:0-1@32@streaming/2-4@64@ladder"))
+    assert record == {"name": "groups", "groups": "0-1@32@streaming/2-4@64@ladder"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
     from lacache.cache import LaCache
     from lacache.common.records import Record
-    from lacache.evals.runs import RunSpec
     from lacache.models import LoadedModel
+    from lacache.policies import Policy
 
 _LABELS = {"full": "full cache", "streaming": "StreamingLLM", "ladder": "LaCache"}
 _POLICIES = tuple(_LABELS)
@@ -85,27 +84,27 @@ def demo(
     validate_int("chunk_size", chunk_size, 1)
     validate_loading(model, dtype=dtype, threads=threads)
     parsed = parse_budget(budget)
-    validate_memory(budget)
+    validate_memory(parsed)
 
     from rich.console import Console
 
     from lacache.common.records import environment, read_record, validate_writable, write_record
     from lacache.corpora import DEFAULT_DOCUMENT
     from lacache.evals.compare import compare, conclusions, trace_record
-    from lacache.evals.methods.registry import parse_method
     from lacache.evals.plots import (
         plot_ladder,
         plot_memory,
         plot_perplexity,
         require_matplotlib,
     )
+    from lacache.evals.policies import open_cache, parse_eval_policy, smallest_capacity
     from lacache.evals.runner import EvalRunner
     from lacache.evals.runs import RunSpec
     from lacache.evals.tasks.ppl import Perplexity
     from lacache.models import load_model
     from lacache.models.model_info import model_info
 
-    chosen = list(dict.fromkeys(map(parse_method, policies or _POLICIES)))
+    chosen = list(dict.fromkeys(map(parse_eval_policy, policies or _POLICIES)))
     require_matplotlib()
     task = Perplexity(DEFAULT_DOCUMENT if text is None else text)
     task.validate()
@@ -114,12 +113,14 @@ def demo(
     token_ids = task.token_ids(loaded.tokenizer, length=tokens + 1)
     info = model_info(loaded.model)
     capacity = parsed.capacity(
-        bytes_per_token=info.bytes_per_token, prompt_tokens=tokens, smallest=1
+        bytes_per_token=info.bytes_per_token,
+        prompt_tokens=tokens,
+        smallest=smallest_capacity(loaded.model, chosen),
     )
     validate_bytes(budget, capacity * info.bytes_per_token)
     specs = [RunSpec(task, policy, tokens, str(capacity)) for policy in chosen]
-    for spec in specs:
-        spec.policy.open(loaded.model, capacity=capacity, dense=False)
+    for policy in chosen:
+        open_cache(loaded.model, policy, capacity)
     validate_writable(out)
 
     progress_console = Console(stderr=True)
@@ -134,7 +135,7 @@ def demo(
     runs: list[Record] = []
     cache: Any = None
     with _progress(progress_console, tokens) as start:
-        for spec, label in zip(specs, _labels(specs), strict=True):
+        for spec, label in zip(specs, _labels(chosen), strict=True):
             # The one before is freed first: a full cache is large.
             cache = monitor = None
             run, monitor = runner.run_perplexity(spec, start(label))
@@ -168,14 +169,12 @@ def demo(
         typer.echo(json.dumps({**record, "runs": short, "continuation": continuation}))
 
 
-def _labels(specs: Sequence[RunSpec]) -> list[str]:
-    """Return a policy's own label where only one policy of its name is compared."""
-    names = Counter(spec.policy.name for spec in specs)
+def _labels(policies: Sequence[Policy]) -> list[str]:
+    """Return a name of its own for a policy that is alone of its name, else the policy's text."""
+    names = [str(policy).partition(":")[0] for policy in policies]
     return [
-        _LABELS.get(spec.policy.name, spec.policy_text)
-        if names[spec.policy.name] == 1
-        else spec.policy_text
-        for spec in specs
+        _LABELS.get(name, str(policy)) if names.count(name) == 1 else str(policy)
+        for name, policy in zip(names, policies, strict=True)
     ]
 
 

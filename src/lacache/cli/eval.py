@@ -141,23 +141,23 @@ def eval(
 
     from dataclasses import replace
 
-    from lacache.evals.specs import split_specs
+    from lacache.evals.specs import split_list
     from lacache.evals.suite import QUICK, SMALL
 
     changes: dict[str, Any] = {}
     if seed is not None:
         changes["seed"] = seed
     if tasks is not None:
-        changes["tasks"] = tuple(split_specs(tasks))
+        changes["tasks"] = tuple(split_list(tasks))
     if policies is not None:
-        changes["policies"] = tuple(split_specs(policies))
+        changes["policies"] = tuple(split_list(policies))
     if budgets is not None:
-        changes["budgets"] = changes["ppl_budgets"] = tuple(_parts(budgets))
+        changes["budgets"] = changes["ppl_budgets"] = tuple(split_list(budgets))
     if lengths is not None:
-        numbers = tuple(_number("lengths", part) for part in _parts([lengths]))
+        numbers = tuple(_number("lengths", part) for part in split_list([lengths]))
         changes["lengths"] = changes["ppl_lengths"] = numbers
     if prefills is not None:
-        changes["prefills"] = tuple(_parts(prefills))
+        changes["prefills"] = tuple(split_list(prefills))
     if first_token is not None:
         changes["first_token"] = cast(Literal["cache", "dense"], first_token)
     if samples is not None:
@@ -206,10 +206,6 @@ def _move(loaded: LoadedModel, device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device={device} cannot be used ({reason}); try --device cpu") from error
-
-
-def _parts(texts: list[str]) -> list[str]:
-    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
 
 
 def _number(name: str, text: str) -> int:

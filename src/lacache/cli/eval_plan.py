@@ -118,7 +118,7 @@ def _runs(plan: EvalPlan) -> Table:
             "" if task == last else spaced(task),
             f"{spec.length:,}",
             str(spec.count),
-            spaced(spec.policy_text),
+            spaced(spec.policy),
             spec.budget_text,
             spec.protocol.prefill,
             "done" if spec in plan.recorded else f"{spec.tokens:,}",
@@ -135,7 +135,7 @@ def _show_recipe(console: Console, plan: EvalPlan, recipe: Recipe) -> None:
         console.print(f"models of the recipe, with --model: {', '.join(others)}", markup=False)
     budgets: dict[str, dict[str, None]] = defaultdict(dict)
     for spec in plan.specs:
-        budgets[spec.policy_text][spec.budget_text] = None
+        budgets[str(spec.policy)][spec.budget_text] = None
     console.print("policies, and their budgets:")
     for policy, of_policy in budgets.items():
         at = ", ".join(filter(None, of_policy))

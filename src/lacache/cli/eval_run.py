@@ -152,7 +152,7 @@ def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) 
         for name in (*values, "mean KiB", "peak KiB", "of full"):
             table.add_column(name, justify="right", no_wrap=True)
         for outcome in rows:
-            policy = spaced(outcome.spec.policy_text)
+            policy = spaced(outcome.spec.policy)
             table.add_row(policy, outcome.spec.budget_text, *_cells(outcome))
         console.print(table)
     console.print(
@@ -215,6 +215,6 @@ def _with_interval(record: Record, name: str, several: bool) -> str:
     return f"{record[name]:.2f}" + (f" \\[{low:.2f}, {high:.2f}]" if several else "")
 
 
-def spaced(text: str) -> str:
-    """Add spaces to a spec, so that a long one can be broken in a table."""
-    return text.replace(":", ": ", 1).replace(",", ", ")
+def spaced(text: object) -> str:
+    """Return a policy or task with spaces, so that a long one can be broken in a table."""
+    return str(text).replace(":", ": ")

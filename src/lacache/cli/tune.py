@@ -12,11 +12,11 @@ from lacache.cli.loading import computing_dtype, validate_loading
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.policies.budget import ParsedBudget, parse_budget
+from lacache.policies import Budget, parse_budget
 
 if TYPE_CHECKING:
-    from lacache.evals.methods.method import Method
     from lacache.evals.runs import RunSpec
+    from lacache.policies import Policy
 
 _SHARE_LENGTH = 2048
 _LEAST_LENGTH = 1024
@@ -79,9 +79,11 @@ def tune(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the Pareto front, as a PNG file.")
     ] = None,
-    save_plan: Annotated[
+    save_policy: Annotated[
         Path | None,
-        typer.Option("--save-plan", help="Write the preferred plan as JSON, for inspect --plan."),
+        typer.Option(
+            "--save-policy", help="Write the preferred policy as text, for --policy @FILE."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print all figures as JSON in place of the tables.")
@@ -103,31 +105,30 @@ def tune(
     from rich.console import Console
 
     from lacache.cli.tuning import show, show_use, tuning_bars
-    from lacache.common.records import validate_replaceable, write_record
+    from lacache.common.records import replacing, validate_replaceable
     from lacache.evals.hub_documents import load_named_document
     from lacache.evals.plots.style import require_matplotlib, validate_png
     from lacache.evals.plots.tuning import plot_tuning
     from lacache.evals.record_file import Outcome, run_all, validate_appendable
     from lacache.evals.runner import EvalRunner
-    from lacache.evals.specs import split_specs
-    from lacache.evals.tuning.candidates import plan_of
+    from lacache.evals.specs import split_list
     from lacache.evals.tuning.found import Settings, validate_minutes
-    from lacache.evals.tuning.result import RULES, tuning_record
+    from lacache.evals.tuning.result import tuning_record
     from lacache.evals.tuning.search import Search
     from lacache.evals.tuning.split import split_text
     from lacache.models import load_model
     from lacache.models.model_info import model_info
 
     validate_minutes(minutes)
-    specs = None if policies is None else split_specs(policies)
-    if specs == []:
+    texts = None if policies is None else split_list(policies)
+    if texts == []:
         raise ConfigError("no policies were given; give at least one, or leave --policy out")
     if plot is not None:
         validate_png(plot)
         require_matplotlib()
         validate_replaceable(plot)
-    if save_plan is not None:
-        validate_replaceable(save_plan)
+    if save_policy is not None:
+        validate_replaceable(save_policy)
     validate_appendable(out)
     load_named_document(text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
@@ -137,7 +138,7 @@ def tune(
     settings = Settings(capacity, length, minutes)
     parts = split_text(loaded.tokenizer, text, length=length, seed=seed)
     console = Console(stderr=True, highlight=False)
-    candidates = _candidates(loaded.model, capacity, specs, console)
+    candidates = _candidates(loaded.model, capacity, texts, console)
     runner = EvalRunner(loaded)
     with tuning_bars(console, minutes) as bars:
 
@@ -148,27 +149,29 @@ def tune(
             return outcome
 
         found = Search(settings, parts, candidates, measure, bars.on_step).run()
-    plans = {
-        goal: plan_of(loaded.model, getattr(found.recommended, goal), capacity) for goal in RULES
-    }
-    record = tuning_record(found, settings, parts, budget=budget, model=loaded.name, plans=plans)
-    if save_plan is not None:
-        write_record(save_plan, record["plans"][prefer])
+    record = tuning_record(found, settings, parts, budget=budget, model=loaded.name)
+    if save_policy is not None:
+        with replacing(save_policy) as path:
+            path.write_text(
+                f"# lacache tune: for {prefer}, {loaded.name} on {text}, --budget {capacity}\n"
+                f"{record['recommended'][prefer]}\n",
+                encoding="utf-8",
+            )
     if as_json:
         typer.echo(json.dumps(record, allow_nan=False))
     else:
         shown = Console(highlight=False)
         show(shown, record)
-        show_use(shown, record, prefer, plans[prefer], info.num_heads, save_plan)
-    if save_plan is not None:
-        typer.echo(f"wrote {save_plan}", err=True)
+        show_use(shown, record, prefer, info.num_heads, save_policy)
+    if save_policy is not None:
+        typer.echo(f"wrote {save_policy}", err=True)
     if plot is not None:
         plot_tuning(record, plot)
         typer.echo(f"wrote {plot}", err=True)
 
 
 def _sizes(
-    budget: ParsedBudget, length: int | None, bytes_per_token: int, context: int | None
+    budget: Budget, length: int | None, bytes_per_token: int, context: int | None
 ) -> tuple[int, int]:
     """Return the capacity, and the tokens of an excerpt."""
     if length is not None:
@@ -183,15 +186,15 @@ def _sizes(
     return capacity, length if context is None else min(length, context)
 
 
-def _candidates(model: Any, capacity: int, specs: list[str] | None, console: Any) -> list[Method]:
+def _candidates(model: Any, capacity: int, texts: list[str] | None, console: Any) -> list[Policy]:
     from lacache.evals.tuning.candidates import (
         default_candidates,
         given_candidates,
         has_profile,
     )
 
-    if specs is not None:
-        return given_candidates(model, capacity, specs)
+    if texts is not None:
+        return given_candidates(model, capacity, texts)
     if not has_profile(model):
         console.print(
             "This model has no profile, so no candidate gives single KV heads a long history; "

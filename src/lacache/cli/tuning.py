@@ -14,7 +14,6 @@ from rich.text import Text
 from lacache.common.records import Record
 from lacache.evals.runs import RunSpec
 from lacache.evals.tuning.result import FEWEST_CLEAR, verdict
-from lacache.policies.schedule import Plan
 
 _KIB = 1024
 
@@ -101,7 +100,6 @@ def show_use(
     console: Console,
     record: Record,
     prefer: str,
-    plan: Plan,
     num_heads: Sequence[int],
     saved: Path | None,
 ) -> None:
@@ -115,25 +113,18 @@ def show_use(
         )
     policy = record["recommended"][prefer]
     console.print(f"\nTo use the one for {prefer}:", style="bold")
-    if saved is None:
-        kind = type(plan).__name__
-        lines = [
-            "from lacache import LaCache",
-            f"from lacache.policies import {kind}",
-            f"cache = LaCache.from_model(model, {plan})",
-        ]
-    else:
-        lines = [
-            "from pathlib import Path",
-            "from lacache import LaCache",
-            "from lacache.policies.plan_record import load_plan",
-            f"cache = LaCache.from_model(model, load_plan(Path({str(saved)!r})))",
-        ]
-    lines.append(f"lacache eval --policy '{policy}' --budget {record['capacity']}")
-    if saved is not None and len(set(num_heads)) == 1:
+    budget = record["capacity"]
+    shown = policy if saved is None else f"@{saved}"
+    lines = [
+        "from lacache import LaCache",
+        f"cache = LaCache(model, {budget}, {shown!r})",
+        f"lacache generate --policy {shown} --budget {budget}",
+        f"lacache eval --policy {policy} --budget {budget}",
+    ]
+    if len(set(num_heads)) == 1 and not policy.startswith("full"):
         lines.append(
-            f"lacache inspect --plan {saved} --layers {len(num_heads)} --heads {num_heads[0]} "
-            f"--seen {record['length']}"
+            f"lacache inspect --policy {shown} --budget {budget} --layers {len(num_heads)} "
+            f"--heads {num_heads[0]} --seen {record['length']}"
         )
     for line in lines:
         console.print(Text(f"  {line}"), soft_wrap=True)

@@ -14,12 +14,11 @@ from lacache.cache import HookedCache
 from lacache.common.records import Record
 from lacache.engine.stop import eos_token_ids
 from lacache.errors import ConfigError, InputError, ModelError
-from lacache.evals.methods.method import Method
 from lacache.evals.monitor import CacheMonitor, open_monitored
 from lacache.evals.runs import Protocol
 from lacache.evals.tasks.task import Question, Sample, Task
 from lacache.models.decoder import cache_argument
-from lacache.policies.budget import ParsedBudget
+from lacache.policies import Budget, Policy
 
 _DIGITS = 5
 
@@ -38,8 +37,8 @@ class Answer:
 def answer_sample(
     model: Any,
     tokenizer: Any,
-    policy: Method,
-    budget: ParsedBudget,
+    policy: Policy,
+    budget: Budget,
     protocol: Protocol,
     task: Task,
     sample: Sample,

@@ -10,11 +10,10 @@ from transformers.cache_utils import CacheLayerMixin
 from lacache.cache import HookedCache
 from lacache.cache.layers import layer_bytes
 from lacache.errors import LaCacheError
-from lacache.evals.methods.full import FullCache
-from lacache.evals.methods.method import Method
+from lacache.evals.policies import open_cache
 from lacache.models.decoder import find_decoder, given_cache
 from lacache.models.model_info import model_info
-from lacache.policies.budget import ParsedBudget
+from lacache.policies import Budget, Policy
 
 
 @final
@@ -172,8 +171,8 @@ class CacheMonitor:
 
 def open_monitored(
     model: Any,
-    policy: Method,
-    budget: ParsedBudget,
+    policy: Policy,
+    budget: Budget,
     prompt_tokens: int,
     *,
     dense: bool,
@@ -184,7 +183,7 @@ def open_monitored(
 
     Args:
         model: a causal language model of transformers.
-        policy: what the cache keeps; the full cache has no limit.
+        policy: what the cache keeps; without a budget there is no limit.
         budget: in bytes, it is for the growing layers of one sequence.
         prompt_tokens: what a share is of.
         dense: prefill the first input with a full cache.
@@ -200,6 +199,6 @@ def open_monitored(
         prompt_tokens=prompt_tokens,
         smallest=smallest,
     )
-    cache = policy.open(model, capacity=capacity, dense=dense)
-    limit = None if isinstance(policy, FullCache) else capacity
+    cache = open_cache(model, policy, capacity, dense=dense)
+    limit = capacity if policy.takes_budget else None
     return CacheMonitor(model, cache, capacity=limit, on_tokens=on_tokens)

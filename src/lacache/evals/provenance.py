@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from lacache.common.records import Record
-from lacache.policies import POLICIES, Policy
+from lacache.policies import Groups, Policy
 
 _VALUES = 64
 
@@ -44,10 +44,17 @@ def weights_sha256(model: Any) -> str:
 
 
 def policy_record(policy: Policy) -> Record:
-    """Return a policy's name and settings."""
-    name = next(name for name, kind in POLICIES.items() if isinstance(policy, kind))
-    settings = asdict(policy)  # type: ignore[call-overload]
-    return {"name": name, **settings}
+    """Return a policy's name and settings; members of layers and heads as text."""
+    name, _, settings = str(policy).partition(":")
+    if isinstance(policy, Groups):
+        return {"name": name, "groups": settings}
+    record: Record = {"name": name}
+    for setting in fields(policy):  # type: ignore[arg-type]
+        value = getattr(policy, setting.name)
+        if "format" in setting.metadata:
+            value = setting.metadata["format"](value) if value else None
+        record[setting.name] = value
+    return record
 
 
 def tokens_sha256(token_ids: Sequence[int]) -> str:

@@ -48,8 +48,8 @@ class Recipe:
 def _policies(ladder: str, sinks: int) -> tuple[str, ...]:
     return (
         "full",
-        f"streaming:sinks={sinks},evict_batch=0",
-        f"released-ladder:{ladder},sinks={sinks}",
+        f"streaming:sinks={sinks}:evict_batch=1",
+        f"paper:{ladder}:sinks={sinks}",
     )
 
 
@@ -119,7 +119,7 @@ def _longbench() -> Iterator[Suite]:
     # The other data sets have 200 rows (LongBench, arXiv 2308.14508, table 1).
     rows = {"multifieldqa_en": 150, "lcc": 500, "repobench-p": 500}
     for dataset in DATASETS:
-        for budget, ladder in (("1750", "span=16,overlap=0"), ("875", "span=9,overlap=3")):
+        for budget, ladder in (("1750", "span=16"), ("875", "span=9:overlap=3")):
             yield Suite(
                 tasks=(f"longbench-{dataset}",),
                 policies=_policies(ladder, 128),

@@ -12,6 +12,7 @@ from lacache.evals.answering import answer_sample
 from lacache.evals.bootstrap import block_interval, mean_interval
 from lacache.evals.monitor import CacheMonitor, open_monitored
 from lacache.evals.perplexity import buckets, doubling_edges, last_seen, perplexity
+from lacache.evals.policies import policy_inputs_sha256
 from lacache.evals.provenance import model_record, tokens_sha256, weights_sha256
 from lacache.evals.runs import RunSpec
 from lacache.evals.scoring import score_tokens
@@ -45,7 +46,7 @@ class EvalRunner:
     def key(self, spec: RunSpec) -> str:
         """Hash the specification and the model: runs with the same key are the same run."""
         model = {name: self._about[name] for name in ("architecture", "dtype", "weights_sha256")}
-        inputs = spec.policy.inputs_sha256(self._model)
+        inputs = policy_inputs_sha256(self._model, spec.policy)
         if inputs:
             model["policy_inputs_sha256"] = inputs
         text = json.dumps({**spec.record(), "model": model}, sort_keys=True)
@@ -164,7 +165,7 @@ class EvalRunner:
             **dict([kind]),
             "key": self.key(spec),
             **dict(settings),
-            "policy_inputs_sha256": spec.policy.inputs_sha256(self._model),
+            "policy_inputs_sha256": policy_inputs_sha256(self._model, spec.policy),
             "model": self._about,
             **measured,
             "seconds": round(time.perf_counter() - begun, 3),

@@ -6,13 +6,11 @@ from typing import Literal, final
 from lacache.common.records import Record
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.evals.methods.full import FullCache
-from lacache.evals.methods.method import Method
-from lacache.evals.methods.settings import settings_record
-from lacache.evals.specs import format_spec
+from lacache.evals.provenance import policy_record
+from lacache.evals.specs import format_spec, settings_record
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.task import Task
-from lacache.policies.budget import ParsedBudget, parse_budget
+from lacache.policies import Budget, Full, Policy, parse_budget
 
 HARNESS = 1
 """Version of the figures: raised when the same specification would give other ones."""
@@ -85,7 +83,7 @@ class RunSpec:
         policy: what the cache keeps.
         length: tokens of a prompt with its answer, or of the text.
         budget: tokens per layer ("512"), a share of the prompt or text ("0.25") or bytes
-            ("16MiB"). The full cache has none, and keeps "1.0".
+            ("16MiB"); ignored by policies that take none, such as full.
         count: samples; 1 for perplexity.
         seed: of the samples.
         protocol: perplexity is always chunked.
@@ -95,7 +93,7 @@ class RunSpec:
     """
 
     task: Task | Perplexity
-    policy: Method
+    policy: Policy
     length: int
     budget: str = "1.0"
     count: int = 1
@@ -117,7 +115,7 @@ class RunSpec:
             raise ConfigError(f"count={self.count} of a perplexity run must be 1; try count=1")
 
     @property
-    def parsed_budget(self) -> ParsedBudget:
+    def parsed_budget(self) -> Budget:
         """The budget, parsed."""
         return parse_budget(self.budget)
 
@@ -129,7 +127,7 @@ class RunSpec:
     @property
     def is_full(self) -> bool:
         """Whether it runs the full cache, which has neither budget nor protocol."""
-        return isinstance(self.policy, FullCache)
+        return isinstance(self.policy, Full)
 
     @property
     def tokens(self) -> int:
@@ -142,21 +140,16 @@ class RunSpec:
         return format_spec(self.task.name, self.task)
 
     @property
-    def policy_text(self) -> str:
-        """The policy and its settings, as on the command line."""
-        return format_spec(self.policy.name, self.policy)
-
-    @property
     def budget_text(self) -> str:
-        """The budget; empty for the full cache."""
-        return "" if self.is_full else self.budget
+        """The budget; empty for a policy that takes none."""
+        return self.budget if self.policy.takes_budget else ""
 
     @property
     def label(self) -> str:
         """A line for progress and logs."""
-        budget = "" if self.is_full else f" at {self.budget}"
+        budget = f" at {self.budget}" if self.policy.takes_budget else ""
         dense = ", dense" if self.protocol.is_dense else ""
-        return f"{self.task.name} {self.length:,}: {self.policy_text}{budget}{dense}"
+        return f"{self.task.name} {self.length:,}: {self.policy}{budget}{dense}"
 
     def record(self) -> Record:
         """Return the part of a record that is known before the run."""
@@ -167,7 +160,7 @@ class RunSpec:
             "length": self.length,
             "count": self.count,
             "seed": self.seed,
-            "policy": self.policy.record(),
+            "policy": policy_record(self.policy),
             "budget": self.budget,
             "prefill": self.protocol.prefill,
             "first_token": self.protocol.first_token,

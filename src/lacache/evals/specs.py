@@ -1,42 +1,27 @@
-"""Names with settings as a user writes them: `ladder:span=15,recent=0.5`."""
+"""Tasks as text, `NAME` or `NAME:key=value:key=value`, in the form of policies."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
-from types import NoneType, UnionType
+from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from lacache.common.records import Record
 from lacache.errors import ConfigError
 
 Made = TypeVar("Made")
 
+_KINDS = {int: ("a whole number", "1"), float: ("a number", "0.5")}
 
-def split_specs(texts: Iterable[str]) -> list[str]:
-    """The single specs in texts that hold one or several, between `;` or `,`.
 
-    A comma ends a spec unless a setting (`key=value`) follows it.
-    """
-    found: list[str] = []
-    for text in texts:
-        for group in text.split(";"):
-            fresh = True
-            for part in group.split(","):
-                name, equals, _ = part.partition("=")
-                is_setting = bool(equals) and ":" not in name
-                if is_setting and not fresh:
-                    found[-1] += f",{part.strip()}"
-                elif part.strip():
-                    found.append(part.strip())
-                    fresh = False
-    return found
+def split_list(texts: Iterable[str]) -> list[str]:
+    """Split texts at commas and semicolons into the items of one list."""
+    items = (item.strip() for text in texts for item in text.replace(";", ",").split(","))
+    return list(filter(None, items))
 
 
 def parse_spec(text: str, table: Mapping[str, Callable[..., Made]], what: str) -> Made:
-    """Make what `NAME` or `NAME:key=value,key=value` says.
-
-    Numbers, texts and true or false are written as they are, nothing as `none`, several numbers
-    as `0-4+9`.
+    """Make what a text stands for. A text value may hold colons, as `ppl:text=wikipedia:Algae`.
 
     Args:
         text: the spec.
@@ -48,86 +33,63 @@ def parse_spec(text: str, table: Mapping[str, Callable[..., Made]], what: str) -
     """
     name, _, settings = text.strip().partition(":")
     if name not in table:
-        known = ", ".join(table)
         near = [*get_close_matches(name, table, n=1), *table][0]
-        raise ConfigError(f"{what} {name!r} must be one of {known}; try {near}")
-    make = table[name]
-    types = _settings(make)
-    given: dict[str, Any] = {}
-    for part in filter(None, settings.split(",")):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
+        raise ConfigError(f"{what} {name!r} must be one of {', '.join(table)}; try {near}")
+    make: Any = table[name]
+    types = {f.name: get_type_hints(make)[f.name] for f in fields(make) if f.init}
+    texts: dict[str, str] = {}
+    last = ""
+    for part in settings.split(":") if settings else ():
+        key, equals, value = part.partition("=")
+        if key not in types and last and str in _accepted(types[last]):
+            texts[last] += f":{part}"
+            continue
         if key not in types:
             known = f"has {', '.join(types)}" if types else "has no settings"
             raise ConfigError(f"{what} {name} has no setting {key!r}; it {known}")
         if not equals:
-            raise ConfigError(f"setting {part!r} of {what} {name} has no value; try {key}=VALUE")
-        if key in given:
+            raise ConfigError(f"setting {key!r} of {what} {name} has no value; try {key}=VALUE")
+        if key in texts:
             raise ConfigError(f"{what} {name} was given {key} twice; give it once")
-        given[key] = _value(key, value, types[key])
-    needed = [field.name for field in fields(make) if _is_needed(field)]  # type: ignore[arg-type]
-    missing = [name for name in needed if name not in given]
+        texts[key] = value
+        last = key
+    needed = [f.name for f in fields(make) if f.init and f.default is MISSING]
+    missing = [key for key in needed if key not in texts]
     if missing:
-        example = ",".join(f"{key}=VALUE" for key in needed)
+        example = ":".join(f"{key}=VALUE" for key in needed)
         raise ConfigError(f"{what} {name} needs {', '.join(missing)}; try {name}:{example}")
-    return make(**given)
+    made: Made = make(**{key: _value(key, value, types[key]) for key, value in texts.items()})
+    return made
 
 
 def format_spec(name: str, made: Any) -> str:
-    """The shortest spec that makes `made`, a frozen dataclass: settings at their default go."""
+    """Return the shortest spec that makes `made`, a frozen dataclass, without its defaults."""
     parts = [
-        f"{field.name}={_text(value)}"
+        f"{field.name}={str(value).lower() if value is None else value}"
         for field in fields(made)
         if field.init and (value := getattr(made, field.name)) != field.default
     ]
-    return name + (f":{','.join(parts)}" if parts else "")
+    return ":".join([name, *parts])
 
 
-def _is_needed(field: Field[Any]) -> bool:
-    return field.init and field.default is MISSING and field.default_factory is MISSING
+def settings_record(name: str, made: Any) -> Record:
+    """Return a name and the fields of a frozen dataclass, as JSON holds them."""
+    return {"name": name, **asdict(made)}
 
 
-def _settings(make: Any) -> dict[str, Any]:
-    types = get_type_hints(make)
-    return {field.name: types[field.name] for field in fields(make) if field.init}
+def _accepted(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) or (kind,)
 
 
 def _value(key: str, text: str, kind: Any) -> Any:
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if NoneType in kinds and text.lower() == "none":
+    accepted = _accepted(kind)
+    if NoneType in accepted and text.lower() == "none":
         return None
-    if tuple[int, ...] in kinds:
-        return _numbers(key, text)
-    if bool in kinds:
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"{key}={text} must be true or false; try {key}=true")
-        return text.lower() == "true"
-    for number, told, example in ((int, "a whole number", "1"), (float, "a number", "0.5")):
-        if number in kinds:
-            try:
-                return number(text)
-            except ValueError:
-                if float in kinds and number is int:
-                    continue
-                raise ConfigError(f"{key}={text} must be {told}; try {key}={example}") from None
-    return text
-
-
-def _numbers(key: str, text: str) -> tuple[int, ...]:
-    numbers: list[int] = []
-    for part in filter(None, text.split("+")):
-        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip())
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ConfigError(
-                f"{key}={text} must be whole numbers and runs of them between +, and "
-                f"{part.strip()!r} is neither; try {key}=0-4+9"
-            )
-        numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(numbers)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "+".join(map(str, value))
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+    number = next((number for number in _KINDS if number in accepted), None)
+    if number is None:
+        return text
+    try:
+        return number(text)
+    except ValueError:
+        wanted, example = _KINDS[number]
+        raise ConfigError(f"{key}={text} must be {wanted}; try {key}={example}") from None

@@ -6,10 +6,11 @@ from typing import final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.evals.methods.registry import parse_method
+from lacache.evals.policies import parse_eval_policy
 from lacache.evals.runs import CHUNKED, MOST_SAMPLES, FirstToken, Prefill, Protocol, RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.registry import parse_task
+from lacache.policies import Full
 
 
 @final
@@ -65,7 +66,7 @@ class Suite:
         return runs
 
     def _product(self) -> Iterator[RunSpec]:
-        policies = [parse_method(text) for text in self.policies]
+        policies = [parse_eval_policy(text) for text in self.policies]
         protocols = [
             Protocol(prefill, self.first_token if prefill == "dense" else "cache")
             for prefill in self.prefills
@@ -79,15 +80,20 @@ class Suite:
                         continue
                     for budget in self.ppl_budgets if is_ppl else self.budgets:
                         for policy in policies:
-                            spec = RunSpec(task, policy, length, budget, count, seed, protocol)
-                            if spec.is_full:
-                                spec = RunSpec(task, policy, length, "1.0", count, seed, CHUNKED)
-                            yield spec
+                            yield RunSpec(
+                                task,
+                                policy,
+                                length,
+                                budget if policy.takes_budget else "1.0",
+                                count,
+                                seed,
+                                CHUNKED if isinstance(policy, Full) else protocol,
+                            )
 
 
 SMALL = Suite(
     tasks=("passkey", "needle", "multiturn", "ppl"),
-    policies=("full", "streaming", "preset", "preset:preset=global"),
+    policies=("full", "streaming", "balanced", "global"),
     budgets=("0.25", "0.5"),
     lengths=(1024, 2048),
     ppl_budgets=("256",),
@@ -98,7 +104,7 @@ SMALL = Suite(
 
 QUICK = Suite(
     tasks=("passkey", "needle", "ppl"),
-    policies=("full", "streaming", "preset", "preset:preset=global"),
+    policies=("full", "streaming", "balanced", "global"),
     budgets=("0.5",),
     lengths=(512,),
     ppl_budgets=("256",),

@@ -7,8 +7,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lacache.errors import ConfigError
-from lacache.evals.baselines import Counts, pyramid
-from lacache.evals.baselines.ledger import Ledger
+from lacache.evals.baselines import Counts
+from lacache.evals.baselines.counts import TokenCounts
+from lacache.evals.baselines.policies import pyramid
 from lacache.policies import Streaming, kept_after
 
 CAPACITIES = st.lists(st.integers(3, 30), min_size=1, max_size=5).map(tuple)
@@ -30,20 +31,20 @@ def test_the_closed_form_counts_as_token_by_token(
 
 
 @given(CAPACITIES, st.integers(1, 29), st.lists(st.integers(1, 40), max_size=6))
-def test_a_ledger_comes_to_the_same_in_pieces(
-    capacities: tuple[int, ...], evict_batch: int, pieces: list[int]
+def test_token_counts_come_to_the_same_in_chunks(
+    capacities: tuple[int, ...], evict_batch: int, chunks: list[int]
 ) -> None:
     assume(evict_batch < min(capacities))
-    ledger = Ledger(Counts(capacities, evict_batch))
-    for piece in pieces:
-        while piece:
-            length = min(piece, ledger.room())
+    counts = TokenCounts(Counts(capacities, evict_batch))
+    for chunk in chunks:
+        while chunk:
+            length = min(chunk, counts.room())
             assert length >= 1
-            ledger.settle()
-            ledger.insert(length)
-            piece -= length
-    assert ledger.num_seen == sum(pieces)
-    assert ledger.held == ledger.counts.after(sum(pieces))
+            counts.settle()
+            counts.insert(length)
+            chunk -= length
+    assert counts.num_seen == sum(chunks)
+    assert counts.held == counts.counts.after(sum(chunks))
 
 
 @given(st.integers(6, 40), st.integers(1, 30), st.integers(0, 200))
@@ -51,7 +52,7 @@ def test_equal_capacities_hold_what_a_sink_window_holds(
     capacity: int, evict_batch: int, num_seen: int
 ) -> None:
     assume(evict_batch + 4 <= capacity)
-    window = Streaming(capacity, sinks=4, evict_batch=evict_batch).bind(3)
+    window = Streaming(sinks=4, evict_batch=evict_batch).schedule(3, capacity)
     held = kept_after(window, num_seen).state.num_cached
     assert Counts((capacity,) * 3, evict_batch).after(num_seen) == (held,) * 3
 

@@ -1,5 +1,7 @@
 """Random ladders follow the ladder in everything but which units stay."""
 
+from dataclasses import fields
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,19 +10,27 @@ from lacache.errors import ConfigError
 from lacache.evals.baselines import RandomLadder
 from lacache.evals.baselines.random_ladder import UnitSchedule
 from lacache.policies import KeptTokens, Ladder
-from tests.policies.strategies import ladders
+from tests.policies.strategies import SizedLadder, ladders
 
-LADDER = ladders().filter(lambda drawn: not drawn[0].window_layers)
+LADDERS = ladders().filter(
+    lambda sized: not sized.policy.window_layers and sized.policy.geometry == "interleaved"
+)
 SEEN = st.integers(0, 300)
 
 
+def random_ladder(ladder: Ladder, seed: int) -> RandomLadder:
+    settings = {f.name: getattr(ladder, f.name) for f in fields(RandomLadder) if f.name != "seed"}
+    return RandomLadder(seed=seed, **settings)
+
+
 @settings(max_examples=40)
-@given(LADDER, SEEN)
-def test_the_ladders_own_units_make_it_the_ladder(drawn: tuple[Ladder, int], num_seen: int) -> None:
-    config, num_layers = drawn
-    ladder = config.bind(num_layers)
+@given(LADDERS, SEEN)
+def test_the_ladders_own_units_make_it_the_ladder(sized: SizedLadder, num_seen: int) -> None:
+    ladder = sized.schedule()
     shape = ladder.geometry
-    units = [tuple(range(shape.phase(i), shape.phase(i) + shape.kept)) for i in range(num_layers)]
+    units = [
+        tuple(range(shape.phase(i), shape.phase(i) + shape.kept)) for i in range(sized.num_layers)
+    ]
     ours, theirs = KeptTokens(UnitSchedule(ladder, units)), KeptTokens(ladder)
     for kept in (ours, theirs):
         kept.read(num_seen)
@@ -31,18 +41,14 @@ def test_the_ladders_own_units_make_it_the_ladder(drawn: tuple[Ladder, int], num
 
 
 @settings(max_examples=40)
-@given(LADDER, SEEN, st.integers(0, 5))
-def test_counts_and_cursor_are_the_ladders(
-    drawn: tuple[Ladder, int], num_seen: int, seed: int
-) -> None:
-    config, num_layers = drawn
-    random, ladder = (
-        KeptTokens(policy.bind(num_layers)) for policy in (RandomLadder(config, seed), config)
-    )
+@given(LADDERS, SEEN, st.integers(0, 5))
+def test_counts_and_cursor_are_the_ladders(sized: SizedLadder, num_seen: int, seed: int) -> None:
+    schedule = random_ladder(sized.policy, seed).schedule(sized.num_layers, sized.capacity)
+    random, ladder = KeptTokens(schedule), KeptTokens(sized.schedule())
     for kept in (random, ladder):
         kept.read(num_seen)
     assert random.state == ladder.state
-    sinks, recent = config.sinks, ladder.schedule.recent
+    sinks, recent = sized.policy.sinks, sized.schedule().recent
     for tokens in random.by_pattern.values():
         assert len(tokens) == random.state.num_cached
         assert tokens == sorted(set(tokens))
@@ -52,8 +58,8 @@ def test_counts_and_cursor_are_the_ladders(
 
 
 def test_each_layer_keeps_the_same_units_of_every_band() -> None:
-    config = Ladder(capacity=100, span=3, overlap=1, sinks=0, recent=0, unit=2, evict_batch=1000)
-    schedule = RandomLadder(config, 1).bind(9)
+    policy = RandomLadder(seed=1, span=3, overlap=1, sinks=0, recent=0, unit=2, evict_batch=1000)
+    schedule = policy.schedule(9, 100)
     band, kept = schedule._ladder.geometry.band, schedule._ladder.geometry.kept
     held = KeptTokens(schedule)
     held.read(100)
@@ -69,12 +75,15 @@ def test_each_layer_keeps_the_same_units_of_every_band() -> None:
 
 
 def test_a_seed_is_a_pattern() -> None:
-    config = Ladder(capacity=64, span=10, overlap=8)
-    first, again, other = (RandomLadder(config, s).bind(30)._distinct for s in (0, 0, 1))
+    first, again, other = (
+        RandomLadder(seed=s, span=10, overlap=8).schedule(30, 64)._distinct for s in (0, 0, 1)
+    )
     assert first == again != other
     assert len(first) > 5
 
 
-def test_window_layers_are_refused() -> None:
-    with pytest.raises(ConfigError, match="window_layers"):
-        RandomLadder(Ladder(capacity=64, span=2, window_layers=(0,)))
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="seed=-1"):
+        RandomLadder(seed=-1)
+    with pytest.raises(ConfigError, match="overlap=3 must be below span=2"):
+        RandomLadder(span=2, overlap=3)

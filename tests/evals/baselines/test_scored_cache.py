@@ -1,8 +1,8 @@
 """The scored cache against transformers' own cache, the product's sink window and a slow twin."""
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,11 +20,11 @@ from lacache.evals.baselines import (
     H2O,
     TOVA,
     KeyDiff,
-    KeyScorer,
+    KeyPolicy,
     Knorm,
     LagKV,
     ScoredCache,
-    Scorer,
+    ScoredPolicy,
     SnapKV,
 )
 from lacache.models.decoder import cache_argument
@@ -42,20 +42,22 @@ from tests.evals.baselines.slow_scored import (
 
 TOLERANCE = 1e-4
 CAPACITY, EVICT_BATCH, SINKS = 14, 3, 2
-SCORERS: dict[str, tuple[Scorer, Score]] = {
+POLICIES: dict[str, tuple[ScoredPolicy, Score]] = {
     "knorm": (Knorm(), slow_knorm),
     "keydiff": (KeyDiff(), slow_keydiff),
-    "lagkv": (LagKV(3, sinks=SINKS), slow_lagkv(SINKS, 3)),
+    "lagkv": (LagKV(lag=3, sinks=SINKS), slow_lagkv(SINKS, 3)),
     "tova": (TOVA(), slow_tova),
-    "h2o": (H2O(5), slow_h2o),
-    "snapkv": (SnapKV(4, 3), slow_snapkv(4, 3)),
+    "h2o": (H2O(recent=5), slow_h2o),
+    "snapkv": (SnapKV(window=4, kernel=3), slow_snapkv(4, 3)),
 }
-KEY_SCORERS = ("knorm", "keydiff", "lagkv")
+KEY_POLICIES = ("knorm", "keydiff", "lagkv")
 
 
 @dataclass(frozen=True)
-class Newest(KeyScorer):
+class Newest(KeyPolicy):
     """The newest tokens stay: the sink window."""
+
+    names: ClassVar = {"newest": {}}
 
     def protected(self, num_held: int) -> int:
         return 0
@@ -64,16 +66,17 @@ class Newest(KeyScorer):
         return torch.arange(keys.shape[1]).expand(keys.shape[0], -1)
 
 
-def make(model: Any, scorer: Scorer, capacity: Any = CAPACITY, **options: Any) -> ScoredCache:
-    return ScoredCache.from_model(
-        model, scorer, capacity, **{"evict_batch": EVICT_BATCH, "sinks": SINKS} | options
-    )
+def make(
+    model: Any, policy: ScoredPolicy, capacity: Any = CAPACITY, sinks: int = SINKS, **options: Any
+) -> ScoredCache:
+    policy = replace(policy, evict_batch=EVICT_BATCH, sinks=sinks)
+    return ScoredCache(model, policy, capacity, **options)
 
 
 @torch.no_grad()
-def read(model: Any, ids: Tensor, cache: Any, pieces: int | None = None) -> Tensor:
-    """Logits [1, Q, V], from one call or from pieces."""
-    step = pieces or ids.shape[1]
+def read(model: Any, ids: Tensor, cache: Any, chunk_size: int | None = None) -> Tensor:
+    """Logits [1, Q, V], from one call or in chunks."""
+    step = chunk_size or ids.shape[1]
     parts = [
         model(ids[:, start : start + step], **cache_argument(model, cache)).logits
         for start in range(0, ids.shape[1], step)
@@ -82,7 +85,9 @@ def read(model: Any, ids: Tensor, cache: Any, pieces: int | None = None) -> Tens
 
 
 def kept(model: Any, cache: ScoredCache) -> list[list[list[int]]]:
-    return [cache.kept_tokens(i) for i in range(model.config.num_hidden_layers)]
+    return [
+        [cache.kept_tokens(i, h) for h in (0, 1)] for i in range(model.config.num_hidden_layers)
+    ]
 
 
 def distinct_ids(num_tokens: int, seed: int) -> Tensor:
@@ -109,7 +114,7 @@ def test_with_room_for_everything_it_is_transformers_own_cache(family: str, name
     ids = random_ids(40)
     with torch.no_grad():
         wanted = model(ids).logits
-    cache = make(model, SCORERS[name][0], 40)
+    cache = make(model, POLICIES[name][0], 40)
     found = torch.cat([read(model, ids[:, :25], cache), read(model, ids[:, 25:], cache, 4)], dim=1)
     torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
     assert cache.report().num_evicted == 0
@@ -120,9 +125,10 @@ def test_keeping_the_newest_is_the_products_sink_window(family: str) -> None:
     model = tiny_model(family)
     ids = random_ids(70)
     for dense in (False, True):
-        window = LaCache.from_model(
+        window = LaCache(
             model,
-            Streaming(CAPACITY, sinks=SINKS, evict_batch=EVICT_BATCH),
+            CAPACITY,
+            Streaming(sinks=SINKS, evict_batch=EVICT_BATCH),
             prefill="dense" if dense else "chunked",
         )
         scored = make(model, Newest(), dense=dense)
@@ -132,18 +138,18 @@ def test_keeping_the_newest_is_the_products_sink_window(family: str) -> None:
             )
         assert scored.report() == window.report()
         growing = window.growing_layers
-        assert [scored.kept_tokens(i)[0] for i in growing] == [
+        assert [scored.kept_tokens(i, 0) for i in growing] == [
             window.kept_tokens(i) for i in growing
         ]
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("dense", [0, 30])
 def test_agrees_with_the_slow_twin(
     model: Any, eager: Any, name: str, dense: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lacache.evals.baselines.cache.DENSE_BLOCK", 7)
-    scorer, score = SCORERS[name]
+    policy, score = POLICIES[name]
     ids = distinct_ids(55, seed=3)
     wanted, tokens = slow_read(
         eager,
@@ -152,10 +158,10 @@ def test_agrees_with_the_slow_twin(
         [CAPACITY] * 5,
         evict_batch=EVICT_BATCH,
         sinks=SINKS,
-        protected=scorer.protected,
+        protected=policy.protected,
         dense=dense,
     )
-    cache = make(model, scorer, dense=dense > 0)
+    cache = make(model, policy, dense=dense > 0)
     first, then = ids[:, : dense or 41], ids[:, dense or 41 :]
     found = torch.cat([read(model, first, cache), read(model, then, cache, 4)], dim=1)
     torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
@@ -168,7 +174,7 @@ def test_agrees_with_the_slow_twin(
 def test_capacities_by_layer_agree_with_the_slow_twin(
     model: Any, eager: Any, name: str, dense: int
 ) -> None:
-    scorer, score = SCORERS[name]
+    policy, score = POLICIES[name]
     capacities = (20, 17, 14, 11, 10)
     ids = distinct_ids(55, seed=4)
     wanted, tokens = slow_read(
@@ -178,43 +184,43 @@ def test_capacities_by_layer_agree_with_the_slow_twin(
         capacities,
         evict_batch=EVICT_BATCH,
         sinks=SINKS,
-        protected=scorer.protected,
+        protected=policy.protected,
         dense=dense,
     )
-    cache = make(model, scorer, capacities, dense=dense > 0)
+    cache = make(model, policy, capacities, dense=dense > 0)
     first, then = ids[:, : dense or 41], ids[:, dense or 41 :]
     found = torch.cat([read(model, first, cache), read(model, then, cache, 4)], dim=1)
     torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
     assert kept(model, cache) == tokens
 
 
-@pytest.mark.parametrize("name", KEY_SCORERS)
+@pytest.mark.parametrize("name", KEY_POLICIES)
 @pytest.mark.parametrize("family", ["phi3", "smollm3"])
 def test_pieces_do_not_matter_to_scores_of_keys(family: str, name: str) -> None:
     model = tiny_model(family)
     ids = distinct_ids(60, seed=5)
-    whole, cut = make(model, SCORERS[name][0]), make(model, SCORERS[name][0])
+    whole, cut = make(model, POLICIES[name][0]), make(model, POLICIES[name][0])
     torch.testing.assert_close(
         read(model, ids, whole), read(model, ids, cut, 1), atol=TOLERANCE, rtol=0
     )
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("name", POLICIES)
 def test_generate_and_prefill_read_alike(model: Any, name: str) -> None:
-    """Ever growing positions against slots, in the same pieces."""
+    """Ever growing positions against slots, in the same chunk_size."""
     ids = random_ids(41, seed=6)
-    cache = make(model, SCORERS[name][0])
+    cache = make(model, POLICIES[name][0])
     text = model.generate(ids, **cache_argument(model, cache), max_new_tokens=20, do_sample=False)
-    other = make(model, SCORERS[name][0])
+    other = make(model, POLICIES[name][0])
     logits = other.prefill(model, ids)
     for token in text[0, 41:].tolist():
         assert token == int(logits.argmax())
         logits = other.prefill(model, torch.tensor([[token]]))
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("name", POLICIES)
 def test_strict_never_holds_more_than_the_capacity(model: Any, name: str) -> None:
-    cache = make(model, SCORERS[name][0])
+    cache = make(model, POLICIES[name][0])
     per_token = 5 * 2 * 2 * 8 * 4
     most = []
 
@@ -236,7 +242,7 @@ def test_strict_never_holds_more_than_the_capacity(model: Any, name: str) -> Non
 
 
 def test_sinks_and_the_newest_stay(model: Any) -> None:
-    cache = make(model, H2O(5), sinks=3)
+    cache = make(model, H2O(recent=5), sinks=3)
     read(model, random_ids(60), cache)
     for layer in kept(model, cache):
         for tokens in layer:
@@ -247,7 +253,7 @@ def test_sinks_and_the_newest_stay(model: Any) -> None:
 def test_heads_keep_their_own_tokens_but_not_tovas(model: Any) -> None:
     by_name = {}
     for name in ("knorm", "tova"):
-        cache = make(model, SCORERS[name][0])
+        cache = make(model, POLICIES[name][0])
         read(model, random_ids(60), cache)
         by_name[name] = kept(model, cache)
     assert all(first != second for first, second in by_name["knorm"])
@@ -258,19 +264,19 @@ def test_a_dense_prefill_sees_everything_and_is_cut_afterwards(model: Any) -> No
     ids = random_ids(60)
     with torch.no_grad():
         wanted = model(ids).logits
-    for scorer, _ in SCORERS.values():
-        cache = make(model, scorer, dense=True)
+    for policy, _ in POLICIES.values():
+        cache = make(model, policy, dense=True)
         found = read(model, ids, cache)
         torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
-        strict = make(model, scorer)
+        strict = make(model, policy)
         read(model, ids, strict)
         assert cache.report().num_cached == strict.report().num_cached < 15
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("name", POLICIES)
 def test_a_copy_goes_its_own_way(model: Any, name: str) -> None:
     ids = random_ids(60, seed=8)
-    cache = make(model, SCORERS[name][0])
+    cache = make(model, POLICIES[name][0])
     read(model, ids[:, :40], cache)
     before = kept(model, cache)
     other = copy.deepcopy(cache)
@@ -279,10 +285,10 @@ def test_a_copy_goes_its_own_way(model: Any, name: str) -> None:
     torch.testing.assert_close(read(model, ids[:, 40:], cache), apart, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("name", POLICIES)
 def test_reset_starts_over(model: Any, name: str) -> None:
     ids = random_ids(50, seed=9)
-    cache = make(model, SCORERS[name][0])
+    cache = make(model, POLICIES[name][0])
     first = read(model, ids, cache)
     cache.reset()
     assert cache.report().num_seen == cache.report().bytes == 0
@@ -351,22 +357,22 @@ def test_a_model_without_attention_weights_is_refused(model: Any) -> None:
 def test_a_model_that_does_not_name_its_attention_is_refused() -> None:
     nameless = tiny_model("llama")
     nameless.get_decoder()._can_record_outputs = {}
-    with pytest.raises(UnsupportedModelError, match="does not say which"):
+    with pytest.raises(UnsupportedModelError, match="does not declare which"):
         make(nameless, TOVA())
     make(nameless, Knorm())
 
 
 def test_what_cannot_be_is_refused(model: Any) -> None:
     with pytest.raises(ConfigError, match="at least 10 = sinks 2"):
-        make(model, H2O(5), 9)
+        make(model, H2O(recent=5), 9)
     with pytest.raises(ConfigError, match="4 capacities were given for 5 layers"):
         make(model, TOVA(), (14,) * 4)
     with pytest.raises(ConfigError, match="kernel=4 must be odd"):
-        SnapKV(4, 4)
+        SnapKV(window=4, kernel=4)
     cache = make(model, Knorm())
     other = tiny_model("llama")
     make(other, Knorm())
-    with pytest.raises(InputError, match="2 rows"):
+    with pytest.raises(InputError, match="2 sequences"):
         read(model, random_ids(5, batch_size=2), cache)
     with pytest.raises(ModelError, match="another model"):
         read(other, random_ids(5), cache)
@@ -376,6 +382,6 @@ def test_what_cannot_be_is_refused(model: Any) -> None:
     with pytest.raises(InputError, match="has seen 5 tokens"):
         model(random_ids(3), **cache_argument(model, cache), position_ids=torch.arange(3)[None])
     with pytest.raises(InputError, match="layer_idx=7"):
-        cache.kept_tokens(7)
+        cache.kept_tokens(7, 0)
     with pytest.raises(UnsupportedOperationError, match="taking tokens back"):
         cache.crop(3)

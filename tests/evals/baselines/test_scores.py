@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.evals.baselines.scorer import best
+from lacache.evals.baselines.policy import best
 from lacache.evals.baselines.scores import (
     accumulated,
     keydiff,

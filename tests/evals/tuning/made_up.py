@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from typing import final
 
 from lacache.common.records import Record
-from lacache.evals.methods.full import FullCache
-from lacache.evals.methods.method import Method
-from lacache.evals.methods.registry import parse_method
 from lacache.evals.record_file import Outcome
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.document_needles import DocumentNeedles
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tuning.split import Part
+from lacache.policies import Policy, parse_policy
 
 LENGTH = 64
 EXCERPTS = 40
@@ -23,8 +21,8 @@ PARTS = (
 )
 
 
-def ladders(count: int) -> list[Method]:
-    return [parse_method(f"ladder:unit={i + 1}") for i in range(count)]
+def ladders(count: int) -> list[Policy]:
+    return [parse_policy(f"ladder:unit={i + 1}") for i in range(count)]
 
 
 @final
@@ -37,18 +35,18 @@ class World:
         seconds: that each run takes.
     """
 
-    truth: dict[Method, tuple[float, float]]
+    truth: dict[Policy, tuple[float, float]]
     other: tuple[float, float] = (3.0, 20.0)
     full: tuple[float, float] = (2.9, 1.0)
-    seconds: Callable[[Method], float] = lambda policy: 1.0
-    failing: set[Method] = field(default_factory=set)
+    seconds: Callable[[Policy], float] = lambda policy: 1.0
+    failing: set[Policy] = field(default_factory=set)
     asked: list[RunSpec] = field(default_factory=list)
 
     def measure(self, spec: RunSpec) -> Outcome:
         self.asked.append(spec)
         if spec.policy in self.failing:
             return Outcome(spec, error="it broke")
-        is_full = isinstance(spec.policy, FullCache)
+        is_full = spec.is_full
         token, answer = self.full if is_full else self.truth.get(spec.policy, self.other)
         rng = random.Random(repr((spec.task, spec.seed, spec.policy)))
         shared = random.Random(repr((spec.task, spec.seed)))

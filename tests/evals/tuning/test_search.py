@@ -7,18 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.errors import ConfigError, InputError, ModelError
-from lacache.evals.methods.method import Method
+from lacache.evals.runs import Protocol
 from lacache.evals.tasks.document_needles import DocumentNeedles
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tuning.found import FULL, STREAMING, TOLERANCE, Found, Settings, recommend
 from lacache.evals.tuning.result import tuning_record, verdict
 from lacache.evals.tuning.search import GUESS, Search
 from lacache.evals.tuning.split import FEWEST_EXCERPTS
+from lacache.policies import Policy
 from tests.evals.tuning.made_up import EXCERPTS, LENGTH, PARTS, World, ladders
 
 POLICIES = ladders(20)
 GOOD_TEXT, GOOD_RECALL, GOOD_BOTH = POLICIES[3], POLICIES[7], POLICIES[11]
-TRUTH: dict[Method, tuple[float, float]] = {
+TRUTH: dict[Policy, tuple[float, float]] = {
     STREAMING: (2.95, 15.0),
     GOOD_TEXT: (2.8, 16.0),
     GOOD_RECALL: (3.3, 2.0),
@@ -26,7 +27,7 @@ TRUTH: dict[Method, tuple[float, float]] = {
 }
 
 
-def search(world: World, minutes: float, policies: list[Method] = POLICIES) -> Found:
+def search(world: World, minutes: float, policies: list[Policy] = POLICIES) -> Found:
     return Search(Settings(16, LENGTH, minutes), PARTS, policies, world.measure).run()
 
 
@@ -59,10 +60,10 @@ def test_the_better_half_reads_more_again_and_again(found: Found) -> None:
     assert counts.pop() > 3
 
 
-def test_every_method_reads_the_same_tokens_and_needles_and_no_part_is_read_for_the_other() -> None:
+def test_every_policy_gets_the_same_tokens_and_needles_and_no_part_is_used_for_the_other() -> None:
     world = World(TRUTH)
     found = search(world, 4)
-    by_method: dict[Method, list[object]] = {}
+    by_method: dict[Policy, list[object]] = {}
     for spec in world.asked:
         by_method.setdefault(spec.policy, []).append((spec.task, spec.seed))
     for policy, asked in by_method.items():
@@ -83,7 +84,7 @@ def test_every_method_reads_the_same_tokens_and_needles_and_no_part_is_read_for_
             assert spec.budget == "1.0"
         else:
             assert spec.budget == "16"
-        assert spec.protocol == "strict"
+        assert spec.protocol == Protocol()
 
 
 @settings(max_examples=30)
@@ -95,7 +96,7 @@ def test_every_method_reads_the_same_tokens_and_needles_and_no_part_is_read_for_
 def test_time_is_kept(minutes: float, count: int, slow: float) -> None:
     times: list[float] = []
 
-    def seconds(policy: Method) -> float:
+    def seconds(policy: Policy) -> float:
         times.append(slow if policy in POLICIES[:5] else 1.0)
         return times[-1]
 
@@ -124,7 +125,7 @@ def test_time_is_kept(minutes: float, count: int, slow: float) -> None:
 def test_a_run_that_takes_longer_than_ever_ends_the_search_but_not_its_advice() -> None:
     calls = 0
 
-    def seconds(policy: Method) -> float:
+    def seconds(policy: Policy) -> float:
         nonlocal calls
         calls += 1
         return 30.0 if calls > 190 else 1.0
@@ -197,7 +198,7 @@ def test_a_candidate_that_fails_is_told_and_left_out() -> None:
 
 
 @pytest.mark.parametrize("policy", [FULL, STREAMING])
-def test_without_a_reference_there_is_no_search(policy: Method) -> None:
+def test_without_a_reference_there_is_no_search(policy: Policy) -> None:
     with pytest.raises(InputError, match="could not be measured: it broke"):
         search(World(TRUTH, failing={policy}), 10)
 
@@ -262,9 +263,7 @@ def test_settings_that_cannot_be(capacity: int, length: int, minutes: float, tol
 
 
 def test_the_record_tells_both_halves_apart(found: Found) -> None:
-    record = tuning_record(
-        found, Settings(16, LENGTH, 10), PARTS, budget="16", model="made up", plans={}
-    )
+    record = tuning_record(found, Settings(16, LENGTH, 10), PARTS, budget="16", model="made up")
     rows = {row["policy"]: row for row in record["policies"]}
     assert len(rows) == 22
     streaming, full, both = rows["streaming"], rows["full"], rows["ladder:unit=12"]

@@ -7,23 +7,27 @@ implementation of attention.
 
 from lacache.evals.baselines.cache import ScoredCache
 from lacache.evals.baselines.counts import Counts
-from lacache.evals.baselines.pyramid import pyramid
+from lacache.evals.baselines.policies import H2O, TOVA, KeyDiff, Knorm, LagKV, PyramidKV, SnapKV
+from lacache.evals.baselines.policy import AttentionPolicy, KeyPolicy, ScoredPolicy
 from lacache.evals.baselines.random_ladder import RandomLadder
-from lacache.evals.baselines.scorer import AttentionScorer, KeyScorer, Scorer
-from lacache.evals.baselines.scorers import H2O, TOVA, KeyDiff, Knorm, LagKV, SnapKV
+from lacache.policies.grammar import Kinds
+
+BASELINES: Kinds = (RandomLadder, KeyDiff, Knorm, LagKV, TOVA, H2O, SnapKV, PyramidKV)
+"""The policies that the evaluation has besides `lacache.policies.POLICIES`."""
 
 __all__ = [
+    "BASELINES",
     "H2O",
     "TOVA",
-    "AttentionScorer",
+    "AttentionPolicy",
     "Counts",
     "KeyDiff",
-    "KeyScorer",
+    "KeyPolicy",
     "Knorm",
     "LagKV",
+    "PyramidKV",
     "RandomLadder",
     "ScoredCache",
-    "Scorer",
+    "ScoredPolicy",
     "SnapKV",
-    "pyramid",
 ]

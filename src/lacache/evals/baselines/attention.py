@@ -15,8 +15,8 @@ from lacache.cache import HookedCache
 from lacache.errors import UnsupportedModelError
 
 
-class WatchingCache(HookedCache, ABC):
-    """A cache that may want to see attention weights."""
+class MonitoredCache(HookedCache, ABC):
+    """A cache that may need attention weights."""
 
     def __init__(self, layers: list[Any]) -> None:
         super().__init__(layers)
@@ -30,14 +30,14 @@ class WatchingCache(HookedCache, ABC):
 
     @abstractmethod
     def observe(self, layer_idx: int, weights: Tensor | None) -> None:
-        """Take in the attention of the new tokens [1, Hq, Q, N] in a layer."""
+        """Record the attention of the new tokens [1, Hq, Q, N] in a layer."""
 
 
-def watch(decoder: Any) -> None:
-    """Hang the hooks on a decoder, once. They act on calls with a watching cache only.
+def install_attention_hooks(decoder: Any) -> None:
+    """Install the hooks on a decoder, once. They act on calls with a monitored cache only.
 
     Raises:
-        UnsupportedModelError: the model does not say which modules return attention weights.
+        UnsupportedModelError: the model does not declare which modules return attention weights.
     """
     if _to_eager in decoder._forward_pre_hooks.values():
         return
@@ -50,38 +50,38 @@ def watch(decoder: Any) -> None:
 
 
 def _attention_modules(decoder: Any) -> list[nn.Module]:
-    """The attention modules of a decoder, as transformers itself finds them."""
+    """Return the attention modules of a decoder, as transformers itself finds them."""
     kind: Any = decoder.can_record_outputs.get("attentions")
     if not isinstance(kind, type):
         raise UnsupportedModelError(
-            f"{type(decoder).__name__} does not say which of its modules return attention "
+            f"{type(decoder).__name__} does not declare which of its modules return attention "
             "weights; use a score of keys, such as KeyDiff"
         )
     modules: Iterable[nn.Module] = decoder.modules()
     return [module for module in modules if isinstance(module, kind)]
 
 
-def _watching(values: Iterable[Any]) -> WatchingCache | None:
-    """The cache among the arguments of a call; models name it in more than one way."""
-    found = next((value for value in values if isinstance(value, WatchingCache)), None)
+def _monitored(values: Iterable[Any]) -> MonitoredCache | None:
+    """Return the cache among the arguments of a call; models name it in more than one way."""
+    found = next((value for value in values if isinstance(value, MonitoredCache)), None)
     return found if found is not None and found.wants_weights else None
 
 
 def _to_eager(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    cache = _watching(kwargs.values())
+    cache = _monitored(kwargs.values())
     if cache is not None:
         cache.replaced = decoder.config._attn_implementation
         decoder.set_attn_implementation("eager")
 
 
 def _from_eager(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    cache = _watching(kwargs.values())
+    cache = _monitored(kwargs.values())
     if cache is not None and cache.replaced is not None:
         decoder.set_attn_implementation(cache.replaced)
         cache.replaced = None
 
 
 def _after_attention(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-    cache = _watching(kwargs.values())
+    cache = _monitored(kwargs.values())
     if cache is not None:
         cache.observe(module.layer_idx, output[1])

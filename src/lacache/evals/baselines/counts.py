@@ -13,7 +13,7 @@ class Counts:
     """A capacity for each layer; all compact at the same moments.
 
     Whenever some layer is full, every layer is cut down to its own capacity minus `evict_batch`. So
-    a new segment is `evict_batch` tokens long at any depth, and with equal capacities the counts
+    a new chunk is `evict_batch` tokens long at any depth, and with equal capacities the counts
     are those of `Streaming` with that evict_batch.
 
     Args:
@@ -46,15 +46,15 @@ class Counts:
             )
 
     def start(self) -> tuple[int, ...]:
-        """Tokens that each layer of an empty cache holds."""
+        """Return the tokens that each layer of an empty cache holds."""
         return (0,) * len(self.capacities)
 
     def room(self, held: tuple[int, ...]) -> int:
-        """How many tokens fit in before some layer is full."""
+        """Return how many tokens fit in before some layer is full."""
         return min(c - n for c, n in zip(self.capacities, held, strict=True))
 
     def settle(self, held: tuple[int, ...]) -> tuple[int, ...]:
-        """What the next token finds: after the compaction, if one is due."""
+        """Return what the next token finds: after the compaction, if one is due."""
         if self.room(held) > 0:
             return held
         return tuple(
@@ -62,7 +62,7 @@ class Counts:
         )
 
     def after(self, num_seen: int) -> tuple[int, ...]:
-        """What each layer holds after `num_seen` tokens, in constant time."""
+        """Return what each layer holds after `num_seen` tokens, in constant time."""
         first = min(self.capacities)
         if num_seen <= first:
             return (num_seen,) * len(self.capacities)
@@ -70,3 +70,50 @@ class Counts:
         # room for.
         last = first + (num_seen - first - 1) // self.evict_batch * self.evict_batch
         return tuple(min(last, c - self.evict_batch) + num_seen - last for c in self.capacities)
+
+
+@final
+class TokenCounts:
+    """How many tokens were seen and how many each layer holds. Mutable; shared by the layers."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts = counts
+        self.clear()
+
+    def clear(self) -> None:
+        """Return to an empty cache."""
+        self.held = self.counts.start()
+        self.num_seen = 0
+        self.compactions = 0
+        self.dense_tokens = 0
+        """Length of a first input that is prefilled with a full cache; 0 for none."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the next token belongs to an input that is prefilled with a full cache."""
+        return self.num_seen < self.dense_tokens
+
+    def settled(self) -> tuple[int, ...]:
+        """Return what each layer holds as the next token finds it."""
+        return self.held if self.is_dense else self.counts.settle(self.held)
+
+    def room(self) -> int:
+        """Return how many tokens the next forward can bring without a compaction inside it."""
+        if self.is_dense:
+            return self.dense_tokens - self.num_seen
+        return self.counts.room(self.settled())
+
+    def settle(self) -> None:
+        """Count the compaction that is due, if one is."""
+        settled = self.settled()
+        self.compactions += settled != self.held
+        self.held = settled
+
+    def insert(self, num_new: int) -> None:
+        """Count new tokens that fit; after a dense input, cut to what chunks would leave."""
+        was_dense = self.is_dense
+        self.num_seen += num_new
+        self.held = tuple(n + num_new for n in self.held)
+        if was_dense and not self.is_dense:
+            read, self.held = self.held, self.counts.after(self.num_seen)
+            self.compactions += read != self.held

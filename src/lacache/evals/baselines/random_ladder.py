@@ -6,12 +6,12 @@ the same bytes.
 
 import random
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from lacache.common.validation import validate_int
-from lacache.errors import ConfigError
-from lacache.policies import Ladder, Policy, Schedule, State
+from lacache.policies import Ladder, LayerPolicy, Schedule, State
 from lacache.policies.ladder import LadderSchedule
+from lacache.policies.policy import EVICT_BATCH, SINKS
 from lacache.policies.schedule import SlotRanges
 
 Units = tuple[int, ...]
@@ -19,35 +19,51 @@ Units = tuple[int, ...]
 
 
 @final
-@dataclass(frozen=True)
-class RandomLadder(Policy):
+@dataclass(frozen=True, kw_only=True)
+class RandomLadder(LayerPolicy):
     """A ladder whose layers keep random units of each band, the same ones in every band.
 
     Args:
-        ladder: whose bands, counts and cursor are followed; its geometry says nothing here.
-        seed: of the choice of units.
+        seed: of the choice of units; another seed is another pattern of the same bytes.
+        span: see Ladder, whose bands, counts and cursor are followed, as for all below.
+        overlap: see Ladder.
+        sinks: first tokens, never evicted.
+        recent: newest tokens that no compaction touches.
+        evict_batch: slots that one compaction should free.
+        unit: neighbouring tokens that are kept or evicted together.
 
     Raises:
-        ConfigError: a ladder with window layers.
+        ConfigError: a value out of range.
     """
 
-    ladder: Ladder
     seed: int = 0
+    span: int | None = None
+    overlap: int | None = None
+    sinks: int = SINKS
+    recent: float | None = None
+    evict_batch: float = EVICT_BATCH
+    unit: int = 1
+
+    names: ClassVar = {"random-ladder": {}}
 
     def __post_init__(self) -> None:
         validate_int("seed", self.seed, 0)
-        if self.ladder.window_layers:
-            raise ConfigError(
-                f"window_layers={self.ladder.window_layers} keep no units by chance; leave them out"
-            )
+        self.ladder()
 
-    def smallest_capacity(self, num_layers: int) -> int:
-        """The ladder's."""
-        return self.ladder.smallest_capacity(num_layers)
+    def ladder(self) -> Ladder:
+        """Return the ladder whose counts are followed."""
+        return Ladder(
+            span=self.span,
+            overlap=self.overlap,
+            sinks=self.sinks,
+            recent=self.recent,
+            evict_batch=self.evict_batch,
+            unit=self.unit,
+        )
 
-    def bind(self, num_layers: int) -> "UnitSchedule":
-        """The schedule over `num_layers` layers."""
-        ladder = self.ladder.bind(num_layers)
+    def schedule(self, num_layers: int, capacity: int) -> "UnitSchedule":
+        """Return the schedule over `num_layers` layers."""
+        ladder = self.ladder().schedule(num_layers, capacity)
         shape = ladder.geometry
         draw = random.Random(self.seed)
         units = [
@@ -72,30 +88,25 @@ class UnitSchedule(Schedule):
         self.patterns = tuple(self._distinct.index(kept) for kept in units)
 
     def start(self) -> State:
-        """The ladder's."""
+        """Return the ladder's first state."""
         return self._ladder.start()
 
     def compact(self, state: State) -> State:
-        """The ladder's."""
+        """Return the ladder's next state."""
         return self._ladder.compact(state)
 
     def evicted_slots(self, state: State, pattern: int) -> SlotRanges:
-        """In each thinned band the units that layers of this pattern do not keep."""
-        shape, unit = self._ladder.geometry, self._ladder.config.unit
+        """Return in each thinned band the units that layers of this pattern do not keep."""
+        shape, unit = self._ladder.geometry, self._ladder.unit
         after = self.compact(state)
         bands = (state.num_cached - after.num_cached) // (shape.freed * unit)
         first = after.cursor - bands * shape.kept * unit
         lost = [u for u in range(shape.band) if u not in self._distinct[pattern]]
         starts = [first + (j * shape.band + u) * unit for j in range(bands) for u in lost]
-        return _join([(start, start + unit) for start in starts])
-
-
-def _join(runs: SlotRanges) -> SlotRanges:
-    """Increasing runs, with those that touch made one."""
-    joined: SlotRanges = []
-    for start, stop in runs:
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], stop)
-        else:
-            joined.append((start, stop))
-    return joined
+        joined: SlotRanges = []
+        for start in starts:
+            if joined and joined[-1][1] == start:
+                joined[-1] = (joined[-1][0], start + unit)
+            else:
+                joined.append((start, start + unit))
+        return joined

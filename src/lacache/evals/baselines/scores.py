@@ -10,7 +10,7 @@ from torch.nn.functional import avg_pool1d, cosine_similarity, normalize, pad
 
 
 def knorm(keys: Tensor) -> Tensor:
-    """Minus the L2 norm of each key: `-|k_i|`.
+    """Return minus the L2 norm of each key: `-|k_i|`.
 
     Source: arXiv 2406.11430 (keys of small norm get much attention). A rotation does not change
     the norm, so keys before and after it score alike.
@@ -26,10 +26,11 @@ def knorm(keys: Tensor) -> Tensor:
 
 
 def keydiff(keys: Tensor) -> Tensor:
-    """Minus the cosine similarity of each key to the mean direction: `-cos(k_i, mean_j k_j/|k_j|)`.
+    """Return minus the cosine similarity of each key to the mean direction.
 
-    Source: arXiv 2504.15364 section 3 (keys unlike the others get much attention). On keys after
-    rotation, as a cache holds them.
+    `-cos(k_i, mean_j k_j/|k_j|)`, on keys after rotation, as a cache holds them.
+
+    Source: arXiv 2504.15364 section 3 (keys unlike the others get much attention).
 
     Args:
         keys: [H, N, D].
@@ -43,7 +44,7 @@ def keydiff(keys: Tensor) -> Tensor:
 
 
 def lagkv(keys: Tensor, values: Tensor, *, sinks: int, lag: int) -> Tensor:
-    """How far the token's key and value reach out of the range of the tokens that follow.
+    """Return how far the token's key and value reach out of the range of the tokens that follow.
 
     Source: arXiv 2504.04704. After the sinks the tokens are cut into partitions of `lag`. In each
     channel a token is scaled by least and greatest of the next partition, `(x - min) / (max -
@@ -71,7 +72,7 @@ def lagkv(keys: Tensor, values: Tensor, *, sinks: int, lag: int) -> Tensor:
 
 
 def _spread(states: Tensor, lag: int) -> Tensor:
-    """Of states [H, P lag, D], shares [H, P - 1, lag]: the last partition has none."""
+    """Return shares [H, P - 1, lag] of states [H, P lag, D]; the last partition has none."""
     parts = states.float().reshape(states.shape[0], -1, lag, states.shape[-1])
     here, following = parts[:, :-1], parts[:, 1:]
     least = following.amin(dim=-2, keepdim=True)
@@ -82,7 +83,7 @@ def _spread(states: Tensor, lag: int) -> Tensor:
 
 
 def last_rows(memory: Tensor | None, weights: Tensor, window: int) -> Tensor:
-    """The attention of the newest `window` tokens, averaged over the query heads of a KV head.
+    """Return the newest `window` tokens' attention, averaged over the query heads of a KV head.
 
     Args:
         memory: that of earlier tokens [H, W', N - Q], if any.
@@ -100,9 +101,10 @@ def last_rows(memory: Tensor | None, weights: Tensor, window: int) -> Tensor:
 
 
 def accumulated(memory: Tensor | None, weights: Tensor) -> Tensor:
-    """The attention that each token ever got, summed: H2O's score, arXiv 2306.14048 section 4.
+    """Return the attention that each token ever got, summed: H2O's score.
 
-    Averaged over the query heads of a KV head, where the paper has one to one.
+    Source: arXiv 2306.14048 section 4. Averaged over the query heads of a KV head, where the paper
+    has one to one.
 
     Args:
         memory: the sum before [H, 1, N - Q], if any.
@@ -118,7 +120,7 @@ def accumulated(memory: Tensor | None, weights: Tensor) -> Tensor:
 
 
 def tova(rows: Tensor) -> Tensor:
-    """The attention of the newest token, averaged over all heads of the layer.
+    """Return the attention of the newest token, averaged over all heads of the layer.
 
     Source: arXiv 2401.06104 section 3. So all heads keep the same tokens.
 
@@ -132,7 +134,7 @@ def tova(rows: Tensor) -> Tensor:
 
 
 def snapkv(rows: Tensor, *, kernel: int) -> Tensor:
-    """The mean attention of a window of newest tokens to what is before it, pooled.
+    """Return the mean attention of a window of newest tokens to what is before it, pooled.
 
     Source: arXiv 2404.14469 section 4. The pooling (a mean over `kernel` neighbouring slots, 0
     beyond the ends) keeps neighbours together.

@@ -7,13 +7,11 @@ from typing import final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.evals.methods.full import FullCache
-from lacache.evals.methods.method import Method
-from lacache.evals.methods.streaming import StreamingMethod
 from lacache.evals.tuning.objectives import Excerpt
+from lacache.policies import Full, Policy, Streaming
 
-FULL = FullCache()
-STREAMING = StreamingMethod()
+FULL: Policy = Full()
+STREAMING: Policy = Streaming()
 
 TOLERANCE = 1.003
 """How much higher than StreamingLLM's a perplexity may be and still count as no worse."""
@@ -59,11 +57,11 @@ class Settings:
 class Recommended:
     """One policy for each goal, chosen on the part of the text for comparing."""
 
-    text: Method
+    text: Policy
     """Least perplexity."""
-    recall: Method
+    recall: Policy
     """Least loss of the answers."""
-    both: Method
+    both: Policy
     """Least loss of the answers among those whose perplexity is not clearly above TOLERANCE times
     StreamingLLM's: the whole interval of the ratio is not."""
 
@@ -73,24 +71,24 @@ class Recommended:
 class Found:
     """The result of a search."""
 
-    compared: Mapping[Method, Sequence[Excerpt]]
+    compared: Mapping[Policy, Sequence[Excerpt]]
     """What was measured for comparing; StreamingLLM is among the policies, the full cache not."""
-    finalists: tuple[Method, ...]
+    finalists: tuple[Policy, ...]
     """Those that were compared on all of it, the best first."""
-    front: tuple[Method, ...]
+    front: tuple[Policy, ...]
     """The Pareto front among them, by perplexity."""
     recommended: Recommended
-    held_out: Mapping[Method, Sequence[Excerpt]]
+    held_out: Mapping[Policy, Sequence[Excerpt]]
     """Winners, StreamingLLM and the full cache on the held-out part."""
-    failed: Mapping[Method, str]
-    untried: tuple[Method, ...]
+    failed: Mapping[Policy, str]
+    untried: tuple[Policy, ...]
     """Those for which the time did not suffice."""
     seconds: float
     """Time of all runs."""
 
 
 def recommend(
-    points: Mapping[Method, tuple[float, float]], ratios: Mapping[Method, float]
+    points: Mapping[Policy, tuple[float, float]], ratios: Mapping[Policy, float]
 ) -> Recommended:
     """Choose the best policy for each goal; of equal ones the one that is better otherwise.
 

@@ -5,13 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 from lacache.common.records import Record, environment
-from lacache.evals.methods.method import Method
-from lacache.evals.specs import format_spec
 from lacache.evals.tuning.found import FULL, STREAMING, TOLERANCE, Found, Settings
 from lacache.evals.tuning.objectives import Excerpt, against, figures, pareto_front
 from lacache.evals.tuning.split import Part
-from lacache.policies.plan_record import plan_record
-from lacache.policies.schedule import Plan
+from lacache.policies import Policy
 
 RULES = {
     "text": "least perplexity",
@@ -36,7 +33,6 @@ def tuning_record(
     *,
     budget: str,
     model: str,
-    plans: Mapping[str, Plan],
 ) -> Record:
     """Return all figures of a search.
 
@@ -46,7 +42,6 @@ def tuning_record(
         parts: of the text.
         budget: as the user gave it.
         model: its name.
-        plans: by goal, what the recommended policy keeps.
 
     Returns:
         Rows for all policies: `compared` is on the part that was chosen on, over as many excerpts
@@ -68,14 +63,13 @@ def tuning_record(
         "prefill": "chunked",
         "budget": budget,
         **asdict(settings),
-        "recommended": {goal: _text(policy) for goal, policy in best.items()},
+        "recommended": {goal: str(policy) for goal, policy in best.items()},
         "rules": RULES,
-        "plans": {goal: plan_record(plan) for goal, plan in plans.items()},
-        "front": [_text(policy) for policy in found.front],
+        "front": [str(policy) for policy in found.front],
         "policies": [
             {
-                "policy": _text(policy),
-                "name": policy.name,
+                "policy": str(policy),
+                "name": str(policy).partition(":")[0],
                 "is_finalist": policy in found.finalists,
                 **_figures("compared", found.compared, policy),
                 **_figures("held_out", found.held_out, policy),
@@ -86,8 +80,8 @@ def tuning_record(
             }
             for policy in policies
         ],
-        "failed": {_text(policy): error for policy, error in found.failed.items()},
-        "untried": [_text(policy) for policy in found.untried],
+        "failed": {str(policy): error for policy, error in found.failed.items()},
+        "untried": [str(policy) for policy in found.untried],
         "seconds": round(found.seconds, 1),
         "environment": environment(),
     }
@@ -106,7 +100,7 @@ def verdict(relative: Record) -> dict[str, str]:
     }
 
 
-def _figures(name: str, measured: Mapping[Method, Sequence[Excerpt]], policy: Method) -> Record:
+def _figures(name: str, measured: Mapping[Policy, Sequence[Excerpt]], policy: Policy) -> Record:
     mine = measured.get(policy)
     if not mine:
         return {name: None, f"{name}_against": None}
@@ -115,10 +109,6 @@ def _figures(name: str, measured: Mapping[Method, Sequence[Excerpt]], policy: Me
         name: _rounded(asdict(figures(mine))),
         f"{name}_against": _rounded(asdict(against(mine, others))),
     }
-
-
-def _text(policy: Method) -> str:
-    return format_spec(policy.name, policy)
 
 
 def _side(interval: Sequence[float], border: float) -> str:

@@ -6,7 +6,6 @@ from typing import final
 
 from lacache.common.records import Record
 from lacache.errors import ConfigError, InputError, ModelError
-from lacache.evals.methods.method import Method
 from lacache.evals.record_file import Outcome
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.document_needles import DocumentNeedles
@@ -28,6 +27,7 @@ from lacache.evals.tuning.objectives import (
     ranked,
 )
 from lacache.evals.tuning.split import FEWEST_EXCERPTS, Part
+from lacache.policies import Policy
 
 GUESS = math.log(9e6)
 """Nats that a number of seven digits costs a blind guess on average."""
@@ -61,7 +61,7 @@ class Search:
         self,
         settings: Settings,
         parts: tuple[Part, Part],
-        candidates: Sequence[Method],
+        candidates: Sequence[Policy],
         measure: Measure,
         on_step: Callable[[str, float], None] = lambda step, seconds: None,
     ) -> None:
@@ -73,10 +73,10 @@ class Search:
         self._limit = settings.minutes * 60 * _OVERHEAD
         self._seconds = 0.0
         self._slowest = 0.0
-        self._slowest_of: dict[Method, float] = {}
+        self._slowest_of: dict[Policy, float] = {}
         self._slowest_run: dict[object, float] = {}
-        self._measured: tuple[dict[Method, list[Excerpt]], ...] = ({}, {})
-        self._failed: dict[Method, str] = {}
+        self._measured: tuple[dict[Policy, list[Excerpt]], ...] = ({}, {})
+        self._failed: dict[Policy, str] = {}
 
     def run(self) -> Found:
         """Compare, choose, and measure what was chosen on what is held out.
@@ -128,9 +128,9 @@ class Search:
                 f"perplexity alone with lacache eval --tasks ppl:text={self._parts[0].text}"
             )
 
-    def _first_round(self) -> list[Method]:
+    def _first_round(self) -> list[Policy]:
         """Measure one excerpt with as many candidates as the time allows; return those."""
-        tried: list[Method] = []
+        tried: list[Policy] = []
         for number, policy in enumerate(self._candidates):
             ends = self._seconds + self._slowest
             most = min(_FIRST_SHARE * self._limit, self._limit - self._reserved(_LEAST))
@@ -179,7 +179,7 @@ class Search:
         """Return the time for `more` excerpts, and for winners and the full cache held out."""
         return self._slowest * (more + FEWEST_EXCERPTS * (_LEAST + 2))
 
-    def _halve(self, tried: list[Method]) -> list[Method]:
+    def _halve(self, tried: list[Policy]) -> list[Policy]:
         """Measure more excerpts with the better half, until few are left; the best first."""
         left = tried
         until = _COMPARED_SHARE * self._limit
@@ -194,14 +194,14 @@ class Search:
             if len(left) <= _FINALISTS or self._columns(_COMPARED) == before:
                 return self._in_order(left)
 
-    def _affordable(self, policies: list[Method]) -> list[Method]:
+    def _affordable(self, policies: list[Policy]) -> list[Policy]:
         """Return as many of the best as there is time for another excerpt with."""
         left = list(policies)
         while len(left) > _LEAST and self._ends(left) > self._limit - self._reserved(0):
             left.remove(next(p for p in reversed(left) if p != STREAMING))
         return left
 
-    def _confirm(self, best: Recommended, winners: list[Method]) -> None:
+    def _confirm(self, best: Recommended, winners: list[Policy]) -> None:
         """Measure winners, StreamingLLM and the full cache on the held-out part."""
         left = list(dict.fromkeys([STREAMING, best.both, best.recall, best.text, FULL]))
         for policy in winners:
@@ -211,7 +211,7 @@ class Search:
                 left = more
         self._measure_until(left, _HELD_OUT, self._limit)
 
-    def _measure_until(self, policies: list[Method], part: int, until: float) -> list[Method]:
+    def _measure_until(self, policies: list[Policy], part: int, until: float) -> list[Policy]:
         """Measure excerpt after excerpt, the fewest at least; return the policies that worked.
 
         Raises:
@@ -234,34 +234,34 @@ class Search:
                 break
         return left
 
-    def _best_half(self, policies: list[Method]) -> list[Method]:
+    def _best_half(self, policies: list[Policy]) -> list[Policy]:
         """Return the better half, but at least as many as may be finalists; the best first."""
         ordered = self._in_order(policies)
         kept = ordered[: max(_FINALISTS, math.ceil(len(ordered) / 2))]
         # What everything is measured against stays.
         return kept if STREAMING in kept else [*kept[:-1], STREAMING]
 
-    def _in_order(self, policies: list[Method]) -> list[Method]:
+    def _in_order(self, policies: list[Policy]) -> list[Policy]:
         """Return the best first; all have measured the same."""
         return [policies[i] for i in ranked([self._point(policy) for policy in policies])]
 
-    def _point(self, policy: Method) -> Point:
+    def _point(self, policy: Policy) -> Point:
         return figures(self._measured[_COMPARED][policy]).point
 
     def _columns(self, part: int) -> int:
         """Return the excerpts of a part that all policies still in it have measured."""
         return len(self._measured[part].get(STREAMING, ()))
 
-    def _fits(self, policies: list[Method], part: int, until: float) -> bool:
+    def _fits(self, policies: list[Policy], part: int, until: float) -> bool:
         """Return whether there is text and time for one more excerpt with each policy."""
         available = len(self._parts[part].excerpts(self._settings.length))
         return self._columns(part) < available and self._ends(policies) <= until
 
-    def _ends(self, policies: list[Method]) -> float:
+    def _ends(self, policies: list[Policy]) -> float:
         """Return when each has measured one more excerpt, if none takes longer than before."""
         return self._seconds + sum(self._slowest_of.get(p, self._slowest) for p in policies)
 
-    def _measure_next(self, step: str, policy: Method, part: int) -> bool:
+    def _measure_next(self, step: str, policy: Policy, part: int) -> bool:
         """Measure a policy's next excerpt of a part; return whether that worked."""
         self._on_step(step, self._seconds)
         measured = self._measured[part]
@@ -284,12 +284,12 @@ class Search:
         self._slowest = max(self._slowest, slowest)
         return True
 
-    def _needles(self, policy: Method, part: int, number: int) -> Record:
+    def _needles(self, policy: Policy, part: int, number: int) -> Record:
         of_part = self._parts[part]
         task = DocumentNeedles(of_part.text, *of_part.characters, number)
         return self._record(task, policy, of_part.seed)
 
-    def _record(self, task: Perplexity | DocumentNeedles, policy: Method, seed: int) -> Record:
+    def _record(self, task: Perplexity | DocumentNeedles, policy: Policy, seed: int) -> Record:
         budget = "1.0" if policy == FULL else str(self._settings.capacity)
         spec = RunSpec(task, policy, self._settings.length, budget, seed=seed)
         kind = type(task)

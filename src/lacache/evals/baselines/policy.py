@@ -1,0 +1,118 @@
+"""Policies that evict by a score of the text, as the evaluation knows them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
+from lacache.policies import BoundGroup, ModelShape, Policy
+from lacache.policies.policy import EVICT_BATCH, SINKS, in_slots, validate_slots
+
+
+@dataclass(frozen=True)
+class ScoredPolicy(Policy, ABC):
+    """Each KV head keeps the tokens of highest score. Subclasses are frozen dataclasses.
+
+    Args:
+        sinks: first tokens, never evicted.
+        evict_batch: slots that one compaction frees, or a share of the capacity.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    sinks: int = SINKS
+    evict_batch: float = EVICT_BATCH
+
+    def __post_init__(self) -> None:
+        validate_int("sinks", self.sinks, 0)
+        validate_slots("evict_batch", self.evict_batch, 1)
+
+    @abstractmethod
+    def protected(self, num_held: int) -> int:
+        """Return how many of the newest of `num_held` tokens are never evicted."""
+
+    def at(self, capacity: int) -> Self:
+        """Return this policy with settings that are shares of the capacity in tokens.
+
+        Raises:
+            ConfigError: the capacity is too small.
+        """
+        return self
+
+    def capacities(self, capacity: int, num_layers: int) -> tuple[int, ...]:
+        """Return the capacity of each layer; their mean is `capacity`."""
+        return (capacity,) * num_layers
+
+    def slots_per_compaction(self, capacity: int) -> int:
+        """Return `evict_batch` in slots."""
+        return in_slots(self.evict_batch, capacity)
+
+    def bind(self, shape: ModelShape, capacity: int) -> tuple[BoundGroup, ...]:
+        """Refuse: what is kept depends on the text, so there is no schedule.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"policy {self} is a baseline of lacache eval, which has no plan; use one such as "
+            "ladder or streaming"
+        )
+
+
+class KeyPolicy(ScoredPolicy, ABC):
+    """A score from keys and values alone; works with any implementation of attention."""
+
+    @abstractmethod
+    def score(self, keys: Tensor, values: Tensor) -> Tensor:
+        """Return the score of each token [H, N] in each KV head; the lowest are evicted.
+
+        Args:
+            keys: rotated to their slots, as the model reads them [H, N, D].
+            values: [H, N, D].
+        """
+
+
+class AttentionPolicy(ScoredPolicy, ABC):
+    """A score from attention weights, kept from forward to forward."""
+
+    @property
+    @abstractmethod
+    def num_queries(self) -> int | None:
+        """How many of the newest tokens' attention the score needs; None for all."""
+
+    @abstractmethod
+    def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:
+        """Return what is known after a forward [H, M', N].
+
+        Args:
+            memory: what was known of the tokens held before [H, M, N - Q], if anything.
+            weights: attention of the new tokens [H, G, Q, N], with G query heads to a KV head.
+        """
+
+    @abstractmethod
+    def score(self, memory: Tensor) -> Tensor:
+        """Return the score of each token [H, N] in each KV head, from what is known [H, M, N]."""
+
+
+def best(scores: Tensor, count: int, *, sinks: int, protected: int) -> Tensor:
+    """Return the slots [H, count] of the tokens to keep, in increasing order.
+
+    The first `sinks` and the newest `protected` stay; of tokens with equal scores the older goes.
+
+    Args:
+        scores: of the tokens held [H, N].
+        count: how many to keep, from `sinks + protected` to N.
+        sinks: first tokens, never evicted.
+        protected: newest tokens, not evicted now.
+    """
+    num_held = scores.shape[-1]
+    scores = scores.float().clone()
+    scores[:, :sinks] = torch.inf
+    scores[:, num_held - protected :] = torch.inf
+    order = scores.argsort(dim=-1, stable=True)
+    return order[:, num_held - count :].sort(dim=-1).values
