@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from lacache.cache import LaCache
-from lacache.cache.static.row_state import RowState, put_row, take_row
+from lacache.cache.static.sequence_tensors import SequenceTensors, export_sequence, restore_sequence
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Runner
 from lacache.models.decoder import cache_argument
@@ -103,28 +103,28 @@ class EngineStepper(Stepper):
         self.read(random_tokens(model, fill))
         store = self.runner.store
         # What later steps wrote lies in slots that nobody sees then.
-        self._start = store.rows[0].copy() if rewinds else None
+        self._start = store.sequences[0].copy() if rewinds else None
 
     def rewind(self) -> None:
         """Take back the counts."""
         if self._start is not None:
-            self.runner.store.rows[0] = self._start.copy()
+            self.runner.store.sequences[0] = self._start.copy()
 
     def read(self, tokens: Tensor) -> None:
         """Read tokens [Q], as many at once as fit."""
         while len(tokens):
-            length = min(len(tokens), self.runner.store.rows[0].room())
+            length = min(len(tokens), self.runner.store.sequences[0].room())
             self.runner.prefill(0, tokens[:length])
             tokens = tokens[length:]
 
-    def state(self) -> RowState:
+    def state(self) -> SequenceTensors:
         """A copy of all that the row holds."""
-        return take_row(self.runner.store, 0)
+        return export_sequence(self.runner.store, 0)
 
-    def go_to(self, state: RowState) -> None:
+    def go_to(self, state: SequenceTensors) -> None:
         """Hold what another row of the same plan held."""
         self.runner.store.clear(0)
-        put_row(self.runner.store, 0, state)
+        restore_sequence(self.runner.store, 0, state)
 
     @torch.no_grad()
     def step(self, token: int) -> int:
@@ -138,9 +138,11 @@ class EngineStepper(Stepper):
 
     @property
     def attended_bytes(self) -> int:
-        """Of all slots, in use or not, but not of keys as they came in."""
-        parts = [part for parts in self.runner.store.parts.values() for part in parts]
-        return sum(part.keys.num_bytes + part.values.num_bytes for part in parts)
+        """Bytes of the keys and values of all slots, in use or not, without unrotated keys."""
+        return sum(
+            heads.keys.num_bytes + heads.values.num_bytes
+            for heads in self.runner.store.all_kv_heads()
+        )
 
     @property
     def cache_bytes(self) -> int:
@@ -150,7 +152,7 @@ class EngineStepper(Stepper):
     @property
     def compactions(self) -> int:
         """Of all groups."""
-        return sum(group.num_compactions for group in self.runner.store.rows[0].groups)
+        return sum(group.num_compactions for group in self.runner.store.sequences[0].groups)
 
 
 @final

@@ -76,21 +76,17 @@ def measure(model: Any, plan: Plan, steps: int, backend: str) -> Record:
     fill = max(group.schedule.capacity for group in groups) + 100
     stepper = EngineStepper(model, plan, fill, backend)
     store = stepper.runner.store
-    moving, turning = Clock(), Clock()
+    compacting, rotating = Clock(), Clock()
     # Only these objects: what they call is theirs, and nothing else sees the clocks.
-    vars(store)["_move"] = moving.timed(store._move)
-    turns = {
-        id(part.turns): part.turns
-        for parts in store.parts.values()
-        for part in parts
-        if part.turns is not None
-    }
-    for one in turns.values():
-        vars(one)["tables"] = turning.timed(one.tables)
-    vars(store.mover)["turn"] = turning.timed(store.mover.turn)
+    vars(store)["_compact"] = compacting.timed(store._compact)
+    rotations = {id(heads.rotations): heads.rotations for heads in store.all_kv_heads()}
+    for one in rotations.values():
+        if one is not None:
+            vars(one)["tables"] = rotating.timed(one.tables)
+    vars(store.ops)["rotate"] = rotating.timed(store.ops.rotate)
     stepper.timed([0, 0])
     before = stepper.compactions
-    moving.seconds = turning.seconds = 0.0
+    compacting.seconds = rotating.seconds = 0.0
     took, compacted = stepper.timed(random_tokens(model, steps).tolist())
     seconds = sum(took) / 1e3
     return {
@@ -100,11 +96,11 @@ def measure(model: Any, plan: Plan, steps: int, backend: str) -> Record:
         "ms_per_token": round(1e3 * seconds / steps, 4),
         "compactions_of_groups": stepper.compactions - before,
         "steps_with_compactions": len(compacted),
-        "ms_per_step_with_compactions": round(1e3 * moving.seconds / max(1, len(compacted)), 4),
-        "share_percent": round(100 * moving.seconds / seconds, 3),
-        "rotation_share_percent": round(100 * turning.seconds / seconds, 3),
-        "rotation_of_compaction_percent": round(100 * turning.seconds / moving.seconds, 2),
-        "is_met": 100 * moving.seconds / seconds <= TARGET_PERCENT,
+        "ms_per_step_with_compactions": round(1e3 * compacting.seconds / max(1, len(compacted)), 4),
+        "share_percent": round(100 * compacting.seconds / seconds, 3),
+        "rotation_share_percent": round(100 * rotating.seconds / seconds, 3),
+        "rotation_of_compaction_percent": round(100 * rotating.seconds / compacting.seconds, 2),
+        "is_met": 100 * compacting.seconds / seconds <= TARGET_PERCENT,
         "compile_seconds": None
         if stepper.compile_seconds is None
         else round(stepper.compile_seconds, 1),

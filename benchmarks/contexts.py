@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from lacache.cache.static.row_state import RowState
+from lacache.cache.static.sequence_tensors import SequenceTensors
 from lacache.common.records import Record, environment, write_record
 from lacache.evals.provenance import model_record
 from lacache.models import load_model
@@ -38,13 +38,15 @@ WARM_STEPS = 2
 THEIRS = "DynamicCache"
 
 
-def states_at(reader: EngineStepper, tokens: Tensor, contexts: list[int]) -> dict[int, RowState]:
+def states_at(
+    reader: EngineStepper, tokens: Tensor, contexts: list[int]
+) -> dict[int, SequenceTensors]:
     """What the engine holds after about so many tokens, without reading them all.
 
     It reads as many as the first context has. Later on it would hold other tokens, which a clock
     does not see, as many and at the same place of the schedule: only the count of tokens differs.
     """
-    row = reader.runner.store.rows[0]
+    row = reader.runner.store.sequences[0]
     reader.prefill(tokens[: contexts[0]])
     timetable = Timetable(row.groups[0].schedule)
     here = timetable.state_at(contexts[0])

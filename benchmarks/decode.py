@@ -111,7 +111,7 @@ def cycle(stepper: Stepper, least: int) -> int:
     """Steps of a round: at least so many, and as many compactions in each round, if that can be."""
     if not isinstance(stepper, EngineStepper):
         return least
-    row = stepper.runner.store.rows[0].copy()
+    row = stepper.runner.store.sequences[0].copy()
 
     def full(group: Any) -> tuple[int, int]:
         return group.state.num_cached, group.state.cursor
@@ -121,7 +121,7 @@ def cycle(stepper: Stepper, least: int) -> int:
     short = [n for n, g in enumerate(row.groups) if g.schedule.final_capacity <= SLOTS]
     for steps in range(1, 4 * least):
         row.begin()
-        row.is_moving = False
+        row.is_changing = False
         row.commit(1)
         if steps >= least and all(full(row.groups[n]) == begun[n] for n in short):
             return steps

@@ -200,7 +200,7 @@ def engine_case(model: Any, sizes: Sizes, rows: int, attention: str) -> Record:
     tokens, active = [1] * rows, list(range(rows))
 
     def compactions() -> int:
-        return sum(row.groups[0].num_compactions for row in runner.store.rows)
+        return sum(row.groups[0].num_compactions for row in runner.store.sequences)
 
     # All rows are computed whoever is active, so this is the forward alone.
     idle = timed(lambda: runner.decode(tokens, []), sizes.steps, sizes.device)
@@ -284,7 +284,7 @@ def full_case(model: Any, sizes: Sizes, rows: int, *, compiled: bool = True) -> 
 def fit_case(model: Any, sizes: Sizes) -> Record:
     """How many sequences of the context fit: by arithmetic, and with a step that really runs."""
     full = sizes.context * model_info(model).bytes_per_token
-    row = Runner(model, sizes.plan, 1, None).shape.row_bytes
+    row = Runner(model, sizes.plan, 1, None).shape.bytes_per_sequence
     free = (
         torch.cuda.mem_get_info(sizes.device)[0]
         if sizes.device.type == "cuda"

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from torch.nn.functional import cross_entropy
 
 from lacache.cache import LaCache
-from lacache.cache.static.quantized import KV_DTYPES
+from lacache.cache.static.buffers import KV_DTYPES
 from lacache.common.records import environment, write_record
 from lacache.corpora import load_document
 from lacache.engine.runner import Runner
@@ -45,7 +45,7 @@ def score(runner: Runner, token_ids: Sequence[int], advance: Callable[[int], Non
     nll: list[float] = []
     start = 0
     while start < len(token_ids):
-        stop = min(start + SEGMENT, start + runner.store.rows[0].room(), len(token_ids))
+        stop = min(start + SEGMENT, start + runner.store.sequences[0].room(), len(token_ids))
         logits = runner.prefill_all_logits(0, ids[start:stop])
         targets = ids[start + 1 : stop + 1]
         nll += cross_entropy(logits[: len(targets)].float(), targets, reduction="none").tolist()
@@ -85,7 +85,7 @@ def main() -> None:
                     "perplexity": round(perplexity(scored), 4),
                     "against_own_type_percent": round(100 * math.expm1(gap.mean), 3),
                     "standard_error_percent": round(100 * gap.error, 3),
-                    "row_bytes": runner.shape.row_bytes,
+                    "row_bytes": runner.shape.bytes_per_sequence,
                 }
                 rows.append(row)
                 progress.console.print(name, row["kv_dtype"], row["perplexity"])

@@ -8,6 +8,7 @@ import torch
 import transformers as tf
 
 from lacache import Group, Groups, LaCache, Ladder, Streaming
+from lacache.cache.head_group import CompactionTables
 from lacache.errors import (
     ConfigError,
     InputError,
@@ -17,7 +18,6 @@ from lacache.errors import (
     UnsupportedOperationError,
 )
 from lacache.models.decoder import cache_argument
-from lacache.policies.kept import KeptTokens
 from tests.cache.tiny_models import FAMILIES, SHAPE, random_ids, tiny_model
 
 CONFIG = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
@@ -328,10 +328,10 @@ def test_an_interrupted_compaction_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     cache = LaCache(model, *CONFIG)
     cache.prefill(model, random_ids(16))
 
-    def interrupt(self: Any) -> None:
+    def interrupt(self: Any, state: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(KeptTokens, "compact", interrupt)
+    monkeypatch.setattr(CompactionTables, "surviving", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cache.prefill(model, random_ids(1))
     monkeypatch.undo()

@@ -30,12 +30,12 @@ class Ragged:
     def __init__(self, runner: Runner, seed: int) -> None:
         self.runner = runner
         self.random = random.Random(seed)
-        self.rows = [Sequence() for _ in runner.store.rows]
+        self.rows = [Sequence() for _ in runner.store.sequences]
         self.all = list(self.rows)
 
     def read(self, row: int, num_tokens: int) -> None:
         """Tokens in one segment, or fewer if a compaction comes before."""
-        num_tokens = min(num_tokens, self.runner.store.rows[row].room())
+        num_tokens = min(num_tokens, self.runner.store.sequences[row].room())
         tokens = [self._token() for _ in range(num_tokens)]
         sequence = self.rows[row]
         before = len(sequence.text)

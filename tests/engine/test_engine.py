@@ -298,7 +298,7 @@ def test_memory_is_known_and_never_grows() -> None:
 
     def buffers() -> list[tuple[int, int]]:
         store = engine._runner.store
-        parts = [part for parts in store.parts.values() for part in parts]
+        parts = list(store.all_kv_heads())
         tensors = [t for part in parts for buffer in part.buffers for t in buffer.tensors()]
         return [(t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors]
 
@@ -449,7 +449,7 @@ def test_other_ways_to_choose_are_refused(model: Any, sampling: Any) -> None:
     for ask in (lambda: engine.submit([3], sampling=sampling), lambda: engine.open(sampling)):
         with pytest.raises(ConfigError, match=r"sampling=.* must be a Sampling; try Sampling\("):
             ask()
-    assert engine.num_free == len(engine._runner.store.rows)
+    assert engine.num_free == len(engine._runner.store.sequences)
 
 
 @pytest.mark.parametrize(

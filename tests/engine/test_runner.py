@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lacache import LaCache
-from lacache.cache.static.layers import ReadRing
-from lacache.cache.static.part import Part
-from lacache.cache.static.store import StaticStore
+from lacache.cache.static.kv_heads import KVHeads
+from lacache.cache.static.layers import PrefillRingLayer
+from lacache.cache.static.static_cache import StaticKVCache
 from lacache.engine.runner import Runner
 from lacache.errors import ConfigError, UnsupportedOperationError
 from lacache.models.decoder import cache_argument
@@ -100,7 +100,7 @@ def test_what_is_in_unused_slots_does_not_matter(family: str, plan: Plan) -> Non
             found.append(read(runner, 0, TEXT[start : start + 4]))
             fill_unused(runner.store, filling)
             found.append(step(runner, 0, int(TEXT[start + 4])))
-        assert runner.store.rows[0].groups[0].num_compactions > 1
+        assert runner.store.sequences[0].groups[0].num_compactions > 1
         return torch.stack(found)
 
     expected = logits(0.0)
@@ -187,7 +187,7 @@ def test_one_graph_for_ever(family: str, changes: dict[str, Any], plan: Plan) ->
         read(runner, 2, TEXT[:20])
     for _ in range(20):
         step([0, 2])
-    assert compiled.store.rows[2].groups[0].num_compactions > 2
+    assert compiled.store.sequences[2].groups[0].num_compactions > 2
     assert len(graphs) == 1
     assert compiled.compile_seconds is not None
 
@@ -322,7 +322,7 @@ def test_another_call_may_follow_an_interrupted_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "broken"), [("llama", (Part, "move")), ("gemma3", (ReadRing, "keep"))]
+    ("family", "broken"), [("llama", (KVHeads, "apply")), ("gemma3", (PrefillRingLayer, "commit"))]
 )
 def test_an_interrupted_change_is_noticed(
     family: str, broken: tuple[type, str], monkeypatch: pytest.MonkeyPatch
@@ -393,7 +393,7 @@ def test_no_drift_in_low_precision(family: str) -> None:
     found = torch.stack([step(runner, 0, token) for token in ids[0].tolist()])
     with torch.no_grad():
         by_cache = low(ids, **cache_argument(low, LaCache.from_model(low, plan))).logits[0].float()
-    (group,) = runner.store.rows[0].groups
+    (group,) = runner.store.sequences[0].groups
     assert group.num_compactions == 210
 
     def error(part: slice) -> float:
@@ -404,42 +404,43 @@ def test_no_drift_in_low_precision(family: str) -> None:
     assert error(slice(110, None)) < 0.03
     layers = [layer for layer in runner.shape.info.growing if layer.rotation is not None]
     for layer in layers:
-        (part,) = runner.store.parts[layer.index]
-        assert part.came_in is not None
-        (came_in,), (keys,) = part.came_in.tensors(), part.keys.tensors()
-        shifts = (group.origin + torch.arange(group.state.num_cached) - group.came_in_at())[0]
+        (part,) = runner.store.kv_heads[layer.index]
+        assert part.unrotated_keys is not None
+        (unrotated,), (keys,) = part.unrotated_keys.tensors(), part.keys.tensors()
+        slots = torch.arange(group.state.num_cached)
+        shifts = (group.origin + slots - group.original_positions())[0]
         # Slots, or numbers of tokens where other layers count on.
         assert int(shifts.abs().max()) >= (200 if runner.store.rings else 7)
         moved = slice(0, group.num_saved)
-        once = layer.rotation.rotate(came_in[:, :, moved], layer.rotation.tables(shifts[moved]))
+        once = layer.rotation.rotate(unrotated[:, :, moved], layer.rotation.tables(shifts[moved]))
         assert torch.equal(keys[:, :, moved], once)
 
 
 def read(runner: Runner, row: int, tokens: Tensor) -> Tensor:
     """Logits [V] of the last token of any number."""
     while len(tokens):
-        room = runner.store.rows[row].room()
+        room = runner.store.sequences[row].room()
         logits, tokens = runner.prefill(row, tokens[:room]), tokens[room:]
     return logits
 
 
 def step(runner: Runner, row: int, token: int) -> Tensor:
     """Logits [V] after one token in one row."""
-    tokens = [2] * len(runner.store.rows)
+    tokens = [2] * len(runner.store.sequences)
     tokens[row] = token
     return runner.decode(tokens, [row])[row]
 
 
-def fill_unused(store: StaticStore, filling: float) -> None:
+def fill_unused(store: StaticKVCache, filling: float) -> None:
     """Fill every slot of every row whose content nothing depends on."""
-    for number, row in enumerate(store.rows):
-        for parts in store.parts.values():
+    for number, row in enumerate(store.sequences):
+        for parts in store.kv_heads.values():
             for part in parts:
                 group = row.groups[part.group]
                 for buffer in (part.keys, part.values):
                     buffer.tensors()[0][number, :, group.state.num_cached :] = filling
-                if part.came_in is not None:
-                    part.came_in.tensors()[0][number, :, group.num_saved :] = filling
+                if part.unrotated_keys is not None:
+                    part.unrotated_keys.tensors()[0][number, :, group.num_saved :] = filling
         for ring in store.rings.values():
             for buffer in (ring.keys, ring.values):
                 buffer.tensors()[0][number, :, row.num_seen :] = filling

@@ -15,7 +15,7 @@ from lacache.policies.plan_record import read_plan
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lacache.cache.static.row_state import put_row, take_row
+from lacache.cache.static.sequence_tensors import export_sequence, restore_sequence
 from lacache.engine.engine import Engine
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import Sampler
@@ -98,10 +98,10 @@ class Driven:
     def forward(self) -> Tensor:
         """A segment or a step."""
         if self.draw(3) == 1:
-            num_new = min(self.draw(20), self.runner.store.rows[self.row].room())
+            num_new = min(self.draw(20), self.runner.store.sequences[self.row].room())
             tokens = [self.draw(63) for _ in range(num_new)]
             return self.runner.prefill(self.row, torch.tensor(tokens))
-        tokens = [self.draw(63)] * len(self.runner.store.rows)
+        tokens = [self.draw(63)] * len(self.runner.store.sequences)
         return self.runner.decode(tokens, [self.row])[self.row].clone()
 
 
@@ -133,13 +133,13 @@ def test_any_row_goes_on_bit_for_bit(
         take_snapshot(whole.runner, 0, Sampler(), last=None, logits=None).save(path)
         snapshot = Snapshot.load(path)
     validate_snapshot(snapshot, other.runner)
-    assert same(snapshot.row, take_row(whole.runner.store, 0))
-    put_row(other.runner.store, 1, snapshot.row)
-    assert same(take_row(other.runner.store, 1), snapshot.row)
+    assert same(snapshot.row, export_sequence(whole.runner.store, 0))
+    restore_sequence(other.runner.store, 1, snapshot.row)
+    assert same(export_sequence(other.runner.store, 1), snapshot.row)
     other.generator.set_state(whole.generator.get_state())
     for _ in range(15):
         assert torch.equal(whole.forward(), other.forward())
-    assert same(take_row(whole.runner.store, 0), take_row(other.runner.store, 1))
+    assert same(export_sequence(whole.runner.store, 0), export_sequence(other.runner.store, 1))
 
 
 @cases
@@ -249,7 +249,7 @@ def test_size_does_not_depend_on_length(path: Path, tmp_path: Path) -> None:
         assert read_header(path)["num_seen"] == session.num_seen == num_tokens
         sizes.append(path.stat().st_size)
     # Nor on how many digits its length has; this one cannot be read in the time of a test.
-    group = engine._runner.store.rows[0].groups[0]
+    group = engine._runner.store.sequences[0].groups[0]
     group.state = group.state._replace(num_seen=10**18)
     session.save(path)
     sizes.append(path.stat().st_size)
@@ -279,11 +279,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refused(engine: Engine, path: Path, message: str, error: type[LaCacheError]) -> None:
     """And nothing is left behind: the engine can do what it could before."""
     free = engine.num_free
-    before = [store_row.num_seen for store_row in engine._runner.store.rows]
+    before = [store_row.num_seen for store_row in engine._runner.store.sequences]
     with pytest.raises(error, match=message):
         engine.load(path)
     assert engine.num_free == free
-    assert [store_row.num_seen for store_row in engine._runner.store.rows] == before
+    assert [store_row.num_seen for store_row in engine._runner.store.sequences] == before
 
 
 def scaled() -> Any:
@@ -427,7 +427,7 @@ def test_what_cannot_be_saved_now(path: Path) -> None:
     with pytest.raises(UnsupportedOperationError, match="still generating; take its stream to the"):
         session.save(path)
     list(stream)
-    engine._runner.store.rows[session._sequence.slot].is_moving = True
+    engine._runner.store.sequences[session._sequence.slot].is_changing = True
     with pytest.raises(UnsupportedOperationError, match=r"interrupted half-way.* cannot be saved"):
         session.save(path)
     session.close()

@@ -58,9 +58,9 @@ def test_a_step_writes_only_to_tensors_that_never_move(
     [(written, static, inputs)] = found
     buffers = sum(len(buffer.tensors()) for buffer in runner.store._buffers())
     unrotated = sum(
-        len(part.came_in.tensors())
-        for part in runner.store._all_parts()
-        if part.came_in is not None
+        len(heads.unrotated_keys.tensors())
+        for heads in runner.store.all_kv_heads()
+        if heads.unrotated_keys is not None
     )
     assert len(written) == buffers - unrotated
     assert written <= static

@@ -160,7 +160,7 @@ def test_huge_ones_take_no_memory(
 def test_buffers_beyond_the_memory_are_refused_before_they_are_promised(
     run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lacache.cache.static.store.physical_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("lacache.cache.static.static_cache.physical_bytes", lambda: 1 << 20)
     assert_refused(run("generate", "hi", "-m", tiny, "--budget", 4096), "could not be had on cpu")
     monkeypatch.setattr(loading, "physical_bytes", lambda: 1 << 20)
     assert_refused(
@@ -175,7 +175,7 @@ def test_buffers_beyond_the_memory_are_refused_before_they_are_promised(
 def test_names_of_types_are_those_that_torch_has() -> None:
     import torch
 
-    from lacache.cache.static.quantized import KV_DTYPES
+    from lacache.cache.static.buffers import KV_DTYPES
 
     assert tuple(KV_DTYPES) == checks.KV_DTYPES
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in checks.DTYPES[1:])

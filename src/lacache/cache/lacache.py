@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache.group import LayerGroup
 from lacache.cache.hooked_cache import HookedCache
 from lacache.cache.hooks import install_hooks, install_mask_hooks
+from lacache.cache.layer_group import LayerGroup
 from lacache.cache.layers import BoundedLayer, PolicyLayer, SplitLayer, layer_bytes, refuse_crop
 from lacache.cache.report import CacheReport, make_report
 from lacache.common.validation import validate_prefill
@@ -118,14 +118,14 @@ class LaCache(HookedCache):
         if kv_head is not None and not 0 <= kv_head < num_heads:
             raise InputError(f"kv_head={kv_head} must be in 0 to {num_heads - 1}")
         bounded = layer.of_head(kv_head)
-        return list(bounded.group.kept.by_pattern[bounded.pattern])
+        return list(bounded.kept_tokens())
 
     def report(self) -> CacheReport:
         """Return the cache's counts of tokens, and its bytes."""
         return make_report(
             self._bound.groups,
-            [group.kept for group in self._groups],
-            compactions=max(group.compactions for group in self._groups),
+            [group.kept() for group in self._groups],
+            compactions=max(group.num_compactions for group in self._groups),
             num_bytes=sum(
                 layer_bytes(layer.keys, layer.values)
                 for layer in (*self._bounded_layers(), *self._native_layers())
@@ -245,7 +245,8 @@ class LaCache(HookedCache):
             self._groups.append(group)
             for depth, heads in bound.heads.items():
                 layer = self._info.growing[depth]
-                of_heads = BoundedLayer(group, bound.pattern(depth), layer.rotation)
+                pattern = group.patterns.index(bound.pattern(depth))
+                of_heads = BoundedLayer(group, pattern, layer.rotation)
                 bounded.setdefault(layer.index, {})[heads] = of_heads
         for index, by_heads in bounded.items():
             whole = len(by_heads) == 1

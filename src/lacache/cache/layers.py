@@ -7,7 +7,7 @@ import torch
 from torch import LongTensor, Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache.group import LayerGroup
+from lacache.cache.layer_group import LayerGroup
 from lacache.errors import InputError, UnsupportedOperationError
 from lacache.models.rotary import Rotation
 
@@ -73,7 +73,13 @@ class PolicyLayer(EvictingLayer, ABC):
 
 @final
 class BoundedLayer(PolicyLayer):
-    """Unrotated keys and values, each [B, Hkv, N, D], of one head group of a layer."""
+    """Unrotated keys and values, each [B, Hkv, N, D], of one head group of a layer.
+
+    Args:
+        group: counts and positions of the head group.
+        pattern: index of the layer's pattern in `group.patterns`.
+        rotation: the layer's rotary embedding; None in a layer without positions.
+    """
 
     def __init__(self, group: LayerGroup, pattern: int, rotation: Rotation | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -134,6 +140,10 @@ class BoundedLayer(PolicyLayer):
         """Remove all tokens."""
         self.keys = self.values = None
         self.is_initialized = False
+
+    def kept_tokens(self) -> list[int]:
+        """Return the tokens held, as indices into the sequence, in slot order."""
+        return self.group.kept().by_pattern[self.group.patterns[self.pattern]]
 
     def num_stored(self) -> int:
         """Return the number of tokens in the tensors."""

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lacache.cache.static.fit import fit_bytes
+from lacache.cache.static.layout import fit_bytes
 from lacache.common.validation import validate_int
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Backend, Runner
@@ -138,7 +138,7 @@ class Engine:
         self._scheduler = Scheduler(self._runner, chunk_size or default)
 
     def __repr__(self) -> str:
-        in_use = f"{self._scheduler.num_running} of {len(self._runner.store.rows)}"
+        in_use = f"{self._scheduler.num_running} of {len(self._runner.store.sequences)}"
         return f"Engine({self.policy}, {in_use} batch slots in use, {self.num_bytes:,} bytes)"
 
     @property
@@ -154,7 +154,7 @@ class Engine:
     @property
     def bytes_per_sequence(self) -> int:
         """Bytes of keys and values of one sequence, however long it gets."""
-        return self._runner.shape.row_bytes
+        return self._runner.shape.bytes_per_sequence
 
     @property
     def kind(self) -> str:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from lacache.cache.static.attention import Attend, fused
-from lacache.cache.static.layers import PartedLayer
-from lacache.cache.static.shape import StaticShape
-from lacache.cache.static.store import StaticStore
+from lacache.cache.static.layers import GroupedLayer
+from lacache.cache.static.layout import CacheLayout
+from lacache.cache.static.static_cache import StaticKVCache
 from lacache.engine.cpu.attention import for_one_token
+from lacache.engine.cpu.compaction import KernelCompactionOps
 from lacache.engine.cpu.linear import use_cpu_linear
-from lacache.engine.cpu.mover import KernelMover
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
 from lacache.errors import UnsupportedModelError
@@ -38,7 +38,7 @@ def _refuse_key_access() -> Iterator[None]:
     try:
         yield
     except AttributeError as error:
-        if isinstance(error.obj, PartedLayer):
+        if isinstance(error.obj, GroupedLayer):
             raise UnsupportedModelError(
                 f"the model uses the {error.name} of its keys before it attends, and the "
                 "engine attends from its buffers; use lacache.LaCache"
@@ -55,7 +55,7 @@ class Runner:
         bound: the policy, bound to the model.
         max_sequences: batch slots.
         backend: of torch.compile, for steps; None runs them eagerly.
-        kv_dtype: what keys and values are stored in; see StaticShape.
+        kv_dtype: what keys and values are stored in; see CacheLayout.
         weights: "int8" quantizes those of linear layers, in a copy; None takes the model's.
         attend: the attention function; None takes the model's.
         kernels: whether to use the CPU kernels, which `load_kernels` has loaded.
@@ -72,7 +72,7 @@ class Runner:
         attend: Attend | None = None,
         kernels: bool = False,
     ) -> None:
-        self.shape = StaticShape(model_info(model), bound, kv_dtype)
+        self.shape = CacheLayout(model_info(model), bound, kv_dtype)
         self.fingerprint = fingerprint(model)
         self.weights = weights
         self._model, own = private_model(model)
@@ -83,8 +83,8 @@ class Runner:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         if kernels and own is fused:
             own = for_one_token(own)
-        mover = KernelMover() if kernels else None
-        self.store = StaticStore(self.shape, max_sequences, attend or own, model.device, mover)
+        ops = KernelCompactionOps() if kernels else None
+        self.store = StaticKVCache(self.shape, max_sequences, attend or own, model.device, ops)
         if model.device.type == "cpu":
             use_cpu_linear(self._model, alone=max_sequences == 1, kernels=kernels)
         self._step: Callable[..., Tensor] = _forward
@@ -103,7 +103,7 @@ class Runner:
 
     @torch.no_grad()
     def _prefill(self, slot: int, tokens: Tensor, options: dict[str, Any]) -> Tensor:
-        cache, positions = self.store.begin_read(slot, len(tokens))
+        cache, positions = self.store.begin_prefill(slot, len(tokens))
         ids = tokens.to(self.store.device)[None]
         options = {self._cache_name: cache} | options
         with self._no_autocast(), _refuse_key_access():
@@ -122,7 +122,7 @@ class Runner:
         Returns:
             Logits [slots, V]; only the rows of active slots mean anything.
         """
-        cache, positions = self.store.begin_step(active)
+        cache, positions = self.store.begin_decode(active)
         # From pinned memory, so as not to wait for a GPU that is busy.
         ids = torch.tensor(tokens, pin_memory=self._on_gpu)[:, None]
         ids = ids.to(self.store.device, non_blocking=True)
@@ -135,7 +135,7 @@ class Runner:
     def warm_up(self) -> None:
         """Run decode steps without an active slot, which compiles them if compilation is on."""
         for _ in range(_WARM_UPS_ON_GPU if self._on_gpu else 1):
-            self.decode([0] * len(self.store.rows), [])
+            self.decode([0] * len(self.store.sequences), [])
 
     def _no_autocast(self) -> torch.autocast:
         """Disable autocast: what was compiled for one type must not run in another."""

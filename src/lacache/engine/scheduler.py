@@ -6,8 +6,8 @@ from typing import NamedTuple, final
 
 from torch import Tensor
 
-from lacache.cache.static.row import Row
-from lacache.cache.static.row_state import put_row
+from lacache.cache.static.sequence_state import SequenceState
+from lacache.cache.static.sequence_tensors import restore_sequence
 from lacache.engine.generator import TokenStream
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import SamplerState, TokenLogprobs
@@ -37,7 +37,7 @@ class Scheduler:
     def __init__(self, runner: Runner, chunk_size: int | None) -> None:
         self.runner = runner
         self._chunk_size = chunk_size
-        self._free_slots = deque(range(len(runner.store.rows)))
+        self._free_slots = deque(range(len(runner.store.sequences)))
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self._prefilling: deque[Sequence] = deque()
@@ -106,7 +106,7 @@ class Scheduler:
         """Decide what the next step runs: the next prompt in turn, and all that decode."""
         self._admit()
         # A sequence whose last change was interrupted is refused to its own reader alone.
-        whole = [each for each in self._running.values() if not self.row(each).is_moving]
+        whole = [each for each in self._running.values() if not self.row(each).is_changing]
         decoding = [each for each in whole if each.wants_logits]
         prefilling = next((each for each in self._prefilling if each in whole), None)
         if prefilling is None:
@@ -121,7 +121,7 @@ class Scheduler:
     def advance(self, sequence: Sequence) -> bool:
         """Do what brings a sequence nearer to its next token; whether there was anything to do."""
         if sequence.slot is not None:
-            self.row(sequence).validate_whole()
+            self.row(sequence).validate_complete()
             if sequence.is_decoding and sequence.logits is not None:
                 self._sample(sequence)
                 return True
@@ -150,7 +150,7 @@ class Scheduler:
         self.runner.store.clear(slot)
         self._free_slots.append(slot)
 
-    def row(self, sequence: Sequence) -> Row:
+    def row(self, sequence: Sequence) -> SequenceState:
         """Return what the buffers hold of a sequence.
 
         Raises:
@@ -160,7 +160,7 @@ class Scheduler:
             raise UnsupportedOperationError(
                 "the session is closed and its batch slot is free for others; open a new one"
             )
-        return self.runner.store.rows[sequence.slot]
+        return self.runner.store.sequences[sequence.slot]
 
     def snapshot(self, sequence: Sequence) -> Snapshot:
         """Return a copy of a sequence's state; not amid a step, except in `on_progress`.
@@ -217,7 +217,7 @@ class Scheduler:
     def _restore(self, sequence: Sequence, snapshot: Snapshot) -> None:
         assert sequence.slot is not None  # taken before
         validate_snapshot(snapshot, self.runner)
-        put_row(self.runner.store, sequence.slot, snapshot.row)
+        restore_sequence(self.runner.store, sequence.slot, snapshot.row)
         sequence.sampler.restore(SamplerState(generator=None, seen=snapshot.sampler.seen))
         sequence.last, logits = snapshot.last, snapshot.logits
         sequence.logits = None if logits is None else logits.to(self.runner.store.device)
@@ -241,7 +241,7 @@ class Scheduler:
     def _decode(self, sequences: Iterable[Sequence]) -> None:
         # A progress callback may have closed some.
         by_slot = {each.slot: each for each in sequences if each.slot is not None}
-        tokens = [0] * len(self.runner.store.rows)
+        tokens = [0] * len(self.runner.store.sequences)
         for slot, sequence in by_slot.items():
             assert sequence.last is not None  # it wants logits
             tokens[slot] = sequence.last

@@ -55,7 +55,7 @@ class Session(TextGenerator):
 
     def num_bytes(self) -> int:
         """Return the bytes of keys and values of the session, which never change."""
-        return self._runner.shape.row_bytes
+        return self._runner.shape.bytes_per_sequence
 
     def generate(
         self,

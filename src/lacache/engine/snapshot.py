@@ -11,7 +11,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lacache.cache.static.row_state import RowState, take_row
+from lacache.cache.static.sequence_tensors import (
+    SequenceTensors,
+    export_sequence,
+    upgrade_tensors,
+)
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import Sampler, SamplerState
 from lacache.engine.sampling import Sampling
@@ -46,7 +50,7 @@ class Snapshot:
     """What an engine must have in common with the one that made it."""
     num_seen: int
     """Tokens that the model had read."""
-    row: RowState
+    row: SequenceTensors
     """What it kept of them."""
     sampling: Sampling
     sampler: SamplerState
@@ -108,7 +112,7 @@ class Snapshot:
             return cls(
                 made_by={name: header[name] for name in _REMEDIES if name in header},
                 num_seen=_validate_count("num_seen", header["num_seen"]),
-                row=tensors,
+                row=upgrade_tensors(tensors),
                 sampling=Sampling(**header["sampling"]),
                 sampler=SamplerState(generator=generator, seen=seen),
                 last=None if header["last"] is None else _validate_count("last", header["last"]),
@@ -139,8 +143,8 @@ def take_snapshot(
     """
     return Snapshot(
         made_by=_expected_header(runner),
-        num_seen=runner.store.rows[slot].num_seen,
-        row=take_row(runner.store, slot),
+        num_seen=runner.store.sequences[slot].num_seen,
+        row=export_sequence(runner.store, slot),
         sampling=sampler.sampling,
         sampler=sampler.state(),
         last=last,

@@ -1,9 +1,9 @@
-"""What the cache must know of a model, found by asking the model itself.
+"""The layers, shapes and rotary embeddings of a model, found by probing the model itself.
 
-Two tokens are run at two places far apart. If only differences of positions matter, the keys of
+Two tokens are run at two positions far apart. If only differences of positions matter, the keys of
 every layer differ by a rotation (or, in a layer without positions, not at all) and the output is
-the same. Whatever does not pass is refused: a wrong answer cannot come from a rotary embedding
-that was misread.
+the same. A model that does not pass is refused, so a misread rotary embedding cannot cause wrong
+answers.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from lacache.models.decoder import cache_argument, find_decoder
 from lacache.models.rotary import Rotation, find_rotations
 
 FAR = 20_011
-"""Far enough for every known rescaling of queries by position to show."""
+"""A position so large that every known rescaling of queries by position shows."""
 
 _NATIVE_LAYERS = (
     "DummyLayer",
@@ -29,7 +29,7 @@ _NATIVE_LAYERS = (
     "LinearAttentionAndSlidingWindowAttentionLayer",
     "LinearAttentionLayer",
 )
-"""Layers whose memory is bounded already; by name, as not every version has all of them."""
+"""Layers of bounded size; by name, as not every version of transformers has all of them."""
 
 
 @final
@@ -42,21 +42,21 @@ class GrowingLayer:
     num_heads: int
     """KV heads."""
     key_size: int
-    """Numbers in the key of one head."""
+    """D of a key of one head."""
     value_size: int
     bytes_per_token: int
     has_sinks: bool = False
-    """Whether its attention has a number for each query head besides (gpt-oss's `sinks`)."""
+    """Whether its attention has learned sinks, one number for each query head (gpt-oss)."""
 
 
 @final
 @dataclass(frozen=True)
 class SlidingLayer:
-    """A layer whose attention is a window by itself."""
+    """A layer with sliding-window attention."""
 
     index: int
     window: int
-    """Tokens that a token attends to, itself included."""
+    """Number of tokens that a token attends to, itself included."""
     num_heads: int
     key_size: int
     value_size: int
@@ -65,25 +65,25 @@ class SlidingLayer:
 @final
 @dataclass(frozen=True)
 class ModelInfo:
-    """The layers that a policy rules, in order of depth, and the others, which stay native."""
+    """The layers under a policy, in order of depth, and the others, which stay native."""
 
     growing: tuple[GrowingLayer, ...]
     has_native: bool
     text_config: Any
     sliding: tuple[SlidingLayer, ...]
     linear: tuple[int, ...]
-    """Layers with a state instead of keys and values, or with both."""
+    """Indices of layers with a recurrent state instead of keys and values, or with both."""
     dtype: torch.dtype
-    """Of keys and values."""
+    """Type of keys and values."""
 
     @property
     def num_heads(self) -> tuple[int, ...]:
-        """KV heads of each growing layer."""
+        """Number of KV heads of each growing layer."""
         return tuple(layer.num_heads for layer in self.growing)
 
     @property
     def bytes_per_token(self) -> int:
-        """Keys and values of one token of one sequence, over all growing layers."""
+        """Bytes of keys and values of one token of one sequence, over all growing layers."""
         return sum(layer.bytes_per_token for layer in self.growing)
 
 
@@ -91,10 +91,10 @@ _known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], ModelInfo]] = WeakKe
 
 
 def model_info(model: Any) -> ModelInfo:
-    """The info of a transformers causal language model.
+    """Return the layers, shapes and rotary embeddings of a causal language model, probed once.
 
     Raises:
-        UnsupportedModelError: its caches or positions are not understood.
+        UnsupportedModelError: the model's caches or positions are not understood.
     """
     decoder = find_decoder(model)
     weight = next(decoder.parameters())
@@ -131,17 +131,18 @@ def _probe(model: Any, decoder: nn.Module) -> ModelInfo:
             f"{name} has no attention layer whose cache grows (all are sliding or linear), so its "
             "memory is bounded already; use it without this cache"
         )
-    ways = find_rotations(decoder, [types[i] for i in growing])
+    rotations = find_rotations(decoder, [types[i] for i in growing])
     near_cache, near_hidden = _run(name, decoder, config, 0)
     far_cache, far_hidden = _run(name, decoder, config, FAR)
     layers = tuple(
-        _layer_info(i, ways[types[i]], near_cache.layers[i], far_cache.layers[i]) for i in growing
+        _layer_info(i, rotations[types[i]], near_cache.layers[i], far_cache.layers[i])
+        for i in growing
     )
     with_sinks = _layers_with_sinks(decoder)
     layers = tuple(replace(layer, has_sinks=layer.index in with_sinks) for layer in layers)
     change = _distance(near_hidden, far_hidden)
-    # In half precision this says nothing: in a sound model of 30 layers, moving by one position
-    # already changes the output by 0.07.
+    # Not in half precision: in a sound model of 30 layers, moving by one position already changes
+    # the output by 0.07.
     if _is_precise(near_hidden) and change > 5e-3:
         raise UnsupportedModelError(
             f"the output of {name} changes with absolute positions (relative error {change:.2g}), "
@@ -152,7 +153,7 @@ def _probe(model: Any, decoder: nn.Module) -> ModelInfo:
         i for i, layer in enumerate(empty.layers) if "LinearAttention" in type(layer).__name__
     )
     if linear:
-        _validate_pieces(name, decoder, config)
+        _validate_chunks(name, decoder, config)
     sliding = tuple(
         _sliding_info(i, layer)
         for i, layer in enumerate(near_cache.layers)
@@ -173,17 +174,17 @@ def _refuse_scaled_queries(name: str, config: Any) -> None:
         )
 
 
-def _validate_pieces(name: str, decoder: nn.Module, config: Any) -> None:
-    """Refuse linear layers that forget their state when several tokens follow.
+def _validate_chunks(name: str, decoder: nn.Module, config: Any) -> None:
+    """Refuse linear layers that lose their state when several tokens follow.
 
-    Some versions of transformers have such; a plain prompt never shows it.
+    Some versions of transformers have this bug, which a prompt in one chunk never shows.
     """
-    _, whole = _run(name, decoder, config, 0, pieces=(3,))
-    _, joined = _run(name, decoder, config, 0, pieces=(1, 2))
+    _, whole = _run(name, decoder, config, 0, chunks=(3,))
+    _, joined = _run(name, decoder, config, 0, chunks=(1, 2))
     error = _distance(joined, whole)
     if error > (5e-3 if _is_precise(whole) else 0.2):
         raise UnsupportedModelError(
-            f"{name} gives other answers when a text comes in pieces (relative error "
+            f"{name} gives other answers when a prompt comes in pieces (relative error "
             f"{error:.2g}), as this version of transformers does not carry the state of its "
             "linear layers on; try a newer transformers"
         )
@@ -191,28 +192,28 @@ def _validate_pieces(name: str, decoder: nn.Module, config: Any) -> None:
 
 @torch.no_grad()
 def _run(
-    name: str, decoder: nn.Module, config: Any, first: int, pieces: tuple[int, ...] = (2,)
+    name: str, decoder: nn.Module, config: Any, first: int, chunks: tuple[int, ...] = (2,)
 ) -> tuple[DynamicCache, Tensor]:
-    """Cache and output [1, Q, hidden] of a few tokens from position `first` on, in pieces."""
+    """Run a few tokens from position `first` on, in chunks; return cache and [1, Q, hidden]."""
     cache = DynamicCache(config=config)
     device = decoder.get_input_embeddings().weight.device  # type: ignore[operator]
-    tokens = torch.arange(1, sum(pieces) + 1, device=device)[None] % config.vocab_size
-    positions = torch.arange(first, first + sum(pieces), device=device)[None]
+    tokens = torch.arange(1, sum(chunks) + 1, device=device)[None] % config.vocab_size
+    positions = torch.arange(first, first + sum(chunks), device=device)[None]
     modes = {module: module.training for module in decoder.modules()}
     decoder.eval()
     hidden = []
     try:
-        for piece, places in _cut(tokens, positions, pieces):
+        for ids, position_ids in _cut(tokens, positions, chunks):
             output = decoder(
-                input_ids=piece,
-                position_ids=places,
+                input_ids=ids,
+                position_ids=position_ids,
                 **cache_argument(decoder, cache),
                 use_cache=True,
             )
             hidden.append(output.last_hidden_state)
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise UnsupportedModelError(
-            f"{name} could not read a few tokens at position {first} ({type(error).__name__}: "
+            f"{name} could not run a few tokens at position {first} ({type(error).__name__}: "
             f"{error}); use a model that runs on plain token ids and positions"
         ) from error
     finally:
@@ -222,24 +223,24 @@ def _run(
 
 
 def _cut(
-    tokens: Tensor, positions: Tensor, pieces: tuple[int, ...]
+    tokens: Tensor, positions: Tensor, chunks: tuple[int, ...]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     start = 0
-    for length in pieces:
+    for length in chunks:
         yield tokens[:, start : start + length], positions[:, start : start + length]
         start += length
 
 
-def _layer_info(index: int, ways: tuple[Rotation, ...], near: Any, far: Any) -> GrowingLayer:
+def _layer_info(index: int, rotations: tuple[Rotation, ...], near: Any, far: Any) -> GrowingLayer:
     if near.keys is None:
         raise UnsupportedModelError(
             f"layer {index} never filled its cache, so what it attends to is unknown; "
             "use a model whose attention layers keep their own keys and values"
         )
-    # The first token sees only itself, so all but its rotation is the same at both places.
+    # The first token sees only itself, so all but its rotation is the same at both positions.
     near_keys, far_keys = near.keys[:, :, :1], far.keys[:, :, :1]
     candidates: list[tuple[float, Rotation | None]] = [(_distance(near_keys, far_keys), None)]
-    candidates += [(_rotated_distance(way, near_keys, far_keys), way) for way in ways]
+    candidates += [(_rotated_distance(each, near_keys, far_keys), each) for each in rotations]
     error, rotation = min(candidates, key=lambda pair: pair[0])
     error = max(error, _distance(near.values[:, :, :1], far.values[:, :, :1]))
     if error > (5e-3 if _is_precise(near_keys) else 5e-2):
@@ -255,7 +256,7 @@ def _layer_info(index: int, ways: tuple[Rotation, ...], near: Any, far: Any) -> 
 
 
 def _layers_with_sinks(decoder: nn.Module) -> set[int]:
-    """By the name that all such models of transformers give the numbers."""
+    """Return the layers with learned sinks, by the name that transformers gives them."""
     names = (name.split(".") for name, _ in decoder.named_parameters())
     return {int(name[1]) for name in names if name[0] == "layers" and name[-1] == "sinks"}
 

@@ -1,9 +1,9 @@
-"""Moving keys to other positions with the model's own rotary tables (docs/adr/0002).
+"""Rotate keys to other positions with the model's own rotary embedding (docs/adr/0002).
 
-A key is stored as the model gave it, already rotated to the position where it came in, and never
-overwritten. On every read it is rotated once, by the difference between where it stands now and
-where it came in. So there is one rounding, however often the cache was compacted, and a token
-that never moved is returned bit for bit.
+A key is stored as the model gave it, rotated to its original position, and never overwritten
+("unrotated" from here on). Attention reads it rotated once, by the distance from its original
+position. So there is one rounding, however often the cache was compacted, and a token that never
+moved is returned bit for bit.
 """
 
 import inspect
@@ -24,10 +24,10 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 @final
 class Rotation:
-    """One rotary embedding of a model: hybrid models have one for each type of layer.
+    """A rotary embedding of a model; hybrid models have one for each type of layer.
 
-    With `leading`, only as many leading dimensions of a key turn as the tables are wide, and the
-    rest pass; models either leave this to their rotary function or do it around it.
+    With `leading`, only the leading dimensions of a key are rotated, as many as the tables are
+    wide. Models do this either inside their rotary function or around it.
     """
 
     def __init__(self, rotary: nn.Module, layer_type: str | None, *, leading: bool) -> None:
@@ -37,30 +37,30 @@ class Rotation:
         self._leading = leading
 
     def tables(self, shifts: Tensor) -> Tables:
-        """Tables that move keys by `shifts` [N] positions, which may be negative."""
+        """Return the tables that move keys by `shifts` [N] positions, which may be negative."""
         probe = torch.empty(0, dtype=torch.float32, device=shifts.device)
         origin_cos, _ = self._rotary(probe, position_ids=shifts.new_zeros(1, 1), **self._arguments)
         cos, sin = self._rotary(probe, position_ids=shifts[None], **self._arguments)
-        # At position 0 the cosine is the scaling itself; stored keys have it already.
+        # At position 0 the cosine is the attention scaling, which stored keys already include.
         return cos / origin_cos, sin / origin_cos
 
     def rotate(self, keys: Tensor, tables: Tables) -> Tensor:
-        """Keys [B, H, N, D] moved by the shifts of `tables`: one rounding to their own type."""
+        """Return keys [B, H, N, D] moved by the shifts of `tables`, rounded once to their type."""
         wide = keys.float()
         if self._leading:
             width = tables[0].shape[-1]
-            turned = self._apply(wide[..., :width], *tables)
-            wide = torch.cat([turned, wide[..., width:]], dim=-1)
+            rotated = self._apply(wide[..., :width], *tables)
+            wide = torch.cat([rotated, wide[..., width:]], dim=-1)
         else:
             wide = self._apply(wide, *tables)
         return wide.to(keys.dtype)
 
 
 def find_rotations(decoder: nn.Module, layer_types: list[str]) -> dict[str, tuple[Rotation, ...]]:
-    """For each type of layer, the ways in which its keys may have been rotated.
+    """Return, for each type of layer, the rotations that its keys may have undergone.
 
     Raises:
-        UnsupportedModelError: no rotary embedding, or one that changes with the length.
+        UnsupportedModelError: no rotary embedding, or one that depends on the length.
     """
     rotary = dict(decoder.named_children()).get("rotary_emb")
     if rotary is None:
@@ -77,16 +77,16 @@ def find_rotations(decoder: nn.Module, layer_types: list[str]) -> dict[str, tupl
                 "yarn scaling, or set another rope_type in its config"
             )
     if "layer_type" in inspect.signature(type(rotary).forward).parameters:
-        return {name: _ways(rotary, name) for name in set(layer_types)}
-    return dict.fromkeys(layer_types, _ways(rotary, None))
+        return {name: _candidates(rotary, name) for name in set(layer_types)}
+    return dict.fromkeys(layer_types, _candidates(rotary, None))
 
 
-def _ways(rotary: nn.Module, layer_type: str | None) -> tuple[Rotation, ...]:
+def _candidates(rotary: nn.Module, layer_type: str | None) -> tuple[Rotation, ...]:
     return tuple(Rotation(rotary, layer_type, leading=leading) for leading in (False, True))
 
 
 def _rope_types(parameters: Any) -> list[str]:
-    """The rope types in a config, which nests them where types of layers differ."""
+    """Return the rope types of a config, which nests them where types of layers differ."""
     if not isinstance(parameters, dict):
         return []
     own = [parameters["rope_type"]] if "rope_type" in parameters else []
@@ -94,7 +94,7 @@ def _rope_types(parameters: Any) -> list[str]:
 
 
 def _apply_function(rotary: nn.Module) -> Callable[..., Tensor]:
-    """The model's own rotary function, as one of (states, cos, sin)."""
+    """Return the model's own rotary function, as a function of (states, cos, sin)."""
     module = sys.modules[type(rotary).__module__]
     apply: Callable[..., Any] | None = vars(module).get("apply_rotary_pos_emb")
     if apply is None:
@@ -105,5 +105,5 @@ def _apply_function(rotary: nn.Module) -> Callable[..., Tensor]:
     if "k" not in inspect.signature(apply).parameters:
         return apply
     pair = apply
-    # Queries of no heads cost nothing.
+    # The function rotates a pair; queries with no heads cost nothing.
     return lambda states, cos, sin: pair(states[:, :0], states, cos, sin)[1]

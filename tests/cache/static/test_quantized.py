@@ -8,10 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.static import store
-from lacache.cache.static.buffer import Buffer, PlainBuffer
-from lacache.cache.static.quantized import KV_DTYPES, ScaledBuffer, scale_dtype
-from lacache.cache.static.shape import StaticShape
+from lacache.cache.static import static_cache
+from lacache.cache.static.buffers import (
+    KV_DTYPES,
+    Buffer,
+    PlainBuffer,
+    QuantizedBuffer,
+    scale_dtype,
+)
+from lacache.cache.static.layout import CacheLayout
 from lacache.engine.runner import Runner
 from lacache.errors import ConfigError
 from lacache.models.model_info import model_info
@@ -28,8 +33,8 @@ ROWS, HEADS, SLOTS, SIZE = 2, 3, 7, 8
 names = pytest.mark.parametrize("name", NAMES)
 
 
-def make(name: str, dtype: torch.dtype = torch.float32) -> ScaledBuffer:
-    return ScaledBuffer((ROWS, HEADS, SLOTS, SIZE), KV_DTYPES[name], dtype, CPU)
+def make(name: str, dtype: torch.dtype = torch.float32) -> QuantizedBuffer:
+    return QuantizedBuffer((ROWS, HEADS, SLOTS, SIZE), KV_DTYPES[name], dtype, CPU)
 
 
 def states_of(seed: int, num_new: int, dtype: torch.dtype, *, rows: int = 1) -> Tensor:
@@ -159,16 +164,16 @@ def test_writing_one_token_in_some_rows_is_writing_it_in_each(name: str) -> None
 def test_rows_move_bit_for_bit(name: str | None) -> None:
     buffer, other = make_any(name), make_any(name)
     buffer.write(0, 0, states_of(1, SLOTS, torch.float32))
-    other.generate(0, 0, states_of(2, SLOTS, torch.float32))
+    other.write(0, 0, states_of(2, SLOTS, torch.float32))
     before, theirs = copies(buffer), copies(other)
 
-    buffer.copy_row(0, 2, 5, other)
+    buffer.copy_slots(0, 2, 5, other)
     for now, mine, from_other in zip(buffer.tensors(), before, theirs, strict=True):
         assert torch.equal(now[0, :, 2:5], from_other[0, :, 2:5])
         assert torch.equal(now[0, :, [0, 1, 5, 6]], mine[0, :, [0, 1, 5, 6]])
 
     before = copies(buffer)
-    buffer.fork_row(0, 1, 4)
+    buffer.fork(0, 1, 4)
     for now, mine in zip(buffer.tensors(), before, strict=True):
         assert torch.equal(now[1, :, :4], mine[0, :, :4])
         assert torch.equal(now[1, :, 4:], mine[1, :, 4:])
@@ -207,26 +212,28 @@ def test_memory_is_known_before_it_is_there(
 ) -> None:
     tiny = tiny_model(family).to(dtype)
     runner = Runner(tiny, bind_to(tiny, sized), 3, None, name)
-    assert runner.shape.row_bytes * 3 == runner.store.num_bytes
+    assert runner.shape.bytes_per_sequence * 3 == runner.store.num_bytes
     rings = [buffer for r in runner.store.rings.values() for buffer in (r.keys, r.values)]
     assert all(type(buffer) is PlainBuffer for buffer in rings)
-    kind = PlainBuffer if name is None else ScaledBuffer
-    parts = [part for parts in runner.store.parts.values() for part in parts]
-    assert all(type(buffer) is kind for part in parts for buffer in part.buffers)
+    kind = PlainBuffer if name is None else QuantizedBuffer
+    assert all(
+        type(buffer) is kind for heads in runner.store.all_kv_heads() for buffer in heads.buffers
+    )
 
 
 @names
 def test_sixteen_bits_become_eight_and_a_scale(name: str) -> None:
     info = model_info(tiny_model("llama").to(torch.bfloat16))
     numbers = 5 * 2 * 24 * 3  # layers, KV heads, slots; keys twice and values
-    assert StaticShape(info, bind(LADDER, info.num_heads)).row_bytes == numbers * 8 * 2
-    assert StaticShape(info, bind(LADDER, info.num_heads), name).row_bytes == numbers * (8 + 2)
+    assert CacheLayout(info, bind(LADDER, info.num_heads)).bytes_per_sequence == numbers * 8 * 2
+    eight = CacheLayout(info, bind(LADDER, info.num_heads), name)
+    assert eight.bytes_per_sequence == numbers * (8 + 2)
 
 
 @pytest.mark.parametrize("name", ["fp4", "torch.int8", "", torch.int8])
 def test_other_types_are_refused(name: Any) -> None:
     with pytest.raises(ConfigError, match=r"kv_dtype=.* must be None.*int8, float8.*try 'int8'"):
-        StaticShape(model_info(tiny_model("llama")), bind(LADDER, (2,) * 5), name)
+        CacheLayout(model_info(tiny_model("llama")), bind(LADDER, (2,) * 5), name)
 
 
 def run(runner: Runner, num_tokens: int, *, row: int = 1) -> Tensor:
@@ -234,11 +241,11 @@ def run(runner: Runner, num_tokens: int, *, row: int = 1) -> Tensor:
     ids = random_ids(num_tokens)[0]
     logits, start = [], 0
     while start < 40:
-        stop = start + min(7, 40 - start, runner.store.rows[row].room())
+        stop = start + min(7, 40 - start, runner.store.sequences[row].room())
         logits.append(runner.prefill(row, ids[start:stop]))
         start = stop
     for token in ids[start:].tolist():
-        given = [0] * len(runner.store.rows)
+        given = [0] * len(runner.store.sequences)
         given[row] = token
         logits.append(runner.decode(given, [row])[row])
     return torch.stack(logits)
@@ -251,7 +258,7 @@ def test_logits_stay_near_those_of_the_models_own_type(name: str, most: float, s
     exact = run(Runner(model, bind_to(model, sized), 2, None), 100)
     runner = Runner(model, bind_to(model, sized), 2, None, name)
     coarse = run(runner, 100)
-    assert runner.store.rows[1].groups[0].num_compactions > 10
+    assert runner.store.sequences[1].groups[0].num_compactions > 10
     error = (coarse - exact).norm(dim=-1) / exact.norm(dim=-1)
     print(name, error.mean(), error[-20:].mean())
     assert 0 < error.mean() < most
@@ -265,7 +272,7 @@ class SlowBuffer(Buffer):
     def __init__(self, shape: Any, stored_in: Any, dtype: Any, device: Any) -> None:
         self._numbers = slow_numbers(next(n for n in NAMES if KV_DTYPES[n] == stored_in))
         self._plain = PlainBuffer(shape, dtype, device)
-        self._fast = ScaledBuffer(shape, stored_in, dtype, device)
+        self._fast = QuantizedBuffer(shape, stored_in, dtype, device)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self._plain.tensors()
@@ -300,24 +307,24 @@ def test_a_run_is_that_of_states_made_the_nearest(
 ) -> None:
     model = tiny_model("llama")
     fast = run(Runner(model, bind_to(model, sized), 2, None, name), 70)
-    monkeypatch.setattr(store, "ScaledBuffer", SlowBuffer)
+    monkeypatch.setattr(static_cache, "QuantizedBuffer", SlowBuffer)
     slow = Runner(model, bind_to(model, sized), 2, None, name)
-    assert type(slow.store.parts[0][0].keys) is SlowBuffer
+    assert type(slow.store.kv_heads[0][0].keys) is SlowBuffer
     torch.testing.assert_close(fast, run(slow, 70), rtol=1e-4, atol=1e-4)
 
 
 @names
 def test_compactions_do_not_wear_out_what_is_stored(name: str) -> None:
-    """The sinks are moved and turned again and again, always from what came in."""
+    """The sinks are moved and rotated again and again, always from unrotated keys."""
     runner = Runner(tiny_model("llama"), bind(LADDER, (2,) * 5), 1, None, name)
     run(runner, 41, row=0)
-    part = runner.store.parts[0][0]
-    kept = [part.values, part.came_in]
+    heads = runner.store.kv_heads[0][0]
+    kept = [heads.values, heads.unrotated_keys]
     before = [t[:, :, :2].clone() for buffer in kept for t in buffer.tensors()]
-    compactions = runner.store.rows[0].groups[0].num_compactions
+    compactions = runner.store.sequences[0].groups[0].num_compactions
     for token in random_ids(60, seed=1)[0].tolist():
         runner.decode([token], [0])
-    assert runner.store.rows[0].groups[0].num_compactions > compactions + 10
+    assert runner.store.sequences[0].groups[0].num_compactions > compactions + 10
     after = [t[:, :, :2] for buffer in kept for t in buffer.tensors()]
     for one, other in zip(after, before, strict=True):
         assert torch.equal(one, other)
@@ -335,7 +342,7 @@ def test_steps_are_compiled_once() -> None:
     model = tiny_model("llama")
     compiled = Runner(model, bind_to(model, LADDER), 2, backend, name)
     logits = run(compiled, 100)
-    assert compiled.store.rows[1].groups[0].num_compactions > 10
+    assert compiled.store.sequences[1].groups[0].num_compactions > 10
     assert len(graphs) == 1
     torch.testing.assert_close(
         logits, run(Runner(model, bind_to(model, LADDER), 2, None, name), 100)

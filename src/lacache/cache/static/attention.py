@@ -1,9 +1,9 @@
-"""Attention over what a layer holds, group by group (docs/adr/0010).
+"""The attention function of models in the engine (docs/adr/0010).
 
-Models call an attention function by its name in their configuration, with what `Cache.update`
-returned as keys. The function registered here asks those keys to attend by themselves: then KV
-heads that hold different numbers of tokens need no filling, no layer needs a mask of another, and
-heads that share keys need no copies of them.
+Models call the attention function that their configuration names, with what `Cache.update` returned
+as keys. The function registered here calls `attend` of those keys, which are a layer of the static
+cache. So KV heads that hold different numbers of tokens need no padding, no layer needs another's
+mask, and query heads that share keys need no copies of them.
 """
 
 import sys
@@ -22,12 +22,12 @@ NAME = "lacache"
 Attend = Callable[..., Tensor]
 """(module, query [B, Hq, Q, D], keys, values [B, Hkv, N, D], visible, options) -> [B, Hq, Q, D].
 
-`visible` is bool [B or 1, 1, 1 or Q, N], or None where all is.
+`visible` is bool [B or 1, 1, 1 or Q, N], or None where all keys are visible.
 """
 
 
 def register() -> None:
-    """Make the name known to transformers, which is how attention functions are added to it."""
+    """Register the attention function with transformers, under `NAME`."""
     AttentionInterface.register(NAME, _attend_by_keys)
 
 
@@ -38,14 +38,14 @@ def _attend_by_keys(
 
 
 def find_attention(module: nn.Module, implementation: str) -> Attend:
-    """How a model's attention modules attend.
+    """Return the attention of a model, as a function of keys, values and a mask.
 
     Args:
-        module: one of them.
-        implementation: the name in the model's configuration.
+        module: an attention module of the model.
+        implementation: the name of its attention in the configuration.
 
     Raises:
-        UnsupportedModelError: the model has no such function.
+        UnsupportedModelError: the model has no eager attention function.
     """
     if implementation != "eager":
         return fused
@@ -82,10 +82,10 @@ def fused(
     visible: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """Torch's fused attention, where the query heads of a KV head stand as more queries.
+    """Compute torch's fused attention; query heads of one KV head become more queries.
 
     Raises:
-        UnsupportedOperationError: the model caps its scores or has sinks of its own.
+        UnsupportedOperationError: the model caps its scores or has learned sinks.
     """
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise UnsupportedOperationError(

@@ -308,15 +308,15 @@ at::Tensor attend(const at::Tensor& query, const at::Tensor& keys, const at::Ten
 }
 
 // Slots [N], increasing, of stored [H, C, ...] move to the front, those before `start` excepted.
-void keep(const at::Tensor& stored, const at::Tensor& slots, int64_t start) {
+void gather(const at::Tensor& stored, const at::Tensor& slots, int64_t start) {
   const int64_t number = slots.numel();
   TORCH_CHECK(stored.dim() >= 2 && stored.is_contiguous() && slots.is_contiguous() &&
                   slots.scalar_type() == at::kLong && number <= stored.size(1) && start >= 0,
-              "lacache::keep: contiguous stored [H, C, ...] and slots [N] in int64");
+              "lacache::gather: contiguous stored [H, C, ...] and slots [N] in int64");
   const int64_t* from = slots.const_data_ptr<int64_t>();
   for (int64_t n = start; n < number; ++n)
     TORCH_CHECK(from[n] >= n && from[n] < stored.size(1) && (n == start || from[n] > from[n - 1]),
-                "lacache::keep: slots increase and are there");
+                "lacache::gather: slots increase and are there");
   const int64_t heads = stored.size(0), head = stored.stride(0) * stored.element_size();
   const int64_t slot = stored.stride(1) * stored.element_size();
   char* first = static_cast<char*>(stored.mutable_data_ptr());
@@ -354,11 +354,11 @@ std::vector<Run> runs_of(const int64_t* partners, int64_t size) {
 }
 
 template <class T>
-void turn_heads(const at::Tensor& keys, const float* cosines, const float* sines,
-                const std::vector<Run>& runs, at::Tensor& turned) {
+void rotate_heads(const at::Tensor& keys, const float* cosines, const float* sines,
+                const std::vector<Run>& runs, at::Tensor& rotated) {
   using Number = typename T::Stored;
   const int64_t heads = keys.size(1), number = keys.size(2), size = keys.size(3);
-  Number* to = static_cast<Number*>(turned.mutable_data_ptr());
+  Number* to = static_cast<Number*>(rotated.mutable_data_ptr());
   std::vector<float> wide(size), stays(size), comes(size);
   for (int64_t h = 0; h < heads; ++h) {
     const Number* head = static_cast<const Number*>(keys.const_data_ptr()) + h * keys.stride(1);
@@ -378,29 +378,29 @@ void turn_heads(const at::Tensor& keys, const float* cosines, const float* sines
 }
 
 // keys [1, H, N, D], cosines and sines [N, D] in float32, partners [D] of int64: [1, H, N, D].
-at::Tensor turn(const at::Tensor& keys, const at::Tensor& cosines, const at::Tensor& sines,
+at::Tensor rotate(const at::Tensor& keys, const at::Tensor& cosines, const at::Tensor& sines,
                 const at::Tensor& partners) {
-  TORCH_CHECK(keys.dim() == 4 && keys.size(0) == 1 && keys.stride(3) == 1, "lacache::turn: keys [1, H, N, D]");
+  TORCH_CHECK(keys.dim() == 4 && keys.size(0) == 1 && keys.stride(3) == 1, "lacache::rotate: keys [1, H, N, D]");
   const int64_t number = keys.size(2), size = keys.size(3);
   for (const at::Tensor* table : {&cosines, &sines})
     TORCH_CHECK(table->scalar_type() == at::kFloat && table->is_contiguous() &&
                     table->sizes() == at::IntArrayRef({number, size}),
-                "lacache::turn: tables [N, D] in float32");
-  TORCH_CHECK(partners.scalar_type() == at::kLong && partners.is_contiguous() && partners.numel() == size, "lacache::turn: partners [D] in int64");
+                "lacache::rotate: tables [N, D] in float32");
+  TORCH_CHECK(partners.scalar_type() == at::kLong && partners.is_contiguous() && partners.numel() == size, "lacache::rotate: partners [D] in int64");
   const int64_t* other = partners.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < size; ++i)
-    TORCH_CHECK(other[i] >= 0 && other[i] < size, "lacache::turn: partners are among the D numbers");
+    TORCH_CHECK(other[i] >= 0 && other[i] < size, "lacache::rotate: partners are among the D numbers");
   const std::vector<Run> runs = runs_of(other, size);
-  at::Tensor turned = at::empty(keys.sizes(), keys.options());
+  at::Tensor rotated = at::empty(keys.sizes(), keys.options());
   const float* cosine = cosines.const_data_ptr<float>();
   const float* sine = sines.const_data_ptr<float>();
   if (keys.scalar_type() == at::kFloat)
-    turn_heads<Float32>(keys, cosine, sine, runs, turned);
+    rotate_heads<Float32>(keys, cosine, sine, runs, rotated);
   else if (keys.scalar_type() == at::kBFloat16)
-    turn_heads<BFloat16>(keys, cosine, sine, runs, turned);
+    rotate_heads<BFloat16>(keys, cosine, sine, runs, rotated);
   else
-    TORCH_CHECK(false, "lacache::turn: keys are float32 or bfloat16");
-  return turned;
+    TORCH_CHECK(false, "lacache::rotate: keys are float32 or bfloat16");
+  return rotated;
 }
 
 }  // namespace
@@ -409,13 +409,13 @@ TORCH_LIBRARY(lacache, library) {
   library.def("product(Tensor weight, Tensor vector) -> Tensor");
   library.def(
       "attend(Tensor query, Tensor keys, Tensor values, Tensor visible) -> Tensor");
-  library.def("keep(Tensor(a!) stored, Tensor slots, int start) -> ()");
-  library.def("turn(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");
+  library.def("gather(Tensor(a!) stored, Tensor slots, int start) -> ()");
+  library.def("rotate(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(lacache, CPU, library) {
   library.impl("product", product);
   library.impl("attend", attend);
-  library.impl("keep", keep);
-  library.impl("turn", turn);
+  library.impl("gather", gather);
+  library.impl("rotate", rotate);
 }

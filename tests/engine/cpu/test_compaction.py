@@ -1,21 +1,21 @@
-"""The kernels that move what is stored against torch's operators, bit for bit."""
+"""The kernels that gather slots and rotate keys, against torch's operators, bit for bit."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.cache.static.mover import TorchMover
-from lacache.cache.static.quantized import KV_DTYPES
-from lacache.cache.static.row_state import put_row, take_row
+from lacache.cache.static.buffers import KV_DTYPES
+from lacache.cache.static.kv_heads import TorchCompactionOps
+from lacache.cache.static.sequence_tensors import export_sequence, restore_sequence
 from lacache.engine.cpu.build import load_kernels
-from lacache.engine.cpu.mover import KernelMover
+from lacache.engine.cpu.compaction import KernelCompactionOps
 from lacache.engine.runner import Runner
 from lacache.policies import Ladder
-from tests.cache.static.following import POSITIONS, TIGHT, follow
+from tests.cache.static.slow_kv_heads import POSITIONS, TIGHT, follow
 from tests.cache.tiny_models import random_ids, tiny_model
 
-FAST, SLOW = KernelMover(), TorchMover()
+FAST, SLOW = KernelCompactionOps(), TorchCompactionOps()
 LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,7 +32,7 @@ def _kernels() -> None:
     dtype=st.sampled_from((*DTYPES, torch.int8)),
     data=st.data(),
 )
-def test_any_slots_are_kept(
+def test_any_slots_are_gathered(
     kept: list[bool], heads: int, shape: tuple[int, ...], dtype: torch.dtype, data: st.DataObject
 ) -> None:
     slots = torch.tensor(kept).nonzero()[:, 0]
@@ -40,8 +40,8 @@ def test_any_slots_are_kept(
     fast = torch.arange(1, 1 + heads * len(kept)).view(heads, len(kept), *(1 for _ in shape))
     fast = fast.expand(heads, len(kept), *shape).to(dtype).contiguous()
     slow = fast.clone()
-    FAST.keep(fast, slots, start)
-    SLOW.keep(slow, slots, start)
+    FAST.gather(fast, slots, start)
+    SLOW.gather(slow, slots, start)
     assert torch.equal(fast, slow)
 
 
@@ -55,7 +55,7 @@ def test_any_slots_are_kept(
     scale=st.sampled_from((1e-30, 1.0, 1e30)),
     seed=st.integers(0, 10**6),
 )
-def test_any_keys_are_turned(
+def test_any_keys_are_rotated(
     heads: int,
     number: int,
     size: int,
@@ -76,8 +76,8 @@ def test_any_keys_are_turned(
         "a leading part": torch.cat([each[: size // 3].flip(0), each[size // 3 :]]),
         "any": torch.randperm(size, generator=generator),
     }[pairs]
-    fast = FAST.turn(keys, cosines, sines, partners)
-    slow = SLOW.turn(keys, cosines, sines, partners)
+    fast = FAST.rotate(keys, cosines, sines, partners)
+    slow = SLOW.rotate(keys, cosines, sines, partners)
     assert fast.dtype is dtype
     assert torch.equal(fast.nan_to_num(), slow.nan_to_num())
     assert torch.equal(fast.isnan(), slow.isnan())
@@ -86,22 +86,24 @@ def test_any_keys_are_turned(
 @pytest.mark.parametrize("stored_in", [None, *sorted(KV_DTYPES)])
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("policy", TIGHT)
-def test_parts_move_as_if_made_anew(policy: str, positions: str, stored_in: str | None) -> None:
-    pieces = [9] + [1] * 12 + [3] * 6
-    follow(TIGHT[policy].bind(5), positions, pieces, stored_in, torch.bfloat16, FAST)
+def test_gathered_and_rotated_slots_equal_buffers_filled_from_scratch(
+    policy: str, positions: str, stored_in: str | None
+) -> None:
+    chunks = [9] + [1] * 12 + [3] * 6
+    follow(TIGHT[policy].bind(5), positions, chunks, stored_in, torch.bfloat16, FAST)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma3"])
-def test_a_row_goes_on_without_the_kernels(family: str) -> None:
+def test_a_sequence_continues_without_the_kernels(family: str) -> None:
     """What is held is the same, bit for bit; attention and products round in their own way."""
     runners = [Runner(tiny_model(family), LADDER, 1, None, kernels=k) for k in (True, False)]
     fast, slow = (runner.store for runner in runners)
     for token in random_ids(50)[0].tolist():
-        runners[0].step([token], [0])
-    put_row(slow, 0, take_row(fast, 0))
-    held = fast.rows[0].groups[0].num_saved
-    assert fast.rows[0].groups[0].num_compactions > 5
-    for ours, theirs in zip(fast._all_parts(), slow._all_parts(), strict=True):
+        runners[0].decode([token], [0])
+    restore_sequence(slow, 0, export_sequence(fast, 0))
+    held = fast.sequences[0].groups[0].num_saved
+    assert fast.sequences[0].groups[0].num_compactions > 5
+    for ours, theirs in zip(fast.all_kv_heads(), slow.all_kv_heads(), strict=True):
         assert torch.equal(ours.keys.read(0, held), theirs.keys.read(0, held))
 
 
@@ -111,16 +113,16 @@ def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
     keys = keys.view(1, 1, 1, -1)
     cosines, sines = torch.ones(1, 6), torch.zeros(1, 6)
     partners = torch.arange(6)
-    fast = FAST.turn(keys, cosines, sines, partners)
-    slow = SLOW.turn(keys, cosines, sines, partners)
+    fast = FAST.rotate(keys, cosines, sines, partners)
+    slow = SLOW.rotate(keys, cosines, sines, partners)
     torch.testing.assert_close(fast, slow, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("slots", [[1, 1], [2, 1], [0, 5], [-1, 2], list(range(6))])
 def test_slots_that_cannot_be_are_refused(slots: list[int]) -> None:
     stored = torch.randn(2, 5, 3)
-    with pytest.raises(RuntimeError, match="lacache::keep"):
-        torch.ops.lacache.keep(stored, torch.tensor(slots), 0)
+    with pytest.raises(RuntimeError, match="lacache::gather"):
+        torch.ops.lacache.gather(stored, torch.tensor(slots), 0)
 
 
 @pytest.mark.parametrize("change", ["keys", "tables", "size", "partners", "type"])
@@ -136,5 +138,5 @@ def test_keys_that_do_not_fit_are_refused(change: str) -> None:
         partners = partners + 1
     else:
         keys = keys.half()
-    with pytest.raises(RuntimeError, match="lacache::turn"):
-        torch.ops.lacache.turn(keys, table, table, partners)
+    with pytest.raises(RuntimeError, match="lacache::rotate"):
+        torch.ops.lacache.rotate(keys, table, table, partners)

@@ -1,20 +1,20 @@
-"""Rings against lists that forget nothing."""
+"""Ring buffers against lists of all tokens."""
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.static.sliding import Ring
+from lacache.cache.static.buffers import RingBuffer
 from lacache.models.model_info import SlidingLayer
 
 CPU = torch.device("cpu")
 HEADS, KEY_SIZE, VALUE_SIZE = 2, 3, 1
 
 
-def make(window: int, rows: int = 2) -> Ring:
+def make(window: int, batch_size: int = 2) -> RingBuffer:
     layer = SlidingLayer(0, window, HEADS, KEY_SIZE, VALUE_SIZE)
-    return Ring(layer, rows, torch.float32, CPU)
+    return RingBuffer(layer, batch_size, torch.float32, CPU)
 
 
 def states(num_tokens: int) -> tuple[Tensor, Tensor]:
@@ -27,13 +27,13 @@ def states(num_tokens: int) -> tuple[Tensor, Tensor]:
 @given(st.integers(1, 9), st.lists(st.tuples(st.booleans(), st.integers(1, 25)), max_size=6))
 @settings(max_examples=100)
 def test_a_ring_has_the_window_before_the_next_token(
-    window: int, pieces: list[tuple[bool, int]]
+    window: int, chunks: list[tuple[bool, int]]
 ) -> None:
     ring = make(window)
     ring.insert(0, 0, *(t + 100 for t in states(3)))
-    keys, values = states(sum(length for _, length in pieces))
+    keys, values = states(sum(length for _, length in chunks))
     seen = 0
-    for one_by_one, length in pieces:
+    for one_by_one, length in chunks:
         end = seen + length
         if one_by_one:
             active = torch.tensor([False, True])
@@ -52,11 +52,11 @@ def test_a_ring_has_the_window_before_the_next_token(
         assert torch.equal(found, expected[:, :, max(0, 4 - window) :] + 100)
 
 
-def test_a_fork_has_what_the_row_had() -> None:
+def test_a_fork_has_the_tokens_of_the_original() -> None:
     ring = make(4)
     keys, values = states(6)
     ring.insert(0, 0, keys, values)
-    ring.fork_row(0, 1)
+    ring.fork(0, 1)
     ring.insert(0, 6, *(t + 50 for t in states(3)))
     found, _ = ring.before(1, 6)
     assert torch.equal(found, keys[:, :, 3:])

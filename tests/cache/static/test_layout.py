@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BambaConfig
 
-from lacache.cache.static.shape import StaticShape
+from lacache.cache.static.layout import CacheLayout
 from lacache.engine import runner
 from lacache.engine.runner import Runner
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
@@ -34,19 +34,13 @@ def model(family: str) -> Any:
 def test_bytes_are_those_of_the_buffers(family: str, data: Any, rows: int) -> None:
     info = model_info(model(family))
     heads = info.num_heads
-    # Attention sinks are a number for each head, which parts of a layer cannot share.
+    # Attention sinks are a number for each head, which by_group of a layer cannot share.
     sized = LADDER if family == "gpt-oss" else data.draw(sized_policies(len(heads), heads[0]))
     bound = bind(sized, heads)
     store = Runner(model(family), bound, rows, None).store
-    assert StaticShape(info, bound).row_bytes * rows == store.num_bytes
+    assert CacheLayout(info, bound).bytes_per_sequence * rows == store.num_bytes
     tensors = [
-        *(
-            t
-            for parts in store.parts.values()
-            for part in parts
-            for b in part.buffers
-            for t in b.tensors()
-        ),
+        *(t for kv_heads in store.all_kv_heads() for b in kv_heads.buffers for t in b.tensors()),
         *(
             t
             for ring in store.rings.values()
@@ -58,22 +52,23 @@ def test_bytes_are_those_of_the_buffers(family: str, data: Any, rows: int) -> No
     assert sum(t.untyped_storage().nbytes() for t in tensors) == store.num_bytes
 
 
-def layout(family: str) -> StaticShape:
+def layout(family: str) -> CacheLayout:
     info = model_info(model(family))
-    return StaticShape(info, bind(LADDER, info.num_heads))
+    return CacheLayout(info, bind(LADDER, info.num_heads))
 
 
 def test_bytes_by_hand() -> None:
     # 2 KV heads of 8 numbers in 4 bytes, keys twice.
-    assert layout("llama").row_bytes == 5 * 16 * 3 * 2 * 8 * 4
+    assert layout("llama").bytes_per_sequence == 5 * 16 * 3 * 2 * 8 * 4
     # A layer without positions has its keys once.
-    without = layout("smollm3").row_bytes
+    without = layout("smollm3").bytes_per_sequence
     assert without == (4 * 3 + 2) * 16 * 2 * 8 * 4
     # Three windows of 8 tokens, keys once.
-    mixed = layout("gemma3").row_bytes
+    mixed = layout("gemma3").bytes_per_sequence
     assert mixed == (4 * 3 * 16 + 3 * 2 * 8) * 2 * 8 * 4
     half = model_info(tiny_model("llama").bfloat16())
-    assert StaticShape(half, bind(LADDER, half.num_heads)).row_bytes == 5 * 16 * 3 * 2 * 8 * 2
+    narrow = CacheLayout(half, bind(LADDER, half.num_heads))
+    assert narrow.bytes_per_sequence == 5 * 16 * 3 * 2 * 8 * 2
 
 
 @pytest.mark.parametrize(
@@ -83,7 +78,7 @@ def test_bytes_by_hand() -> None:
 )
 def test_a_policy_that_keeps_everything(policy: Any) -> None:
     with pytest.raises(ConfigError, match=r"keeps every token.*give a budget.*use LaCache"):
-        StaticShape(model_info(model("llama")), bind((None, policy), (2,) * 5))
+        CacheLayout(model_info(model("llama")), bind((None, policy), (2,) * 5))
 
 
 def test_layers_with_a_state() -> None:
@@ -117,13 +112,13 @@ APART = (
 def test_parts_of_a_layer_cannot_share_sinks_of_attention() -> None:
     info = model_info(model("gpt-oss"))
     with pytest.raises(UnsupportedOperationError, match=r"layer 1 .*use groups of whole layers"):
-        StaticShape(info, bind(APART, info.num_heads))
+        CacheLayout(info, bind(APART, info.num_heads))
     whole = Groups(
         (Group(Streaming(evict_batch=1), (1, 2, 3), 9), Group(Streaming(evict_batch=1), (0,), 12))
     )
-    assert StaticShape(info, bind((None, whole), info.num_heads)).row_bytes > 0
+    assert CacheLayout(info, bind((None, whole), info.num_heads)).bytes_per_sequence > 0
     gemma = model_info(model("gemma3"))
-    assert StaticShape(gemma, bind(APART, gemma.num_heads)).row_bytes > 0
+    assert CacheLayout(gemma, bind(APART, gemma.num_heads)).bytes_per_sequence > 0
 
 
 def test_sinks_of_another_name_are_refused_where_they_are_met() -> None:
@@ -135,4 +130,4 @@ def test_sinks_of_another_name_are_refused_where_they_are_met() -> None:
         patch.setattr(runner, "model_info", lambda _: unknown)
         running = Runner(tiny, bind(APART, info.num_heads), 1, None)
     with pytest.raises(UnsupportedOperationError, match="use groups of whole layers"):
-        running.step([3], [0])
+        running.decode([3], [0])

@@ -1,0 +1,170 @@
+"""Counts, positions and gather plans of the KV heads that share one schedule."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lacache.policies.schedule import Schedule, State
+
+_MAX_TABLES = 128
+
+
+@final
+class CompactionTables:
+    """For each compaction of a schedule, the slots that every pattern keeps.
+
+    Once the schedule is steady, slots and cursor alone determine a table, so a few tables repeat.
+    They are computed once and shared by all sequences.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.patterns = sorted(set(schedule.patterns))
+        """Pattern numbers of the schedule, in the order of the tables' first dimension."""
+        self._table = lru_cache(maxsize=_MAX_TABLES)(self._make)
+
+    def surviving(self, state: State) -> Tensor:
+        """Return the slots [patterns, N], increasing, that survive when a full cache compacts."""
+        steady = state.num_seen >= self.schedule.steady_from
+        return self._table(state._replace(num_seen=self.schedule.steady_from) if steady else state)
+
+    def _make(self, state: State) -> Tensor:
+        keep = torch.ones(len(self.patterns), state.num_cached, dtype=torch.bool)
+        for index, pattern in enumerate(self.patterns):
+            for start, stop in self.schedule.evicted_slots(state, pattern):
+                keep[index, start:stop] = False
+        return keep.nonzero()[:, 1].contiguous().view(len(self.patterns), -1)
+
+
+@final
+@dataclass(frozen=True)
+class GatherPlan:
+    """What a compaction, or a change of positions, does to every layer of a head group."""
+
+    num_cached: int
+    """Slots in use before."""
+    num_saved: int
+    """Slots before this one have a copy among the unrotated keys; later slots do not yet."""
+    surviving: Tensor | None
+    """Slots that survive, for each pattern [patterns, N]; None without a compaction."""
+    shifts: Tensor
+    """Distance of each surviving key from its original position [patterns, N]."""
+    to_rotate: tuple[tuple[int, int], ...]
+    """For each pattern, the slots `(start, stop)` whose keys must be rotated by their shifts.
+
+    Keys before `start` keep slots and positions; keys from `stop` on keep positions only.
+    """
+
+
+@final
+class HeadGroup:
+    """Counts and positions of one sequence in the KV heads that share one schedule.
+
+    The key in slot s stands at position `origin + s`. Models use slots (0 .. capacity - 1) as
+    positions, or transformers' growing count, where `origin` is `num_evicted`. Only differences
+    matter, so both can be mixed. Between two gather plans nothing but counts changes.
+    """
+
+    def __init__(self, tables: CompactionTables) -> None:
+        self._tables = tables
+        self.schedule = tables.schedule
+        self.state = self.schedule.start()
+        self.origin = 0
+        self.num_compactions = 0
+        # For the saved slots of each pattern; keys in later slots stand at their original
+        # positions. Replaced, never modified, so that copies can share it.
+        self._original_positions = torch.empty(len(tables.patterns), 0, dtype=torch.long)
+
+    def settled(self) -> State:
+        """Return the counts that the next token finds: after a compaction that is due."""
+        return self.schedule.settle(self.state)
+
+    def room(self) -> int:
+        """Return how many tokens fit before a compaction other than the one that is due."""
+        return self.schedule.room(self.settled())
+
+    @property
+    def num_saved(self) -> int:
+        """Slots whose original positions are stored; keys in later slots have not moved."""
+        return self._original_positions.shape[1]
+
+    def original_positions(self) -> Tensor:
+        """Return the positions [patterns, N] at which the model gave the keys in the slots."""
+        patterns, known = self._original_positions.shape
+        newer = self.origin + torch.arange(known, self.state.num_cached)
+        return torch.cat([self._original_positions, newer.expand(patterns, -1)], dim=1)
+
+    def shifts(self) -> Tensor:
+        """Return the distances [patterns, num_saved] of the keys from their original positions."""
+        return self.origin + torch.arange(self.num_saved) - self._original_positions
+
+    def begin(self, first_position: int) -> GatherPlan | None:
+        """Prepare for tokens from `first_position` on; run a compaction that is due.
+
+        Returns:
+            What the layers must do now; None for nothing.
+        """
+        before = self.state
+        after = self.settled()
+        origin = first_position - after.num_cached
+        if after is before and origin == self.origin:
+            return None
+        original_positions = self.original_positions()
+        num_saved, former_origin = self.num_saved, self.origin
+        surviving = None
+        if after is not before:
+            surviving = self._tables.surviving(before)
+            original_positions = original_positions.gather(1, surviving)
+            self.num_compactions += 1
+        self.state, self.origin = after, origin
+        self._original_positions = original_positions
+        former = torch.arange(after.num_cached) if surviving is None else surviving
+        to_rotate = self._to_rotate(surviving, former_origin + former)
+        return GatherPlan(before.num_cached, num_saved, surviving, self.shifts(), to_rotate)
+
+    def restore(
+        self, state: State, origin: int, num_compactions: int, original_positions: Tensor
+    ) -> GatherPlan:
+        """Take over the counts and positions of another sequence.
+
+        Args:
+            state: its counts.
+            origin: its origin.
+            num_compactions: its number of compactions.
+            original_positions: of its keys [patterns, N], which are all unrotated.
+
+        Returns:
+            What the layers must do now.
+        """
+        self.state, self.origin, self.num_compactions = state, origin, num_compactions
+        self._original_positions = original_positions
+        num_cached = state.num_cached
+        to_rotate = ((0, num_cached),) * len(original_positions)
+        return GatherPlan(num_cached, num_cached, None, self.shifts(), to_rotate)
+
+    def commit(self, num_new: int) -> None:
+        """Count new tokens that no compaction separates."""
+        self.state = self.state.insert(num_new)
+
+    def _to_rotate(
+        self, surviving: Tensor | None, former_positions: Tensor
+    ) -> tuple[tuple[int, int], ...]:
+        """Return the slots to rotate, given the former positions [patterns or 1, N]."""
+        slots = torch.arange(self.num_saved)
+        moved = (former_positions != self.origin + slots).expand_as(self._original_positions)
+        changed = moved if surviving is None else moved | (surviving != slots)
+        to_rotate = []
+        for changed_slots, moved_slots in zip(changed, moved, strict=True):
+            start = _first(changed_slots)
+            stop = len(moved_slots) - _first(moved_slots.flip(0))
+            to_rotate.append((start, max(start, stop)))
+        return tuple(to_rotate)
+
+
+def _first(marks: Tensor) -> int:
+    """Return the first index of [N] that is true; N where none is."""
+    found = marks.nonzero()
+    return int(found[0]) if len(found) else len(marks)

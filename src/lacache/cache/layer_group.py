@@ -1,0 +1,193 @@
+"""A head group of the transformers cache, whose layers grow and shrink their own tensors."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lacache.cache.head_group import CompactionTables, HeadGroup
+from lacache.errors import UnsupportedOperationError
+from lacache.models.rotary import Rotation, Tables
+from lacache.policies.kept import KeptTokens, kept_after
+from lacache.policies.schedule import Schedule, State
+
+
+@final
+@dataclass
+class _Forward:
+    """What the open forward does to every layer."""
+
+    first_position: int
+    num_new: int
+    dense: KeptTokens | None
+    """What a dense prefill stores of the new tokens; None if it is not one."""
+    surviving: Tensor | None
+    """Slots [patterns, N] that a compaction leaves; None without one."""
+    touched: bool
+    """Whether anything has changed, so that the forward cannot be tried again."""
+
+
+@final
+class LayerGroup:
+    """The layers of one head group; all hold equally many tokens of every sequence in the batch.
+
+    A forward is bracketed: `begin` plans, each layer applies the plan, `commit` counts. Layers
+    store unrotated keys only, and `to_slots` rotates them for the attention of one forward.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._tables = CompactionTables(schedule)
+        self._counts = HeadGroup(self._tables)
+        # Brought up to date by `kept` only, as no forward needs it.
+        self._kept = KeptTokens(schedule)
+        self._rotations: dict[tuple[int, Rotation], Tables] = {}
+        self._forward: _Forward | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the group."""
+        return self._counts.schedule
+
+    @property
+    def patterns(self) -> list[int]:
+        """Pattern numbers of the schedule; layers give the index of theirs in this list."""
+        return self._tables.patterns
+
+    @property
+    def num_compactions(self) -> int:
+        """Compactions so far; a dense prefill that evicts counts as one."""
+        return self._counts.num_compactions
+
+    @property
+    def state(self) -> State:
+        """Counts before the open forward, after its compaction."""
+        return self._counts.state
+
+    def settled(self) -> State:
+        """Return the counts that the next token finds: after a compaction that is due."""
+        return self._counts.settled()
+
+    def room(self) -> int:
+        """Return how many tokens the next forward can bring without a compaction inside it."""
+        return self._counts.room()
+
+    def kept(self) -> KeptTokens:
+        """Return which tokens the layers hold, by pattern number."""
+        self._kept.read(self.state.num_seen - self._kept.state.num_seen)
+        if self._kept.state != self.state:  # an interrupted forward has compacted already
+            self._kept.settle()
+        return self._kept
+
+    def mask_sizes(self, num_new: int) -> tuple[int, int]:
+        """Return length and offset of the keys that the next forward attends to."""
+        state = self.settled()
+        return state.num_cached + num_new, state.num_evicted
+
+    def begin(self, num_new: int, first_position: int, *, dense: bool = False) -> None:
+        """Open a forward of `num_new` tokens from `first_position` on; compact if it is due.
+
+        With `dense` the new tokens attend to each other in full, and only those that the schedule
+        keeps are stored.
+
+        Raises:
+            UnsupportedOperationError: the last forward was interrupted.
+        """
+        failed = self._forward
+        if failed is not None and failed.touched:
+            raise UnsupportedOperationError(
+                "the last forward was interrupted half-way, so layers hold different tokens; "
+                "call cache.reset() and prefill the sequence again"
+            )
+        self._forward = forward = _Forward(
+            first_position,
+            num_new,
+            dense=kept_after(self.schedule, num_new) if dense else None,
+            # If the last forward failed early, its compaction is still to be applied.
+            surviving=failed.surviving if failed is not None else None,
+            touched=True,
+        )
+        if not dense:
+            plan = self._counts.begin(first_position)
+            if plan is not None:
+                self._rotations.clear()
+                if plan.surviving is not None:
+                    forward.surviving = plan.surviving
+        forward.touched = False
+
+    def commit(self) -> None:
+        """Close the forward: count its tokens."""
+        forward = self._open_forward()
+        forward.touched = True
+        if forward.dense is None:
+            self._counts.commit(forward.num_new)
+        else:
+            self._kept = kept = forward.dense
+            tokens = torch.tensor([kept.by_pattern[p] for p in self.patterns], dtype=torch.long)
+            self._counts.restore(
+                kept.state,
+                origin=forward.first_position,
+                num_compactions=int(kept.state.num_evicted > 0),
+                original_positions=forward.first_position + tokens,
+            )
+            self._rotations.clear()
+        self._forward = None
+
+    def touch(self) -> None:
+        """Note that a layer has begun to change.
+
+        Raises:
+            UnsupportedOperationError: no forward is open.
+        """
+        self._open_forward().touched = True
+
+    def num_keys(self) -> int:
+        """Return the number of keys in the open forward, new tokens included."""
+        forward = self._open_forward()
+        return forward.num_new if self.is_dense else self.state.num_cached + forward.num_new
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the open forward is a dense prefill."""
+        return self._open_forward().dense is not None
+
+    def surviving_slots(self, pattern: int) -> Tensor | None:
+        """Return the slots [N] that a layer keeps before it inserts; None for all.
+
+        In a dense prefill they are the new tokens that it stores.
+        """
+        forward = self._open_forward()
+        if forward.dense is not None:
+            tokens = forward.dense.by_pattern[self.patterns[pattern]]
+            return torch.tensor(tokens, dtype=torch.long)
+        return None if forward.surviving is None else forward.surviving[pattern]
+
+    def to_slots(self, keys: Tensor, pattern: int, rotation: Rotation | None) -> Tensor:
+        """Return keys [B, H, N + Q, D], stored and new, rotated to their slots."""
+        if rotation is None:
+            return keys
+        tables = self._tables_for(pattern, rotation, keys.device)
+        num_moved = tables[0].shape[1]
+        if num_moved == 0:
+            return keys
+        moved = rotation.rotate(keys[:, :, :num_moved], tables)
+        return torch.cat([moved, keys[:, :, num_moved:]], dim=-2)
+
+    def _tables_for(self, pattern: int, rotation: Rotation, device: torch.device) -> Tables:
+        """Return rotary tables up to the last slot that has moved; computed once a compaction."""
+        found = self._rotations.get((pattern, rotation))
+        if found is None:
+            shifts = self._counts.shifts()[pattern]
+            moved = shifts.nonzero()
+            num_moved = int(moved[-1]) + 1 if len(moved) else 0
+            found = rotation.tables(shifts[:num_moved].to(device))
+            self._rotations[pattern, rotation] = found
+        return found[0].to(device), found[1].to(device)
+
+    def _open_forward(self) -> _Forward:
+        if self._forward is None:
+            raise UnsupportedOperationError(
+                "the cache was updated outside of its model's forward; call the model that it "
+                "was made for, or make a new cache with LaCache.from_model(model)"
+            )
+        return self._forward

@@ -1,0 +1,120 @@
+"""KV heads of one layer and head group: their buffers, and what a compaction does to them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from lacache.cache.head_group import GatherPlan
+from lacache.cache.static.buffers import Buffer
+from lacache.cache.static.rotations import Rotations
+from lacache.models.rotary import Tables
+
+
+class CompactionOps(ABC):
+    """The two operations of a compaction. All implementations agree bit for bit."""
+
+    @abstractmethod
+    def gather(self, stored: Tensor, slots: Tensor, start: int) -> None:
+        """Move the surviving slots to the front, in place.
+
+        Args:
+            stored: [H, C, ...].
+            slots: the surviving slots, increasing, int64 [N].
+            start: slots before it already are where they belong.
+        """
+
+    @abstractmethod
+    def rotate(self, keys: Tensor, cosines: Tensor, sines: Tensor, partners: Tensor) -> Tensor:
+        """Return each number times its cosine, plus its partner times its sine, rounded once.
+
+        Args:
+            keys: [1, H, N, D], contiguous in D.
+            cosines: float32 [N, D].
+            sines: float32 [N, D], signed.
+            partners: for each of the D numbers of a key, the index of its partner, int64 [D].
+
+        Returns:
+            New keys [1, H, N, D] of the same type.
+        """
+
+
+@final
+class TorchCompactionOps(CompactionOps):
+    """The operations with torch's operators, on any device."""
+
+    def gather(self, stored: Tensor, slots: Tensor, start: int) -> None:
+        """Copy the surviving slots out, and back in."""
+        stored[:, start : len(slots)] = stored.index_select(1, slots[start:])
+
+    def rotate(self, keys: Tensor, cosines: Tensor, sines: Tensor, partners: Tensor) -> Tensor:
+        """Rotate in float32."""
+        wide = keys.float()
+        return (wide * cosines + wide[..., partners] * sines).to(keys.dtype)
+
+
+@final
+@dataclass(frozen=True)
+class KVHeads:
+    """Keys and values of the KV heads of one layer that are in one head group.
+
+    Keys are stored twice (docs/adr/0009): unrotated, which is never rotated in place, and rotated
+    to their slots, as attention reads them, which each gather plan computes anew from the first.
+    Layers without positions store them once.
+    """
+
+    group: int
+    """Index of the head group."""
+    heads: tuple[int, ...]
+    """Indices of these heads among the layer's KV heads."""
+    pattern: int
+    """Index of the layer's pattern in the tables of the head group."""
+    keys: Buffer
+    """Keys rotated to their slots."""
+    values: Buffer
+    unrotated_keys: Buffer | None
+    """Keys as the model gave them; slots from `HeadGroup.num_saved` on are in `keys` only."""
+    rotations: Rotations | None
+    ops: CompactionOps
+
+    def apply(self, batch_slot: int, plan: GatherPlan, tables: Tables | None) -> None:
+        """Apply a gather plan to one batch slot; `tables` rotate the slots `plan.to_rotate`."""
+        start, stop = plan.to_rotate[self.pattern]
+        if self.unrotated_keys is not None:
+            self.unrotated_keys.copy_slots(batch_slot, plan.num_saved, plan.num_cached, self.keys)
+        if plan.surviving is not None:
+            slots = plan.surviving[self.pattern]
+            self._gather(self.values, batch_slot, slots, start)
+            if self.unrotated_keys is not None:
+                self._gather(self.unrotated_keys, batch_slot, slots, start)
+            first = start if self.unrotated_keys is None else stop
+            self._gather(self.keys, batch_slot, slots, first)
+        if self.unrotated_keys is None or self.rotations is None:
+            return
+        if tables is None or start == stop:
+            return
+        unrotated = self.unrotated_keys.read(batch_slot, stop, start)
+        rotated = self.ops.rotate(unrotated, *tables, self.rotations.partners)
+        self.keys.write(batch_slot, start, rotated)
+
+    def insert(self, batch_slot: int, slot: int, keys: Tensor, values: Tensor) -> None:
+        """Add new keys and values [1, H, Q, D] to a batch slot, from `slot` on."""
+        self.keys.write(batch_slot, slot, keys)
+        self.values.write(batch_slot, slot, values)
+
+    def insert_one(self, slots: Tensor, active: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Add a new key and value [B, H, 1, D] to each active batch slot, at its slot."""
+        self.keys.write_one(slots, active, keys)
+        self.values.write_one(slots, active, values)
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """All buffers: keys, values and, with positions, unrotated keys."""
+        unrotated = () if self.unrotated_keys is None else (self.unrotated_keys,)
+        return (self.keys, self.values, *unrotated)
+
+    def _gather(self, buffer: Buffer, batch_slot: int, slots: Tensor, start: int) -> None:
+        if start < len(slots):
+            for stored in buffer.tensors():
+                self.ops.gather(stored[batch_slot], slots, start)

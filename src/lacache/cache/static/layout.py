@@ -1,0 +1,128 @@
+"""The layout of a static cache's buffers, and the bytes that they take."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from lacache.cache.static.buffers import vector_bytes
+from lacache.common.validation import validate_kv_dtype
+from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
+from lacache.models.model_info import GrowingLayer, ModelInfo
+from lacache.policies import UNBOUNDED, BoundGroup, BoundPolicy, Budget
+
+
+@final
+@dataclass(frozen=True)
+class CacheLayout:
+    """Head groups, layers and types of a static cache; fixed before anything is allocated.
+
+    Args:
+        info: the model's layers.
+        bound: the bound policy.
+        kv_dtype: "int8" or "float8_e4m3fn", with a scale for each token and head; None is the
+            model's own type. Sliding-window layers stay in the model's type.
+
+    Raises:
+        ConfigError: the policy keeps every token, or there is no such kv_dtype.
+        UnsupportedModelError: the model has linear-attention layers.
+        UnsupportedOperationError: the policy splits a layer whose attention has learned sinks.
+    """
+
+    info: ModelInfo
+    bound: BoundPolicy
+    kv_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.info.linear:
+            raise UnsupportedModelError(
+                f"layer {self.info.linear[0]} is linear attention, whose state the engine does "
+                "not hold; use LaCache and lacache.stream with this model"
+            )
+        if any(group.schedule.capacity == UNBOUNDED for group in self.groups):
+            raise ConfigError(
+                f"{self.bound.policy} keeps every token, and the engine's memory is fixed; "
+                "give a budget, or use LaCache and lacache.stream"
+            )
+        for group in self.groups:
+            for depth, heads in group.heads.items():
+                layer = self.info.growing[depth]
+                if layer.has_sinks and len(heads) < layer.num_heads:
+                    raise UnsupportedOperationError(
+                        f"the attention of layer {layer.index} has a number for each head, which "
+                        "KV heads in different groups cannot share; use groups of whole layers"
+                    )
+        validate_kv_dtype(self.kv_dtype)
+
+    @property
+    def groups(self) -> tuple[BoundGroup, ...]:
+        """Head groups and their schedules."""
+        return self.bound.groups
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        """Bytes of one sequence, whatever its length."""
+        dtype = self.info.dtype
+        rings = (
+            layer.num_heads * layer.window * (layer.key_size + layer.value_size) * dtype.itemsize
+            for layer in self.info.sliding
+        )
+        return self.growing_bytes + sum(rings)
+
+    @property
+    def growing_bytes(self) -> int:
+        """Bytes of one sequence in the layers under the policy, unrotated keys included."""
+        return sum(
+            len(heads)
+            * group.schedule.capacity
+            * _slot_bytes(self.info.growing[depth], self.kv_dtype, self.info.dtype)
+            for group in self.groups
+            for depth, heads in group.heads.items()
+        )
+
+
+def bytes_per_token(info: ModelInfo, kv_dtype: str | None = None) -> int:
+    """Return the bytes of one token over all layers under the policy.
+
+    Raises:
+        ConfigError: there is no such kv_dtype.
+    """
+    validate_kv_dtype(kv_dtype)
+    return sum(layer.num_heads * _slot_bytes(layer, kv_dtype, info.dtype) for layer in info.growing)
+
+
+def fit_bytes(
+    info: ModelInfo,
+    budget: Budget | None,
+    bind: Callable[[int], BoundPolicy],
+    kv_dtype: str | None = None,
+) -> BoundPolicy:
+    """Bind a policy so that the buffers take no more than a budget in bytes.
+
+    Every head group is allocated at its largest, which they need not reach at the same time, so
+    the buffers can take more bytes than the tokens held (docs/adr/0009).
+
+    Args:
+        info: the model's layers.
+        budget: the budget; `bind` alone handles one that is not in bytes.
+        bind: returns the bound policy, given the bytes of a token over all growing layers.
+        kv_dtype: see CacheLayout.
+
+    Raises:
+        ConfigError: too few bytes for the policy, or no such kv_dtype.
+    """
+    per_token = bytes_per_token(info, kv_dtype)
+    limit = 0 if budget is None else budget.num_bytes
+    while True:
+        bound = bind(per_token)
+        if not limit or (taken := CacheLayout(info, bound, kv_dtype).growing_bytes) <= limit:
+            return bound
+        per_token = max(per_token + 1, -(-per_token * taken // limit))
+
+
+def _slot_bytes(layer: GrowingLayer, kv_dtype: str | None, dtype: torch.dtype) -> int:
+    """Return the bytes of one token in one KV head of a layer."""
+    copies = 1 if layer.rotation is None else 2
+    keys = copies * vector_bytes(layer.key_size, kv_dtype, dtype)
+    return keys + vector_bytes(layer.value_size, kv_dtype, dtype)

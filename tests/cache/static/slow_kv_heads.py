@@ -1,0 +1,163 @@
+"""KV heads over a whole sequence, checked against buffers that are filled from scratch."""
+
+import torch
+from torch import Tensor
+
+from lacache.cache.head_group import CompactionTables, GatherPlan, HeadGroup
+from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer
+from lacache.cache.static.kv_heads import CompactionOps, KVHeads
+from lacache.cache.static.rotations import Rotations
+from lacache.models.model_info import model_info
+from lacache.models.rotary import Rotation
+from lacache.policies import Ladder, Schedule, Streaming
+from tests.cache.tiny_models import tiny_model
+from tests.policies.sized import Sized
+
+CPU = torch.device("cpu")
+HEADS, SIZE, BATCH_SLOT = 2, 8, 1
+POSITIONS = ("slots", "counted", "shared")
+TIGHT: dict[str, Sized] = {
+    "ladder": (14, Ladder(span=2, sinks=2, recent=4, evict_batch=1)),
+    # All its keys change slots, and where positions count on, none of them is rotated.
+    "window": (9, Streaming(sinks=0, evict_batch=1)),
+}
+"""They compact before every token."""
+
+
+def rotation() -> Rotation:
+    found = model_info(tiny_model("llama")).growing[0].rotation
+    assert found is not None
+    return found
+
+
+ROTATION = rotation()
+ROTATIONS = Rotations(ROTATION, SIZE, 12, CPU)
+
+
+def buffer(slots: int, stored_in: str | None, dtype: torch.dtype) -> Buffer:
+    shape = (2, HEADS, slots, SIZE)
+    if stored_in is None:
+        return PlainBuffer(shape, dtype, CPU)
+    return QuantizedBuffer(shape, KV_DTYPES[stored_in], dtype, CPU)
+
+
+def equal(buffer: Buffer, other: Buffer, stop: int) -> bool:
+    """Return whether the slots in use are equal, bit for bit."""
+    return torch.equal(buffer.read(BATCH_SLOT, stop), other.read(BATCH_SLOT, stop))
+
+
+class Slow:
+    """A list of the tokens of one pattern, written into empty buffers at every check."""
+
+    def __init__(self, heads: KVHeads, make: tuple[int, str | None, torch.dtype]) -> None:
+        self.heads = heads
+        self.make = make
+        self.tokens: list[tuple[Tensor, Tensor, int]] = []
+
+    def buffers(self, origin: int) -> list[Buffer]:
+        """Return rotated keys, values and unrotated keys."""
+        keys, values, unrotated = (buffer(*self.make) for _ in range(3))
+        for slot, (key, value, _) in enumerate(self.tokens):
+            unrotated.write(BATCH_SLOT, slot, key)
+            values.write(BATCH_SLOT, slot, value)
+        stood = torch.tensor([position for _, _, position in self.tokens], dtype=torch.long)
+        anew = unrotated.read(BATCH_SLOT, len(stood))
+        if self.heads.rotations is not None:
+            shifts = origin + torch.arange(len(stood)) - stood
+            anew = ROTATION.rotate(anew, ROTATION.tables(shifts))
+        keys.write(BATCH_SLOT, 0, anew)
+        return [keys, values, unrotated]
+
+    def check(self, origin: int, num_saved: int) -> None:
+        keys, values, unrotated = self.buffers(origin)
+        assert equal(self.heads.keys, keys, len(self.tokens))
+        assert equal(self.heads.values, values, len(self.tokens))
+        if self.heads.unrotated_keys is not None:
+            assert equal(self.heads.unrotated_keys, unrotated, num_saved)
+
+
+def apply(kv_heads: KVHeads, plan: GatherPlan) -> None:
+    """Apply a gather plan as the static cache does."""
+    tables = None
+    if kv_heads.rotations is not None:
+        start, stop = plan.to_rotate[kv_heads.pattern]
+        tables = kv_heads.rotations.tables(plan.shifts[kv_heads.pattern, start:stop])
+    kv_heads.apply(BATCH_SLOT, plan, tables)
+
+
+def make_kv_heads(
+    pattern: int, make: tuple[int, str | None, torch.dtype], ops: CompactionOps, *, rotates: bool
+) -> KVHeads:
+    return KVHeads(
+        group=0,
+        heads=tuple(range(HEADS)),
+        pattern=pattern,
+        keys=buffer(*make),
+        values=buffer(*make),
+        unrotated_keys=buffer(*make) if rotates else None,
+        rotations=ROTATIONS if rotates else None,
+        ops=ops,
+    )
+
+
+def follow(
+    schedule: Schedule,
+    positions: str,
+    chunks: list[int],
+    stored_in: str | None,
+    dtype: torch.dtype,
+    ops: CompactionOps,
+) -> None:
+    """Insert chunks of tokens at `positions`, and check the buffers after each."""
+    tables_of = CompactionTables(schedule)
+    group = HeadGroup(tables_of)
+    make = (schedule.capacity, stored_in, dtype)
+    slow = [
+        Slow(make_kv_heads(pattern, make, ops, rotates=rotates), make)
+        for pattern in range(len(tables_of.patterns))
+        for rotates in (True, False)
+    ]
+    generator = torch.Generator().manual_seed(len(chunks))
+    for number, wanted in enumerate(chunks):
+        num_new = min(wanted, group.room())
+        settled = group.settled()
+        first = {
+            "slots": settled.num_cached,
+            "counted": settled.num_seen,
+            # Back and forth, as where a larger group compacts too.
+            "shared": settled.num_cached + (settled.num_seen + number) % 4,
+        }[positions]
+        plan = group.begin(first)
+        if plan is not None:
+            for one in slow:
+                if plan.surviving is not None:
+                    kept = plan.surviving[one.heads.pattern]
+                    one.tokens = [one.tokens[slot] for slot in kept]
+                apply(one.heads, plan)
+        slot = group.state.num_cached
+        for one in slow:
+            shape = (1, HEADS, num_new, SIZE)
+            keys, values = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+            one.heads.insert(BATCH_SLOT, slot, keys, values)
+            for n in range(num_new):
+                new = slice(n, n + 1)
+                one.tokens.append((keys[:, :, new], values[:, :, new], first + n))
+        group.commit(num_new)
+        for one in slow:
+            one.check(group.origin, group.num_saved)
+    held = group.state.num_cached
+    other = HeadGroup(tables_of)
+    restored = other.restore(
+        group.state, group.origin, group.num_compactions, group.original_positions()
+    )
+    for one in slow:
+        if one.heads.unrotated_keys is None:
+            continue
+        anew = make_kv_heads(one.heads.pattern, make, ops, rotates=True)
+        assert anew.unrotated_keys is not None
+        _, values, unrotated = one.buffers(group.origin)
+        anew.unrotated_keys.copy_slots(BATCH_SLOT, 0, held, unrotated)
+        anew.values.copy_slots(BATCH_SLOT, 0, held, values)
+        apply(anew, restored)
+        assert equal(anew.keys, one.heads.keys, held)
+        assert equal(anew.values, values, held)

@@ -1,0 +1,216 @@
+"""Counts, positions and gather plans of head groups, against plain lists of tokens."""
+
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lacache.cache.head_group import CompactionTables, GatherPlan, HeadGroup
+from lacache.cache.layer_group import LayerGroup
+from lacache.cache.layers import BoundedLayer
+from lacache.policies import Ladder
+from lacache.policies.schedule import Schedule, State
+from tests.cache.static.policy_strategies import schedules
+
+POSITIONS = ("slots", "counted", "far")
+CHUNKS = st.lists(st.tuples(st.integers(1, 20), st.sampled_from(POSITIONS)))
+
+
+def first_position(settled: State, positions: str, far: int) -> int:
+    return {
+        "slots": settled.num_cached,
+        "counted": settled.num_seen,
+        "far": settled.num_cached + far,
+    }[positions]
+
+
+class SlowGroup:
+    """A list of `(token, original position)` for each pattern."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.state = schedule.start()
+        self.origin = 0
+        self.num_compactions = 0
+        self.held: dict[int, list[tuple[int, int]]] = {p: [] for p in set(schedule.patterns)}
+
+    def forward(self, num_new: int, first: int) -> None:
+        if self.schedule.is_full(self.state):
+            for pattern, held in self.held.items():
+                for start, stop in reversed(self.schedule.evicted_slots(self.state, pattern)):
+                    del held[start:stop]
+            self.state = self.schedule.compact(self.state)
+            self.num_compactions += 1
+        self.origin = first - self.state.num_cached
+        for held in self.held.values():
+            held.extend((self.state.num_seen + n, first + n) for n in range(num_new))
+        self.state = self.state.insert(num_new)
+
+    def column(self, index: int) -> Tensor:
+        """Tokens (0) or original positions (1) [patterns, N]."""
+        held = [[each[index] for each in self.held[p]] for p in sorted(self.held)]
+        return torch.tensor(held, dtype=torch.long)
+
+    def positions(self) -> Tensor:
+        """Positions of all keys now [patterns, N]."""
+        slots = self.origin + torch.arange(self.state.num_cached)
+        return slots.expand(len(self.held), -1)
+
+
+class Slots:
+    """What `KVHeads.apply` does, on numbers: [patterns, capacity], -1 where nothing is."""
+
+    def __init__(self, schedule: Schedule, num_patterns: int) -> None:
+        shape = (num_patterns, schedule.capacity)
+        self.positions, self.unrotated, self.tokens = (torch.full(shape, -1) for _ in range(3))
+
+    def apply(self, plan: GatherPlan) -> None:
+        newer = slice(plan.num_saved, plan.num_cached)
+        self.unrotated[:, newer] = self.positions[:, newer]
+        for pattern, (start, stop) in enumerate(plan.to_rotate):
+            positions, unrotated = self.positions[pattern], self.unrotated[pattern]
+            if plan.surviving is not None:
+                slots = plan.surviving[pattern]
+                for held, first in (
+                    (unrotated, start),
+                    (self.tokens[pattern], start),
+                    (positions, stop),
+                ):
+                    held[first : len(slots)] = held[slots[first:]]
+            positions[start:stop] = unrotated[start:stop] + plan.shifts[pattern, start:stop]
+
+
+@given(schedules(), CHUNKS)
+@settings(max_examples=100)
+def test_gather_plans_keep_the_right_tokens_at_the_right_positions(
+    schedule: Schedule, chunks: list[tuple[int, str]]
+) -> None:
+    tables = CompactionTables(schedule)
+    group, slow = HeadGroup(tables), SlowGroup(schedule)
+    slots = Slots(schedule, len(tables.patterns))
+    for wanted, positions in chunks:
+        settled = group.settled()
+        num_new = min(wanted, group.room())
+        first = first_position(settled, positions, 7)
+        plan = group.begin(first)
+        assert group.begin(first) is None
+        assert group.state == settled
+        if plan is not None:
+            slots.apply(plan)
+        start, stop = group.state.num_cached, group.state.num_cached + num_new
+        slots.positions[:, start:stop] = torch.arange(num_new) + first
+        slots.tokens[:, start:stop] = torch.arange(num_new) + group.state.num_seen
+        group.commit(num_new)
+
+        slow.forward(num_new, first)
+        assert group.state == slow.state
+        assert group.origin == slow.origin
+        assert group.num_compactions == slow.num_compactions
+        assert group.num_saved <= group.state.num_cached
+        assert torch.equal(group.original_positions(), slow.column(1))
+        assert torch.equal(slots.tokens[:, :stop], slow.column(0))
+        assert torch.equal(slots.positions[:, :stop], slow.positions())
+
+
+class AddingRotation:
+    """A rotation of keys that are numbers: moving a key adds the distance."""
+
+    def tables(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        return shifts[None, :, None], shifts[None, :, None]
+
+    def rotate(self, keys: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+        return keys + tables[0]
+
+
+@given(schedules(), CHUNKS)
+@settings(max_examples=100)
+def test_layers_of_the_transformers_cache_hold_and_return_the_same(
+    schedule: Schedule, chunks: list[tuple[int, str]]
+) -> None:
+    """Keys are original positions, and values are token numbers."""
+    rotation: Any = AddingRotation()
+    group, slow = LayerGroup(schedule), SlowGroup(schedule)
+    layers = [BoundedLayer(group, p, rotation) for p in range(len(group.patterns))]
+    for wanted, positions in chunks:
+        num_new = min(wanted, group.room())
+        first = first_position(group.settled(), positions, 7)
+        tokens = (torch.arange(num_new) + group.state.num_seen).view(1, 1, -1, 1)
+        keys = (torch.arange(num_new) + first).view(1, 1, -1, 1)
+        group.begin(num_new, first)
+        returned = torch.stack([layer.update(keys, tokens)[0] for layer in layers])
+        group.commit()
+
+        slow.forward(num_new, first)
+        assert group.state == slow.state
+        assert group.num_compactions == slow.num_compactions
+        assert torch.equal(returned[:, 0, 0, :, 0], slow.positions())
+        for stored, column in (("keys", 1), ("values", 0)):
+            held = torch.stack([getattr(layer, stored)[0, 0, :, 0] for layer in layers])
+            assert torch.equal(held, slow.column(column))
+        if positions == "far":  # not after every chunk, as it catches up
+            held = torch.tensor([layer.kept_tokens() for layer in layers], dtype=torch.long)
+            assert torch.equal(held, slow.column(0))
+
+
+@given(schedules(), st.sampled_from(POSITIONS), st.integers(0, 60))
+@settings(max_examples=50)
+def test_only_slots_between_changes_are_rotated(
+    schedule: Schedule, positions: str, num_tokens: int
+) -> None:
+    tables = CompactionTables(schedule)
+    group = HeadGroup(tables)
+    held: list[list[tuple[int, int]]] = [[] for _ in tables.patterns]
+    for token in range(num_tokens):
+        first = first_position(group.settled(), positions, token // 5)
+        plan = group.begin(first)
+        if plan is not None:
+            assert len(plan.to_rotate) == len(held)
+            for pattern, (start, stop) in enumerate(plan.to_rotate):
+                before = held[pattern]
+                slots = range(len(before)) if plan.surviving is None else plan.surviving[pattern]
+                kept = [before[slot][0] for slot in slots]
+                after = [(number, group.origin + slot) for slot, number in enumerate(kept)]
+                former = dict(before)
+                assert before[:start] == after[:start]
+                assert start in (len(after), stop) or before[start] != after[start]
+                moved = [slot for slot, (number, at) in enumerate(after) if former[number] != at]
+                assert stop == (moved[-1] + 1 if moved else start)
+                held[pattern] = after
+        for of_one in held:
+            of_one.append((token, first))
+        group.commit(1)
+
+
+@given(schedules(), st.integers(1, 40))
+@settings(max_examples=100)
+def test_tables_of_compactions_are_the_slots_that_are_not_evicted(
+    schedule: Schedule, rounds: int
+) -> None:
+    tables = CompactionTables(schedule)
+    state = schedule.start().insert(schedule.room(schedule.start()))
+    for _ in range(rounds):
+        found = tables.surviving(state)
+        for index, pattern in enumerate(sorted(set(schedule.patterns))):
+            kept = list(range(state.num_cached))
+            for start, stop in schedule.evicted_slots(state, pattern):
+                for slot in range(start, stop):
+                    kept.remove(slot)
+            assert found[index].tolist() == kept
+        state = schedule.compact(state)
+        assert found.shape[1] == state.num_cached
+        state = state.insert(schedule.room(state))
+
+
+def test_tables_that_repeat_are_computed_once() -> None:
+    schedule = Ladder(span=2, sinks=2, evict_batch=3).schedule(5, 24)
+    tables = CompactionTables(schedule)
+    made: dict[tuple[int, int], Tensor] = {}
+    state = schedule.start().insert(schedule.capacity)
+    for _ in range(200):
+        table = tables.surviving(state)
+        assert made.setdefault((state.num_cached, state.cursor), table) is table
+        state = schedule.compact(state)
+        state = state.insert(schedule.room(state))
+    assert len(made) < 20
