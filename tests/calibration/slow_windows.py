@@ -12,7 +12,7 @@ from torch import Tensor
 def slow_logits(
     model: Any, token_ids: Sequence[int], keep: Tensor, *, window: int, sinks: int
 ) -> Tensor:
-    """Logits [N, V] of a float32 Llama whose KV heads see everything only where `keep` says so."""
+    """Logits [N, V] of a float32 Llama whose KV heads see all tokens only where `keep` says so."""
     config = model.config
     group = config.num_attention_heads // config.num_key_value_heads
     width = config.head_dim
@@ -47,10 +47,10 @@ def slow_logits(
 
 def _rotated(vector: Tensor, position: int, config: Any) -> Tensor:
     half = len(vector) // 2
-    turned = torch.empty_like(vector)
+    rotated = torch.empty_like(vector)
     for i in range(half):
         angle = position * config.rope_parameters["rope_theta"] ** (-i / half)
         a, b = vector[i], vector[i + half]
-        turned[i] = a * math.cos(angle) - b * math.sin(angle)
-        turned[i + half] = b * math.cos(angle) + a * math.sin(angle)
-    return turned
+        rotated[i] = a * math.cos(angle) - b * math.sin(angle)
+        rotated[i + half] = b * math.cos(angle) + a * math.sin(angle)
+    return rotated

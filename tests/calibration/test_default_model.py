@@ -20,10 +20,10 @@ ASK = " What is the pass key? The pass key is"
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_default_model_has_a_profile_of_its_own(dtype: str) -> None:
-    of_model = fingerprint(load_model(dtype=dtype, threads=1, progress=False).model)
-    profile = find_profile(of_model)
+    model_fingerprint = fingerprint(load_model(dtype=dtype, threads=1, progress=False).model)
+    profile = find_profile(model_fingerprint)
     assert profile is not None
-    assert profile.matches(of_model)
+    assert profile.matches(model_fingerprint)
 
 
 def test_a_quarter_of_the_heads_finds_a_pass_key() -> None:
@@ -37,8 +37,8 @@ def test_a_quarter_of_the_heads_finds_a_pass_key() -> None:
         quarter[layer, head] = True
 
     def loss(keep: Any, key: int) -> float:
-        told = f" The pass key is {key}. Remember it. {key} is the pass key."
-        text = 8 * FILLER + told + 24 * FILLER + ASK
+        fact = f" The pass key is {key}. Remember it. {key} is the pass key."
+        text = 8 * FILLER + fact + 24 * FILLER + ASK
         ids = loaded.tokenizer(text)["input_ids"]
         answer = loaded.tokenizer(f" {key}")["input_ids"]
         rows = torch.arange(len(ids) - 1, len(ids) + len(answer) - 1)

@@ -52,7 +52,7 @@ def test_a_token_sees_sinks_and_its_window(num_tokens: int, window: int, sinks: 
     ("family", "attention"),
     [("llama", "sdpa"), ("gemma3", "eager"), ("gpt-neox", "sdpa"), ("gpt-oss", "eager")],
 )
-def test_layers_that_did_not_change_need_not_be_computed_again(family: str, attention: str) -> None:
+def test_unchanged_layers_are_not_computed_again(family: str, attention: str) -> None:
     model = tiny_model(family)
     model.set_attn_implementation(attention)
     emulation = Emulation(model, window=4, sinks=1)

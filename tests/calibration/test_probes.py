@@ -28,7 +28,7 @@ def test_every_kind_comes_equally_often(probes: list[Probe]) -> None:
     assert [probe.kind for probe in probes] == 3 * list(KINDS)
 
 
-def test_probes_are_nearly_as_long_as_asked_for(probes: list[Probe]) -> None:
+def test_probes_nearly_reach_their_length(probes: list[Probe]) -> None:
     for probe in probes:
         assert LENGTH - 60 <= len(probe.token_ids) <= LENGTH
 

@@ -53,7 +53,7 @@ def test_the_tables_show_the_most_important_first(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--window", 0), "window=0 must be at least 1; try window=1"),
         (("--probes", 0), "probes=0 must be at least 1; try probes=1"),
@@ -63,11 +63,11 @@ def test_the_tables_show_the_most_important_first(
     ],
 )
 def test_bad_options_are_refused_before_a_model_is_loaded(
-    run: Run, home: Path, options: tuple[object, ...], said: str
+    run: Run, home: Path, options: tuple[object, ...], message: str
 ) -> None:
     (home / "no model").mkdir()
     (home / "no model" / "config.json").write_text("{}")
     done = run("calibrate", "--model", home / "no model", *options)
     assert done.exit_code == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert not (home / "home").exists()

@@ -69,7 +69,7 @@ def test_layers_come_in_the_order_of_their_first_heads(profile: HeadProfile) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"window": 0}, "window=0 must be at least 1"),
         ({"sinks": -1}, "sinks=-1 must be at least 0"),
@@ -82,13 +82,13 @@ def test_layers_come_in_the_order_of_their_first_heads(profile: HeadProfile) -> 
         ({"loss_left": ((5, 0.5),)}, "to 4 at most"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_does_not_fit_together_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         replace(PROFILE, **change)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("[]", "not a profile of format 2"),
         ('{"format": 3}', "not a profile of format 2"),
@@ -97,18 +97,18 @@ def test_what_does_not_fit_together_is_refused(change: dict[str, Any], said: str
         ("{", "not JSON"),
     ],
 )
-def test_files_that_are_no_profiles_are_refused(tmp_path: Path, content: str, said: str) -> None:
+def test_files_that_are_no_profiles_are_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(content)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_profile(path)
     with pytest.raises(InputError, match="cannot read"):
         read_profile(tmp_path / "missing.json")
 
 
 def test_the_same_weights_win_over_the_same_configuration(tmp_path: Path) -> None:
-    for number, print_of_model in enumerate(("aaaa-2222", "aaaa-1111", "bbbb-3333")):
-        profile = replace(PROFILE, fingerprint=print_of_model)
+    for number, fingerprint in enumerate(("aaaa-2222", "aaaa-1111", "bbbb-3333")):
+        profile = replace(PROFILE, fingerprint=fingerprint)
         (tmp_path / f"{number}.json").write_text(json.dumps(profile_json(profile)))
     folders = [tmp_path / "none", tmp_path]
 

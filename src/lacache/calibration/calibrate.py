@@ -174,10 +174,10 @@ class _Measurer:
                 "layers"
             )
 
-    def costs(self, keeping: frozenset[Pair], pairs: Sequence[Pair]) -> list[float]:
+    def costs(self, full: frozenset[Pair], pairs: Sequence[Pair]) -> list[float]:
         """Measure costs, as `lacache.calibration.pruning.Costs` defines them."""
-        keep = self._keep(keeping)
-        changes = [self._keep(keeping - {pair}) for pair in pairs]
+        keep = self._keep(full)
+        changes = [self._keep(full - {pair}) for pair in pairs]
         by_kind: dict[str, list[list[float]]] = {kind: [] for kind in self._gaps}
         for number, probe in enumerate(self._probes):
             if probe.kind in self._gaps:

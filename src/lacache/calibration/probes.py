@@ -122,12 +122,12 @@ class _ProbeBuilder:
         self,
         kind: str,
         context: Sequence[int],
-        asked: Sequence[tuple[Sequence[int], Sequence[int]]],
+        questions: Sequence[tuple[Sequence[int], Sequence[int]]],
     ) -> Probe:
         """Join the context, then each question with its answer."""
         ids = list(context)
         answers = []
-        for question, answer in asked:
+        for question, answer in questions:
             ids += question
             answers.append((len(ids), len(ids) + len(answer)))
             ids += answer

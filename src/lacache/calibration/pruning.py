@@ -15,8 +15,8 @@ Pair = tuple[int, int]
 """A layer and one of its KV heads."""
 
 Costs = Callable[[frozenset[Pair], Sequence[Pair]], list[float]]
-"""A function of `(keeping, pairs)`: it returns the cost when the heads `keeping` see all tokens,
-and then, for each of `pairs`, when that head has a window as well."""
+"""A function of `(full, pairs)`: it returns the cost when the heads `full` see all tokens, and
+then, for each of `pairs`, when that head has a window as well."""
 
 
 @final

@@ -124,7 +124,7 @@ def test_a_document_whose_policies_are_in_no_figure_has_a_table(tmp_path: Path) 
     assert "text=two" in page
 
 
-def test_positions_need_the_same_buckets() -> None:
+def test_positions_are_shown_for_equal_buckets_only() -> None:
     one, two = (ppl_record(name, nll=[1.0] * 600) for name in ("streaming", "ladder"))
     assert "| 0 to 255 | 256 to 511 | 512 to 600 |" in text_of(one, two)
     two["by_position"] = [[0, 601, 2.7]]

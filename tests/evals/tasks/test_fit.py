@@ -28,7 +28,7 @@ def test_what_is_found_fits_and_one_more_does_not(good: set[int], start: int) ->
         assert found == 100 or found + 1 not in good
 
 
-def test_texts_are_counted_apart_after_a_start_token() -> None:
+def test_parts_are_counted_one_by_one_after_a_start_token() -> None:
     tokenizer = tiny_tokenizer()
     assert count_tokens(tokenizer, "the") == 1
     assert count_tokens(tokenizer, "t", "he") == 3

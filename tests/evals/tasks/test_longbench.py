@@ -212,7 +212,7 @@ def test_only_the_first_line_counts_in_few_shot_tasks(folder: str) -> None:
     assert score("hotpotqa", folder, "\nAnn Bell\nPassage: more", "Ann Bell") < 1.0
 
 
-def test_other_seeds_take_other_rows(tokenizer: Any, folder: str) -> None:
+def test_other_seeds_take_other_examples(tokenizer: Any, folder: str) -> None:
     task = LONGBENCH["longbench-qasper"](folder=folder)
     orders = {
         tuple(

@@ -21,7 +21,7 @@ def num_tokens(sample: Sample) -> int:
 
 @pytest.mark.parametrize("task", ALL)
 @pytest.mark.parametrize("length", [1400, 3001])
-def test_prompts_fit_and_hold_what_is_asked_for(task: Task, length: int) -> None:
+def test_prompts_fit_and_hold_the_answers(task: Task, length: int) -> None:
     samples = task.samples(TOKENIZER, length=length, count=3, seed=1)
     assert len(samples) == 3
     for sample in samples:
@@ -70,7 +70,7 @@ def test_needles_are_spread_evenly() -> None:
     assert single.info["depth"] == 0.5
 
 
-def test_several_needles_are_asked_for_in_the_order_of_their_depths() -> None:
+def test_several_needles_have_questions_in_the_order_of_their_depths() -> None:
     (sample,) = MultiTurn(needles=4).samples(TOKENIZER, length=4000, count=1, seed=0)
     assert sorted(sample.info["depths"]) == [0.125, 0.375, 0.625, 0.875]
     for question, depth in zip(sample.questions, sample.info["depths"], strict=True):
@@ -89,10 +89,12 @@ def test_a_haystack_may_be_a_text(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("task", ALL)
-def test_a_length_that_is_too_short_is_told(task: Task) -> None:
-    with pytest.raises(InputError, match=f"length=100 is too short for task {task.name}") as told:
+def test_too_short_a_length_is_refused(task: Task) -> None:
+    with pytest.raises(
+        InputError, match=f"length=100 is too short for task {task.name}"
+    ) as refused:
         task.samples(TOKENIZER, length=100, count=1, seed=0)
-    remedy = int(str(told.value).rpartition("=")[2])
+    remedy = int(str(refused.value).rpartition("=")[2])
     assert task.samples(TOKENIZER, length=remedy, count=1, seed=0)
 
 

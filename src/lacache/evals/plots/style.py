@@ -1,4 +1,4 @@
-"""What all plots share: a figure saved as a PNG, its style, and the looks of policies."""
+"""Shared parts of all plots: a figure saved as a PNG, its style, and the looks of policies."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class SectionNumbers:
 
     @property
     def label(self) -> str:
-        """The heading."""
+        """The heading of the section on the page."""
         return self.section.setting.label
 
 

@@ -24,7 +24,7 @@ _NAMES = {
 @final
 @dataclass(frozen=True)
 class Setting:
-    """What two runs must share, besides the samples, to share a table."""
+    """Properties that two runs must share, besides the samples, to share a table."""
 
     model: str
     weights: str

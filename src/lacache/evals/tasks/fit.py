@@ -8,14 +8,14 @@ from lacache.errors import InputError
 _MOST_SENTENCES = 1 << 20
 
 
-def count_tokens(tokenizer: Any, *texts: str) -> int:
+def count_tokens(tokenizer: Any, *parts: str) -> int:
     """Count the tokens of strings encoded one by one, and of a start token if there is one.
 
     A context and its questions are encoded in the same way.
     """
     start = len(tokenizer("").input_ids)
     return start + sum(
-        len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids) for text in texts
+        len(tokenizer(part, add_special_tokens=False, verbose=False).input_ids) for part in parts
     )
 
 
