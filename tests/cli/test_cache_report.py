@@ -1,8 +1,7 @@
 import pytest
 
-from lacache import Full, LaCache, Streaming
+from lacache import LaCache
 from lacache.cli.output import format_bytes, report_record
-from lacache.policies.schedule import Policy
 from tests.engine.tiny import tiny_llama
 
 
@@ -21,8 +20,9 @@ def test_bytes_are_readable(num_bytes: int, text: str) -> None:
     assert format_bytes(num_bytes) == text
 
 
-@pytest.mark.parametrize(("policy", "capacity"), [(Streaming(8), 8), (Full(), None)])
-def test_no_limit_is_null(policy: Policy, capacity: int | None) -> None:
-    record = report_record(LaCache.from_model(tiny_llama(), policy).report())
+@pytest.mark.parametrize("policy", ["streaming", "full"])
+def test_no_limit_is_null(policy: str) -> None:
+    capacity = None if policy == "full" else 8
+    record = report_record(LaCache(tiny_llama(), capacity, policy).report())
     assert record["capacity"] == capacity
     assert record["num_seen"] == 0

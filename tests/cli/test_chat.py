@@ -1,12 +1,10 @@
-import json
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from lacache.policies.plan_record import plan_record
 
-from lacache import LaCache, Streaming
+from lacache import LaCache
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.sampling import Sampling
@@ -24,7 +22,7 @@ def expected(
     """What the library replies."""
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     template = ChatTemplate(tokenizer, system)
-    cache = LaCache.from_model(model, 128, sinks=template.num_pinned, evict_batch=16)
+    cache = LaCache(model, 128, f"balanced:sinks={template.num_pinned}")
     conversation = Conversation(lambda: CacheGenerator(model, cache, sampling), template)
     replies = [list(conversation.reply(message, max_new_tokens=12)) for message in messages]
     texts = [tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
@@ -68,13 +66,17 @@ def test_state_shows_what_is_held(run: Run, tiny: Path) -> None:
     assert int(rows["compactions"]) > 0
 
 
-def test_a_plan_has_its_own_sinks(run: Run, tiny: Path, tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    path.write_text(json.dumps(plan_record(Streaming(40, sinks=1, evict_batch=4))))
+def test_groups_pin_the_system_prompt_too(run: Run, tiny: Path) -> None:
+    policy = "groups:0-4@40@streaming:sinks=1:evict_batch=4"
     greedy = ("--temperature", "0", "--dtype", "float32", "-n", "12")
-    result = run("chat", "--model", tiny, "--plan", path, *greedy, input="the cat\n/state")
+    result = run("chat", "--model", tiny, "--policy", policy, *greedy, input="the cat\n/state")
     assert result.exit_code == 0, result.stderr
     assert "of 40" in result.stdout
+    pinned = ChatTemplate(tiny_tokenizer()).num_pinned
+    assert "of these never evicted" in result.stdout
+    result = run(*("chat", "--model", tiny, "--policy", f"groups:0-4@{pinned}@streaming"))
+    assert result.exit_code == 2
+    assert f"sinks {pinned}" in result.stderr
 
 
 def test_reset_forgets(run: Run, tiny: Path) -> None:
@@ -144,7 +146,7 @@ def test_ctrl_c_stops_the_reply_and_the_conversation_goes_on(tiny: Path) -> None
         ("--max-new-tokens -2", "max_new_tokens=-2 must be -1"),
         ("--repetition-penalty -1", "repetition_penalty=-1.0 must be from 0.01 to 100"),
         ("--stop=", "stop='' must be a string of at least 1 character"),
-        ("--span 2 --overlap 2", "overlap=2 must be below span=2"),
+        ("--policy ladder:span=2:overlap=2", "overlap=2 must be below span=2"),
     ],
 )
 def test_bad_options_end_in_one_line(run: Run, tiny: Path, arguments: str, message: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lacache.policies.plan_record import plan_record
 from transformers import tokenization_utils_base
 
 from lacache import Engine, LaCache, Streaming, stream
@@ -31,7 +30,7 @@ def generate_json(run: Run, *arguments: object, **options: Any) -> Any:
 def expected(ids: list[int], num_new: int, **options: Any) -> str:
     """The text that the library gives."""
     model, tokenizer = tiny_llama(), tiny_tokenizer()
-    cache = LaCache.from_model(model, **{"budget": 512, "evict_batch": 64} | options)
+    cache = LaCache(model, **{"budget": 512} | options)
     tokens = list(stream(model, torch.tensor([ids]), cache, max_new_tokens=num_new))
     text: str = tokenizer.decode(tokens, skip_special_tokens=True)
     return text
@@ -52,7 +51,7 @@ def test_json_is_one_object(run: Run, tiny: Path) -> None:
     record = generate_json(run, "the cat", "--model", tiny, "-n", 40, "--budget", 24)
     ids = tiny_tokenizer()("the cat").input_ids
     assert record["model"] == "tiny"
-    assert record["text"] == expected(ids, 40, budget=24, evict_batch=2)
+    assert record["text"] == expected(ids, 40, budget=24)
     assert record["prompt_tokens"] == len(ids)
     assert record["new_tokens"] == 40
     assert record["finish_reason"] == "length"
@@ -74,59 +73,46 @@ def test_prompts_come_from_three_places(run: Run, tiny: Path, tmp_path: Path) ->
     assert by_file["prompt_tokens"] == len(tiny_tokenizer()(text).input_ids)
 
 
-def test_a_plan_or_a_preset_reaches_the_cache(run: Run, tiny: Path, tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    path.write_text(json.dumps(plan_record(Streaming(20, sinks=2, evict_batch=5))))
+def test_any_policy_reaches_the_cache(run: Run, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "policy.txt"
+    path.write_text("groups:0-4@20@streaming:sinks=2:evict_batch=5 # one window\n")
     ids = tiny_tokenizer()("the cat").input_ids
     common = ("the cat", "--model", tiny, "-n", 40)
-    record = generate_json(run, *common, "--plan", path)
+    record = generate_json(run, *common, "--policy", f"@{path}")
     assert record["cache"]["capacity"] == 20
     model = tiny_llama()
-    cache = LaCache.from_model(model, Streaming(20, sinks=2, evict_batch=5))
+    cache = LaCache(model, 20, Streaming(sinks=2, evict_batch=5))
     tokens = stream(model, torch.tensor([ids]), cache, max_new_tokens=40)
     assert record["text"] == tiny_tokenizer().decode(list(tokens), skip_special_tokens=True)
-    record = generate_json(run, *common, "--budget", 24, "--preset", "paper")
-    paper = LaCache.from_model(model, 24, preset="paper")
+    record = generate_json(run, *common, "--budget", 24, "--policy", "paper")
+    paper = LaCache(model, 24, "paper")
     list(stream(model, torch.tensor([ids]), paper, max_new_tokens=40))
-    # The engine holds keys twice.
+    # The engine stores unrotated and rotated keys.
     held = {name: value for name, value in record["cache"].items() if name != "bytes"}
     assert held == {n: v for n, v in asdict(paper.report()).items() if n != "bytes"}
-    assert record["cache"]["bytes"] == Engine.from_model(model, 24, preset="paper").row_bytes
+    assert record["cache"]["bytes"] == Engine(model, 24, "paper").bytes_per_sequence
 
 
-def test_options_reach_the_cache(run: Run, tiny: Path) -> None:
+def test_settings_of_a_policy_reach_the_cache(run: Run, tiny: Path) -> None:
     prompt = "the cat sat on the mat and " * 10
-    options = {
-        "span": 2,
-        "overlap": 1,
-        "sinks": 3,
-        "recent": 5,
-        "evict_batch": 4,
-        "unit": 2,
-        "geometry": "consecutive",
-    }
-    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    record = generate_json(
-        run,
-        *(prompt, "--model", tiny, "-n", 30, "--budget", 40),
-        *(*arguments, "--window-layers", "0,3-4"),
-    )
+    policy = "ladder:span=2:overlap=1:sinks=3:recent=5:evict_batch=4:unit=2:geometry=consecutive"
+    windows = f"{policy}:window_layers=0+3-4"
+    common = (prompt, "--model", tiny, "-n", 30, "--budget", 40, "--policy")
+    record = generate_json(run, *common, windows)
     ids = tiny_tokenizer()(prompt).input_ids
-    options |= {"budget": 40, "window_layers": (0, 3, 4)}
-    assert record["text"] == expected(ids, 30, **options)
-    assert record["text"] != expected(ids, 30, **options | {"window_layers": ()})
+    assert record["text"] == expected(ids, 30, budget=40, policy=windows)
+    assert record["text"] != expected(ids, 30, budget=40, policy=policy)
 
 
 @pytest.mark.parametrize("policy", ["streaming", "full"])
 def test_other_policies(run: Run, tiny: Path, policy: str) -> None:
     prompt = "the cat " * 40
-    budget = {} if policy == "full" else {"budget": 64, "evict_batch": 8}
+    budget = None if policy == "full" else 64
     arguments = () if policy == "full" else ("--budget", 64)
     record = generate_json(run, prompt, "--model", tiny, "-n", 30, "--policy", policy, *arguments)
     ids = tiny_tokenizer()(prompt).input_ids
-    text = expected(ids, 30, policy=policy, **{"budget": None, "evict_batch": None} | budget)
-    assert record["text"] == text
-    assert record["cache"]["capacity"] == (None if policy == "full" else 64)
+    assert record["text"] == expected(ids, 30, policy=policy, budget=budget)
+    assert record["cache"]["capacity"] == budget
 
 
 def test_dense_prefill(run: Run, tiny: Path) -> None:
@@ -134,7 +120,7 @@ def test_dense_prefill(run: Run, tiny: Path) -> None:
     common = (prompt, "--model", tiny, "-n", 20, "--budget", 32)
     dense = generate_json(run, *common, "--prefill", "dense")
     ids = tiny_tokenizer()(prompt).input_ids
-    assert dense["text"] == expected(ids, 20, budget=32, evict_batch=4, prefill="dense")
+    assert dense["text"] == expected(ids, 20, budget=32, prefill="dense")
     assert dense["text"] != generate_json(run, *common)["text"]
 
 
@@ -158,7 +144,7 @@ def ending_prompt() -> tuple[str, int]:
     for number in range(200):
         prompt = f"the {number}"
         ids = torch.tensor([tokenizer(prompt).input_ids])
-        cache = LaCache.from_model(model, 512)
+        cache = LaCache(model, 512)
         tokens = list(stream(model, ids, cache, max_new_tokens=20))
         if END in tokens:
             return prompt, tokens.index(END) + 1
@@ -200,7 +186,7 @@ def test_a_seed_repeats_the_text(run: Run, tiny: Path) -> None:
 def test_a_repetition_penalty_reaches_the_sampler(run: Run, tiny: Path) -> None:
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     ids = tokenizer("the cat").input_ids
-    cache = LaCache.from_model(model, 512, evict_batch=64)
+    cache = LaCache(model, 512)
     penalised = stream(
         model,
         torch.tensor([ids]),
@@ -275,17 +261,18 @@ def test_ctrl_c_stops_an_endless_text_cleanly(tiny: Path) -> None:
         ("--budget -7", "budget=-7 must be at least 1 token"),
         ("--budget 0.0", "budget=0.0 as a share must be in (0, 1]"),
         ("--budget 1.5", "budget=1.5 as a share must be in (0, 1]"),
-        ("--budget 5", "budget=5 must be at least 8 tokens for preset"),
+        ("--budget 5", "budget=5 must be at least 8 tokens for this policy"),
         ("--budget 3KiB", "a budget of 3072 bytes holds 3 tokens of 960 bytes"),
         ("--budget lots", "budget='lots' is not a budget"),
         ("--budget 5parsecs", "budget='5parsecs' is not a budget"),
-        ("--span 2 --overlap 2", "overlap=2 must be below span=2"),
-        ("--span 5", "span=5 must be below the number of layers 5"),
-        ("--window-layers 0-9", "must be below the number of layers 5"),
-        ("--window-layers 0;9", "which is neither a layer nor a range"),
-        ("--policy best", "policy='best' must be one of ladder, streaming, full"),
-        ("--policy full --budget 9", "policy 'full' has no budget"),
-        ("--policy streaming --span 2", "policy 'streaming' has no span"),
+        ("--policy ladder:span=2:overlap=2", "overlap=2 must be below span=2"),
+        ("--policy ladder:span=5", "span=5 must be below the number of layers 5"),
+        ("--policy ladder:window_layers=0-9", "must be below the number of layers 5"),
+        ("--policy ladder:window_layers=0/9", "window_layers=0/9 of policy 'ladder' cannot be"),
+        ("--policy best", "policy='best' must be one of balanced, local"),
+        ("--policy full --budget 9", "budget=9 cannot be given with policy 'full'"),
+        ("--policy streaming:span=2", "policy 'streaming' has no setting 'span'"),
+        ("--policy @none.txt", "none.txt: No such file"),
         ("--prefill quick", "prefill='quick' must be 'chunked' or 'dense'"),
         ("--max-new-tokens -2", "max_new_tokens=-2 must be -1 (without end) or at least 0"),
         ("--temperature -1", "temperature=-1.0 must be 0"),
