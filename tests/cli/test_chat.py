@@ -67,11 +67,11 @@ def test_state_shows_what_is_held(run: Run, tiny: Path) -> None:
 
 
 def test_groups_pin_the_system_prompt_too(run: Run, tiny: Path) -> None:
-    policy = "groups:0-4@40@streaming:sinks=1:evict_batch=4"
+    policy = "groups:0-4@140@streaming:sinks=1:evict_batch=4"
     greedy = ("--temperature", "0", "--dtype", "float32", "-n", "12")
     result = run("chat", "--model", tiny, "--policy", policy, *greedy, input="the cat\n/state")
     assert result.exit_code == 0, result.stderr
-    assert "of 40" in result.stdout
+    assert "of 140" in result.stdout
     pinned = ChatTemplate(tiny_tokenizer()).num_pinned
     assert "of these never evicted" in result.stdout
     result = run(*("chat", "--model", tiny, "--policy", f"groups:0-4@{pinned}@streaming"))

@@ -42,7 +42,7 @@ def test_writes_what_the_library_writes(run: Run, tiny: Path) -> None:
     result = run("generate", "the cat", "--model", tiny, "-n", 40, *GREEDY)
     assert result.exit_code == 0
     assert result.stdout == text + "\n" * (not text.endswith("\n"))
-    assert result.stderr.startswith(f"read {len(ids)} tokens (")
+    assert result.stderr.startswith(f"prefill: {len(ids)} tokens (")
     assert "decode: 40 (" in result.stderr
     assert result.stderr.count("\n") == 1
 
@@ -221,7 +221,7 @@ def test_a_prompt_longer_than_the_context_does_not_warn(
     monkeypatch.setattr(tokenization_utils_base.logger, "warning", warnings.append)
     result = run("generate", "a b" * 200, "--model", tiny, "-n", 1, "--budget", 64)
     assert result.exit_code == 0
-    assert "read 600 tokens" in result.stderr
+    assert "prefill: 600 tokens" in result.stderr
     assert not warnings
 
 
@@ -250,7 +250,7 @@ def test_ctrl_c_stops_an_endless_text_cleanly(tiny: Path) -> None:
     rest, summary = process.communicate(timeout=60)
     assert process.returncode == 130
     assert rest.endswith(b"\n")
-    assert summary.decode().startswith("read ")
+    assert summary.decode().startswith("prefill: ")
     assert summary.count(b"\n") == 1
 
 
@@ -274,7 +274,7 @@ def test_ctrl_c_stops_an_endless_text_cleanly(tiny: Path) -> None:
         ("--policy streaming:span=2", "policy 'streaming' has no setting 'span'"),
         ("--policy @none.txt", "none.txt: No such file"),
         ("--prefill quick", "prefill='quick' must be 'chunked' or 'dense'"),
-        ("--max-new-tokens -2", "max_new_tokens=-2 must be -1 (without end) or at least 0"),
+        ("--max-new-tokens -2", "max_new_tokens=-2 must be -1 (without limit) or at least 0"),
         ("--temperature -1", "temperature=-1.0 must be 0"),
         ("--top-p 0", "top_p=0.0 must be in (0, 1]"),
         ("--repetition-penalty 0", "repetition_penalty=0.0 must be from 0.01 to 100"),
