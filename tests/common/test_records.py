@@ -16,7 +16,7 @@ from lacache.common.records import (
     write_record,
 )
 from lacache.errors import InputError
-from lacache.evals import records
+from lacache.common import records
 
 VALUES = st.recursive(
     st.none()

@@ -10,7 +10,7 @@ import pytest
 
 from lacache.cli import loading
 from lacache.cli.app import COMMANDS
-from lacache.policies import checks
+from lacache.common import validation
 from tests.cli.conftest import Run
 from tests.engine.tiny import save_tiny
 from tests.robustness.told import assert_refused
@@ -177,8 +177,8 @@ def test_names_of_types_are_those_that_torch_has() -> None:
 
     from lacache.cache.static.buffers import KV_DTYPES
 
-    assert tuple(KV_DTYPES) == checks.KV_DTYPES
-    assert all(isinstance(getattr(torch, name), torch.dtype) for name in checks.DTYPES[1:])
+    assert tuple(KV_DTYPES) == validation.KV_DTYPES
+    assert all(isinstance(getattr(torch, name), torch.dtype) for name in validation.DTYPES[1:])
 
 
 def test_what_serve_offers_it_takes(run: Run) -> None:
