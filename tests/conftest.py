@@ -12,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from hypothesis import HealthCheck, settings
 
-from lacache.common.home import profiles_folder
+from lacache.common.files import profiles_folder
 
 # The machine may be busy: how long an example takes says nothing about the code.
 settings.register_profile("lacache", deadline=None, suppress_health_check=[HealthCheck.too_slow])

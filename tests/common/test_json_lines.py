@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.common.test_records import VALUES
 
 from lacache.common.records import append_record, read_records
 from lacache.errors import InputError
+from tests.common.test_records import VALUES
 
 
 @settings(max_examples=10)

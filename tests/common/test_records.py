@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lacache.common import records
 from lacache.common.records import (
     environment,
     read_record,
@@ -16,7 +17,6 @@ from lacache.common.records import (
     write_record,
 )
 from lacache.errors import InputError
-from lacache.common import records
 
 VALUES = st.recursive(
     st.none()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lacache.common.notices import notice_once
+from lacache.common.packages import notice_once
 from lacache.corpora import DEFAULT_DOCUMENT, list_corpora, list_documents, load_document
 from lacache.errors import InputError, MissingExtraError
 

@@ -1,4 +1,4 @@
-"""The conversion happens once, is never taken half done, and refuses in one line."""
+"""A conversion happens once, is used only when complete, and fails in one line."""
 
 import errno
 import json
@@ -15,8 +15,8 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lacache.errors import MissingExtraError, ModelError
-from lacache.models.convert import ensure_converted
-from lacache.models.manifest import MANIFEST, find_damage
+from lacache.models.convert import converted_folder, ensure_converted
+from lacache.models.files import MANIFEST, find_damage
 from tests.models.tiny import CHAT_TEMPLATE, write_gguf
 
 
@@ -25,7 +25,7 @@ def convert(gguf: Path, folder: Path, **options: object) -> Path:
 
 
 def never() -> Path:
-    raise AssertionError("the GGUF file was asked for again")
+    raise AssertionError("the GGUF file was read again")
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +56,18 @@ def test_tokenizer_splits_digits_and_keeps_the_chat_template(converted: Path) ->
     assert tokenizer.chat_template == CHAT_TEMPLATE
 
 
-def test_second_time_needs_nothing(converted: Path) -> None:
+def test_folder_depends_on_name_and_content() -> None:
+    assert converted_folder("a", "0" * 64) != converted_folder("a", "1" * 64)
+    assert converted_folder("a", "0" * 64) != converted_folder("b", "0" * 64)
+
+
+def test_second_call_converts_nothing(converted: Path) -> None:
     before = sorted((path.name, path.stat().st_mtime_ns) for path in converted.iterdir())
     assert ensure_converted(converted, never, notice="tiny") == converted
     assert before == sorted((path.name, path.stat().st_mtime_ns) for path in converted.iterdir())
 
 
-def test_says_what_it_does_on_stderr_only(
+def test_reports_on_stderr_only(
     tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ensure_converted(tmp_path / "models" / "a", lambda: tiny_gguf, notice="[tiny], Apache-2.0")
@@ -170,7 +175,7 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
     assert "model.layers.1.self_attn.q_proj.weight" in message
 
 
-def test_too_little_space_is_told_before_anything_is_written(
+def test_too_little_space_is_reported_before_anything_is_written(
     tiny_gguf: Path, tmp_path: Path
 ) -> None:
     message = refuse(tiny_gguf, tmp_path / "models" / "tiny", free=lambda folder: 5_000_000)
@@ -220,7 +225,7 @@ def test_missing_extra_is_named(
         convert(tiny_gguf, tmp_path / "models" / "tiny")
 
 
-def test_waits_for_the_one_who_converts(
+def test_waits_for_a_conversion_in_another_process(
     converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "models" / "tiny"
@@ -231,9 +236,9 @@ def test_waits_for_the_one_who_converts(
     )
     with FileLock(folder.parent / ".tiny.lock"):
         waiter.start()
-        said = ""
-        while "waiting" not in said:
-            said += capsys.readouterr().err
+        shown = ""
+        while "waiting" not in shown:
+            shown += capsys.readouterr().err
             assert waiter.is_alive()
             time.sleep(0.01)
         assert results == []
@@ -247,7 +252,7 @@ def test_two_processes_convert_once(tiny_gguf: Path, tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from lacache.models.convert import ensure_converted
+from lacache.models.convert import converted_folder, ensure_converted
 gguf, folder, log = map(Path, sys.argv[1:])
 def locate():
     with log.open("a") as file:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lacache.common.notices import notice_once
+from lacache.common.packages import notice_once
 from lacache.models import DEFAULT_MODEL, load_model
 
 

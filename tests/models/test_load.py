@@ -20,9 +20,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from lacache.common.files import file_sha256
 from lacache.errors import ConfigError, MissingExtraError, ModelError
 from lacache.models import EmbeddedModel, load, load_model, name
-from lacache.models.manifest import file_sha256
 from tests.models.tiny import save_directory, save_tokenizer, write_gguf
 
 

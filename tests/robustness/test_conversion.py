@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lacache.models.manifest import find_damage
+from lacache.models.files import find_damage
 from tests.models.tiny import write_gguf
 
 # Stops the process while weights are written.

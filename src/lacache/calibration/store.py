@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
-from lacache.common.files import parse_json
-from lacache.common.home import profiles_folder
+from lacache.common.files import parse_json, profiles_folder
 from lacache.common.records import Record, replacing
 from lacache.errors import InputError
 from lacache.policies.head_profile import HeadProfile, profile_json

@@ -1,7 +1,6 @@
 """Checks that need no model and run before one is loaded, and the dtype to load it in."""
 
-from lacache.common.memory import physical_bytes
-from lacache.common.validation import validate_dtype, validate_threads
+from lacache.common.validation import physical_bytes, validate_dtype, validate_threads
 from lacache.errors import ConfigError
 from lacache.models import model_name
 from lacache.policies import Budget

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from lacache.common.home import cache_home
+from lacache.common.files import cache_home
 from lacache.common.validation import validate_kv_dtype, validate_prefill, validate_weights
 from lacache.errors import ConfigError
 from lacache.policies import Budget, Full, Policy, parse_policy, validate_budget

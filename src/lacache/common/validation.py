@@ -1,6 +1,7 @@
-"""Checks that every configuration shares; none needs torch, so that all is told at once."""
+"""Validation shared by all settings. It needs no torch, so errors come before heavy imports."""
 
 import os
+import sys
 
 from lacache.common.packages import require_modules
 from lacache.errors import ConfigError
@@ -27,19 +28,19 @@ def validate_number(name: str, value: object, example: float) -> None:
 
 
 def validate_prefill(value: object) -> None:
-    """Raise ConfigError unless `value` is a way to read a prompt."""
+    """Raise ConfigError unless `value` names a way to prefill."""
     if value not in ("chunked", "dense"):
         raise ConfigError(f"prefill={value!r} must be 'chunked' or 'dense'; try 'chunked'")
 
 
 def validate_dtype(name: str) -> None:
-    """Raise ConfigError unless a model can be loaded in that type."""
+    """Raise ConfigError unless `name` is a type that a model can be loaded in."""
     if name not in DTYPES:
         raise ConfigError(f"dtype={name} must be one of {', '.join(DTYPES)}; try dtype=auto")
 
 
 def validate_threads(threads: int) -> None:
-    """Raise ConfigError unless torch can compute with so many threads."""
+    """Raise ConfigError unless `threads` is from 1 to the number of cores."""
     validate_int("threads", threads, 1)
     cores = os.cpu_count() or threads
     if threads > cores:
@@ -49,11 +50,7 @@ def validate_threads(threads: int) -> None:
 
 
 def validate_kv_dtype(kv_dtype: str | None) -> None:
-    """Refuse what keys and values cannot be stored in.
-
-    Raises:
-        ConfigError: that.
-    """
+    """Raise ConfigError unless keys and values can be stored as `kv_dtype`; None is allowed."""
     if kv_dtype is not None and kv_dtype not in KV_DTYPES:
         raise ConfigError(
             f"kv_dtype={kv_dtype!r} must be None, for the model's own type, or one of "
@@ -62,10 +59,10 @@ def validate_kv_dtype(kv_dtype: str | None) -> None:
 
 
 def validate_weights(weights: str | None) -> None:
-    """Refuse what weights cannot be; None is the model's own.
+    """Raise unless a model's weights can be converted to `weights`; None leaves them as they are.
 
     Raises:
-        ConfigError: another name.
+        ConfigError: no such type of weights.
         MissingExtraError: torchao is not installed.
     """
     if weights is None:
@@ -76,3 +73,11 @@ def validate_weights(weights: str | None) -> None:
             f"{', '.join(WEIGHTS)}; try 'int8'"
         )
     require_modules("torchao", why=f"weights={weights!r}", extra="int8")
+
+
+def physical_bytes() -> int:
+    """Return the size of this machine's memory; a huge number where it is unknown."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lacache.common.notices import notice_once
+from lacache.common.packages import notice_once
 from lacache.corpora.corpus import Corpus, Shakespeare
 from lacache.corpora.document import Document, read_document
 from lacache.corpora.wikipedia import Wikipedia

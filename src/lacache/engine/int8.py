@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from lacache.common.packages import quiet_imports
 from lacache.common.validation import validate_weights
 from lacache.engine.cpu.arithmetic import linear_for
 from lacache.engine.cpu.linear import kernel_product
@@ -35,7 +36,8 @@ def quantize_weights(model: nn.Module, weights: str, *, kernels: bool = False) -
         MissingExtraError: torchao is not installed.
     """
     validate_weights(weights)
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    with quiet_imports():
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     # Its settings for inductor would be set for the whole process.
     quantize_(model, Int8WeightOnlyConfig(version=2, set_inductor_config=False))

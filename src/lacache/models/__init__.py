@@ -3,8 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lacache.models.embedded import DEFAULT_MODEL, EmbeddedModel
-from lacache.models.name import model_name
+from lacache.models.name import DEFAULT_MODEL, EmbeddedModel, model_name
 
 if TYPE_CHECKING:
     from lacache.models.load import LoadedModel, load_model, model_folder

@@ -18,12 +18,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 
+from lacache.common.files import cache_home
 from lacache.common.packages import require_modules
 from lacache.errors import ModelError
-from lacache.models.errors import first_line, is_disk_full, model_errors
-from lacache.models.manifest import find_damage, write_manifest
-from lacache.models.quiet import quiet
+from lacache.models.files import find_damage, write_manifest
+from lacache.models.third_party import first_line, is_disk_full, model_errors, quiet
 
+# Increase it when the conversion changes, so that older results are not used.
+_FORMAT = 1
 # Tokenizer and configuration, over the two bytes of each weight.
 _SLACK_BYTES = 32 << 20
 _STEPS = ("Reading the GGUF file", "Unpacking the weights", "Writing the model", "Checking it")
@@ -31,8 +33,13 @@ _STEPS = ("Reading the GGUF file", "Unpacking the weights", "Writing the model",
 NextStep = Callable[[], None]
 
 
+def converted_folder(name: str, sha256: str) -> Path:
+    """Return the folder of the model that a GGUF file with this SHA-256 is converted to."""
+    return cache_home() / "models" / f"{name}-{sha256[:12]}-v{_FORMAT}"
+
+
 def free_bytes(folder: Path) -> int:
-    """Bytes that may still be written below `folder`."""
+    """Return the free disk space at `folder`, in bytes."""
     return shutil.disk_usage(folder).free
 
 
@@ -44,18 +51,18 @@ def ensure_converted(
     progress: bool = True,
     free: Callable[[Path], int] = free_bytes,
 ) -> Path:
-    """The model directory `folder`, converted from a GGUF file where it is not there yet.
+    """Convert a GGUF file into the model directory `folder`, unless that was done before.
 
-    The model is written under another name and moved into place when it is complete, so that an
-    interrupted conversion is never taken for a whole one. One process converts, others wait for
-    it. A damaged folder is converted again.
+    The model is written under a temporary name and renamed when it is complete, so an interrupted
+    conversion is never used. One process converts while others wait. A damaged folder is
+    converted again.
 
     Args:
-        folder: Where the converted model belongs.
-        locate: Gives the GGUF file; called only when it is needed.
-        notice: What the model is, said once at the conversion.
-        progress: Show on stderr what is being done.
-        free: Bytes that may still be written below a folder.
+        folder: Directory of the converted model.
+        locate: Returns the path of the GGUF file; called only if it is needed.
+        notice: Description of the model, printed at the conversion.
+        progress: Show progress on stderr.
+        free: Returns the free disk space at a folder, in bytes.
 
     Raises:
         MissingExtraError: A package that the conversion needs is not installed.
@@ -63,7 +70,7 @@ def ensure_converted(
     """
     if folder.is_dir() and find_damage(folder) is None:
         return folder
-    # Where stderr is a terminal, tqdm's bars would break up ours: keep the stream of now.
+    # Keep the present stderr: it is redirected below, to hide tqdm's bars.
     console = Console(file=sys.stderr, quiet=not progress, markup=False, highlight=False)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +111,7 @@ def _convert_locked(
     console: Console,
     free: Callable[[Path], int],
 ) -> None:
-    # The lock is ours, so whoever left this folder behind is gone.
+    # We hold the lock, so the process that left this folder has ended.
     partial = folder.with_name(f".{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -143,7 +150,7 @@ def _convert_locked(
 
 @contextlib.contextmanager
 def _steps(console: Console) -> Iterator[NextStep]:
-    """A progress bar over `_STEPS`; the function given moves it on to the next one."""
+    """Show a progress bar over `_STEPS`; the yielded function advances it."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -182,17 +189,17 @@ def _inspect(gguf: Path) -> _Content:
 
 
 def _read_gguf(gguf: Path, content: _Content, next_step: NextStep) -> tuple[Any, Any]:
-    """The model, in bfloat16, and the tokenizer."""
+    """Return the model, in bfloat16, and the tokenizer."""
     options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     unpack: dict[str, Any] = {}
-    # Versions that have this class keep the weights packed, and refuse to save them, without it.
+    # Versions that have this class keep the weights packed by default, and cannot save them.
     if "GgufConfig" in dir(transformers):
         unpack["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    # One of the progress bars has no switch but the stream that it is written to.
+    # One of the progress bars can only be silenced by its stream.
     silence = contextlib.redirect_stderr(io.StringIO())
     remedy = "use a GGUF file of a causal language model that transformers can read"
     with quiet(), silence, model_errors(f"{gguf} cannot be converted", remedy):
-        # AutoTokenizer would go by the architecture: for llama, older versions take CodeLlama's.
+        # AutoTokenizer decides by the architecture; for llama, older versions take CodeLlama's.
         tokenizer: Any = transformers.PreTrainedTokenizerFast.from_pretrained(
             gguf.parent, **options
         )

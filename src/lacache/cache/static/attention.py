@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
+from lacache.common.packages import quiet_imports
 from lacache.errors import UnsupportedModelError, UnsupportedOperationError
+
+with quiet_imports():
+    from transformers import AttentionInterface
 
 NAME = "lacache"
 

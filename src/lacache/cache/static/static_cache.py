@@ -24,7 +24,7 @@ from lacache.cache.static.layers import (
 from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.rotations import Rotations
 from lacache.cache.static.sequence_state import SequenceState
-from lacache.common.memory import physical_bytes
+from lacache.common.validation import physical_bytes
 from lacache.errors import ConfigError
 from lacache.models.rotary import Rotation, Tables
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lacache.common.home import cache_home
+from lacache.common.files import cache_home
 from lacache.errors import CompilerError
 
 SOURCE = Path(__file__).with_name("kernels.cpp")

@@ -1,14 +1,20 @@
-"""Look at a model before it is loaded: what is wrong is told from a few small reads."""
+"""Check a model's files before anything large is loaded."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from lacache.common.files import file_sha256, parse_json
 from lacache.errors import ModelError
-from lacache.models.errors import first_line
-from lacache.models.name import read_object
+from lacache.models.third_party import first_line
+
+MANIFEST = "lacache-manifest.json"
+"""Sizes and SHA-256 of a converted model's files. Written last, so it lists complete files."""
+
+# Up to this size the content is checked at every start (0.2 s for 270 MB), above it the size alone.
+HASHED_BYTES = 2 << 30
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -18,13 +24,30 @@ _TOKENIZERS = ("tokenizer*", "vocab.*", "*.model", "tekken.json")
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
+def validate_directory(path: Path) -> None:
+    """Refuse a local path that is not a directory with a readable config.json.
+
+    Raises:
+        ModelError: `path` is a file, or has no readable config.json.
+    """
+    if not path.is_dir():
+        raise ModelError(f"model {path} is a file; give the directory it is in, or a .gguf file")
+    config = path / "config.json"
+    if not config.is_file():
+        raise ModelError(
+            f"model directory {path} has no config.json; "
+            "give the directory that save_pretrained wrote"
+        )
+    read_object(config)
+
+
 def validate_files(path: Path) -> None:
     """Refuse a model directory whose tokenizer or weights are missing or cut short.
 
     Raises:
-        ModelError: As said.
+        ModelError: A file is missing, cut short or unreadable.
     """
-    # Without any of its files, some versions of the library make an empty tokenizer up.
+    # Without any of these files, some versions of transformers create an empty tokenizer.
     if not any(file for pattern in _TOKENIZERS for file in path.glob(pattern)):
         raise ModelError(
             f"model directory {path} has no tokenizer (no tokenizer.json); copy its files there too"
@@ -43,6 +66,8 @@ def validate_causal(config: Any, source: str) -> None:
     Raises:
         ModelError: It is an encoder, an encoder-decoder or a model with another head.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     kind = config.model_type
     causal_class = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     declared = config.architectures or []
@@ -60,6 +85,58 @@ def validate_causal(config: Any, source: str) -> None:
             f"{source} is not a causal language model: {reason}; "
             "use a decoder-only model such as a Llama, Qwen or Mistral"
         )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a file of a model.
+
+    Raises:
+        ModelError: The file cannot be read, or holds something else.
+    """
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read as JSON ({first_line(error)}); get the model again"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} must hold a JSON object; get the model again")
+    return content
+
+
+def write_manifest(folder: Path) -> None:
+    """Record the size and SHA-256 of every file in `folder`."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+    text = json.dumps({"files": files}, indent=2)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def find_damage(folder: Path) -> str | None:
+    """Describe the first damage to a converted model; return None if it is whole.
+
+    Compares each file with the manifest: its size, and its SHA-256 up to `HASHED_BYTES`.
+    """
+    try:
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {
+            name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
+        }
+    except OSError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is unreadable"
+    for name, (size, sha256) in expected.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, {size} were written"
+        if size <= HASHED_BYTES and file_sha256(path) != sha256:
+            return f"{name} does not have the content that was written"
+    return None
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -82,7 +159,7 @@ def _validate_safetensors(path: Path) -> None:
     if not path.is_file():
         raise ModelError(f"{path} is missing; copy every file of the model")
     try:
-        path.open("rb").close()  # as the library takes what may not be read for what is not there
+        path.open("rb").close()  # transformers would report an unreadable file as missing
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     try:
