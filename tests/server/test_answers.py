@@ -27,14 +27,14 @@ PROMPT = "the cat and the dog go to the sea. " * 8
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[tuple[Service, str]]:
+def running() -> Iterator[tuple[Service, str]]:
     with service() as one, listening(one) as address:
         yield one, address
 
 
 @pytest.fixture(scope="module")
-def openai(served: tuple[Service, str]) -> Iterator[OpenAI]:
-    with client(served[1]) as openai:
+def openai(running: tuple[Service, str]) -> Iterator[OpenAI]:
+    with client(running[1]) as openai:
         yield openai
 
 
@@ -43,9 +43,9 @@ def tokens(text: str) -> list[int]:
     return ids
 
 
-def test_models_and_health(served: tuple[Service, str], openai: OpenAI) -> None:
+def test_models_and_health(running: tuple[Service, str], openai: OpenAI) -> None:
     assert [model.id for model in openai.models.list()] == [NAME]
-    assert httpx.get(f"{served[1]}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{running[1]}/health").json() == {"status": "ok"}
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, tokens(PROMPT)])
@@ -165,14 +165,14 @@ def test_invalid_fields_are_refused_with_the_reason(
         assert openai.completions.create(model=NAME, prompt="a", max_tokens=1).choices[0]
 
 
-def test_unknown_models_and_paths(served: tuple[Service, str], openai: OpenAI) -> None:
+def test_unknown_models_and_paths(running: tuple[Service, str], openai: OpenAI) -> None:
     with pytest.raises(NotFoundError, match="model 'gpt' is not here; try 'tiny'"):
         openai.completions.create(model="gpt", prompt="a")
-    answer = httpx.get(f"{served[1]}/v1/nothing")
+    answer = httpx.get(f"{running[1]}/v1/nothing")
     assert answer.status_code == 404
     assert answer.json()["error"]["message"] == "Not Found"
     answer = httpx.post(
-        f"{served[1]}/v1/completions",
+        f"{running[1]}/v1/completions",
         content=b"{no json",
         headers={"content-type": "application/json"},
     )
@@ -180,8 +180,8 @@ def test_unknown_models_and_paths(served: tuple[Service, str], openai: OpenAI) -
     assert "JSON" in answer.json()["error"]["message"]
 
 
-def test_disconnecting_frees_the_batch_slot(served: tuple[Service, str], openai: OpenAI) -> None:
-    one, address = served
+def test_disconnecting_frees_the_batch_slot(running: tuple[Service, str], openai: OpenAI) -> None:
+    one, address = running
     for _ in range(3):
         stream = openai.completions.create(
             model=NAME, prompt=PROMPT, max_tokens=100_000, temperature=0, stream=True

@@ -282,5 +282,5 @@ def test_more_choices_than_the_queue_holds_are_refused() -> None:
     with service(max_sequences=2, waiting=3) as one, TestClient(make_app(one)) as http:
         answer = http.post("/v1/completions", json=GOOD_COMPLETION | {"n": 6})
         assert answer.status_code == 400
-        assert "n=6 texts are more than the 5" in answer.json()["error"]["message"]
+        assert "n=6 completions are more than the 5" in answer.json()["error"]["message"]
         assert http.post("/v1/completions", json=GOOD_COMPLETION | {"n": 5}).status_code == 200

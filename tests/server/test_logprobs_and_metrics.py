@@ -19,14 +19,14 @@ GREEDY: dict[str, Any] = {"model": NAME, "max_tokens": 12, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[tuple[Service, str]]:
+def running() -> Iterator[tuple[Service, str]]:
     with service(is_endless=True) as one, listening(one) as address:
         yield one, address
 
 
 @pytest.fixture(scope="module")
-def openai(served: tuple[Service, str]) -> Iterator[OpenAI]:
-    with client(served[1]) as openai:
+def openai(running: tuple[Service, str]) -> Iterator[OpenAI]:
+    with client(running[1]) as openai:
         yield openai
 
 
@@ -102,9 +102,9 @@ def test_logprobs_of_a_chat(openai: OpenAI) -> None:
     assert none.choices[0].logprobs is None
 
 
-def test_top_logprobs_require_logprobs(served: tuple[Service, str]) -> None:
+def test_top_logprobs_require_logprobs(running: tuple[Service, str]) -> None:
     body = {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}
-    answer = httpx.post(f"{served[1]}/v1/chat/completions", json=body)
+    answer = httpx.post(f"{running[1]}/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert "top_logprobs=2 needs logprobs=true" in answer.json()["error"]["message"]
 

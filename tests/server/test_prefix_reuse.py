@@ -19,7 +19,7 @@ Ask = Any
 
 
 @contextmanager
-def asked(storage: StorageSettings, **options: Any) -> Iterator[tuple[Service, Ask]]:
+def new_server(storage: StorageSettings, **options: Any) -> Iterator[tuple[Service, Ask]]:
     with (
         service(storage=storage, **options) as one,
         listening(one) as address,
@@ -61,7 +61,9 @@ def talk(asks: list[Ask], num_turns: int, most_words: int = 9, **settings: Any) 
 )
 def test_prefix_reuse_does_not_change_the_text(settings: dict[str, Any]) -> None:
     with ExitStack() as stack:
-        servers = [stack.enter_context(asked(StorageSettings(memory_bytes=n))) for n in (2**24, 0)]
+        servers = [
+            stack.enter_context(new_server(StorageSettings(memory_bytes=n))) for n in (2**24, 0)
+        ]
         answers = talk([ask for _, ask in servers], 7, **settings)
     for number, (known, anew) in enumerate(answers):
         assert known.choices[0].message.content == anew.choices[0].message.content
@@ -73,7 +75,7 @@ def test_prefix_reuse_does_not_change_the_text(settings: dict[str, Any]) -> None
 
 @pytest.mark.slow
 def test_prefill_cost_is_constant_over_two_hundred_turns() -> None:
-    with asked(StorageSettings(memory_bytes=2**22)) as (one, ask):
+    with new_server(StorageSettings(memory_bytes=2**22)) as (one, ask):
         answers = [answer for (answer,) in talk([ask], 200, 2, temperature=0)]
         read = [answer.usage.prompt_tokens - reused(answer) for answer in answers]
         assert max(read[1:]) < 150
@@ -83,7 +85,7 @@ def test_prefill_cost_is_constant_over_two_hundred_turns() -> None:
 
 def test_a_repeated_prompt_needs_no_prefill() -> None:
     messages: list[Any] = [{"role": "user", "content": "the cat " * 20}]
-    with asked(StorageSettings()) as (_, ask):
+    with new_server(StorageSettings()) as (_, ask):
         answers = [
             ask(model=NAME, messages=messages, max_tokens=9, temperature=0) for _ in range(2)
         ]
@@ -95,7 +97,7 @@ def test_the_prefix_cache_survives_a_restart(tmp_path: Path) -> None:
     messages: list[Any] = [{"role": "user", "content": "the cat " * 20}]
     told = []
     for _ in range(2):
-        with asked(StorageSettings(folder=tmp_path)) as (_, ask):
+        with new_server(StorageSettings(folder=tmp_path)) as (_, ask):
             told.append(ask(model=NAME, messages=messages, max_tokens=9, temperature=0))
     assert (reused(told[0]), reused(told[1])) == (0, told[1].usage.prompt_tokens)
     assert told[0].choices[0].message.content == told[1].choices[0].message.content

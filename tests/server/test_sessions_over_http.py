@@ -22,7 +22,7 @@ GREEDY = {"temperature": 0, "max_tokens": 9}
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Service, httpx.Client]]:
+def running(tmp_path: Path) -> Iterator[tuple[Service, httpx.Client]]:
     with (
         service(storage=StorageSettings(folder=tmp_path)) as one,
         listening(one) as address,
@@ -32,8 +32,8 @@ def served(tmp_path: Path) -> Iterator[tuple[Service, httpx.Client]]:
 
 
 @pytest.fixture
-def http(served: tuple[Service, httpx.Client]) -> httpx.Client:
-    return served[1]
+def http(running: tuple[Service, httpx.Client]) -> httpx.Client:
+    return running[1]
 
 
 def good(answer: httpx.Response) -> Any:

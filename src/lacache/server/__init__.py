@@ -1,12 +1,16 @@
 """An HTTP server with OpenAI's API.
 
-Start reading here:
+A request passes through these modules, in this order:
 
-- `start` builds a service from engines and runs it; `settings` has its options.
-- `app`, `middleware` and `errors` are the ASGI application around the routes.
-- `routes`, `session_routes` and `inspector` (with `page/`) are the routes; `schemas` are the
-  bodies of requests, `answers` and `logprobs` those of responses.
-- `service`, `prompts` and `texts` turn a request into jobs, and their events into a response.
-- `job`, `origin`, `writing` and `engine_thread` run the jobs on an engine.
-- `state/` stores what is kept between requests: the prefix cache and named sessions.
+- `app`: the ASGI application and its middleware (host names, API key, body size, counts).
+- `routes`: all routes, with `page/` for the inspector; `schemas` validate the bodies of requests,
+  `errors` are the responses to exceptions.
+- `service`: finds the model, tokenizes the prompt (`prompts`) and makes a `completion` for each
+  choice, on a sequence of its own.
+- `engine_thread`: runs all completions of one model on its engine.
+- `response`: turns the events of completions into OpenAI's format (`openai_format`), and counts
+  them (`metrics`).
+- `prefix_cache` and `session_store`: keep the state of sequences between requests.
+
+`start` builds a service from engines and `settings`, and runs it at an address.
 """

@@ -47,9 +47,9 @@ class Metrics:
             "lacache_sequence_seconds", "Time from a request to the end of its sequence."
         )
 
-    def watch(self, served: Sequence[ServedModel]) -> None:
+    def watch(self, models: Sequence[ServedModel]) -> None:
         """Add gauges that are read from the engines at each scrape."""
-        self._registry.register(_Gauges(served))
+        self._registry.register(_Gauges(models))
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -113,13 +113,13 @@ _GAUGES: dict[str, tuple[str, Callable[[ServedModel], int]]] = {
 class _Gauges(Collector):
     """Current values of all engines."""
 
-    def __init__(self, served: Sequence[ServedModel]) -> None:
-        self._served = served
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = models
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield every gauge with its current value for each model."""
         for name, (help, value) in _GAUGES.items():
             family = GaugeMetricFamily(f"lacache_{name}", help, labels=["model"])
-            for each in self._served:
+            for each in self._models:
                 family.add_metric([each.name], value(each))
             yield family

@@ -48,12 +48,12 @@ class ResponseFormat:
     Args:
         model: name of the model.
         is_chat: whether it is a chat or a text completion.
-        text_of: text of a token, for log probabilities; None leaves them out.
+        token_text: text of a token, for log probabilities; None leaves them out.
     """
 
-    def __init__(self, model: str, *, is_chat: bool, text_of: TokenText | None) -> None:
+    def __init__(self, model: str, *, is_chat: bool, token_text: TokenText | None) -> None:
         self._is_chat = is_chat
-        self._text_of = text_of
+        self._token_text = token_text
         self._shared = {
             "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid4().hex}",
             "created": int(time.time()),
@@ -110,22 +110,22 @@ class ResponseFormat:
         return {"index": index, **content, "finish_reason": reason, "logprobs": logprobs}
 
     def _logprobs(self, tokens: Sequence[Token]) -> Json | None:
-        if self._text_of is None or not tokens:
+        if self._token_text is None or not tokens:
             return None
         form = _chat_logprobs if self._is_chat else _completion_logprobs
         pairs = [(token, token.logprobs) for token in tokens if token.logprobs is not None]
-        return form(pairs, self._text_of)
+        return form(pairs, self._token_text)
 
 
 _Pairs = Sequence[tuple[Token, TokenLogprobs]]
 
 
-def _chat_logprobs(pairs: _Pairs, text_of: TokenText) -> Json:
+def _chat_logprobs(pairs: _Pairs, token_text: TokenText) -> Json:
     return {
         "content": [
             {
-                **_entry(text_of(token.id), logprobs.logprob),
-                "top_logprobs": [_entry(text_of(top), logprob) for top, logprob in logprobs.top],
+                **_entry(token_text(token.id), logprobs.logprob),
+                "top_logprobs": [_entry(token_text(top), logprob) for top, logprob in logprobs.top],
             }
             for token, logprobs in pairs
         ],
@@ -133,13 +133,14 @@ def _chat_logprobs(pairs: _Pairs, text_of: TokenText) -> Json:
     }
 
 
-def _completion_logprobs(pairs: _Pairs, text_of: TokenText) -> Json:
+def _completion_logprobs(pairs: _Pairs, token_text: TokenText) -> Json:
     return {
-        "tokens": [text_of(token.id) for token, _ in pairs],
+        "tokens": [token_text(token.id) for token, _ in pairs],
         "token_logprobs": [each.logprob for _, each in pairs],
         # Incomplete characters have the same text; the most likely token is kept.
         "top_logprobs": [
-            {text_of(other): logprob for other, logprob in reversed(each.top)} for _, each in pairs
+            {token_text(other): logprob for other, logprob in reversed(each.top)}
+            for _, each in pairs
         ],
         "text_offset": [token.offset for token, _ in pairs],
     }

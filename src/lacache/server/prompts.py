@@ -53,7 +53,7 @@ class Prompts:
         validate_tokens(tokens, self._vocab_size)
         return tokens
 
-    def text_of(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
         """Return the text of a single token, with U+FFFD for an incomplete character."""
         text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
         return text
@@ -66,7 +66,7 @@ class Prompts:
         """Return a new detokenizer, for one completion."""
         return Detokenizer(self._tokenizer)
 
-    def texts_of(self, tokens: list[int]) -> list[str]:
+    def token_texts(self, tokens: list[int]) -> list[str]:
         """Return the text that each token completes, special tokens included."""
         text = Detokenizer(self._tokenizer, skip_special_tokens=False)
         return [text.push(token) for token in tokens]

@@ -30,7 +30,7 @@ class CompletionResponse:
         request: the request.
         prompt: its token ids.
         format: builds the JSON of the response.
-        texts_of: returns the text that each of some tokens completes.
+        token_texts: returns the text that each of some tokens completes.
         metrics: of the request.
     """
 
@@ -39,13 +39,13 @@ class CompletionResponse:
         request: TextRequest,
         prompt: list[int],
         format: ResponseFormat,
-        texts_of: Callable[[list[int]], list[str]],
+        token_texts: Callable[[list[int]], list[str]],
         metrics: RequestMetrics,
     ) -> None:
         self._request = request
         self._prompt = prompt
         self._format = format
-        self._texts_of = texts_of
+        self._token_texts = token_texts
         self._metrics = metrics
         self._thread: EngineThread | None = None
         self._completions: list[Completion] = []
@@ -97,7 +97,7 @@ class CompletionResponse:
             if first is not None:
                 yield first
         if inspects:
-            prompt = await run_in_threadpool(self._texts_of, self._prompt)
+            prompt = await run_in_threadpool(self._token_texts, self._prompt)
             yield self._format.inspector_chunk({"prompt": prompt})
         async for index, event in self._events():
             if isinstance(event, Delta):

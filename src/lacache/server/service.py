@@ -26,7 +26,7 @@ class Service:
     """Answers requests with the models that are served.
 
     Args:
-        served: the models; the first is the default.
+        models: the models; the first is the default.
         prompts: tokenizes prompts.
         eos_token_ids: tokens that end a sequence.
         limits: limits of requests.
@@ -35,19 +35,19 @@ class Service:
 
     def __init__(
         self,
-        served: Sequence[ServedModel],
+        models: Sequence[ServedModel],
         prompts: Prompts,
         eos_token_ids: frozenset[int],
         limits: Limits,
         metrics: Metrics,
     ) -> None:
-        self.models = {each.name: each for each in served}
+        self.models = {each.name: each for each in models}
         self.limits = limits
         self.metrics = metrics
-        self._default = served[0]
+        self._default = models[0]
         self._prompts = prompts
         self._eos_token_ids = eos_token_ids
-        metrics.watch(served)
+        metrics.watch(models)
 
     def model(self, name: str | None) -> ServedModel:
         """Return the model of a name; None is the default.
@@ -98,13 +98,13 @@ class Service:
         prompt, origin = await run_in_threadpool(self._prompt_and_origin, request, model)
         prompts, limits = self._prompts, self.limits
         try:
-            text_of = None if request.num_top_logprobs is None else prompts.text_of
+            token_text = None if request.num_top_logprobs is None else prompts.token_text
             is_chat = isinstance(request, ChatRequest)
             response = CompletionResponse(
                 request,
                 prompt,
-                ResponseFormat(model.name, is_chat=is_chat, text_of=text_of),
-                prompts.texts_of,
+                ResponseFormat(model.name, is_chat=is_chat, token_text=token_text),
+                prompts.token_texts,
                 RequestMetrics(self.metrics, model.name),
             )
             completions = [

@@ -67,15 +67,15 @@ def make_service(
     vocab_size = model.get_input_embeddings().num_embeddings
     ends = eos_token_ids(model, tokenizer) if eos is None else eos
     with _locked(settings.storage.folder), ExitStack() as stack:
-        served: list[ServedModel] = []
+        models: list[ServedModel] = []
         for name, engine in engines.items():
-            served.append(_served(name, engine, model, settings))
-            stack.callback(served[-1].close)
+            models.append(_served_model(name, engine, model, settings))
+            stack.callback(models[-1].close)
         prompts = Prompts(tokenizer, vocab_size, settings.limits)
-        yield Service(served, prompts, ends, settings.limits, Metrics())
+        yield Service(models, prompts, ends, settings.limits, Metrics())
 
 
-def _served(name: str, engine: Engine, model: Any, settings: ServerSettings) -> ServedModel:
+def _served_model(name: str, engine: Engine, model: Any, settings: ServerSettings) -> ServedModel:
     storage = settings.storage
     files, sessions = None, None
     if storage.folder is not None:
@@ -196,6 +196,6 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start the shutdown in other threads, since a signal handler must not wait for a lock."""
-        for served in self._service.models.values():
-            threading.Thread(target=served.thread.close, args=(_GRACE_SECONDS,)).start()
+        for model in self._service.models.values():
+            threading.Thread(target=model.thread.close, args=(_GRACE_SECONDS,)).start()
         super().handle_exit(sig, frame)
