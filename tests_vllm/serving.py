@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.policies.sized import Sized
 from vllm import LLM, SamplingParams
 
 from lacache.engine.engine import Engine
@@ -93,6 +92,6 @@ def generate_slowly(
     model: Any, budget: int, policy: LayerPolicy, prompt: Sequence[int], num_new: int = NUM_NEW
 ) -> list[int]:
     """Generate with the slow reference."""
-    sized = Sized(policy, budget)
+    sized = (budget, policy)
     recent = getattr(policy.schedule(model.config.num_hidden_layers, budget), "recent", 0)
     return slow_generate(model, torch.tensor([list(prompt)]), sized, recent, num_new)[0].tolist()

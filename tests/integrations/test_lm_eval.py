@@ -1,4 +1,4 @@
-"""lm-eval's model type, against lm-eval's own `hf` and against the obvious."""
+"""The model type for lm-eval, compared with lm-eval's own `hf` and with slow references."""
 
 import importlib
 import json
@@ -15,8 +15,8 @@ pytest.importorskip("lm_eval")
 
 import torch
 
-from lacache import LaCache
 from lacache.errors import ConfigError
+from lacache.evals.policies import open_cache, parse_eval_policy
 from lacache.integrations.lm_eval import main, register
 from lacache.models.decoder import cache_argument
 from tests.engine.tiny import save_tiny
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    # It tells everything it does, and warns of its own defaults.
+    # lm-eval logs every step, and warns of its own defaults.
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
@@ -69,7 +69,7 @@ GENERATIONS = [
 ]
 
 
-def test_the_full_cache_gives_the_numbers_of_hf(hf: Any, full: Any) -> None:
+def test_the_full_cache_equals_hf(hf: Any, full: Any) -> None:
     theirs, ours = (lm.loglikelihood(LIKELIHOODS, disable_tqdm=True) for lm in (hf, full))
     assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], abs=2e-4)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
@@ -92,20 +92,20 @@ def test_the_full_cache_is_cut_where_hf_is(folder: Path) -> None:
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_what_greedy_decoding_writes_is_told(full: Any) -> None:
+def test_greedy_continuations_are_recognized(full: Any) -> None:
     tokens = context = full.tok_encode(CONTEXT)
     for _ in range(6):
         logits = full.model(torch.tensor([tokens])).logits
         tokens = [*tokens, int(logits[0, -1].argmax())]
-    written = tokens[len(context) :]
-    asked = [(("", ""), context, w) for w in (written, [*written[:3], 5, *written[4:]])]
-    greedy = [is_greedy for _, is_greedy in full._loglikelihood_tokens(asked, disable_tqdm=True)]
+    generated = tokens[len(context) :]
+    requests = [(("", ""), context, w) for w in (generated, [*generated[:3], 5, *generated[4:]])]
+    greedy = [is_greedy for _, is_greedy in full._loglikelihood_tokens(requests, disable_tqdm=True)]
     assert greedy == [True, False]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ladder": {"budget": 24, "span": 2, "overlap": 1},
-    "ladder of a share": {"budget": 0.25, "smallest": 16, "span": 2},
+    "ladder": {"budget": 24, "policy": "ladder:span=2:overlap=1"},
+    "ladder of a share": {"budget": 0.25, "smallest": 16, "policy": "ladder:span=2"},
     "streaming": {"budget": 24, "policy": "streaming"},
     "dense": {"budget": 24, "policy": "streaming", "prefill": "dense"},
     "dense, first token too": {
@@ -117,14 +117,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def twin(lm: Any, name: str, context: list[int], continuation: list[int]) -> float:
-    """One token at a time, with a new cache for each request."""
+def slow_likelihood(lm: Any, name: str, context: list[int], continuation: list[int]) -> float:
+    """Score a continuation one token at a time, with a new cache."""
     options = OPTIONS[name]
     capacity = options["budget"]
     if isinstance(capacity, float):
         capacity = max(16, -(-len(context) // 4))
-    method = lm._method
-    cache: LaCache = method.open(lm.model, capacity=capacity, dense="dense" in name)
+    policy = parse_eval_policy(options["policy"])
+    cache = open_cache(lm.model, policy, capacity, dense="dense" in name)
     first = context
     if "dense" in name:
         read = context if "too" in name else context[:-1]
@@ -140,13 +140,13 @@ def twin(lm: Any, name: str, context: list[int], continuation: list[int]) -> flo
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_bounded_caches_score_as_the_slow_twin(folder: Path, hf: Any, name: str) -> None:
+def test_bounded_caches_score_as_the_slow_reference(folder: Path, hf: Any, name: str) -> None:
     lm = make("lacache", folder, **OPTIONS[name])
-    asked = [ask(CONTEXT, "the dog"), ask(CONTEXT + "And ", "x"), ask(CONTEXT, "y")]
-    ours = [value for value, _ in lm.loglikelihood(asked, disable_tqdm=True)]
-    pairs = [lm._encode_pair(*request.args) for request in asked]
-    assert ours == pytest.approx([twin(lm, name, *pair) for pair in pairs], abs=2e-3)
-    theirs = [value for value, _ in hf.loglikelihood(asked, disable_tqdm=True)]
+    requests = [ask(CONTEXT, "the dog"), ask(CONTEXT + "And ", "x"), ask(CONTEXT, "y")]
+    ours = [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
+    pairs = [lm._encode_pair(*request.args) for request in requests]
+    assert ours == pytest.approx([slow_likelihood(lm, name, *pair) for pair in pairs], abs=2e-3)
+    theirs = [value for value, _ in hf.loglikelihood(requests, disable_tqdm=True)]
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > 0.01
 
 
@@ -154,13 +154,13 @@ def test_a_document_is_one_window_and_memory_is_bounded(folder: Path, tmp_path: 
     short = shutil.copytree(folder, tmp_path / "short")
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 256}))
-    lm = make("lacache", short, budget=40, policy="streaming", evict_batch=0.5)
+    lm = make("lacache", short, budget=40, policy="streaming:evict_batch=0.5")
     document = LONG * 2
     tokens = lm.tok_encode(document)
     assert len(tokens) > 3 * lm.model.config.max_position_embeddings
     assert lm.max_length > 1e9
     value = lm.loglikelihood_rolling([ask(document)], disable_tqdm=True)[0]
-    cache = lm._method.open(lm.model, capacity=40, dense=False)
+    cache = open_cache(lm.model, lm._policy, 40)
     logits = lm.model(
         torch.tensor([[lm.prefix_token_id, *tokens[:-1]]]), **cache_argument(lm.model, cache)
     ).logits[0]
@@ -170,28 +170,28 @@ def test_a_document_is_one_window_and_memory_is_bounded(folder: Path, tmp_path: 
     assert lm.get_model_info()["lacache_peak_bytes"] <= 40 * per_token
 
 
-def test_writing_is_bounded_and_that_of_the_cache(folder: Path) -> None:
+def test_generation_is_bounded_and_equals_that_of_the_cache(folder: Path) -> None:
     for name in ("ladder", "dense"):
         lm = make("lacache", folder, **OPTIONS[name])
-        asked = [ask(CONTEXT * 2, {"until": [], "max_gen_toks": 58})]
-        ours = lm.generate_until(asked, disable_tqdm=True)[0]
+        requests = [ask(CONTEXT * 2, {"until": [], "max_gen_toks": 58})]
+        ours = lm.generate_until(requests, disable_tqdm=True)[0]
         tokens = torch.tensor([lm.tok_encode(CONTEXT * 2)])
-        cache = lm._method.open(lm.model, capacity=24, dense=name == "dense")
+        cache = open_cache(lm.model, lm._policy, 24, dense=name == "dense")
         if name == "dense":
             cache.prefill(lm.model, tokens[:, :-1])
             tokens = tokens[:, -1:]
-        written = []
+        generated = []
         for _ in range(58):
             tokens = cache.prefill(lm.model, tokens).argmax(-1, keepdim=True)
-            written.append(int(tokens))
-        assert ours == lm.tok_decode(written)
+            generated.append(int(tokens))
+        assert ours == lm.tok_decode(generated)
         per_token = cache.report().bytes / cache.report().num_cached
         assert lm.get_model_info()["lacache_peak_bytes"] == 24 * per_token
 
 
-def test_results_say_what_was_measured(folder: Path) -> None:
+def test_results_record_the_settings(folder: Path) -> None:
     info = make("lacache", folder, **OPTIONS["dense"]).get_model_info()
-    assert info["lacache_policy"]["name"] == "streaming"
+    assert info["lacache_policy"] == "streaming"
     assert (info["lacache_budget"], info["lacache_prefill"]) == ("24", "dense")
     assert info["lacache_first_token"] == "cache"
     assert json.dumps(info, default=str)
@@ -201,24 +201,24 @@ def test_results_say_what_was_measured(folder: Path) -> None:
     ("options", "message"),
     [
         ({}, "no budget was given"),
-        ({"budget": 40, "policy": "full"}, "policy=full has no budget"),
-        ({"budget": 24, "policy": "lader"}, "'lader' must be one of"),
+        ({"budget": 40, "policy": "full"}, "budget=40 cannot be given with policy 'full'"),
+        ({"budget": 24, "policy": "lader"}, "policy='lader' must be one of"),
         ({"budget": 24, "batch_size": 8}, "batch_size=8 must be 1"),
         ({"budget": 24, "batch_size": "auto"}, "batch_size=auto must be 1"),
         ({"budget": 24, "prefill": "thick"}, "prefill='thick'"),
         ({"budget": 24, "first_token": "dense"}, "needs a dense pass"),
-        ({"budget": 24, "span": "two"}, "span=two must be a whole number"),
+        ({"budget": 24, "policy": "ladder:span=two"}, "span=two of policy 'ladder'"),
+        ({"budget": 24, "span": 2}, "span=2 is no argument; write.*policy=ladder:span=15"),
+        ({"budget": 24, "policy": "ladder", "evict_batch": 1}, "evict_batch=1 is no argument"),
         ({"budget": 24, "smallest": 0}, "smallest"),
     ],
 )
-def test_what_cannot_work_is_said_before_a_model_is_loaded(
-    options: dict[str, Any], message: str
-) -> None:
+def test_errors_come_before_a_model_is_loaded(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make("lacache", Path("no such folder"), **options)
 
 
-def test_registering_twice_is_registering_once() -> None:
+def test_register_is_idempotent() -> None:
     register()
     register()
     from lm_eval.api.registry import model_registry
@@ -229,12 +229,12 @@ def test_registering_twice_is_registering_once() -> None:
 
 @pytest.fixture
 def task_folder(tmp_path: Path) -> Path:
-    """A task of our own, from a local file."""
-    rows = [{"text": CONTEXT + str(i), "answer": "the"} for i in range(3)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    """Write a task that reads a local file."""
+    documents = [{"text": CONTEXT + str(i), "answer": "the"} for i in range(3)]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(one) + "\n" for one in documents))
     (tmp_path / "tiny.yaml").write_text(
-        "task: tiny_writing\ndataset_path: json\n"
-        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
+        "task: tiny_generation\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'documents.jsonl'}}}}}\n"
         "test_split: test\noutput_type: generate_until\n"
         "doc_to_text: '{{text}}'\ndoc_to_target: '{{answer}}'\n"
         "generation_kwargs: {until: ['x'], max_gen_toks: 5}\n"
@@ -244,9 +244,8 @@ def task_folder(tmp_path: Path) -> Path:
 
 
 def check_results(results: Any) -> None:
-    method = results["config"]["lacache_policy"]
-    assert (method["name"], method["span"], method["overlap"]) == ("ladder", 2, 1)
-    assert results["n-samples"]["tiny_writing"]["effective"] == 3
+    assert results["config"]["lacache_policy"] == "ladder:span=2:overlap=1"
+    assert results["n-samples"]["tiny_generation"]["effective"] == 3
 
 
 def test_lm_eval_runs_a_task(folder: Path, task_folder: Path) -> None:
@@ -257,8 +256,8 @@ def test_lm_eval_runs_a_task(folder: Path, task_folder: Path) -> None:
     check_results(
         lm_eval.simple_evaluate(
             model="lacache",
-            model_args=f"pretrained={folder},budget=24,span=2,overlap=1,dtype=float32",
-            tasks=["tiny_writing"],
+            model_args=f"pretrained={folder},budget=24,policy=ladder:span=2:overlap=1,dtype=float32",
+            tasks=["tiny_generation"],
             device="cpu",
             task_manager=manager,
         )
@@ -266,7 +265,7 @@ def test_lm_eval_runs_a_task(folder: Path, task_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_line_is_that_of_lm_eval(
+def test_the_command_line_of_lm_eval(
     folder: Path,
     task_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -274,17 +273,20 @@ def test_the_command_line_is_that_of_lm_eval(
 ) -> None:
     """Slow, as lm-eval reads the files of its thousands of tasks."""
     out = task_folder / "out"
-    arguments = ["run", "--model", "lacache", "--tasks", "tiny_writing", "--device", "cpu"]
-    arguments += ["--model_args", f"pretrained={folder},budget=24,span=2,overlap=1,dtype=float32"]
+    arguments = ["run", "--model", "lacache", "--tasks", "tiny_generation", "--device", "cpu"]
+    arguments += [
+        "--model_args",
+        f"pretrained={folder},budget=24,policy=ladder:span=2:overlap=1,dtype=float32",
+    ]
     arguments += ["--include_path", str(task_folder), "--output_path", str(out)]
     monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     main()
-    assert "tiny_writing" in capsys.readouterr().out
+    assert "tiny_generation" in capsys.readouterr().out
     check_results(json.loads(next(out.rglob("results*.json")).read_text()))
 
 
-def test_our_errors_are_one_line(
+def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse() -> None:

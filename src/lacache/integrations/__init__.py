@@ -1,1 +1,1 @@
-"""LaCache inside of other libraries. Each needs an extra, and is loaded only when it is used."""
+"""LaCache inside other libraries. Each module needs an extra and is imported only when used."""

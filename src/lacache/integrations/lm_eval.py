@@ -1,11 +1,11 @@
-"""lm-eval with the model type `lacache`.
+"""The model type `lacache` for lm-eval.
 
-    python -m lacache.integrations.lm_eval run --model lacache \
-        --model_args pretrained=default,budget=0.25,span=15,overlap=12 --tasks lambada_openai
+    python -m lacache.integrations.lm_eval run --model lacache --tasks lambada_openai \
+        --model_args pretrained=default,budget=0.25,policy=ladder:span=15:overlap=0
 
-is lm-eval's own command line, with one more model type in its registry. lm-eval 0.4.13 looks for
-no plugins of other packages, so its command `lm_eval` by itself cannot know of this type. In
-Python, `register()` and then `lm_eval.simple_evaluate(model="lacache", model_args=..., ...)`.
+is lm-eval's own command line, with one more model type in its registry. lm-eval 0.4.13 loads no
+plugins, so its own command `lm_eval` does not find this type. In Python, call `register()`, and
+then `lm_eval.simple_evaluate(model="lacache", model_args=..., ...)`.
 """
 
 import sys
@@ -19,15 +19,15 @@ _TARGET = "lacache.integrations.lm_eval_model:LaCacheLM"
 
 
 def register() -> None:
-    """Put the model type into lm-eval's registry, once for each process.
+    """Register the model type with lm-eval. Idempotent.
 
-    The model's own module is loaded when the type is first used (lm-eval's lazy registration).
+    Its module is imported when the type is first used (lm-eval's lazy registration).
 
     Raises:
         MissingExtraError: lm-eval is not installed.
     """
     require_modules("lm_eval", why="the model type for lm-eval", extra="evals")
-    # lm-eval fills the registry with its own types only where it is empty, so these come first.
+    # lm-eval fills only an empty registry with its own types, so they come first.
     import_module("lm_eval.models")
     from lm_eval.api.registry import model_registry
 

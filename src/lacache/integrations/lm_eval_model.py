@@ -1,4 +1,4 @@
-"""The model type itself; needs lm-eval, so `lacache.integrations.lm_eval` names it lazily."""
+"""The model type of `lacache.integrations.lm_eval`, in a module that needs lm-eval to import."""
 
 from __future__ import annotations
 
@@ -17,62 +17,63 @@ from tqdm import tqdm
 from lacache.cache import HookedCache
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, InputError
-from lacache.evals.methods.registry import METHODS, parse_method
+from lacache.evals.baselines import BASELINES
 from lacache.evals.monitor import CacheMonitor
+from lacache.evals.policies import open_cache, parse_eval_policy
 from lacache.evals.runs import FirstToken, Protocol
 from lacache.models import load_model
 from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
-from lacache.policies.budget import Budget, ParsedBudget, parse_budget
+from lacache.policies import DEFAULT_POLICY, POLICIES, BudgetLike, Full, Policy, validate_budget
 from lacache.version import __version__
 
-_CHUNK = 256
-_ENDLESS = 1 << 40
+_TOKENS_PER_FORWARD = 256
+_NO_LIMIT = 1 << 40
+_SETTINGS = {f.name for kind in (*POLICIES, *BASELINES) for f in fields(kind)}  # type: ignore[arg-type]
 Request = tuple[Any, list[int], list[int]]
-"""The texts (None for a window of a document), tokens of context and continuation."""
+"""Context and continuation as text (None for a window of a document), then as tokens."""
 
 
 @final
 @dataclass(frozen=True)
-class _Opened:
+class _BoundedCache:
     cache: HookedCache
-    limit: int | None
-    """Tokens per layer that it may hold on average."""
+    capacity: int | None
+    """Tokens per layer that it may hold on average; None for a policy without a budget."""
 
 
 @final
 class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     """lm-eval's `hf` model with a bounded cache for each request.
 
-    Contexts are read in segments, so that nothing is ever read from a cache larger than the
-    budget, and lengths have no limit: a document of any length is one window. A context that
-    several continuations share is read once. `policy=full` gives the numbers of `hf`.
+    With a chunked prefill no forward attends to more than the budget, and lengths have no limit: a
+    document of any length is one window. A context that several continuations share is prefilled
+    once. `policy=full` gives the numbers of `hf`.
 
     Args:
         pretrained: as in `hf`, and "default" or a .gguf file as in `lacache.models.load_model`.
         budget: tokens per layer (512), a share of the context (0.25; of the whole window where
             lm-eval asks for the likelihood of a document), or bytes ("64MiB").
-        policy: any method of `lacache eval`, such as ladder, streaming or full. Its settings
-            (span, overlap, recent, evict_batch ...) are arguments too, written as there; a preset
-            is `policy=preset,preset=global`.
-        prefill: "chunked", or "dense" to read a context with a full cache and then compact it.
-        first_token: in a dense prefill, where the first answer token comes from; see `Protocol`.
-        smallest: tokens that a share of a short context is never below.
+        policy: a policy or its text, as for `lacache eval`: `ladder:span=15:overlap=0`,
+            `balanced`, `streaming`, `full`, or a baseline such as `keydiff`.
+        prefill: "chunked", or "dense" to prefill a context with a full cache and then compact it.
+        first_token: with a dense prefill, where the first answer token comes from; see `Protocol`.
+        smallest: least number of tokens that a share of a short context gives.
         batch_size: 1, as requests differ in length and so in what they keep.
-        max_length: cuts requests from the left as in `hf`; by default nothing is cut, and with
-            policy=full what `hf` cuts.
-        options: what `hf` takes, such as dtype, device or attn_implementation.
+        max_length: longest request, cut from the left as in `hf`; by default there is no limit, and
+            with policy=full the limit of `hf`.
+        options: options of `hf`, such as dtype, device or attn_implementation.
 
     Raises:
-        ConfigError: an option that cannot work.
+        ConfigError: an argument that cannot work.
     """
 
     def __init__(
         self,
         pretrained: Any,
         *,
-        budget: Budget | None = None,
-        policy: str = "ladder",
+        budget: BudgetLike | None = None,
+        policy: Policy | str = DEFAULT_POLICY,
         prefill: Literal["chunked", "dense"] = "chunked",
         first_token: FirstToken = "cache",
         smallest: int = 64,
@@ -80,7 +81,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         max_length: int | None = None,
         **options: Any,
     ) -> None:
-        # Before a model is loaded for nothing.
+        # Refused before a model is loaded.
         if str(batch_size or 1) != "1":
             raise ConfigError(
                 f"batch_size={batch_size} must be 1, as each request has a cache of its own; try "
@@ -88,14 +89,13 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             )
         validate_int("smallest", smallest, 1)
         self._protocol = Protocol(prefill, first_token)
-        make: Any = METHODS.get(policy)
-        known = [field.name for field in fields(make)] if make else []
-        settings = {name: options.pop(name) for name in known if name in options}
-        spec = ",".join(f"{name}={value}" for name, value in settings.items())
-        self._method = parse_method(f"{policy}:{spec}" if spec else policy)
-        self._is_full = policy == "full"
-        self._budget = _parsed(budget, is_full=self._is_full)
-        self._budget_text = None if self._is_full else str(budget)
+        for name in _SETTINGS & options.keys():
+            raise ConfigError(
+                f"{name}={options[name]} is no argument; write the settings of a policy in its "
+                "text, such as policy=ladder:span=15:overlap=0"
+            )
+        self._policy = parse_eval_policy(policy)
+        self._budget = validate_budget(self._policy, budget)
         self._smallest = smallest
         self._peak_bytes = 0.0
         if isinstance(pretrained, str) and (
@@ -106,19 +106,19 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def max_length(self) -> int:
-        """Tokens that a request is cut to."""
-        if self._is_full or self._max_length:
+        """Longest request in tokens."""
+        if isinstance(self._policy, Full) or self._max_length:
             length: int = super().max_length
             return length
-        return _ENDLESS
+        return _NO_LIMIT
 
     def get_model_info(self) -> dict[str, Any]:
-        """For lm-eval's results: what `hf` tells, and what bounded the cache."""
+        """Return what lm-eval records of the model: that of `hf`, and what bounded the cache."""
         return {
             **super().get_model_info(),
             "lacache": __version__,
-            "lacache_policy": self._method.record(),
-            "lacache_budget": self._budget_text,
+            "lacache_policy": str(self._policy),
+            "lacache_budget": self._budget and str(self._budget),
             "lacache_prefill": self._protocol.prefill,
             "lacache_first_token": self._protocol.first_token,
             "lacache_peak_bytes": self._peak_bytes,
@@ -130,28 +130,28 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation, and whether greedy decoding writes it."""
-        # A context that several continuations share is read once; documents share nothing.
+        """Return the log-likelihood of each continuation, and whether greedy decoding gives it."""
+        # Continuations that share a context share its prefill; documents share nothing.
         groups: dict[object, list[int]] = defaultdict(list)
         contexts: dict[int, list[int]] = {}
-        for number, (texts, context, continuation) in enumerate(requests):
+        for number, (text, context, continuation) in enumerate(requests):
             contexts[number] = self._cut(context, continuation)[: -len(continuation)]
-            groups[number if texts is None else tuple(contexts[number])].append(number)
+            groups[number if text is None else tuple(contexts[number])].append(number)
         answers: dict[int, tuple[float, bool]] = {}
         bar = tqdm(
             total=len(requests),
             disable=disable_tqdm or self.rank != 0,
             desc="Running loglikelihood requests",
         )
-        # The longest first, so that what is too long for the machine shows at once.
+        # The longest first, so that a context too long for the machine fails at once.
         for numbers in sorted(groups.values(), key=lambda same: -len(contexts[same[0]])):
-            texts, _, continuation = requests[numbers[0]]
+            text, _, continuation = requests[numbers[0]]
             context = contexts[numbers[0]]
-            opened = self._open(len(context) + (len(continuation) if texts is None else 0))
-            logits = self._read(opened, context)
+            bounded = self._new_cache(len(context) + (len(continuation) if text is None else 0))
+            logits = self._prefill(bounded, context)
             for number in numbers:
                 is_last = number == numbers[-1]
-                fork = opened if is_last else replace(opened, cache=copy.deepcopy(opened.cache))
+                fork = bounded if is_last else replace(bounded, cache=copy.deepcopy(bounded.cache))
                 answers[number] = self._score(fork, logits, requests[number][2])
                 # lm-eval keeps the sum over a document's windows instead.
                 if requests[number][0] is not None:
@@ -165,29 +165,25 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def _model_generate(
         self, context: Tensor, max_length: int, stop: Any, **options: Any
     ) -> Tensor:
-        """What `hf` generates from [1, Q] tokens, with a bounded cache."""
-        opened = self._open(context.shape[1])
-        before = self._pieces(context[0].tolist())[:-1]
-        for piece in before:
-            with self._monitoring(opened, dense=True):
-                opened.cache.prefill(self.model, self._tensor(piece))
-        # Where the first token comes from the dense pass, that pass and the writing are one.
-        with self._monitoring(opened, dense=self._is_dense and not before):
+        """Generate from [1, Q] tokens as `hf` does, with a bounded cache."""
+        bounded = self._new_cache(context.shape[1])
+        before = self._parts(context[0].tolist())[:-1]
+        for part in before:
+            with self._monitoring(bounded, dense=True):
+                bounded.cache.prefill(self.model, self._tensor(part))
+        # If the first token comes from the dense pass, `generate` runs that pass.
+        with self._monitoring(bounded, dense=self._protocol.is_dense and not before):
             tokens: Tensor = super()._model_generate(
                 context=context,
                 max_length=max_length,
                 stop=stop,
-                **cache_argument(self.model, opened.cache),
+                **cache_argument(self.model, bounded.cache),
                 **options,
             )
         return tokens
 
-    @property
-    def _is_dense(self) -> bool:
-        return self._protocol.is_dense
-
     def _cut(self, context: list[int], continuation: list[int]) -> list[int]:
-        """As `hf` cuts: from the left, and never the continuation."""
+        """Cut a request as `hf` does: from the left, and never the continuation."""
         if not continuation or len(continuation) > self.max_length:
             raise InputError(
                 f"a continuation of {len(continuation)} tokens must have 1 to {self.max_length}; "
@@ -195,56 +191,59 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             )
         return (context + continuation)[-(self.max_length + 1) :]
 
-    def _open(self, prompt_tokens: int) -> _Opened:
-        capacity = self._budget.capacity(
-            bytes_per_token=model_info(self.model).bytes_per_token,
-            prompt_tokens=prompt_tokens,
-            smallest=self._smallest,
-        )
-        cache = self._method.open(self.model, capacity=capacity, dense=self._is_dense)
-        return _Opened(cache, None if self._is_full else capacity)
+    def _new_cache(self, prompt_tokens: int) -> _BoundedCache:
+        capacity = None
+        if self._budget is not None:
+            capacity = self._budget.capacity(
+                bytes_per_token=model_info(self.model).bytes_per_token,
+                prompt_tokens=prompt_tokens,
+                smallest=self._smallest if self._budget.share else 1,
+            )
+        is_dense = self._protocol.is_dense
+        cache = open_cache(self.model, self._policy, capacity or 0, dense=is_dense)
+        return _BoundedCache(cache, capacity)
 
-    def _pieces(self, prompt: list[int]) -> list[list[int]]:
-        """In a dense prefill the last token is read from what the compaction has left."""
-        if self._is_dense and self._protocol.first_token == "cache":
-            return [piece for piece in (prompt[:-1], prompt[-1:]) if piece]
+    def _parts(self, prompt: list[int]) -> list[list[int]]:
+        """Split off the last token if it follows after the compaction of a dense prefill."""
+        if self._protocol.is_dense and self._protocol.first_token == "cache":
+            return [part for part in (prompt[:-1], prompt[-1:]) if part]
         return [prompt]
 
-    def _read(self, opened: _Opened, context: list[int]) -> Tensor:
-        """Read a context; returns the logits [1, V] of what comes next."""
-        for number, piece in enumerate(self._pieces(context)):
-            with self._monitoring(opened, dense=self._is_dense and number == 0):
-                logits = opened.cache.prefill(self.model, self._tensor(piece))
+    def _prefill(self, bounded: _BoundedCache, context: list[int]) -> Tensor:
+        """Prefill a context; return the logits [1, V] of the next token."""
+        for number, part in enumerate(self._parts(context)):
+            with self._monitoring(bounded, dense=self._protocol.is_dense and number == 0):
+                logits = bounded.cache.prefill(self.model, self._tensor(part))
         return logits
 
     @torch.no_grad()
     def _score(
-        self, opened: _Opened, logits: Tensor, continuation: list[int]
+        self, bounded: _BoundedCache, logits: Tensor, continuation: list[int]
     ) -> tuple[float, bool]:
         targets = torch.tensor(continuation, device=self.device)
         found = [self._log_probs(logits, targets[:1])]
-        with self._monitoring(opened, dense=False):
-            # Piece by piece, as the logits of a long document are larger than its cache.
-            for start in range(0, len(continuation) - 1, _CHUNK):
-                stop = min(start + _CHUNK, len(continuation) - 1)
-                piece = self._tensor(continuation[start:stop])
+        with self._monitoring(bounded, dense=False):
+            # In parts, as the logits of a long document are larger than its cache.
+            for start in range(0, len(continuation) - 1, _TOKENS_PER_FORWARD):
+                stop = min(start + _TOKENS_PER_FORWARD, len(continuation) - 1)
+                part = self._tensor(continuation[start:stop])
                 output = self.model(
-                    input_ids=piece, **cache_argument(self.model, opened.cache), use_cache=True
+                    input_ids=part, **cache_argument(self.model, bounded.cache), use_cache=True
                 )
                 found.append(self._log_probs(output.logits[0], targets[start + 1 : stop + 1]))
         log_probs = torch.cat([values for values, _ in found])
         return float(log_probs.sum()), all(is_greedy for _, is_greedy in found)
 
     def _log_probs(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, bool]:
-        """Of `targets` [Q] under logits [Q, V], and whether they are the likeliest."""
+        """Return log-probabilities [Q] of `targets` under logits [Q, V], and if all are greedy."""
         log_probs = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         chosen = log_probs.gather(1, targets[:, None]).squeeze(1)
         return chosen, bool((log_probs.argmax(dim=-1) == targets).all())
 
     @contextmanager
-    def _monitoring(self, opened: _Opened, *, dense: bool) -> Iterator[None]:
-        """Hold a method to its budget, and remember the most bytes."""
-        monitor = CacheMonitor(self.model, opened.cache, capacity=opened.limit)
+    def _monitoring(self, bounded: _BoundedCache, *, dense: bool) -> Iterator[None]:
+        """Check that a policy keeps to its budget, and record the most bytes."""
+        monitor = CacheMonitor(self.model, bounded.cache, capacity=bounded.capacity)
         with (
             torch.autocast(
                 device_type=self.device.type,
@@ -258,13 +257,3 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _tensor(self, tokens: list[int]) -> Tensor:
         return torch.tensor([tokens], dtype=torch.long, device=self.device)
-
-
-def _parsed(budget: Budget | None, *, is_full: bool) -> ParsedBudget:
-    if is_full:
-        if budget is not None:
-            raise ConfigError(f"policy=full has no budget; leave budget={budget} out")
-        return ParsedBudget(share=1.0)
-    if budget is None:
-        raise ConfigError("no budget was given; try budget=512, budget=0.25 (share) or 64MiB")
-    return parse_budget(budget)
