@@ -1,10 +1,10 @@
 """Compaction: its share of the time of decoding, and how much of it is rotation.
 
-Metric: seconds inside the store's compactions over seconds of all steps, in per cent, while the
-engine writes with full caches and compactions fall due as often as they do for ever; and seconds of
-turning keys to their new slots, tables included, likewise. Decoding is compiled, and compactions go
-by the kernels. At most 2 is the target. The paper's ladder with evict_batch 1 compacts before every
-token: the worst case.
+Metric: seconds inside the static cache's compactions over seconds of all steps, in per cent, while
+the engine decodes with full caches and compacts as often as it does in the long run; and seconds of
+rotating keys to their new slots, tables included, likewise. Decoding is compiled, and compactions
+run by the kernels. At most 2 is the target. The paper's ladder with evict_batch 1 compacts before
+every token: the worst case.
 """
 
 import json

@@ -78,7 +78,7 @@ def test_decoding_goes_on_at_slots() -> None:
     torch.testing.assert_close(seen["output"], expected, atol=1e-4, rtol=0)
 
 
-def test_a_later_prompt_is_read_segment_by_segment() -> None:
+def test_a_later_prompt_is_prefilled_in_chunks() -> None:
     model = tiny_model("llama")
     cache = LaCache(model, *CONFIG, prefill="dense")
     cache.prefill(model, random_ids(70))

@@ -73,7 +73,7 @@ def test_a_budget_for_everything_gives_the_default_cache_bit_for_bit(family: str
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_equals_its_rows(family: str) -> None:
+def test_a_batch_equals_its_sequences(family: str) -> None:
     model = tiny_model(family)
     ids = random_ids(TOKENS, batch_size=3, seed=3)
     cache = LaCache(model, *CONFIG)

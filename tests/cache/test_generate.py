@@ -84,7 +84,7 @@ def test_transformers_own_chunked_prefill() -> None:
     assert torch.equal(chunked, whole)
 
 
-def test_rows_can_be_repeated_and_selected() -> None:
+def test_sequences_can_be_repeated_and_selected() -> None:
     model = tiny_model("llama")
     ids = random_ids(40, batch_size=2)
     cache = LaCache(model, *CONFIG)

@@ -161,7 +161,7 @@ def test_dense_prefill_attends_to_everything_and_stores_what_each_group_keeps() 
         model()(random_ids(5, seed=1), **cache_argument(model(), cache))
 
 
-def test_rows_are_repeated_chosen_and_copied() -> None:
+def test_sequences_are_repeated_selected_and_copied() -> None:
     ids = random_ids(60, batch_size=3)
     rows = torch.tensor([2, 2, 0, 0])
     expected = slow_logits(model(), ids, BY_HEAD)
@@ -197,7 +197,7 @@ def test_beam_search_with_heads_of_a_layer_in_several_groups() -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 4])
-def test_an_interrupted_forward_is_noticed_whichever_group_had_its_turn(depth: int) -> None:
+def test_an_interrupted_forward_is_noticed_in_any_group(depth: int) -> None:
     tiny = model()
     ids = random_ids(40)
     cache = LaCache(tiny, *BY_HEAD)
@@ -238,7 +238,7 @@ def test_bytes_are_those_of_the_tokens_held() -> None:
     assert cache.report().bytes == cache.report().num_seen == 0
 
 
-def test_heads_that_differ_need_naming() -> None:
+def test_heads_that_differ_must_be_named() -> None:
     cache = LaCache(model(), *BY_HEAD)
     with pytest.raises(InputError, match="kv_head=None must say which KV head"):
         cache.kept_tokens(0)

@@ -134,7 +134,7 @@ def test_the_report_counts_what_is_there() -> None:
     assert report.compactions > 0
 
 
-def test_peak_memory_is_bounded_while_reading() -> None:
+def test_peak_memory_is_bounded_in_prefill() -> None:
     model = tiny_model("llama")
     cache = LaCache(model, *CONFIG)
     peak = []

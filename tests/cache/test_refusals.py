@@ -195,7 +195,7 @@ def test_positions_that_jump() -> None:
         )
 
 
-def test_outputs_that_need_the_text_in_one_piece() -> None:
+def test_outputs_that_require_one_chunk() -> None:
     model = tiny_model("llama")
     cache = LaCache(model, *CONFIG)
     with pytest.raises(UnsupportedOperationError, match="output_hidden_states=True"):
@@ -204,7 +204,7 @@ def test_outputs_that_need_the_text_in_one_piece() -> None:
     assert len(short.hidden_states) == 6
 
 
-def test_other_rows_than_before() -> None:
+def test_another_batch_size_than_before() -> None:
     model = tiny_model("llama")
     cache = LaCache(model, *CONFIG)
     cache.prefill(model, random_ids(9))

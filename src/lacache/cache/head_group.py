@@ -14,7 +14,7 @@ _MAX_TABLES = 128
 
 @final
 class CompactionTables:
-    """For each compaction of a schedule, the slots that every pattern keeps.
+    """Tables of the slots that survive each compaction of a schedule, for every pattern.
 
     Once the schedule is steady, slots and cursor alone determine a table, so a few tables repeat.
     They are computed once and shared by all sequences.
@@ -42,7 +42,7 @@ class CompactionTables:
 @final
 @dataclass(frozen=True)
 class GatherPlan:
-    """What a compaction, or a change of positions, does to every layer of a head group."""
+    """A plan of what a compaction, or a change of positions, does to a head group's layers."""
 
     num_cached: int
     """Slots in use before."""

@@ -217,11 +217,11 @@ class LaCache(HookedCache):
         return layer.key_lengths()
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse to crop, as evicted tokens cannot come back."""
+        """Raise UnsupportedOperationError, as evicted tokens cannot come back."""
         refuse_crop()
 
     def activate_past_recording(self) -> None:
-        """Refuse to record, as recording precedes a crop."""
+        """Raise UnsupportedOperationError, as recording precedes a crop."""
         refuse_crop()
 
     @property

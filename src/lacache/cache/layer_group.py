@@ -16,7 +16,7 @@ from lacache.policies.schedule import Schedule, State
 @final
 @dataclass
 class _Forward:
-    """What the open forward does to every layer."""
+    """The plan of the open forward, for every layer."""
 
     first_position: int
     num_new: int

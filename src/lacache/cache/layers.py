@@ -26,7 +26,7 @@ class EvictingLayer(CacheLayerMixin, ABC):
         return -1
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse to crop, as evicted tokens cannot come back."""
+        """Raise UnsupportedOperationError, as evicted tokens cannot come back."""
         refuse_crop()
 
 
@@ -137,7 +137,7 @@ class BoundedLayer(PolicyLayer):
         return self.group.to_slots(self.keys, self.pattern, self._rotation), self.values
 
     def reset(self) -> None:
-        """Remove all tokens."""
+        """Remove all tokens, and free their memory."""
         self.keys = self.values = None
         self.is_initialized = False
 
@@ -234,7 +234,7 @@ class SplitLayer(PolicyLayer):
         return joined_keys, joined_values
 
     def reset(self) -> None:
-        """Remove all tokens."""
+        """Remove all tokens, and free their memory."""
         for one in self.by_group:
             one.reset()
         self.is_initialized = False

@@ -138,7 +138,7 @@ def test_a_state_that_is_no_number_stays_none(name: str) -> None:
 @names
 @pytest.mark.parametrize("dtype", MODEL_TYPES)
 def test_what_was_read_is_stored_as_it_was(name: str, dtype: torch.dtype) -> None:
-    """So a key that is turned by nothing stays as it is."""
+    """So a key that does not move keeps its value."""
     buffer = make(name, dtype)
     for seed in range(100):
         buffer.write(0, 0, states_of(seed, SLOTS, dtype))
@@ -148,7 +148,7 @@ def test_what_was_read_is_stored_as_it_was(name: str, dtype: torch.dtype) -> Non
 
 
 @names
-def test_writing_one_token_in_some_rows_is_writing_it_in_each(name: str) -> None:
+def test_write_one_equals_a_write_in_each_active_batch_slot(name: str) -> None:
     fast, slow = make(name), make(name)
     for buffer in (fast, slow):
         for row in range(ROWS):
@@ -161,7 +161,7 @@ def test_writing_one_token_in_some_rows_is_writing_it_in_each(name: str) -> None
 
 
 @pytest.mark.parametrize("name", [None, *NAMES])
-def test_rows_move_bit_for_bit(name: str | None) -> None:
+def test_slots_are_copied_bit_for_bit(name: str | None) -> None:
     buffer, other = make_any(name), make_any(name)
     buffer.write(0, 0, states_of(1, SLOTS, torch.float32))
     other.write(0, 0, states_of(2, SLOTS, torch.float32))

@@ -72,7 +72,7 @@ class DecodeInputs:
             _set(slots, [sequence.num_seen % window for sequence in sequences])
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return all tensors."""
+        """Return all tensors, whose addresses never change."""
         rings = (*self.ring_slots.values(), *self.ring_visible.values())
         return (self.positions, self.active, *self.slots, *self.visible, *rings)
 

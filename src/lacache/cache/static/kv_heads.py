@@ -49,7 +49,7 @@ class TorchCompactionOps(CompactionOps):
         stored[:, start : len(slots)] = stored.index_select(1, slots[start:])
 
     def rotate(self, keys: Tensor, cosines: Tensor, sines: Tensor, partners: Tensor) -> Tensor:
-        """Rotate in float32."""
+        """Rotate in float32, and round once to the type of the keys."""
         wide = keys.float()
         return (wide * cosines + wide[..., partners] * sines).to(keys.dtype)
 

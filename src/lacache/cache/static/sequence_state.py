@@ -64,6 +64,6 @@ class SequenceState:
         return state
 
     def commit(self, num_new: int) -> None:
-        """Count new tokens."""
+        """Count new tokens in every head group."""
         for group in self.groups:
             group.commit(num_new)
