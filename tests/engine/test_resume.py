@@ -95,7 +95,7 @@ def test_no_snapshot_amid_a_text(model: Any) -> None:
     with new_engine(model).open() as session:
         stream = session.generate(prompt(9))
         next(stream)
-        with pytest.raises(UnsupportedOperationError, match="still writing"):
+        with pytest.raises(UnsupportedOperationError, match="still generating"):
             session.snapshot()
 
 

@@ -133,9 +133,9 @@ def test_any_row_goes_on_bit_for_bit(
         take_snapshot(whole.runner, 0, Sampler(), last=None, logits=None).save(path)
         snapshot = Snapshot.load(path)
     validate_snapshot(snapshot, other.runner)
-    assert same(snapshot.row, export_sequence(whole.runner.store, 0))
-    restore_sequence(other.runner.store, 1, snapshot.row)
-    assert same(export_sequence(other.runner.store, 1), snapshot.row)
+    assert same(snapshot.tensors, export_sequence(whole.runner.store, 0))
+    restore_sequence(other.runner.store, 1, snapshot.tensors)
+    assert same(export_sequence(other.runner.store, 1), snapshot.tensors)
     other.generator.set_state(whole.generator.get_state())
     for _ in range(15):
         assert torch.equal(whole.forward(), other.forward())
@@ -372,12 +372,12 @@ def changed(saved: Path, path: Path, header: dict[str, Any], tensors: dict[str, 
         ({}, {"layer.0.part.0.values.0": torch.ones(2, 3, 8)}, r"values.0 .* \(2, 3, 8\), and "),
         ({}, {"group.0.counts": torch.tensor([43, 99, 2, 0, 1])}, r"stands at \(43, 99, 2\)"),
         ({}, {"group.0.counts": torch.tensor([42, 16, 0, 0, 1])}, r"after 43 tokens no cache"),
-        ({"num_seen": 99}, {}, "after 99 tokens no cache stands at"),
+        ({"num_seen": 99}, {}, "after 99 tokens a cache cannot be in state"),
         ({"num_seen": "43"}, {}, "num_seen is '43'"),
         ({"num_seen": True}, {}, "num_seen is True"),
         ({"last": -1}, {}, "last is -1"),
-        ({"last": 64}, {}, "its newest token 64 is none of the model's"),
-        ({}, {"sampler.seen": torch.tensor([1, 64])}, "seen tokens that are none of the model's"),
+        ({"last": 64}, {}, "its newest token 64 is not in the model"),
+        ({}, {"sampler.seen": torch.tensor([1, 64])}, "seen tokens that are not in the model"),
         ({}, {"logits": torch.ones(9)}, "logits of 9 tokens, and the model has 64"),
         ({}, {"group.0.counts": torch.ones(5)}, r"counts .*float32 \(5,\), and torch.int64"),
         ({}, {"sampler.seen": None}, r"how to go on \('sampler.seen'\); save another"),

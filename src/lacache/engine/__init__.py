@@ -1,12 +1,12 @@
-"""Endless generation.
+"""The engine: continuous batching over one model, with a cache of constant size per sequence.
 
-Where to begin reading:
+Reading order:
 
-- `engine`: what users call. `scheduler`: which text reads or writes when. `runner`: the forwards.
-- `request`, `open_row`, `token_stream`: a text that waits, has a row, is read by its user.
-- `session`, `snapshot`, `snapshot_file`: texts that are written in turns, forked, saved, loaded.
-- `sampling`, `sampler`, `logprobs`: how the next token is chosen, and how likely it was.
-- `conversation`, `chat_template`, `writer`, `text`, `stop`, `eos`: what the command line adds.
-- `private_model`, `int8`, `cpu/`: what the engine changes in its own copy of a model's modules.
-- `stream`, `cached_writer`: the same without an engine, on a cache of transformers.
+- `engine`: the interface for users. `sequence`: one prompt and its completion, with its status.
+- `scheduler`: the queue and the batch slots; a step is schedule, run, sample. `runner`: forwards.
+- `sampling`, `sampler`: settings of sampling; logits to the next token and its log probability.
+- `session`: a sequence that keeps its batch slot; `snapshot`, `snapshot_file`: its state, saved.
+- `stop`, `detokenizer`: stop rules, and text from tokens; `chat_template`, `conversation`: chats.
+- `private_model`, `int8`, `cpu/`: what the engine changes in its own copy of the model's modules.
+- `generator`, `stream`: the same interface without an engine, on a cache of transformers.
 """

@@ -1,4 +1,4 @@
-"""A conversation without end: each turn costs only its own tokens."""
+"""A conversation without end, in which each turn prefills only its own tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import final
@@ -10,24 +10,24 @@ from lacache.engine.generator import TextGenerator
 
 @final
 class Conversation:
-    """Turns of a user and a model over one text; no turn is ever given to the model again.
+    """Turns of a user and a model in one sequence; no turn is ever prefilled again.
 
     Args:
-        open_text: makes a new text, such as `lambda: engine.open(sampling)`. What it runs on
+        new_generator: opens a new sequence, such as `lambda: engine.open(sampling)`. Its policy
             should have `template.num_pinned` sinks, so that the system prompt is never evicted.
-        template: renders the turns.
-        eos_token_ids: tokens that end a reply, beside the template's own.
+        template: renders turns.
+        eos_token_ids: tokens that end a reply, besides those of the template.
     """
 
     def __init__(
         self,
-        open_text: Callable[[], TextGenerator],
+        new_generator: Callable[[], TextGenerator],
         template: ChatTemplate,
         *,
         eos_token_ids: frozenset[int] = frozenset(),
     ) -> None:
-        self._open_text = open_text
-        self._text = open_text()
+        self._new_generator = new_generator
+        self._generator = new_generator()
         self._template = template
         self._end_token_ids = eos_token_ids | template.end_token_ids
         self._started = False
@@ -39,39 +39,39 @@ class Conversation:
         max_new_tokens: int | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[int]:
-        """Read a message and yield the tokens of the reply, without the one that ends it.
+        """Prefill a message, and yield the tokens of the reply without the one that ends it.
 
-        The caller may stop after any token; the next message then follows what was yielded.
+        The caller may stop after any token; the next message then follows the yielded tokens.
 
         Args:
-            message: what the user says.
-            max_new_tokens: how many tokens to yield at most; None is up to the end.
-            on_progress: called with the number of the message's tokens after each piece.
+            message: the user's message.
+            max_new_tokens: most tokens to yield; None is up to the end of the reply.
+            on_progress: called after each prefilled chunk with its number of tokens.
         """
         turn = self._template.following if self._started else self._template.first
         self._started = True
-        written = self._text.generate(
+        stream = self._generator.generate(
             turn(message),
             max_new_tokens=max_new_tokens,
             eos_token_ids=self._end_token_ids,
             on_progress=on_progress,
         )
         try:
-            for token in written:
+            for token in stream:
                 if token in self._end_token_ids:
-                    # The next turn brings the template's own end mark.
-                    self._text.drop_last()
+                    # The next turn adds the template's own end token.
+                    self._generator.drop_last()
                 else:
                     yield token
         finally:
-            written.close()
+            stream.close()
 
     def report(self) -> CacheReport:
-        """What the cache holds."""
-        return self._text.report()
+        """Return the report of the cache."""
+        return self._generator.report()
 
     def reset(self) -> None:
-        """Start over, with the system prompt alone."""
-        self._text.close()
-        self._text = self._open_text()
+        """Forget all turns; the next message begins with the system prompt again."""
+        self._generator.close()
+        self._generator = self._new_generator()
         self._started = False

@@ -1,20 +1,20 @@
-"""Text from tokens as they come, in constant memory."""
+"""Incremental detokenization, in constant memory."""
 
 from typing import Any, final
 
-# A character is at most four bytes, so as many tokens without text are not part of one.
-_LONGEST_WAIT = 16
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+# A character has at most four bytes, so this many tokens without text are not part of one.
+_MAX_HELD = 16
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 @final
 class Detokenizer:
-    """Turns tokens into text; a text is given out when no later token can change it.
+    """Turns tokens into text; text is returned when no later token can change it.
 
-    Only the tokens since the last text but one are held: they are decoded together, since a
-    token's text may depend on the one before it (a leading space) or after it (a character in
-    several tokens). tokenizers' own `DecodeStream` is not used, because it holds on to tokens
-    without text, such as a run of special ones, without limit.
+    Only the last tokens are held: those that gave the last text, and those since. They are decoded
+    together, since a token's text may depend on the token before it (a leading space) or after it
+    (a character of several tokens). The `DecodeStream` of tokenizers is not used, because it holds
+    tokens without text, such as a run of special tokens, without limit.
 
     Args:
         tokenizer: of transformers, fast or slow.
@@ -24,29 +24,29 @@ class Detokenizer:
     def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._given: list[int] = []
-        self._waiting: list[int] = []
+        self._previous: list[int] = []
+        self._held: list[int] = []
 
     def push(self, token: int) -> str:
-        """The text that this token completes; empty if more tokens are needed first."""
-        self._waiting.append(token)
+        """Add a token; return the text that it completes, empty if more tokens are needed."""
+        self._held.append(token)
         text = self._text()
-        if len(self._waiting) < _LONGEST_WAIT and (not text or text.endswith(_UNFINISHED)):
+        if len(self._held) < _MAX_HELD and (not text or text.endswith(_INCOMPLETE)):
             return ""
-        return self._give(text)
+        return self._release(text)
 
     def flush(self) -> str:
-        """The text of the tokens still waiting, an unfinished character as U+FFFD."""
-        return self._give(self._text())
+        """Return the text of the tokens still held, with U+FFFD for an incomplete character."""
+        return self._release(self._text())
 
     def _text(self) -> str:
-        given = self._decode(self._given)
-        return self._decode(self._given + self._waiting)[len(given) :]
+        previous = self._decode(self._previous)
+        return self._decode(self._previous + self._held)[len(previous) :]
 
-    def _give(self, text: str) -> str:
+    def _release(self, text: str) -> str:
         if text:
-            self._given = self._waiting
-        self._waiting = []
+            self._previous = self._held
+        self._held = []
         return text
 
     def _decode(self, tokens: list[int]) -> str:

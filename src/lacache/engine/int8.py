@@ -1,9 +1,8 @@
-"""Weights in int8 with a scale for each output: half the memory of bfloat16, and less to read.
+"""Linear layers with int8 weights and a scale for each output: half the memory of bfloat16.
 
-Quantized by torchao (`Int8WeightOnlyConfig`). Its product converts all weights first, for every
-token again; on CPU that costs more than is saved, so the product there is another
-(docs/performance.md). It is faster than bfloat16 for up to about four tokens at once; with more,
-int8 saves memory alone.
+torchao quantizes them (`Int8WeightOnlyConfig`). Its product converts all weights for each forward,
+which costs more on CPU than int8 saves; so the product on CPU is another (docs/performance.md). It
+is faster than bfloat16 for up to about four tokens at once; with more, int8 only saves memory.
 """
 
 from typing import Any, final
@@ -17,29 +16,29 @@ from lacache.engine.cpu.arithmetic import linear_for
 from lacache.engine.cpu.linear import kernel_product
 
 _FEW = 16
-"""Up to so many tokens torch's product with int8 is faster than one that converts first."""
+"""Most tokens for which torch's int8 product is faster than converting the weights first."""
 
 _WHOLE = 64
-"""That product reads so many bfloat16 numbers at a time, or fewer, and beyond the last ones too."""
+"""Inputs of that product must be a multiple: it reads up to so many bfloat16 numbers at a time."""
 
 
 def quantize_weights(model: nn.Module, weights: str, *, kernels: bool = False) -> None:
-    """Put int8 weights in the place of those of every linear layer; the old ones stay as they are.
+    """Replace the weights of every linear layer by int8 weights; the old tensors are unchanged.
 
     Args:
-        model: a private one, whose modules are nobody else's.
+        model: a private model, see `private_model`.
         weights: "int8".
-        kernels: whether those for one token are loaded.
+        kernels: whether the CPU kernels are loaded.
 
     Raises:
-        ConfigError: another name.
+        ConfigError: weights is not "int8".
         MissingExtraError: torchao is not installed.
     """
     validate_weights(weights)
     with quiet_imports():
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    # Its settings for inductor would be set for the whole process.
+    # Its inductor settings would change the whole process.
     quantize_(model, Int8WeightOnlyConfig(version=2, set_inductor_config=False))
     if next(model.parameters()).device.type == "cpu":
         _use_int8_linear(model, kernels)
@@ -60,7 +59,7 @@ class Int8Linear(nn.Module):
         self.bias = bias
 
     def forward(self, states: Tensor) -> Tensor:
-        """States [..., I] to [..., O]."""
+        """Map hidden states [..., I] to [..., O]."""
         weight, scale = self.get_buffer("weight"), self.get_buffer("scale")
         rows = states.reshape(-1, states.shape[-1])
         if len(rows) == 1 and self._kernels:

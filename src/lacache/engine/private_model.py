@@ -1,4 +1,4 @@
-"""A second model over the same weights, which the engine may arrange as it likes."""
+"""The engine's private copy of a model's modules, over the same weights."""
 
 import copy
 from typing import Any
@@ -11,10 +11,10 @@ from lacache.models.decoder import find_decoder
 
 
 def private_model(model: Any) -> tuple[Any, attention.Attend]:
-    """A model that attends by its cache, and how the given one attends.
+    """Return a copy of a model whose attention calls its cache, and the original attention.
 
     Weights and buffers are shared; modules and configuration are copies, so that the caller's
-    model stays as it is (docs/adr/0010).
+    model is unchanged (docs/adr/0010).
 
     Raises:
         UnsupportedModelError: the model is spread over devices, or has no attention function of
@@ -35,8 +35,8 @@ def private_model(model: Any) -> tuple[Any, attention.Attend]:
         )
     config: Any = vars(modules[-1])["config"]
     attend = attention.find_attention(modules[-1], config._attn_implementation)
-    # Parameters of our own over the same memory: a model that its owner casts or moves gets other
-    # memory, which a compiled step would not notice.
+    # Own parameters over the same memory: if the caller casts or moves the model, its parameters
+    # get other memory, which a compiled step would not notice.
     shared: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         is_plain = type(parameter) is nn.Parameter

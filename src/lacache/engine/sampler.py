@@ -1,4 +1,4 @@
-"""Choose the next token from logits."""
+"""The sampler: from logits to the next token, and to its log probability."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -23,7 +23,7 @@ _CPU = torch.device("cpu")
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SamplerState:
-    """Where a sampler stands, as plain tensors on the CPU that nobody writes to.
+    """State of a sampler, as tensors on the CPU that must not be written to.
 
     Args:
         generator: state of the random numbers, uint8 [n]; None when greedy.
@@ -52,12 +52,12 @@ def _validate_vector(name: str, value: Tensor, dtype: torch.dtype) -> None:
 
 @final
 class Sampler:
-    """Chooses the tokens of one text; holds the random numbers and the distinct tokens so far.
+    """Samples the tokens of one sequence; holds its random numbers and its distinct tokens.
 
-    One sampler serves one row, and its random numbers are its own: one float64 per token, from a
-    generator on the CPU, looked up in the cumulated float32 probabilities on the CPU. So the same
-    seed gives the same text on any device and whatever else is in the batch, as far as the model
-    gives the same logits. Memory is bounded by the vocabulary, at any length of the text.
+    Random numbers are its own: one float64 per token, from a generator on the CPU, looked up in
+    the cumulated float32 probabilities on the CPU. So equal seeds give equal tokens on any device
+    and in any batch, as far as the model gives equal logits. Memory is bounded by the vocabulary,
+    at any length of the sequence.
     """
 
     def __init__(self, sampling: Sampling | None = None) -> None:
@@ -67,7 +67,7 @@ class Sampler:
                 f"sampling={sampling!r} must be a Sampling; try Sampling(temperature=0.7)"
             )
         self.sampling = sampling
-        """How it chooses."""
+        """Its settings."""
         self._seen = torch.empty(0, dtype=torch.int64)
         self._new: int | None = None
         self._generator: torch.Generator | None = None
@@ -91,16 +91,16 @@ class Sampler:
             self._generator.manual_seed(sampling.seed)
 
     def see(self, tokens: Tensor) -> None:
-        """Note the tokens of a prompt, int64 of any shape; `choose` notes its own."""
+        """Add the tokens of a prompt, int64 of any shape; `choose` adds its own."""
         tokens = torch.cat((self._seen, tokens.flatten().to(_CPU, torch.int64)))
         self._seen = torch.unique(tokens)
         self._new = None
 
     def choose(self, logits: Tensor) -> int:
-        """The next token from the last token's logits [1, V].
+        """Return the next token, from the last token's logits [1, V].
 
         Raises:
-            ModelError: logits that are no numbers, unless greedy.
+            ModelError: logits that are not all numbers, unless greedy.
         """
         if self._generator is None:
             token = int(self._scores(logits).argmax())
@@ -112,25 +112,25 @@ class Sampler:
         return token
 
     def unsee_last(self) -> None:
-        """The token that was chosen last is no part of the text after all."""
+        """Remove the last chosen token from the sequence."""
         if self._new is not None:
             self._seen = self._seen[self._seen != self._new]
             self._new = None
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What tokens are drawn by [1, V] unless greedy, float32, from logits [1, V]."""
+        """Return the float32 probabilities [1, V] of sampling, from logits [1, V]."""
         return self._scores(logits).softmax(dim=-1)
 
     def state(self) -> SamplerState:
-        """Where it stands, for a snapshot; later choices don't change it."""
+        """Return its state, for a snapshot; later choices do not change it."""
         generator = None if self._generator is None else self._generator.get_state()
         return SamplerState(generator=generator, seen=self._seen.sort().values)
 
     def restore(self, state: SamplerState) -> None:
-        """Go on from a state; without a generator in it, the random numbers stay as they are.
+        """Continue from a state; without a generator in it, the random numbers are unchanged.
 
-        So a text goes on in another way with a new seed: `Sampler(sampling)` with that seed, then
-        `restore(SamplerState(generator=None, seen=state.seen))`.
+        So a sequence continues differently with a new seed: `Sampler(sampling)` with that seed,
+        then `restore(SamplerState(generator=None, seen=state.seen))`.
 
         Raises:
             InputError: the generator's state is not one of torch's.
@@ -146,20 +146,20 @@ class Sampler:
         self._seen = state.seen
 
     def fork(self) -> "Sampler":
-        """Another sampler that stands at the same place and goes on by itself."""
+        """Return an independent sampler in the same state."""
         other = Sampler(self.sampling)
         other.restore(self.state())
         return other
 
     def _scores(self, logits: Tensor) -> Tensor:
-        # Only the penalty looks at tokens: at which there were, not how often or in what order.
+        # Only the penalty uses tokens, and neither their number nor their order.
         penalised = self.sampling.repetition_penalty != 1
         seen: Any = (self._seen if penalised else self._seen[:0])[None].to(logits.device)
         return self._processors(seen, logits.float())
 
 
 def _draw(probabilities: Tensor, generator: torch.Generator) -> int:
-    """A token by probabilities [V]: the first whose cumulated probability passes a random number.
+    """Sample from probabilities [V]: the first whose cumulated one passes a random number.
 
     torch.multinomial draws a random number for every token of the vocabulary, which takes many
     times as long.
@@ -176,11 +176,11 @@ def _draw(probabilities: Tensor, generator: torch.Generator) -> int:
 @final
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Of one chosen token, in nats, before temperature, filters and penalties.
+    """Log probabilities at one token, in nats, before temperature, filters and penalties.
 
     Args:
-        logprob: of the token.
-        top: the likeliest tokens and theirs, the likeliest first.
+        logprob: log probability of the token.
+        top: the likeliest tokens and their log probabilities, the likeliest first.
     """
 
     logprob: float
@@ -188,7 +188,7 @@ class TokenLogprobs:
 
 
 def token_logprobs(logits: Tensor, token: int, num_top: int) -> TokenLogprobs:
-    """From logits [V] by which a token was chosen."""
+    """Return the log probabilities at a token, from the logits [V] it was sampled from."""
     logprobs = logits.float().log_softmax(dim=-1)
     top = logprobs.topk(min(num_top, len(logprobs)))
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""How tokens are chosen: what a user says, checked, without torch."""
+"""Settings of sampling, validated, without torch."""
 
 import math
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ _LEAST_PENALTY, _LARGEST_PENALTY = 0.01, 100.0
 @final
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen; the filters act in the order of transformers' `generate`.
+    """Settings of sampling; the filters act in the order of transformers' `generate`.
 
     Args:
-        temperature: 0 takes the most likely token, and of the values below only the repetition
-            penalty is used; else logits are divided by it, from 0.01 on.
+        temperature: 0 is greedy, and ignores the settings below but the repetition penalty; other
+            values, from 0.01 on, divide the logits.
         top_k: keep the `top_k` most likely tokens; 0 keeps all.
         top_p: keep the fewest most likely tokens whose probabilities add up to it; 1 keeps all.
-        min_p: drop tokens less likely than this share of the most likely one; 0 keeps all.
-        repetition_penalty: positive logits of tokens that stand in the prompt or the output are
+        min_p: exclude tokens less likely than this share of the most likely one; 0 keeps all.
+        repetition_penalty: positive logits of tokens of the prompt or the output are
             divided by it, negative ones multiplied, once each (CTRL, arXiv 1909.05858, section
-            4.1); from 0.01 to 100, and 1 changes nothing. Greedy choices heed it too.
-        seed: the same seed gives the same choices; None a different one each time.
+            4.1); from 0.01 to 100, and 1 changes nothing. It also acts when greedy.
+        seed: equal seeds give equal choices; None takes a different seed each time.
 
     Raises:
         ConfigError: a value out of range.

@@ -106,7 +106,7 @@ class Scheduler:
         """Decide what the next step runs: the next prompt in turn, and all that decode."""
         self._admit()
         # A sequence whose last change was interrupted is refused to its own reader alone.
-        whole = [each for each in self._running.values() if not self.row(each).is_changing]
+        whole = [each for each in self._running.values() if not self.state(each).is_changing]
         decoding = [each for each in whole if each.wants_logits]
         prefilling = next((each for each in self._prefilling if each in whole), None)
         if prefilling is None:
@@ -114,14 +114,14 @@ class Scheduler:
         # The next chunk is another prompt's, even if this one fails.
         self._prefilling.remove(prefilling)
         self._prefilling.append(prefilling)
-        room = self.row(prefilling).room()
+        room = self.state(prefilling).room()
         chunk = prefilling.to_prefill[: min(room, self._chunk_size or room)]
         return Batch(prefilling, chunk, decoding)
 
     def advance(self, sequence: Sequence) -> bool:
         """Do what brings a sequence nearer to its next token; whether there was anything to do."""
         if sequence.slot is not None:
-            self.row(sequence).validate_complete()
+            self.state(sequence).validate_complete()
             if sequence.is_decoding and sequence.logits is not None:
                 self._sample(sequence)
                 return True
@@ -150,7 +150,7 @@ class Scheduler:
         self.runner.store.clear(slot)
         self._free_slots.append(slot)
 
-    def row(self, sequence: Sequence) -> SequenceState:
+    def state(self, sequence: Sequence) -> SequenceState:
         """Return what the buffers hold of a sequence.
 
         Raises:
@@ -168,7 +168,7 @@ class Scheduler:
         Raises:
             UnsupportedOperationError: it has no batch slot, or its last change was interrupted.
         """
-        self.row(sequence)
+        self.state(sequence)
         assert sequence.slot is not None  # else it was refused
         return take_snapshot(
             self.runner,
@@ -185,7 +185,7 @@ class Scheduler:
             UnsupportedOperationError: either of them.
         """
         self._admit()
-        self.row(sequence)
+        self.state(sequence)
         if not sequence.is_done:
             raise UnsupportedOperationError(
                 "the session is still generating; take its stream to the end, or close the stream"
@@ -217,7 +217,7 @@ class Scheduler:
     def _restore(self, sequence: Sequence, snapshot: Snapshot) -> None:
         assert sequence.slot is not None  # taken before
         validate_snapshot(snapshot, self.runner)
-        restore_sequence(self.runner.store, sequence.slot, snapshot.row)
+        restore_sequence(self.runner.store, sequence.slot, snapshot.tensors)
         sequence.sampler.restore(SamplerState(generator=None, seen=snapshot.sampler.seen))
         sequence.last, logits = snapshot.last, snapshot.logits
         sequence.logits = None if logits is None else logits.to(self.runner.store.device)

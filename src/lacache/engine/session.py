@@ -41,15 +41,15 @@ class Session(TextGenerator):
     @property
     def num_seen(self) -> int:
         """Tokens that the model has processed."""
-        return self._scheduler.row(self._sequence).num_seen
+        return self._scheduler.state(self._sequence).num_seen
 
     def report(self) -> CacheReport:
         """Return what the cache holds, and how much it has seen."""
-        row = self._scheduler.row(self._sequence)
+        state = self._scheduler.state(self._sequence)
         return make_report(
             self._runner.shape.groups,
-            [kept_after(group.schedule, row.num_seen) for group in row.groups],
-            compactions=max(group.num_compactions for group in row.groups),
+            [kept_after(group.schedule, state.num_seen) for group in state.groups],
+            compactions=max(group.num_compactions for group in state.groups),
             num_bytes=self.num_bytes(),
         )
 
@@ -146,7 +146,7 @@ class Session(TextGenerator):
             )
         scores = []
         while len(given):
-            length = min(chunk_size, self._scheduler.row(sequence).room())
+            length = min(chunk_size, self._scheduler.state(sequence).room())
             chunk, given = given[:length], given[length:]
             scores.append(self._score_chunk(sequence, chunk))
             if on_progress is not None:

@@ -1,4 +1,4 @@
-"""A session apart from its engine, and as a file (docs/adr/0011)."""
+"""Snapshots: the state of a sequence apart from its engine, and as a file (docs/adr/0011)."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ from lacache.cache.static.sequence_tensors import (
     export_sequence,
     upgrade_tensors,
 )
+from lacache.engine.plan_record import is_same_plan
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import Sampler, SamplerState
 from lacache.engine.sampling import Sampling
@@ -32,7 +33,10 @@ _REMEDIES = {
     "positions": "load the model with the configuration with which it was saved",
     "policy": "make the engine with the snapshot's policy, read_header(path)['policy']",
 }
-"""What both must have in common, and what to do where they differ; the first difference is told."""
+"""Entries of the header that must be equal, and what to do if one differs."""
+
+_PLAN = "plan"
+"""The entry of lacache 0.1 in place of the policy."""
 
 _SEEN, _GENERATOR, _LOGITS = "sampler.seen", "sampler.generator", "logits"
 _DIGITS = 40
@@ -41,46 +45,46 @@ _DIGITS = 40
 @final
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Where a session stood; `Engine.resume` goes on from it, in any engine of the same kind.
+    """State of a session; `Engine.resume` continues from it, in any engine of the same kind.
 
-    It is as large for a long text as for a short one. Made by `Session.snapshot`.
+    Its size does not depend on the number of tokens. Made by `Session.snapshot`.
     """
 
     made_by: Header
-    """What an engine must have in common with the one that made it."""
+    """What an engine must have in common with the one that took it."""
     num_seen: int
-    """Tokens that the model had read."""
-    row: SequenceTensors
-    """What it kept of them."""
+    """Tokens that the model had processed."""
+    tensors: SequenceTensors
+    """Keys, values and positions that the cache held."""
     sampling: Sampling
     sampler: SamplerState
     last: int | None
-    """The newest token of the text, where the model had not read it."""
+    """The newest token, if the model had not processed it."""
     logits: Tensor | None
-    """Those of the next token [V], on the CPU, where it had."""
+    """Logits of the next token [V], on the CPU, if it had."""
     name: str = "the snapshot"
-    """For messages."""
+    """Name in error messages."""
 
     @property
     def kind(self) -> str:
-        """The same as `Engine.kind` of the engines that can go on from it."""
+        """`Engine.kind` of the engines that can resume it."""
         return _digest(self.made_by)
 
     @property
     def num_bytes(self) -> int:
-        """Of its tensors."""
+        """Bytes of its tensors."""
         generator, logits = self.sampler.generator, self.logits
         rest = (self.sampler.seen, generator, logits)
-        return sum(t.nbytes for t in (*self.row.values(), *rest) if t is not None)
+        return sum(t.nbytes for t in (*self.tensors.values(), *rest) if t is not None)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it to a file, whole or not at all.
 
         Args:
-            path: of the file, in a folder that is there; another file there is replaced.
+            path: of the file, in an existing folder; an existing file is replaced.
 
         Raises:
-            InputError: it cannot be written; what was there is unchanged.
+            InputError: it cannot be written; an existing file is unchanged.
         """
         generator = self.sampler.generator
         header = {
@@ -88,20 +92,20 @@ class Snapshot:
             "sampling": asdict(self.sampling),
             "num_seen": self.num_seen,
             "last": self.last,
-            # A file is as long for a long text as for a short one.
+            # The size of the file does not depend on the number of tokens.
             "padding": " " * (_DIGITS - len(f"{self.num_seen}{self.last}")),
         }
-        tensors = {**self.row, _SEEN: self.sampler.seen}
+        tensors = {**self.tensors, _SEEN: self.sampler.seen}
         tensors |= {} if generator is None else {_GENERATOR: generator}
         tensors |= {} if self.logits is None else {_LOGITS: self.logits}
         write_snapshot(Path(path), header, tensors)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "Snapshot":
-        """Read a file that `save` has written.
+        """Read a file that `save` wrote.
 
         Raises:
-            InputError: it cannot be read, is no snapshot, not whole, or of another version.
+            InputError: it cannot be read, is no snapshot, is damaged, or of another version.
         """
         path = Path(path)
         header, tensors = read_snapshot(path)
@@ -110,9 +114,9 @@ class Snapshot:
             logits = tensors.pop(_LOGITS, None)
             _validate_logits(logits)
             return cls(
-                made_by={name: header[name] for name in _REMEDIES if name in header},
+                made_by={name: header[name] for name in (*_REMEDIES, _PLAN) if name in header},
                 num_seen=_validate_count("num_seen", header["num_seen"]),
-                row=upgrade_tensors(tensors),
+                tensors=upgrade_tensors(tensors),
                 sampling=Sampling(**header["sampling"]),
                 sampler=SamplerState(generator=generator, seen=seen),
                 last=None if header["last"] is None else _validate_count("last", header["last"]),
@@ -121,7 +125,7 @@ class Snapshot:
             )
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise InputError(
-                f"{path} is whole, but says nothing useful of how to go on ({error}); save another"
+                f"{path} is undamaged, but its header is invalid ({error}); save another"
             ) from error
 
 
@@ -144,7 +148,7 @@ def take_snapshot(
     return Snapshot(
         made_by=_expected_header(runner),
         num_seen=runner.store.sequences[slot].num_seen,
-        row=export_sequence(runner.store, slot),
+        tensors=export_sequence(runner.store, slot),
         sampling=sampler.sampling,
         sampler=sampler.state(),
         last=last,
@@ -153,51 +157,54 @@ def take_snapshot(
 
 
 def snapshot_kind(runner: Runner) -> str:
-    """Of the snapshots that belong to a runner."""
+    """Return the kind of the snapshots that a runner takes and resumes."""
     return _digest(_expected_header(runner))
 
 
 def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
-    """Check that a snapshot belongs to a runner's model and plan, and can be gone on from.
+    """Check that a snapshot is of a runner's model and policy, and consistent.
 
-    What it keeps is a function of the number of tokens, so anything else is nobody's state.
+    What a cache holds is a function of the number of tokens, so other counts are impossible.
 
     Raises:
-        InputError: it is of another model, type or plan, or says what cannot be.
+        InputError: it is of another model, type or policy, or inconsistent.
     """
-    asked, made_by = _expected_header(runner), snapshot.made_by
+    expected, made_by = _expected_header(runner), snapshot.made_by
+    if "policy" not in made_by and _PLAN in made_by:
+        is_same = is_same_plan(made_by[_PLAN], runner.shape.bound)
+        made_by = {**made_by, "policy": expected["policy"] if is_same else made_by[_PLAN]}
     for name, remedy in _REMEDIES.items():
-        if name not in made_by or made_by[name] != asked[name]:
-            theirs, ours = json.dumps(made_by.get(name)), json.dumps(asked[name])
+        if name not in made_by or made_by[name] != expected[name]:
+            theirs, ours = json.dumps(made_by.get(name)), json.dumps(expected[name])
             raise InputError(
                 f"{snapshot.name} was saved with {name}={theirs}, and this engine has "
                 f"{name}={ours}; {remedy}"
             )
-    wrong = next(_wrong(snapshot, runner), None)
-    if wrong is not None:
-        raise InputError(f"{snapshot.name} cannot be gone on from: {wrong}; save another")
+    reason = next(_inconsistencies(snapshot, runner), None)
+    if reason is not None:
+        raise InputError(f"{snapshot.name} cannot be resumed: {reason}; save another")
 
 
-def _wrong(snapshot: Snapshot, runner: Runner) -> Iterator[str]:
+def _inconsistencies(snapshot: Snapshot, runner: Runner) -> Iterator[str]:
     seen, last, logits = snapshot.sampler.seen, snapshot.last, snapshot.logits
     if last is not None and last >= runner.vocab_size:
-        yield f"its newest token {last} is none of the model's"
+        yield f"its newest token {last} is not in the model's vocabulary"
     if len(seen) and not 0 <= int(seen.min()) <= int(seen.max()) < runner.vocab_size:
-        yield "it has seen tokens that are none of the model's"
+        yield "it has seen tokens that are not in the model's vocabulary"
     if logits is not None and len(logits) != runner.vocab_size:
         yield f"it has logits of {len(logits)} tokens, and the model has {runner.vocab_size}"
     for number, group in enumerate(runner.shape.groups):
-        counts = snapshot.row.get(f"group.{number}.counts")
+        counts = snapshot.tensors.get(f"group.{number}.counts")
         if counts is None or counts.dtype != torch.int64 or counts.shape != (5,):
-            continue  # what puts it into a row says what is the matter
+            continue  # restoring it raises the error
         stands = State(*counts.tolist()[:3])
         due = Timetable(group.schedule).state_at(snapshot.num_seen)
         if stands not in (due, group.schedule.settle(due)):
-            yield f"after {snapshot.num_seen} tokens no cache stands at {tuple(stands)}"
+            yield f"after {snapshot.num_seen} tokens a cache cannot be in state {tuple(stands)}"
 
 
 def new_sampler(snapshot: Snapshot, sampling: Sampling | None) -> Sampler:
-    """One that goes on where the snapshot's stood, or that chooses in another way from there.
+    """Return a sampler that continues from a snapshot, with other settings if given.
 
     Raises:
         InputError: the random numbers' state is not one of torch's.
@@ -222,19 +229,19 @@ def _validate_logits(logits: Tensor | None) -> None:
 
 
 def _expected_header(runner: Runner) -> Header:
-    """What a snapshot must have in common with a runner, as JSON gives it back."""
+    """Return what a snapshot must have in common with a runner, after a round trip by JSON."""
     shape = runner.shape
     config: Any = shape.info.text_config
-    asked = {
+    expected = {
         "dtype": _name(shape.info.dtype),
         "kv_dtype": shape.kv_dtype,
         "weights": runner.weights,
         "model": runner.fingerprint,
-        # The same weights may be told to rotate keys in another way.
+        # The same weights can be loaded with another rotary configuration.
         "positions": config.rope_parameters,
         "policy": str(shape.bound.explicit()),
     }
-    same: Header = json.loads(json.dumps(asked))
+    same: Header = json.loads(json.dumps(expected))
     return same
 
 

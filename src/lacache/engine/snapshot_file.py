@@ -1,8 +1,8 @@
 """Snapshot files: tensors and a JSON header in the safetensors format, whole or not at all.
 
 The header is one entry of the file's metadata. Its checksum is the SHA-256 of the whole file, with
-zeros in its own place. The entry, `format`, `version`, `bytes` and `checksum` stay as they are in
-every version, so that a file that is damaged can be told from one that is newer.
+zeros in the place of the checksum. The entry, `format`, `version`, `bytes` and `checksum` are the
+same in every version, so that a damaged file differs from a newer one.
 """
 
 import errno
@@ -23,25 +23,25 @@ from lacache.errors import InputError
 from lacache.version import __version__
 
 Header = dict[str, Any]
-"""Only what JSON can hold."""
+"""A JSON object."""
 
 FORMAT = "lacache-session"
 VERSION = 1
 UNFINISHED = ".lacache-"
-"""How the name of a file begins while it is written."""
+"""Prefix of the names of files that are being written."""
 _ENTRY = "lacache"
 _NO_CHECKSUM = "0" * 64
 _LONGEST = 100_000_000
 """Most bytes that the format allows between a file's first eight and its tensors."""
-_RENEW = "read the text again and save another"
+_RENEW = "prefill the session again and save another"
 
 
 def write_snapshot(path: Path, header: Header, tensors: dict[str, Tensor]) -> None:
-    """Write a snapshot; an older one in its place is replaced at the end, or stays as it was.
+    """Write a snapshot; an existing file is replaced at the end, or unchanged on an error.
 
     Args:
-        path: of the file; its folder must be there.
-        header: what is to be known besides; format, version, bytes and checksum are added.
+        path: of the file, in an existing folder.
+        header: the snapshot's own entries; format, version, bytes and checksum are added.
         tensors: contiguous, on the CPU.
 
     Raises:
@@ -61,32 +61,32 @@ def write_snapshot(path: Path, header: Header, tensors: dict[str, Tensor]) -> No
 
 
 def read_header(path: Path) -> Header:
-    """What a snapshot says of itself, whether its tensors are whole or not.
+    """Return the header of a snapshot, without a check of its tensors.
 
     Raises:
-        InputError: the file cannot be read, or is no snapshot of a version that is understood.
+        InputError: the file cannot be read, or is no snapshot of a supported version.
     """
-    with _reading(path) as file:
+    with _open(path) as file:
         header, _ = _read_head(path, file)
     _validate_version(path, header)
     return header
 
 
 def read_snapshot(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    """Read a snapshot, and check that it is as it was written.
+    """Read a snapshot, and verify its checksum.
 
     Raises:
-        InputError: the file cannot be read, is no snapshot, is cut off or damaged, or of a version
-            that is not understood.
+        InputError: the file cannot be read, is no snapshot, is cut off or damaged, or of an
+            unsupported version.
     """
-    with _reading(path) as file:
+    with _open(path) as file:
         header, head = _read_head(path, file)
         data = head + file.read()
     checksum, num_bytes = header.get("checksum"), header.get("bytes")
     if isinstance(num_bytes, int) and len(data) < len(head) + num_bytes:
         raise _cut_off(path, len(data), len(head) + num_bytes)
     if not _is_whole(data, checksum):
-        raise _damaged(path, "its checksum is another")
+        raise _damaged(path, "its checksum differs")
     _validate_version(path, header)
     try:
         return header, load(data)
@@ -95,17 +95,17 @@ def read_snapshot(path: Path) -> tuple[Header, dict[str, Tensor]]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder that nobody writes to now."""
+    """Remove the unfinished files of killed processes from a folder without writers."""
     for path in folder.glob(f"{UNFINISHED}*"):
         path.unlink(missing_ok=True)
 
 
 def _read_head(path: Path, file: BinaryIO) -> tuple[Header, bytes]:
-    """The header, and all bytes up to the tensors."""
+    """Return the header, and all bytes before the tensors."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > _LONGEST:
-        raise InputError(f"{path} is no safetensors file; give a snapshot of a session")
+        raise InputError(f"{path} is not a safetensors file; give a snapshot of a session")
     text = file.read(length)
     if len(text) < length:
         raise _cut_off(path, 8 + len(text), 8 + length)
@@ -118,8 +118,7 @@ def _read_head(path: Path, file: BinaryIO) -> tuple[Header, bytes]:
         raise _damaged(path, str(error)) from error
     if not is_ours:
         raise InputError(
-            f"{path} is a safetensors file, but holds no session; give one that was written by "
-            "Session.save"
+            f"{path} is a safetensors file without a session; give a file that Session.save wrote"
         )
     return header, start + text
 
@@ -146,7 +145,7 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 
 def _is_whole(data: bytes, checksum: object) -> bool:
-    """Whether a file's bytes have the checksum that stands among them."""
+    """Whether the bytes of a file have the checksum that they contain."""
     if not isinstance(checksum, str) or not checksum.isascii():
         return False
     blank = _with_checksum(data, checksum, _NO_CHECKSUM)
@@ -158,7 +157,7 @@ def _with_checksum(data: bytes, old: str, new: str) -> bytes:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as file:
             yield file
@@ -168,7 +167,7 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    path = Path(os.path.realpath(path))  # a link goes on leading to what is written
+    path = Path(os.path.realpath(path))  # a link stays a link
     temporary = path.parent / f"{UNFINISHED}{secrets.token_hex(8)}"
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -184,19 +183,19 @@ def _write(path: Path, data: bytes) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(
-            f"cannot write {path}: {reason}; what was there is unchanged, so try another folder"
+            f"cannot write {path}: {reason}; an existing file is unchanged; try another folder"
         ) from error
     with suppress(OSError):  # not every system can do this to a folder
         _sync(path.parent)
 
 
 def _private(path: str, flags: int) -> int:
-    """What the model keeps of a text is nobody else's."""
+    """Open a file that other users cannot read: keys and values reveal the prompt."""
     return os.open(path, flags, 0o600)
 
 
 def _sync(folder: Path) -> None:
-    """Make a new name last, as its file does already."""
+    """Make a new directory entry durable, as the file's contents are already."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What ends a completion: the end-of-sequence tokens and the stop strings."""
+"""Stop rules of a completion: end-of-sequence tokens and stop strings."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -10,7 +10,7 @@ _LONGEST = 256
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that the model's generation configuration and the tokenizer say end a text."""
+    """Return the end-of-sequence tokens of the model's generation config and the tokenizer."""
     configured = model.generation_config.eos_token_id
     ids = set(configured) if isinstance(configured, list) else {configured}
     return frozenset(ids | {tokenizer.eos_token_id}) - {None}
@@ -18,12 +18,12 @@ def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 @final
 class StopStrings:
-    """Passes text on up to the first stop string; neither that nor what follows comes out.
+    """Cuts text before the first stop string, in constant memory.
 
-    It stands behind a `Detokenizer`, so a stop string may span any number of tokens. The first one
-    is the one that ends first, and of those that end at the same place, the longest; this doesn't
-    depend on how the text is cut into pieces. Held back is only an end of the text that may be the
-    beginning of a stop string: less than the longest of them.
+    Its input is the output of a `Detokenizer`, so a stop string may span any number of tokens. The
+    first stop string is the one that ends first, and of those that end at the same place, the
+    longest; this does not depend on how the text is split. Only an end of the text that may be the
+    beginning of a stop string is held back: fewer characters than the longest of them.
 
         text, stops = Detokenizer(tokenizer), StopStrings(["User:", "###"])
         for token in tokens:
@@ -33,23 +33,23 @@ class StopStrings:
         print(stops.push(text.flush()) + stops.flush())
 
     Args:
-        stops: the strings, at most 64 of at most 256 characters; none of them lets all text pass.
+        stops: at most 64 strings of at most 256 characters; without any, all text passes.
 
     Raises:
         ConfigError: a stop string that is empty or too long, too many, or no list of strings.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
-        self._stops = _checked(stops)
+        self._stops = _validate(stops)
         self._held = ""
         self.found: str | None = None
-        """The stop string that ended the text; None if none did so far."""
+        """The stop string that ended the text; None so far."""
 
-    def push(self, piece: str) -> str:
-        """The text that this piece makes certain; empty after a stop string."""
+    def push(self, text: str) -> str:
+        """Add text; return what no later text can change, empty after a stop string."""
         if self.found is not None:
             return ""
-        text = self._held + piece
+        text = self._held + text
         matches = [
             (start + len(stop), start, stop)
             for stop in self._stops
@@ -59,23 +59,23 @@ class StopStrings:
             _, cut, self.found = min(matches)
             self._held = ""
         else:
-            cut = len(text) - max((_begun(text, stop) for stop in self._stops), default=0)
+            cut = len(text) - max((_partial_match(text, stop) for stop in self._stops), default=0)
             self._held = text[cut:]
         return text[:cut]
 
     def flush(self) -> str:
-        """The text still held back, when no more comes."""
+        """Return the text that is still held back, at the end."""
         text, self._held = self._held, ""
         return text
 
 
-def _begun(text: str, stop: str) -> int:
-    """How many characters at the end of the text are the beginning of a stop string."""
+def _partial_match(text: str, stop: str) -> int:
+    """Return the number of characters at the end of the text that begin a stop string."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def _checked(stops: Sequence[str]) -> tuple[str, ...]:
+def _validate(stops: Sequence[str]) -> tuple[str, ...]:
     if isinstance(stops, str) or not isinstance(stops, Sequence):
         raise ConfigError(f"stop={stops!r} must be a list of strings; try stop={[str(stops)]!r}")
     if len(stops) > _MOST:

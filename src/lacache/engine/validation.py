@@ -1,4 +1,4 @@
-"""What users give to an engine, checked and in the engine's types."""
+"""Validation of the arguments of requests."""
 
 import reprlib
 from collections.abc import Collection, Sequence
@@ -12,10 +12,10 @@ from lacache.errors import InputError
 
 
 def validate_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
-    """A copy of tokens [Q] of a model with so many, int64 on the CPU.
+    """Return a copy of tokens [Q], int64 on the CPU.
 
     Raises:
-        InputError: they are none of this model, or not in one dimension.
+        InputError: they are not in the vocabulary, or not in one dimension.
     """
     rule = "must be a list or a tensor of whole numbers; try tokenizer(text).input_ids"
     try:
@@ -24,8 +24,8 @@ def validate_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
         raise InputError(f"tokens={reprlib.repr(tokens)} {rule}") from error
     if given.ndim != 1:
         raise InputError(
-            f"tokens of shape {tuple(given.shape)} must be of shape [tokens]; give one text at "
-            "a time, in a flat list or tensor"
+            f"tokens of shape {tuple(given.shape)} must be of shape [tokens]; give one "
+            "sequence at a time, in a flat list or tensor"
         )
     is_whole = not (given.is_floating_point() or given.is_complex())
     if len(given) and (not is_whole or given.dtype == torch.bool):
@@ -40,10 +40,10 @@ def validate_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
 
 
 def validate_eos_token_ids(eos_token_ids: Collection[int]) -> frozenset[int]:
-    """Token ids that end a text.
+    """Return the tokens that end a sequence, as a set.
 
     Raises:
-        InputError: they are no whole numbers, or not in a collection.
+        InputError: they are not whole numbers, or not in a collection.
     """
     try:
         return frozenset(index(token) for token in eos_token_ids)
@@ -55,7 +55,7 @@ def validate_eos_token_ids(eos_token_ids: Collection[int]) -> frozenset[int]:
 
 
 def validate_top_logprobs(top_logprobs: int | None) -> int | None:
-    """How many of the likeliest tokens to tell with each; None tells nothing of how likely.
+    """Return how many of the likeliest tokens to report with each; None reports none.
 
     Raises:
         ConfigError: it is negative.
@@ -66,7 +66,7 @@ def validate_top_logprobs(top_logprobs: int | None) -> int | None:
 
 
 def validate_max_new_tokens(max_new_tokens: int | None) -> int | None:
-    """How many tokens to write at most; None is without end.
+    """Return how many tokens to generate at most; None is without end.
 
     Raises:
         ConfigError: it is negative.
