@@ -91,7 +91,7 @@ def test_a_prompt_is_cut_into_chunks(model: Any) -> None:
     pieces.clear()
     list(make(model, 1, None).submit(prompt(60), max_new_tokens=0, on_progress=pieces.append))
     # All there is room for, and then what each compaction frees.
-    assert pieces[0] == PLAN.capacity
+    assert pieces[0] == PLAN[0]
     assert sum(pieces) == 60
     assert max(pieces[1:]) < 6
     pieces.clear()
@@ -371,7 +371,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"budget": None}, r"no budget was given; try budget=512"),
     ({"policy": "full"}, r"budget=24 cannot be given with policy 'full'"),
     ({"budget": "100B"}, r"100 bytes holds 0 tokens"),
-    ({"budget": 4, "policy": Ladder(span=2)}, r"capacity=4"),
+    ({"budget": 4, "policy": Ladder(span=2)}, r"budget=4 must be at least 7"),
 ]
 
 
@@ -557,7 +557,7 @@ def test_a_text_that_was_interrupted_half_way_stops_no_other(
     stream = engine.submit(prompt(length))
     store = engine._runner.store
     with monkeypatch.context() as patch:
-        patch.setattr(store, "move_group", Trip(1, KeyboardInterrupt))
+        patch.setattr(store, "apply", Trip(1, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             list(stream)
     other = engine.submit(prompt(9), max_new_tokens=20)

@@ -30,7 +30,7 @@ def test_they_are_the_models(model: Any, sampling: Sampling | None, top: int) ->
     for token in stream:
         new.append(token)
         told.append(stream.logprobs)
-    assert len(prompt + new) < PLAN.capacity
+    assert len(prompt + new) < PLAN[0]
     with torch.no_grad():
         logits = model(torch.tensor([prompt + new])).logits[0]
     wanted = logits.log_softmax(dim=-1)[len(prompt) - 1 : -1]

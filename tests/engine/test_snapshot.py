@@ -347,7 +347,7 @@ def test_damaged_and_foreign_files_are_refused(saved: Path, path: Path) -> None:
     for data, message in (
         (whole[:-1] + bytes([whole[-1] ^ 1]), "is damaged"),
         (whole[:-1], "is cut off"),
-        (b"text", "is no safetensors file"),
+        (b"text", "is not a safetensors file"),
     ):
         path.write_bytes(data)
         refused(engine, path, message, InputError)

@@ -78,7 +78,7 @@ def test_a_changed_byte_of_a_tensor_is_called_damage(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"is damaged \(its checksum is another\); take another"):
+    with pytest.raises(InputError, match=r"is damaged \(its checksum differs\); take another"):
         read_snapshot(path)
     assert read_header(path)["model"] == HEADER["model"]
 
@@ -87,7 +87,7 @@ def test_any_cut_is_found(path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        message = "is no safetensors file" if length < 8 else f"it has {length:,} bytes and should"
+        message = "is not a safetensors file" if length < 8 else f"it has {length:,} bytes and should"
         with pytest.raises(InputError, match=message):
             read_snapshot(path)
 
@@ -110,15 +110,15 @@ def header_file(header: Any) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is no safetensors file; give a snapshot"),
-        (b"Once upon a time", "is no safetensors file; give a snapshot"),
-        (file_of(None), "but holds no session; give one"),
-        (file_of({"format": "pt"}), "but holds no session; give one"),
-        (header_file([]), "but holds no session; give one"),
-        (header_file("format"), "but holds no session; give one"),
-        (header_file({"format": "other"}), "but holds no session; give one"),
+        (b"", "is not a safetensors file; give a snapshot"),
+        (b"Once upon a time", "is not a safetensors file; give a snapshot"),
+        (file_of(None), "without a session; give a file"),
+        (file_of({"format": "pt"}), "without a session; give a file"),
+        (header_file([]), "without a session; give a file"),
+        (header_file("format"), "without a session; give a file"),
+        (header_file({"format": "other"}), "without a session; give a file"),
         (file_of({"lacache": "{"}), "is damaged"),
-        (b"\2\0\0\0\0\0\0\0[]", "but holds no session; give one"),
+        (b"\2\0\0\0\0\0\0\0[]", "without a session; give a file"),
         (b"\2\0\0\0\0\0\0\0{{", "is damaged"),
         (b"\2\0\0\0\0\0\0\0\xff\xff", "is damaged"),
         (header_file({"format": "lacache-session"}), "is damaged"),
@@ -137,7 +137,7 @@ def test_weights_are_refused_without_reading_them(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1000)}, path)
     with path.open("ab") as file:
         file.truncate(1 << 42)  # more than there is memory for
-    with pytest.raises(InputError, match="holds no session"):
+    with pytest.raises(InputError, match="without a session"):
         read_snapshot(path)
 
 
@@ -191,7 +191,7 @@ def test_a_step_that_fails_changes_nothing(
         raise error
 
     monkeypatch.setattr(os, step, fail)
-    message = f"cannot write .*: {error.strerror or ''}; what was there is unchanged"
+    message = f"cannot write .*: {error.strerror or ''}; an existing file is unchanged"
     with nothing_changes(path), pytest.raises(InputError, match=message):
         write_snapshot(path, {}, {})
 
@@ -230,7 +230,7 @@ def test_places_where_nothing_can_be_written(path: Path, tmp_path: Path) -> None
         (Path(), "busy|Is a directory|Invalid argument"),
         (tmp_path / ("long" * 100), "File name too long"),
     ):
-        message = f"cannot write .*({reason}).*; what was there is unchanged, so try another"
+        message = f"cannot write .*({reason}).*; an existing file is unchanged; try another"
         with nothing_changes(path), pytest.raises(InputError, match=message):
             write_snapshot(place, HEADER, TENSORS)
     assert os.listdir(tmp_path / "folder") == []
@@ -246,7 +246,7 @@ def test_a_link_goes_on_leading_to_what_is_written(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match=r"it is a device or a pipe; what was there is unchanged"):
+    with pytest.raises(InputError, match=r"it is a device or a pipe; an existing file is unchanged"):
         write_snapshot(tmp_path / "pipe", HEADER, TENSORS)
     assert (tmp_path / "pipe").is_fifo()
 

@@ -139,8 +139,8 @@ def test_names_cannot_leave_the_folder(folder: Path, engine: Engine, name: str) 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"", "the file is no safetensors file"),
-        (lambda data: b"\x80\x04pickle" * 9, "the file is no safetensors file"),
+        (lambda data: b"", "the file is not a safetensors file"),
+        (lambda data: b"\x80\x04pickle" * 9, "the file is not a safetensors file"),
         (lambda data: data[:-1], "the file is cut off"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "the file is damaged"),
     ],

@@ -304,11 +304,6 @@ class SequenceStream(TokenStream):
         return None if self._sequence.new else self._sequence.finish_reason
 
     @property
-    def error(self) -> Exception | None:
-        """What taking the next token will raise, if that is known already."""
-        return None if self._sequence.new else self._sequence.error
-
-    @property
     def num_ready(self) -> int:
         """Tokens sampled ahead of the reader."""
         return len(self._sequence.new)
