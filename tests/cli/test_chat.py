@@ -29,7 +29,7 @@ def expected(
     return "".join(f"{text}\n" for text in texts)
 
 
-def test_replies_are_the_librarys(run: Run, tiny: Path) -> None:
+def test_replies_are_those_of_the_library(run: Run, tiny: Path) -> None:
     messages = [f"the message {number} é" for number in range(6)]
     result = run("chat", "--model", tiny, *OPTIONS, input="\n".join(messages))
     assert result.exit_code == 0
@@ -43,12 +43,12 @@ def test_a_system_prompt_is_used(run: Run, tiny: Path) -> None:
     assert result.stdout != expected(["the cat"])
 
 
-def test_empty_lines_are_passed_over(run: Run, tiny: Path) -> None:
+def test_empty_lines_are_skipped(run: Run, tiny: Path) -> None:
     result = run("chat", "--model", tiny, *OPTIONS, input="\n  \nthe cat\n\n")
     assert result.stdout == expected(["the cat"])
 
 
-def test_state_shows_what_is_held(run: Run, tiny: Path) -> None:
+def test_state_shows_the_cache(run: Run, tiny: Path) -> None:
     lines = [f"the message {number}" for number in range(6)]
     result = run("chat", "--model", tiny, *OPTIONS, input="\n".join([*lines, "/state", "/quit"]))
     assert result.exit_code == 0
@@ -79,13 +79,13 @@ def test_groups_pin_the_system_prompt_too(run: Run, tiny: Path) -> None:
     assert f"sinks {pinned}" in result.stderr
 
 
-def test_reset_forgets(run: Run, tiny: Path) -> None:
+def test_reset_clears_the_conversation(run: Run, tiny: Path) -> None:
     result = run("chat", "--model", tiny, *OPTIONS, input="the cat\n/reset\nthe cat\n")
     once = expected(["the cat"])
     assert result.stdout == f"{once}Cleared; the system prompt stays.\n{once}"
 
 
-def test_a_stop_string_ends_each_reply_and_the_conversation_goes_on(run: Run, tiny: Path) -> None:
+def test_a_stop_string_ends_the_reply_and_keeps_the_conversation(run: Run, tiny: Path) -> None:
     messages = ["the cat", "the cat"]
     text = expected(messages[:1])
     stop = text[5:8]
@@ -117,7 +117,7 @@ def test_quit_leaves_at_once(run: Run, tiny: Path, command: str) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_reply_and_the_conversation_goes_on(tiny: Path) -> None:
+def test_ctrl_c_stops_the_reply_and_keeps_the_conversation(tiny: Path) -> None:
     process = subprocess.Popen(
         [*MAIN, "chat", "--model", tiny, "--temperature", "0", "--budget", "96"],
         stdin=subprocess.PIPE,
@@ -165,7 +165,7 @@ def test_no_chat_template_ends_in_one_line(run: Run, tiny_without_chat: Path) ->
 
 
 @pytest.mark.parametrize("data", [b"caf\xe9\n", b"the \0 cat\n"])
-def test_input_that_is_no_text_ends_in_one_line(run: Run, tiny: Path, data: bytes) -> None:
+def test_input_that_is_not_utf8_ends_in_one_line(run: Run, tiny: Path, data: bytes) -> None:
     result = run("chat", "--model", tiny, *OPTIONS, input=data)
     assert result.exit_code == 2
     assert result.stdout == ""

@@ -36,7 +36,7 @@ def expected(ids: list[int], num_new: int, **options: Any) -> str:
     return text
 
 
-def test_writes_what_the_library_writes(run: Run, tiny: Path) -> None:
+def test_the_text_is_that_of_the_library(run: Run, tiny: Path) -> None:
     ids = tiny_tokenizer()("the cat").input_ids
     text = expected(ids, 40)
     result = run("generate", "the cat", "--model", tiny, "-n", 40, *GREEDY)
@@ -124,7 +124,7 @@ def test_dense_prefill(run: Run, tiny: Path) -> None:
     assert dense["text"] != generate_json(run, *common)["text"]
 
 
-def test_the_chat_template_is_put_on_request(run: Run, tiny: Path) -> None:
+def test_chat_applies_the_chat_template(run: Run, tiny: Path) -> None:
     record = generate_json(run, "the cat", "--model", tiny, "-n", 20, "--chat")
     ids = ChatTemplate(tiny_tokenizer()).first("the cat")
     assert record["prompt_tokens"] == len(ids)
@@ -151,7 +151,7 @@ def ending_prompt() -> tuple[str, int]:
     raise AssertionError("no prompt makes the model end its text; try another seed")
 
 
-def test_the_end_token_ends_unless_ignored(run: Run, tiny_that_ends: Path) -> None:
+def test_an_end_token_ends_the_text_unless_ignored(run: Run, tiny_that_ends: Path) -> None:
     prompt, num_new = ending_prompt()
     common = (prompt, "--model", tiny_that_ends, "-n", 30)
     ended = generate_json(run, *common)
@@ -164,7 +164,7 @@ def test_the_end_token_ends_unless_ignored(run: Run, tiny_that_ends: Path) -> No
     assert (without_limit["finish_reason"], without_limit["new_tokens"]) == ("eos", num_new)
 
 
-def test_no_new_tokens_only_reads(run: Run, tiny: Path) -> None:
+def test_zero_new_tokens_only_prefills(run: Run, tiny: Path) -> None:
     record = generate_json(run, "the cat", "--model", tiny, "-n", 0)
     assert (record["new_tokens"], record["text"]) == (0, "")
     assert record["cache"]["num_seen"] == record["prompt_tokens"]
@@ -306,9 +306,7 @@ def test_empty_prompts_end_in_one_line(run: Run, tiny: Path, tmp_path: Path, pro
 
 
 @pytest.mark.parametrize("data", [b"\x7fELF\0\0\1", b"caf\xe9"])
-def test_what_is_no_text_ends_in_one_line(
-    run: Run, tiny: Path, tmp_path: Path, data: bytes
-) -> None:
+def test_invalid_utf8_ends_in_one_line(run: Run, tiny: Path, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "data").write_bytes(data)
     common = ("generate", "--model", tiny)
     assert_one_line(run(*common, "--file", tmp_path / "data"), "UTF-8")
@@ -322,7 +320,7 @@ def test_missing_files_end_in_one_line(run: Run, tiny: Path, tmp_path: Path) -> 
     assert_one_line(run(*common, tmp_path / "none", "text"), "two prompts were given")
 
 
-def test_models_that_are_none_end_in_one_line(
+def test_invalid_models_end_in_one_line(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LACACHE_HOME", str(tmp_path / "home"))
@@ -339,7 +337,7 @@ def test_models_that_are_none_end_in_one_line(
     assert "get it again" in result.stderr.splitlines()[-1]
 
 
-def test_a_model_that_is_no_causal_one_ends_in_one_line(run: Run, tmp_path: Path) -> None:
+def test_a_model_that_is_not_causal_ends_in_one_line(run: Run, tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
@@ -356,7 +354,7 @@ def test_chat_without_a_template_ends_in_one_line(run: Run, tiny_without_chat: P
     assert_one_line(result, "has no chat template")
 
 
-def test_smaller_keys_values_and_weights(run: Run, tiny: Path) -> None:
+def test_int8_keys_values_and_weights(run: Run, tiny: Path) -> None:
     common = ("the cat", "--model", tiny, "-n", 20, "--budget", 24)
     whole = generate_json(run, *common)
     smaller = generate_json(run, *common, "--kv-dtype", "int8", "--weights", "int8")
@@ -374,7 +372,9 @@ def test_smaller_keys_values_and_weights(run: Run, tiny: Path) -> None:
         (["--kv-dtype", "int8", "--prefill", "dense"], "--kv-dtype int8 needs the engine, and de"),
     ],
 )
-def test_where_they_cannot_be(run: Run, tiny: Path, options: list[str], message: str) -> None:
+def test_engine_options_without_an_engine_are_refused(
+    run: Run, tiny: Path, options: list[str], message: str
+) -> None:
     result = run("generate", "the cat", "--model", tiny, *options)
     assert result.exit_code == 2
     assert message in result.stderr

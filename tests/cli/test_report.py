@@ -7,7 +7,7 @@ from tests.cli.conftest import Run
 from tests.evals.report.made_up import eval_record, study, write_lines
 
 
-def test_a_page_is_written(run: Run, tmp_path: Path) -> None:
+def test_report_writes_a_page(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     records = study(draws=0, lengths=[1000], budgets=["0.5"])
     half = len(records) // 2
@@ -22,7 +22,7 @@ def test_a_page_is_written(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "page" / "report.md").read_text().startswith("# Quality")
 
 
-def test_the_numbers_are_printed_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
+def test_json_prints_the_numbers_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [eval_record("ladder"), eval_record("streaming")])
     result = run("report", path, "--json", "--out", tmp_path / "page")
     assert result.exit_code == 0, result.output
@@ -31,7 +31,7 @@ def test_the_numbers_are_printed_and_nothing_is_written(run: Run, tmp_path: Path
     assert not (tmp_path / "page").exists()
 
 
-def test_a_broken_line_is_named_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
+def test_an_invalid_line_is_named_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [eval_record(), {"kind": "demo"}])
     result = run("report", path, "--out", tmp_path / "page")
     assert result.exit_code == 2

@@ -43,13 +43,13 @@ def test_the_default_budget_is_512(model: Any) -> None:
         ("ladder", "0.001", [8, 2, 2]),
     ],
 )
-def test_a_tenth_of_the_capacity_is_evicted_at_once(
+def test_the_default_evict_batch_is_a_tenth_of_the_capacity(
     model: Any, policy: str, budget: str, chunks: list[int]
 ) -> None:
     assert chunks_of(model, 500, budget, policy)[:3] == chunks
 
 
-def test_a_given_batch_is_kept(model: Any) -> None:
+def test_a_given_evict_batch_is_used(model: Any) -> None:
     assert chunks_of(model, 100, "64", "streaming:evict_batch=3")[:3] == [64, 3, 3]
 
 
@@ -67,14 +67,14 @@ def test_full_takes_no_budget(model: Any) -> None:
         ("64", "groups:0-4@9@streaming", "budget=64 cannot be given with policy 'groups:"),
     ],
 )
-def test_what_cannot_be_read_is_refused_without_a_model(
+def test_invalid_options_are_refused_without_a_model(
     budget: str, policy: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         CacheOptions.parse(budget, policy)
 
 
-def test_the_cache_is_the_library_s(model: Any, tmp_path: Path) -> None:
+def test_the_cache_is_that_of_the_library(model: Any, tmp_path: Path) -> None:
     for policy in ("balanced", "global", "ladder:span=2"):
         made = CacheOptions.parse("64", policy).new_cache(model)
         assert made.policy == LaCache(model, 64, policy).policy

@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.cli.output import format_numbers
+from lacache import LaCache
+from lacache.cli.output import format_bytes, format_numbers, report_record
+from tests.engine.tiny import tiny_llama
 
 
 def expand(text: str) -> list[int]:
-    """What a description says, as a reader takes it."""
+    """Return the numbers that a text stands for."""
     numbers: list[int] = []
     for run in text.split(", ") if text else []:
         match = re.fullmatch(r"(\d+)(?:-(\d+)(?: by (\d+))?)?", run)
@@ -50,3 +52,26 @@ def test_many_runs_are_shortened_in_the_middle() -> None:
     assert format_numbers(numbers) == (
         "0-1, 4, 9, 16, 25, 36, ... 89 more runs ..., 9216, 9409, 9604, 9801"
     )
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (5 * 2**20 + 2**19, "5.5 MiB"),
+        (3 * 2**40, "3.0 TiB"),
+        (5000 * 2**40, "5000.0 TiB"),
+    ],
+)
+def test_bytes_are_readable(num_bytes: int, text: str) -> None:
+    assert format_bytes(num_bytes) == text
+
+
+@pytest.mark.parametrize("policy", ["streaming", "full"])
+def test_an_unbounded_capacity_is_null(policy: str) -> None:
+    capacity = None if policy == "full" else 8
+    record = report_record(LaCache(tiny_llama(), capacity, policy).report())
+    assert record["capacity"] == capacity
+    assert record["num_seen"] == 0
