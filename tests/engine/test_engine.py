@@ -1,4 +1,4 @@
-"""Texts that share an engine: who gets a row and when, in which memory, and what is refused."""
+"""Sequences that share an engine: scheduling, memory, and what is refused."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ def step_until(engine: Engine, done: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(("max_sequences", "chunk_size"), [(1, None), (3, 5), (2, 1)])
-def test_texts_equal_themselves_alone(
+def test_sequences_equal_themselves_alone(
     model: Any, max_sequences: int, chunk_size: int | None
 ) -> None:
     """Shorter and longer than the capacity, some of which wait for a row."""
@@ -56,7 +56,7 @@ def test_texts_equal_themselves_alone(
     assert engine.num_free == max_sequences
 
 
-def test_texts_that_are_taken_in_turns(model: Any) -> None:
+def test_streams_that_are_taken_in_turns(model: Any) -> None:
     engine = make(model)
     prompts = [prompt(9), prompt(40)]
     streams = [engine.submit(p, max_new_tokens=20) for p in prompts]
@@ -65,7 +65,7 @@ def test_texts_that_are_taken_in_turns(model: Any) -> None:
 
 
 @pytest.mark.parametrize("plan", [SINKS, (64, Ladder(span=2, sinks=2))])
-def test_other_plans_and_models(plan: Any) -> None:
+def test_other_policies_and_models(plan: Any) -> None:
     hybrid = tiny_model("gemma3")
     engine = Engine(hybrid, *plan, max_sequences=2, chunk_size=7)
     prompts = [prompt(5), prompt(70)]
@@ -73,7 +73,7 @@ def test_other_plans_and_models(plan: Any) -> None:
     assert [list(s) for s in streams] == [continued(hybrid, p, 16, plan) for p in prompts]
 
 
-def test_a_seed_gives_the_same_text_whoever_else_is_there(model: Any) -> None:
+def test_a_seed_gives_the_same_tokens_in_any_batch(model: Any) -> None:
     text = list(make(model).submit(prompt(9), max_new_tokens=30, sampling=SAMPLED))
     assert text == continued(model, prompt(9), 30, sampling=SAMPLED)
     engine = make(model)
@@ -100,7 +100,7 @@ def test_a_prompt_is_cut_into_chunks(model: Any) -> None:
     assert pieces == [128, 128, 34]
 
 
-def test_texts_wait_for_a_row_in_order(model: Any) -> None:
+def test_sequences_wait_for_a_batch_slot_in_order(model: Any) -> None:
     engine = make(model, max_sequences=1)
     began: list[str] = []
     streams = [
@@ -114,7 +114,7 @@ def test_texts_wait_for_a_row_in_order(model: Any) -> None:
     assert engine.num_free == 1
 
 
-def test_nobody_passes_a_text_that_waits(model: Any) -> None:
+def test_a_session_does_not_overtake_a_waiting_sequence(model: Any) -> None:
     engine = make(model, max_sequences=1)
     first, second = (engine.submit(prompt(3), max_new_tokens=2) for _ in range(2))
     list(first)
@@ -125,7 +125,7 @@ def test_nobody_passes_a_text_that_waits(model: Any) -> None:
     engine.open()
 
 
-def test_rows_are_given_back(model: Any) -> None:
+def test_batch_slots_are_released(model: Any) -> None:
     engine = make(model)
     assert engine.num_free == 2
     stream = engine.submit(prompt(3), max_new_tokens=2)
@@ -140,7 +140,7 @@ def test_rows_are_given_back(model: Any) -> None:
     assert engine.num_free == 2
 
 
-def test_a_stream_that_nobody_holds_gives_its_row_back(model: Any) -> None:
+def test_a_stream_without_references_releases_its_slot(model: Any) -> None:
     engine = make(model, max_sequences=1)
     for _ in engine.submit(prompt(30)):
         break
@@ -158,7 +158,7 @@ def test_a_stream_that_nobody_holds_gives_its_row_back(model: Any) -> None:
     assert not engine.step()
 
 
-def test_waiting_for_what_cannot_come_is_refused(
+def test_waiting_for_a_slot_that_cannot_be_released_is_refused(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lacache.engine.engine._LOOKAHEAD", 4)
@@ -177,7 +177,7 @@ def test_waiting_for_what_cannot_come_is_refused(
     assert list(waiting) == continued(model, prompt(9), 5)
 
 
-def test_a_text_pauses_when_it_is_far_ahead(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequence_pauses_at_its_lookahead(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lacache.engine.engine._LOOKAHEAD", 4)
     engine = make(model)
     stream = engine.submit(prompt(3))
@@ -193,7 +193,7 @@ def test_a_text_pauses_when_it_is_far_ahead(model: Any, monkeypatch: pytest.Monk
     assert taken == continued(model, prompt(3), 21)
 
 
-def test_a_long_prompt_stalls_nobody(model: Any) -> None:
+def test_a_long_prompt_stalls_no_decoding_sequence(model: Any) -> None:
     """Every step writes a token of every text that writes, and reads one segment at most."""
     engine = make(model, max_sequences=4)
     writers = [engine.submit(prompt(3, seed=k)) for k in range(2)]
@@ -218,7 +218,7 @@ def test_a_long_prompt_stalls_nobody(model: Any) -> None:
         assert list(islice(writer, num_new)) == continued(model, prompt(3, seed=k), num_new)
 
 
-def test_long_prompts_are_read_in_turns(model: Any) -> None:
+def test_long_prompts_are_prefilled_in_turns(model: Any) -> None:
     engine = make(model, max_sequences=3)
     read: list[str] = []
     streams = [
@@ -230,7 +230,7 @@ def test_long_prompts_are_read_in_turns(model: Any) -> None:
     assert len(read) == 5 + 3 + 4
 
 
-def test_closing_a_text_that_waits(model: Any) -> None:
+def test_closing_a_waiting_sequence(model: Any) -> None:
     engine = make(model, max_sequences=1)
     first, second, third = (engine.submit(prompt(k), max_new_tokens=4) for k in (3, 4, 5))
     second.close()
@@ -242,7 +242,7 @@ def test_closing_a_text_that_waits(model: Any) -> None:
     assert engine.num_free == 1
 
 
-def test_closing_amid_a_prompt_or_a_text(model: Any) -> None:
+def test_closing_amid_prefill_or_decoding(model: Any) -> None:
     engine = make(model, max_sequences=1)
     with engine.submit(prompt(50)) as reading:
         engine.step()
@@ -257,7 +257,7 @@ def test_closing_amid_a_prompt_or_a_text(model: Any) -> None:
     assert list(engine.submit(prompt(9), max_new_tokens=30)) == continued(model, prompt(9), 30)
 
 
-def test_why_a_text_ended(model: Any) -> None:
+def test_finish_reasons(model: Any) -> None:
     engine = make(model)
     whole = continued(model, prompt(9), 30)
     end = whole[11]
@@ -283,7 +283,7 @@ def test_why_a_text_ended(model: Any) -> None:
     assert stream.finish_reason == "length"
 
 
-def test_no_new_tokens_only_reads(model: Any) -> None:
+def test_no_new_tokens_only_prefills(model: Any) -> None:
     pieces: list[int] = []
     engine = make(model)
     stream = engine.submit(prompt(12), max_new_tokens=0, on_progress=pieces.append)
@@ -381,7 +381,7 @@ def test_bad_options(model: Any, options: dict[str, Any], message: str) -> None:
         Engine(model, **({"budget": PLAN[0], "policy": PLAN[1]} | options))
 
 
-def test_models_that_it_does_not_take() -> None:
+def test_unsupported_models() -> None:
     linear = tf.Qwen3NextForCausalLM(
         tf.Qwen3NextConfig(
             **SHAPE | {"num_hidden_layers": 4},
@@ -549,7 +549,7 @@ def test_after_an_error_every_text_goes_on(where: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("length", [3, 60])
-def test_a_text_that_was_interrupted_half_way_stops_no_other(
+def test_an_interrupted_compaction_stops_no_other_sequence(
     model: Any, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     """Amid a compaction, while it was written or read."""
@@ -571,7 +571,7 @@ def test_a_text_that_was_interrupted_half_way_stops_no_other(
 
 
 @pytest.mark.parametrize("number", [1, 3, 7])
-def test_after_an_error_in_on_progress_the_text_goes_on(model: Any, number: int) -> None:
+def test_after_an_error_in_on_progress_the_sequence_continues(model: Any, number: int) -> None:
     trips: list[type[BaseException]] = []
     engine = make(model)
     other = engine.submit(prompt(3), max_new_tokens=10)
@@ -583,7 +583,7 @@ def test_after_an_error_in_on_progress_the_text_goes_on(model: Any, number: int)
     assert list(other) == continued(model, prompt(3), 10)
 
 
-def test_a_text_may_be_closed_from_its_own_progress(model: Any) -> None:
+def test_a_sequence_may_be_closed_in_its_on_progress(model: Any) -> None:
     engine = make(model)
     pieces: list[int] = []
 
@@ -627,7 +627,7 @@ def test_the_model_stays_as_it_is(model: Any) -> None:
     assert output[0, 9:].tolist() == before
 
 
-def test_it_says_what_it_is(model: Any) -> None:
+def test_repr(model: Any) -> None:
     engine = make(model, max_sequences=3)
     with engine.open():
         text = repr(engine)

@@ -91,7 +91,7 @@ def test_engines_of_one_kind(model: Any) -> None:
     assert len({kind, *(other.kind for other in others)}) == 4
 
 
-def test_no_snapshot_amid_a_text(model: Any) -> None:
+def test_no_snapshot_amid_generation(model: Any) -> None:
     with new_engine(model).open() as session:
         stream = session.generate(prompt(9))
         next(stream)

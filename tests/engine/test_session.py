@@ -230,7 +230,7 @@ def test_a_closed_session_is_refused(engine: Engine) -> None:
     assert (other.num_seen, engine.num_free) == (5, 1)
 
 
-def test_more_sessions_than_rows_are_refused(engine: Engine) -> None:
+def test_more_sessions_than_batch_slots_are_refused(engine: Engine) -> None:
     first, _ = engine.open(), engine.open()
     for ask in (engine.open, first.fork):
         with pytest.raises(

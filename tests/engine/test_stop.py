@@ -6,9 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lacache.engine.detokenizer import Detokenizer
-from lacache.engine.stop import StopStrings
+from lacache.engine.stop import StopStrings, eos_token_ids
 from lacache.errors import ConfigError
-from tests.engine.tiny import tiny_tokenizer
+from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 
 # Few letters, so that stop strings begin, break off, overlap and contain each other.
 TEXT = st.text("ab", max_size=40)
@@ -107,3 +107,17 @@ def test_a_stop_string_spans_tokens(stop: str) -> None:
 def test_stop_strings_that_cannot_be_are_refused(stops: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         StopStrings(stops)
+
+
+@pytest.mark.parametrize(
+    ("configured", "tokenizer_end", "expected"),
+    [(None, None, set()), (5, None, {5}), ([5, 6], "<|im_end|>", {5, 6, END}), (None, "t", {"t"})],
+)
+def test_eos_tokens_are_those_of_model_and_tokenizer(
+    configured: Any, tokenizer_end: Any, expected: Any
+) -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    model.generation_config.eos_token_id = configured
+    tokenizer.eos_token = tokenizer_end
+    named = {tokenizer.convert_tokens_to_ids(e) if isinstance(e, str) else e for e in expected}
+    assert eos_token_ids(model, tokenizer) == named
