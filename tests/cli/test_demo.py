@@ -153,7 +153,7 @@ def test_bad_options_end_in_one_line_before_any_reading(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_folder_that_cannot_be_written_is_told_at_once(demo: Run, text: Path) -> None:
+def test_an_output_folder_that_cannot_be_written_is_refused_at_once(demo: Run, text: Path) -> None:
     result = demo("--out", text / "below-a-file")
     assert result.exit_code == 2
     assert "error: cannot write" in result.stderr

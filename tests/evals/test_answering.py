@@ -89,9 +89,7 @@ def test_only_the_logits_of_the_dense_pass_know_what_was_dropped(lookup: Any) ->
 
 
 @pytest.mark.parametrize("protocol", [CHUNKED, DENSE])
-def test_several_questions_are_asked_of_what_the_cache_still_holds(
-    lookup: Any, protocol: Protocol
-) -> None:
+def test_several_questions_use_what_the_cache_still_holds(lookup: Any, protocol: Protocol) -> None:
     assert put(lookup, Digit(10, 3), "streaming", 40, protocol)["scores"] == [0.0] * 3
     assert put(lookup, Digit(60, 3), "full", 40, protocol)["scores"] == [1.0] * 3
 
@@ -162,7 +160,7 @@ def greedy(model: Any, cache: LaCache, ids: list[int], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("policy", [Streaming(), Ladder(), Uniform()])
-def test_answers_follow_from_reading_token_by_token(random_model: Any, policy: Policy) -> None:
+def test_answers_follow_from_prefill_token_by_token(random_model: Any, policy: Policy) -> None:
     questions = (Question(" one? ", ("the",), 5), Question(" two? ", ("b",), 4))
     sample = Sample("The quick brown fox jumps over the lazy dog again and again.", questions)
     asked = answer_sample(

@@ -75,7 +75,7 @@ def test_speeds_within_five_per_cent_tie() -> None:
     assert "Prefill speed: S wins" in said([base, run("ladder", "A", tokens_per_second=94.0)])
 
 
-def test_the_rows_hold_the_best_of_each_window() -> None:
+def test_the_table_marks_the_best_of_each_window() -> None:
     rows = compare([run("full", "F", -0.1, late=2.0), run("streaming", "S")])
     by_name = {row.name: row for row in rows}
     assert by_name["0 to 511"].best == ("F", "S")
@@ -84,7 +84,7 @@ def test_the_rows_hold_the_best_of_each_window() -> None:
     assert by_name["peak"].best == ("S",)
 
 
-def test_a_full_cache_that_breaks_away_is_told_with_its_place() -> None:
+def test_a_full_cache_that_breaks_away_is_reported_with_its_place() -> None:
     bounded = run("streaming", "S")
     broken = said([run("full", "F", late=2.0), bounded])
     assert "F: from about token 3,072 on" in broken
@@ -92,7 +92,7 @@ def test_a_full_cache_that_breaks_away_is_told_with_its_place() -> None:
     assert "does not break away" in said([run("full", "F", -0.1), bounded])
 
 
-def test_a_text_that_never_fills_the_caches_is_told() -> None:
+def test_a_text_that_never_fills_the_caches_is_reported() -> None:
     short = [run(n, n, length=400) for n in ("streaming", "ladder")]
     for record in short:
         record["nll"] = record["nll"][:399]

@@ -9,7 +9,7 @@ from lacache.evals import hub_documents
 from lacache.evals.hub_documents import HUB_DOCUMENTS, load_named_document
 
 
-def test_other_names_are_built_in_texts_or_files() -> None:
+def test_other_names_are_built_in_documents_or_files() -> None:
     with pytest.raises(InputError, match="is neither a file nor one of"):
         load_named_document("wikitext-3")
 
@@ -33,7 +33,7 @@ def datasets(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module  # type: ignore[no-any-return]
 
 
-def test_rows_are_joined(datasets: Any) -> None:
+def test_lines_of_a_data_set_are_joined(datasets: Any) -> None:
     asked: list[Any] = []
 
     def load_dataset(path: str, **options: Any) -> Any:
@@ -46,7 +46,7 @@ def test_rows_are_joined(datasets: Any) -> None:
     assert asked[0][1] == {"name": "wikitext-2-raw-v1", "split": "test"}
 
 
-def test_what_the_hub_says_is_told(datasets: Any) -> None:
+def test_an_error_of_the_hub_is_reported(datasets: Any) -> None:
     def load_dataset(path: str, **options: Any) -> Any:
         raise ConnectionError("no\nnetwork")
 

@@ -122,7 +122,7 @@ def test_every_setting_changes_the_key(runner: EvalRunner) -> None:
     assert EvalRunner(replace(loaded_lookup(), name="other")).key(SPEC) == keys[0]
 
 
-def test_the_hash_of_weights_tells_models_apart() -> None:
+def test_the_hash_of_weights_differs_between_models() -> None:
     first = weights_sha256(tiny_llama(seed=0))
     assert weights_sha256(tiny_llama(seed=0)) == first
     assert weights_sha256(tiny_llama(seed=1)) != first
@@ -260,7 +260,9 @@ def test_other_samples_are_not_mixed_into_a_file(
     assert len(read_records(path)) == 1
 
 
-def test_a_file_that_is_no_file_of_records_is_told_at_once(runner: EvalRunner, text: Path) -> None:
+def test_a_file_that_is_no_file_of_records_is_refused_at_once(
+    runner: EvalRunner, text: Path
+) -> None:
     with pytest.raises(InputError, match=r"line 1 of .* is not JSON"):
         next(run_all(runner, SPECS, text))
     with pytest.raises(InputError, match="cannot"):
@@ -356,7 +358,7 @@ def test_bad_suites_are_refused(changes: dict[str, Any], message: str) -> None:
         replace(TINY, **changes).runs()
 
 
-def test_the_samples_hash_covers_all_that_is_asked(runner: EvalRunner) -> None:
+def test_the_samples_hash_covers_every_question(runner: EvalRunner) -> None:
     (sample,) = Digit().samples(None, length=80, count=1, seed=0)
     expected = json.dumps([[sample.context, [["\n", ["0"], 1]]]])
     record = runner.run(replace(SPEC, count=1))

@@ -122,7 +122,7 @@ def test_a_record_states_what_was_measured(records: list[Record], token_ids: lis
             assert ladder["kept"][number] == after.by_pattern[schedule.patterns[layer]]
 
 
-def test_the_hash_tells_tokens_apart() -> None:
+def test_the_hash_differs_between_tokens() -> None:
     assert tokens_sha256([1, 23]) != tokens_sha256([12, 3])
 
 

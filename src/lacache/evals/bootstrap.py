@@ -14,7 +14,7 @@ BLOCK = 128
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of the mean of independent values.
+    """Return the percentile interval of the mean of independent values.
 
     It has no width where all values are equal, or where there is only one: read it together with
     the number of values.
@@ -22,7 +22,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     Raises:
         InputError: no values, or a level outside of 0 to 1.
     """
-    data = _checked(values, level)
+    data = _validated(values, level)
     drawn = torch.randint(len(data), (_RESAMPLES, len(data)), generator=_generator())
     return _percentiles(data[drawn].mean(dim=1), level)
 
@@ -30,7 +30,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 def block_interval(
     values: Sequence[float], level: float = 0.95, block: int = BLOCK
 ) -> tuple[float, float]:
-    """The percentile interval of the mean of a series whose neighbours depend on each other.
+    """Return the percentile interval of the mean of a series with dependent neighbours.
 
     Moving blocks (Kuensch 1989) of `block` values in a row, or of half the series where that is
     shorter, are drawn until the length is reached.
@@ -38,7 +38,7 @@ def block_interval(
     Raises:
         InputError: no values, or a level outside of 0 to 1.
     """
-    data = _checked(values, level)
+    data = _validated(values, level)
     block = max(1, min(block, len(data) // 2))
     # The sum of a block is a difference of running sums, so nothing of length x draws is held.
     running = torch.cat([torch.zeros(1, dtype=torch.float64), data.cumsum(0)])
@@ -48,7 +48,7 @@ def block_interval(
     return _percentiles(sums[drawn].sum(dim=1) / (blocks * block), level)
 
 
-def _checked(values: Sequence[float], level: float) -> Tensor:
+def _validated(values: Sequence[float], level: float) -> Tensor:
     if not len(values):
         raise InputError("0 values have no interval; give at least one")
     if not 0 < level < 1:

@@ -22,7 +22,7 @@ _MIB = 2**20
 
 @final
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """One metric: a printed number for each run, and the labels of the best; several are a tie."""
 
     group: str
@@ -61,7 +61,7 @@ def trace_record(label: str, monitor: CacheMonitor, growing: Sequence[GrowingLay
     }
 
 
-def compare(records: Sequence[Record]) -> list[Row]:
+def compare(records: Sequence[Record]) -> list[Comparison]:
     """Tabulate perplexity by position, bytes and speed.
 
     Numbers that are printed alike are a tie, and so are speeds within `TIE_IN_SPEED`.
@@ -77,7 +77,7 @@ def compare(records: Sequence[Record]) -> list[Row]:
     edges = doubling_edges(first, records[0]["length"])
     by_record = [buckets(record["nll"], edges) for record in records]
     rows = [
-        _row(
+        _lowest(
             "Perplexity, tokens",
             f"{same[0].start:,} to {same[0].stop - 1:,}",
             records,
@@ -85,17 +85,17 @@ def compare(records: Sequence[Record]) -> list[Row]:
         )
         for same in zip(*by_record, strict=True)
     ]
-    rows.append(_row("Perplexity, tokens", "all", records, [r["perplexity"] for r in records]))
+    rows.append(_lowest("Perplexity, tokens", "all", records, [r["perplexity"] for r in records]))
     for name in ("peak", "mean"):
         sizes = [r[f"{name}_bytes"] / _MIB for r in records]
-        rows.append(_row("Cache in MiB", name, records, sizes))
+        rows.append(_lowest("Cache in MiB", name, records, sizes))
     speeds = [r["tokens_per_second"] for r in records]
     fast = tuple(
         r["label"]
         for r, speed in zip(records, speeds, strict=True)
         if speed >= (1 - TIE_IN_SPEED) * max(speeds)
     )
-    rows.append(Row("Speed", "tokens/s", tuple(f"{speed:,.0f}" for speed in speeds), fast))
+    rows.append(Comparison("Speed", "tokens/s", tuple(f"{speed:,.0f}" for speed in speeds), fast))
     return rows
 
 
@@ -134,12 +134,14 @@ def validate_same_text(records: Sequence[Record]) -> None:
         )
 
 
-def _row(group: str, name: str, records: Sequence[Record], values: Sequence[float]) -> Row:
+def _lowest(
+    group: str, name: str, records: Sequence[Record], values: Sequence[float]
+) -> Comparison:
     """Make a row in which less is better."""
     numbers = tuple(_number(value) for value in values)
     least = numbers[values.index(min(values))]
     best = tuple(r["label"] for r, n in zip(records, numbers, strict=True) if n == least)
-    return Row(group, name, numbers, best)
+    return Comparison(group, name, numbers, best)
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What a record states about its inputs: the model, its weights, the policy and the tokens."""
+"""Describe the inputs of a run for its record: model, weights, policy and tokens."""
 
 import hashlib
 from collections.abc import Sequence

@@ -71,7 +71,7 @@ class EvalRunner:
         return self._hashes[key]
 
     def run(self, spec: RunSpec, on_tokens: Callable[[int], None] | None = None) -> Record:
-        """Measure a specification.
+        """Measure a specification and return its record.
 
         Args:
             spec: what to measure.

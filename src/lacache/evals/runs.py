@@ -26,7 +26,7 @@ MOST_SAMPLES = 100_000
 @final
 @dataclass(frozen=True)
 class Protocol:
-    """How a prompt reaches the cache, and which logits give the first answer token.
+    """The way a prompt reaches the cache, and the logits of the first answer token.
 
     Args:
         prefill: "chunked" compacts during prefill, so that no forward attends to more than the
@@ -76,7 +76,7 @@ CHUNKED = Protocol()
 @final
 @dataclass(frozen=True)
 class RunSpec:
-    """What one run measures, besides the model.
+    """The specification of what one run measures, besides the model.
 
     Args:
         task: questions about contexts, or the perplexity of a text.
@@ -116,17 +116,17 @@ class RunSpec:
 
     @property
     def parsed_budget(self) -> Budget:
-        """The budget, parsed."""
+        """The budget as an object."""
         return parse_budget(self.budget)
 
     @property
     def is_perplexity(self) -> bool:
-        """Whether it measures perplexity instead of answers."""
+        """Whether the run measures perplexity instead of answers."""
         return isinstance(self.task, Perplexity)
 
     @property
     def is_full(self) -> bool:
-        """Whether it runs the full cache, which has neither budget nor protocol."""
+        """Whether the run has the full cache, which has neither budget nor protocol."""
         return isinstance(self.policy, Full)
 
     @property

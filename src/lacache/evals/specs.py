@@ -14,9 +14,9 @@ Made = TypeVar("Made")
 _KINDS = {int: ("a whole number", "1"), float: ("a number", "0.5")}
 
 
-def split_list(texts: Iterable[str]) -> list[str]:
-    """Split texts at commas and semicolons into the items of one list."""
-    items = (item.strip() for text in texts for item in text.replace(";", ",").split(","))
+def split_list(lists: Iterable[str]) -> list[str]:
+    """Split lists at commas and semicolons into the items of one list."""
+    items = (item.strip() for text in lists for item in text.replace(";", ",").split(","))
     return list(filter(None, items))
 
 

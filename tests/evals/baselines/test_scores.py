@@ -14,7 +14,7 @@ from lacache.evals.baselines.scores import (
     keydiff,
     knorm,
     lagkv,
-    last_rows,
+    last_queries,
     snapkv,
     tova,
 )
@@ -42,8 +42,8 @@ def weights_of(seed: int, pieces: list[int], heads: int = 2, groups: int = 2) ->
 def whole(pieces: list[torch.Tensor]) -> torch.Tensor:
     """The same as one [H, G, N, N]."""
     num_keys = pieces[-1].shape[-1]
-    rows = [torch.nn.functional.pad(p, (0, num_keys - p.shape[-1])) for p in pieces]
-    return torch.cat(rows, dim=2)
+    queries = [torch.nn.functional.pad(p, (0, num_keys - p.shape[-1])) for p in pieces]
+    return torch.cat(queries, dim=2)
 
 
 @given(SEEDS, st.integers(1, 12), st.integers(1, 5))
@@ -81,18 +81,18 @@ def test_lagkv_gives_numbers_where_a_channel_never_changes() -> None:
 
 
 @given(SEEDS, st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 8))
-def test_the_last_rows_do_not_depend_on_how_a_text_is_cut(
+def test_the_last_queries_do_not_depend_on_how_a_text_is_cut(
     seed: int, pieces: list[int], window: int
 ) -> None:
     cut = weights_of(seed, pieces)
     memory = None
     for piece in cut:
-        memory = last_rows(memory, piece, window)
+        memory = last_queries(memory, piece, window)
     assert memory is not None
-    rows = whole(cut)[:, :, -window:]
+    queries = whole(cut)[:, :, -window:]
     wanted = [
         [[fmean(g) for g in zip(*row, strict=True)] for row in zip(*h, strict=True)]
-        for h in rows.tolist()
+        for h in queries.tolist()
     ]
     torch.testing.assert_close(memory, torch.tensor(wanted))
 
@@ -118,7 +118,7 @@ def test_tova_is_the_mean_over_all_heads(seed: int, num_held: int) -> None:
         fmean(weights[h, g, -1, n].item() for h in range(2) for g in range(2))
         for n in range(num_held)
     ]
-    found = tova(last_rows(None, weights, 1))
+    found = tova(last_queries(None, weights, 1))
     torch.testing.assert_close(found, torch.tensor([wanted, wanted]))
 
 
@@ -127,7 +127,7 @@ def test_snapkv_pools_the_mean_of_a_window(
     seed: int, window: int, before: int, kernel: int
 ) -> None:
     weights = weights_of(seed, [before + window])[0]
-    found = snapkv(last_rows(None, weights, window), kernel=kernel)
+    found = snapkv(last_queries(None, weights, window), kernel=kernel)
     for head in range(2):
         mean = [
             fmean(weights[head, g, -1 - w, n].item() for g in range(2) for w in range(window))

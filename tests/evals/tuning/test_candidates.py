@@ -54,7 +54,7 @@ def shape(num_layers: int, *, with_profile: bool) -> ModelShape:
 
 @pytest.mark.parametrize("num_layers", [2, 3, 5, 16, 24, 30, 80])
 @pytest.mark.parametrize("with_profile", [True, False])
-def test_texts_can_be_parsed_at_any_depth(num_layers: int, with_profile: bool) -> None:
+def test_candidates_can_be_parsed_at_any_depth(num_layers: int, with_profile: bool) -> None:
     texts = default_texts(shape(num_layers, with_profile=with_profile))
     policies = [parse_policy(text) for text in texts]
     assert len(set(policies)) == len(texts)
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_no_candidate(model: Any) -> None:
     assert not default_candidates(model, 3)
 
 
-def test_a_users_candidates_are_checked_and_taken_once(model: Any) -> None:
+def test_a_users_candidates_are_validated_and_taken_once(model: Any) -> None:
     texts = ["streaming", "ladder", "full", "streaming:sinks=8", "ladder"]
     found = given_candidates(model, 200, texts)
     assert found == [Ladder(), Streaming(sinks=8)]

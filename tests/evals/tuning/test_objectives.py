@@ -66,7 +66,7 @@ def test_pairing_takes_out_what_both_share() -> None:
         against(mine, others[:1])
 
 
-def test_needles_of_one_stretch_are_drawn_together() -> None:
+def test_needles_of_one_excerpt_are_drawn_together() -> None:
     losses = [[1.0, 2.0, 9.0], [3.0, 3.0, 3.0], [12.0, 6.0, 6.0], [0.0, 1.0, 2.0]]
     found = figures([excerpt([1.0, 2.0], of) for of in losses])
     means = [fmean(of) for of in losses]

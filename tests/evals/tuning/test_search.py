@@ -138,7 +138,7 @@ def test_a_run_that_takes_longer_than_ever_ends_the_search_but_not_its_advice() 
     assert len({len(of) for of in found.held_out.values()}) == 1
 
 
-def test_what_is_not_possible_is_told_after_a_first_stretch() -> None:
+def test_what_is_not_possible_is_reported_after_a_first_excerpt() -> None:
     world = World(TRUTH, seconds=lambda policy: 10.0)
     # One run, and 14 excerpts of two runs.
     with pytest.raises(ConfigError, match=r"minutes=2 are too little time.*try --minutes 5\.1"):
@@ -188,7 +188,7 @@ def test_the_same_records_give_the_same_search() -> None:
     assert search(World(TRUTH), 2) == search(World(TRUTH), 2)
 
 
-def test_a_candidate_that_fails_is_told_and_left_out() -> None:
+def test_a_candidate_that_fails_is_reported_and_left_out() -> None:
     found = search(World(TRUTH, failing={GOOD_TEXT}), 3)
     assert list(found.failed) == [GOOD_TEXT]
     assert "it broke" in found.failed[GOOD_TEXT]
@@ -262,7 +262,7 @@ def test_settings_that_cannot_be(capacity: int, length: int, minutes: float, tol
         Settings(capacity, length, minutes)
 
 
-def test_the_record_tells_both_halves_apart(found: Found) -> None:
+def test_the_record_separates_both_halves(found: Found) -> None:
     record = tuning_record(found, Settings(16, LENGTH, 10), PARTS, budget="16", model="made up")
     rows = {row["policy"]: row for row in record["policies"]}
     assert len(rows) == 22

@@ -237,7 +237,7 @@ class ScoredCache(MonitoredCache):
         self._num_new = 0
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: what was evicted cannot come back."""
+        """Raise UnsupportedOperationError, as evicted tokens cannot come back."""
         refuse_crop()
 
     def activate_past_recording(self) -> None:

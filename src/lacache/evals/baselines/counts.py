@@ -1,4 +1,4 @@
-"""How many tokens each layer of a scored cache holds, by counts alone. Integers only."""
+"""Token counts of each layer of a scored cache, in integers."""
 
 from dataclasses import dataclass
 from typing import final
@@ -74,7 +74,7 @@ class Counts:
 
 @final
 class TokenCounts:
-    """How many tokens were seen and how many each layer holds. Mutable; shared by the layers."""
+    """The tokens seen and the tokens that each layer holds. Mutable; shared by the layers."""
 
     def __init__(self, counts: Counts) -> None:
         self.counts = counts

@@ -31,7 +31,7 @@ class ScoredLayer(EvictingLayer):
         self.reset()
 
     def reset(self) -> None:
-        """Remove all tokens."""
+        """Remove all tokens from this layer."""
         self.keys = self.values = None
         self.is_initialized = False
         self.memory: Tensor | None = None
@@ -57,7 +57,7 @@ class ScoredLayer(EvictingLayer):
         self._is_open = True
 
     def close(self, *, watched: bool) -> None:
-        """Close a forward.
+        """Close the forward that is open.
 
         Args:
             watched: whether attention weights should have come.

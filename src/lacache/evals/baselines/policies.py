@@ -13,7 +13,7 @@ from lacache.evals.baselines.scores import (
     keydiff,
     knorm,
     lagkv,
-    last_rows,
+    last_queries,
     snapkv,
     tova,
 )
@@ -28,11 +28,11 @@ class Knorm(KeyPolicy):
     names: ClassVar = {"knorm": {}}
 
     def protected(self, num_held: int) -> int:
-        """Return 0."""
+        """Return 0: no newest tokens are protected."""
         return 0
 
     def score(self, keys: Tensor, values: Tensor) -> Tensor:
-        """Return `scores.knorm`."""
+        """Return the score that `scores.knorm` defines."""
         return knorm(keys)
 
 
@@ -44,11 +44,11 @@ class KeyDiff(KeyPolicy):
     names: ClassVar = {"keydiff": {}}
 
     def protected(self, num_held: int) -> int:
-        """Return 0."""
+        """Return 0: no newest tokens are protected."""
         return 0
 
     def score(self, keys: Tensor, values: Tensor) -> Tensor:
-        """Return `scores.keydiff`."""
+        """Return the score that `scores.keydiff` defines."""
         return keydiff(keys)
 
 
@@ -83,18 +83,18 @@ class LagKV(KeyPolicy):
         return replace(self, lag=min(self.lag, most))
 
     def protected(self, num_held: int) -> int:
-        """Return the last whole partition and what comes after it."""
+        """Return the length of the last whole partition and of what comes after it."""
         return min(num_held, self.lag + (num_held - self.sinks) % self.lag)
 
     def score(self, keys: Tensor, values: Tensor) -> Tensor:
-        """Return `scores.lagkv`."""
+        """Return the score that `scores.lagkv` defines."""
         return lagkv(keys, values, sinks=self.sinks, lag=self.lag)
 
 
 @final
 @dataclass(frozen=True)
 class TOVA(AttentionPolicy):
-    """What the newest token attends to stays (arXiv 2401.06104), and that token itself.
+    """Tokens that the newest one attends to stay (arXiv 2401.06104), and that one itself.
 
     All heads of a layer keep the same tokens.
     """
@@ -103,7 +103,7 @@ class TOVA(AttentionPolicy):
 
     @property
     def num_queries(self) -> int:
-        """The newest alone."""
+        """Return 1: the newest token alone."""
         return 1
 
     def protected(self, num_held: int) -> int:
@@ -112,17 +112,17 @@ class TOVA(AttentionPolicy):
 
     def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:
         """Return the newest token's attention [H, 1, N]."""
-        return last_rows(memory, weights, 1)
+        return last_queries(memory, weights, 1)
 
     def score(self, memory: Tensor) -> Tensor:
-        """Return `scores.tova`."""
+        """Return the score that `scores.tova` defines."""
         return tova(memory)
 
 
 @final
 @dataclass(frozen=True)
 class H2O(AttentionPolicy):
-    """What got most attention so far stays (arXiv 2306.14048), and the newest tokens.
+    """Tokens that got most attention so far stay (arXiv 2306.14048), and the newest ones.
 
     Args:
         sinks: first tokens, never evicted.
@@ -146,14 +146,14 @@ class H2O(AttentionPolicy):
 
     @property
     def num_queries(self) -> None:
-        """All that ever came."""
+        """Return None: every token's attention."""
 
     def at(self, capacity: int) -> Self:
         """Return this policy with the window in tokens."""
         return replace(self, recent=in_slots(self.recent, capacity, least=0))
 
     def protected(self, num_held: int) -> int:
-        """Return the window."""
+        """Return the length of the window."""
         return in_slots(self.recent, num_held, least=0)
 
     def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class H2O(AttentionPolicy):
 
 @dataclass(frozen=True)
 class SnapKV(AttentionPolicy):
-    """What the newest tokens attend to stays, neighbours together (arXiv 2404.14469).
+    """Tokens that the newest ones attend to stay, with neighbours (arXiv 2404.14469).
 
     Args:
         sinks: first tokens, never evicted.
@@ -194,19 +194,19 @@ class SnapKV(AttentionPolicy):
 
     @property
     def num_queries(self) -> int:
-        """The window."""
+        """Return the length of the window."""
         return self.window
 
     def protected(self, num_held: int) -> int:
-        """Return the window."""
+        """Return the length of the window."""
         return self.window
 
     def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:
         """Return the attention of the newest tokens [H, window, N]."""
-        return last_rows(memory, weights, self.window)
+        return last_queries(memory, weights, self.window)
 
     def score(self, memory: Tensor) -> Tensor:
-        """Return `scores.snapkv`."""
+        """Return the score that `scores.snapkv` defines."""
         return snapkv(memory, kernel=self.kernel)
 
 
@@ -236,7 +236,7 @@ class PyramidKV(SnapKV):
             raise ConfigError(f"beta={self.beta} must be at least 1; try beta=20")
 
     def capacities(self, capacity: int, num_layers: int) -> tuple[int, ...]:
-        """Return `pyramid`."""
+        """Return capacities that fall with depth; see `pyramid`."""
         floor = self.sinks + self.window + self.slots_per_compaction(capacity)
         return pyramid(capacity, num_layers, window=self.window, beta=self.beta, floor=floor)
 

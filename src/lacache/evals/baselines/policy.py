@@ -1,4 +1,4 @@
-"""Policies that evict by a score of the text, as the evaluation knows them."""
+"""The base classes of policies that evict by a score of the text."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ class AttentionPolicy(ScoredPolicy, ABC):
     @property
     @abstractmethod
     def num_queries(self) -> int | None:
-        """How many of the newest tokens' attention the score needs; None for all."""
+        """Return how many of the newest tokens' attention the score needs; None for all."""
 
     @abstractmethod
     def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:

@@ -82,22 +82,22 @@ def _spread(states: Tensor, lag: int) -> Tensor:
     return scaled.std(dim=-1).softmax(dim=-1)
 
 
-def last_rows(memory: Tensor | None, weights: Tensor, window: int) -> Tensor:
+def last_queries(memory: Tensor | None, weights: Tensor, window: int) -> Tensor:
     """Return the newest `window` tokens' attention, averaged over the query heads of a KV head.
 
     Args:
         memory: that of earlier tokens [H, W', N - Q], if any.
         weights: that of the new tokens [H, G, Q, N].
-        window: most rows to keep.
+        window: most queries to keep.
 
     Returns:
         [H, min(window, W' + Q), N], oldest first; 0 for tokens that came later.
     """
-    rows = weights[:, :, -window:].float().mean(dim=1)
-    if memory is not None and rows.shape[1] < window:
+    queries = weights[:, :, -window:].float().mean(dim=1)
+    if memory is not None and queries.shape[1] < window:
         earlier = pad(memory, (0, weights.shape[-2]))
-        rows = torch.cat([earlier, rows], dim=1)[:, -window:]
-    return rows
+        queries = torch.cat([earlier, queries], dim=1)[:, -window:]
+    return queries
 
 
 def accumulated(memory: Tensor | None, weights: Tensor) -> Tensor:
@@ -119,35 +119,36 @@ def accumulated(memory: Tensor | None, weights: Tensor) -> Tensor:
     return total
 
 
-def tova(rows: Tensor) -> Tensor:
+def tova(queries: Tensor) -> Tensor:
     """Return the attention of the newest token, averaged over all heads of the layer.
 
     Source: arXiv 2401.06104 section 3. So all heads keep the same tokens.
 
     Args:
-        rows: attention of the newest tokens [H, W, N], averaged over the query heads of a KV head.
+        queries: attention of the newest tokens [H, W, N], averaged over the query heads of a KV
+            head.
 
     Returns:
         [H, N], the same in every head.
     """
-    return rows[:, -1].mean(dim=0, keepdim=True).expand(rows.shape[0], -1)
+    return queries[:, -1].mean(dim=0, keepdim=True).expand(queries.shape[0], -1)
 
 
-def snapkv(rows: Tensor, *, kernel: int) -> Tensor:
+def snapkv(queries: Tensor, *, kernel: int) -> Tensor:
     """Return the mean attention of a window of newest tokens to what is before it, pooled.
 
     Source: arXiv 2404.14469 section 4. The pooling (a mean over `kernel` neighbouring slots, 0
     beyond the ends) keeps neighbours together.
 
     Args:
-        rows: attention of the newest W tokens [H, W, N], averaged over the query heads of a KV
+        queries: attention of the newest W tokens [H, W, N], averaged over the query heads of a KV
             head.
         kernel: slots to pool over, odd.
 
     Returns:
         [H, N]; infinite for the window itself.
     """
-    window = rows.shape[1]
-    before = rows[..., : rows.shape[-1] - window].mean(dim=1)
+    window = queries.shape[1]
+    before = queries[..., : queries.shape[-1] - window].mean(dim=1)
     pooled = avg_pool1d(before, kernel, stride=1, padding=kernel // 2)
     return pad(pooled, (0, window), value=torch.inf)

@@ -1,4 +1,4 @@
-"""What a search is given, and what it finds and recommends."""
+"""The settings and the result of a search."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def validate_minutes(minutes: float) -> None:
 @final
 @dataclass(frozen=True)
 class Settings:
-    """What a search is given, besides the model and the text.
+    """The settings of a search, besides the model and the text.
 
     Args:
         capacity: tokens per layer, the same for all candidates.

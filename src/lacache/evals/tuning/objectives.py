@@ -52,7 +52,7 @@ class Figures:
 
     @property
     def point(self) -> Point:
-        """Both objectives."""
+        """Return perplexity and loss, the two objectives."""
         return self.perplexity, self.loss
 
 

@@ -114,7 +114,7 @@ class Search:
         )
 
     def _validate_signal(self) -> None:
-        """Check that the full cache knows the answers; else no loss distinguishes caches."""
+        """Check that the full cache answers right; else no loss distinguishes caches."""
         self._on_step("the full cache", self._seconds)
         try:
             loss = float(self._needles(FULL, _COMPARED, 0)["nll"])
