@@ -10,9 +10,11 @@ from torch import Tensor
 from lacache import LaCache
 from lacache.engine.runner import Runner
 from lacache.models.decoder import cache_argument
-from lacache.policies import Ladder, Plan, RetrievalHeads
+from lacache.policies import Ladder, RetrievalHeads
+from lacache.policies.ladder import LadderSchedule
 from tests.cache.slow_cache import slow_logits
 from tests.cache.tiny_models import VOCAB
+from tests.policies.sized import Sized, bind_to
 
 TOLERANCE = 1e-4
 
@@ -22,6 +24,11 @@ class Sequence:
     text: list[int] = field(default_factory=list)
     logits: dict[int, Tensor] = field(default_factory=dict)
     """After so many tokens [V]."""
+
+
+def new_runner(model: Any, sized: Sized, *args: Any, **options: Any) -> Runner:
+    """A runner of a policy with its budget; the rest as for Runner."""
+    return Runner(model, bind_to(model, sized), *args, **options)
 
 
 class Ragged:
@@ -78,14 +85,14 @@ class Ragged:
         else:
             self.fork(row, target)
 
-    def check(self, model: Any, plan: Plan) -> None:
+    def check(self, model: Any, sized: Sized) -> None:
         """Compare every sequence that ever was with itself alone."""
         longest = max(len(sequence.text) for sequence in self.all)
         # What comes later changes nothing before.
         ids = torch.full((len(self.all), longest), 2)
         for row, sequence in enumerate(self.all):
             ids[row, : len(sequence.text)] = torch.tensor(sequence.text, dtype=torch.long)
-        expected = twin_logits(model, ids, plan)
+        expected = twin_logits(model, ids, sized)
         for row, sequence in enumerate(self.all):
             for num_seen, logits in sequence.logits.items():
                 wanted = expected[row, num_seen - 1]
@@ -99,20 +106,32 @@ class Ragged:
         return self.random.randrange(2, VOCAB)
 
 
-def twin_logits(model: Any, ids: Tensor, plan: Plan) -> Tensor:
-    """Logits [B, Q, V] from the slow twin, or from LaCache for plans that it does not know."""
-    if not isinstance(plan, RetrievalHeads):
-        return slow_logits(model, ids, plan, recent_of(model, plan))
+def twin_logits(model: Any, ids: Tensor, sized: Sized) -> Tensor:
+    """Logits [B, Q, V] from the slow twin, or from LaCache for policies that it does not know."""
+    groups = bind_to(model, sized).groups
+    schedule = groups[0].schedule
+    if len(groups) == 1 and isinstance(schedule, LadderSchedule):
+        return slow_logits(model, ids, in_slots(schedule))
+    if not isinstance(sized[1], RetrievalHeads):
+        return slow_logits(model, ids, sized)
     with torch.no_grad():
-        cache = LaCache.from_model(model, plan)
+        cache = LaCache(model, *sized)
         logits: Tensor = model(ids, **cache_argument(model, cache)).logits
     return logits
 
 
-def recent_of(model: Any, plan: Plan) -> int:
-    """What a ladder without a number of its own protects."""
-    if not isinstance(plan, Ladder):
-        return 0
-    num_layers = len(LaCache.from_model(model, plan).growing_layers)
-    recent: int = plan.bind(num_layers).recent
-    return recent
+def in_slots(schedule: LadderSchedule) -> Sized:
+    """The ladder of a schedule, every setting in slots, as the slow twin takes it."""
+    geometry = schedule.geometry
+    window = geometry.freed + 1
+    ladder = Ladder(
+        span=geometry.span,
+        overlap=geometry.overlap,
+        sinks=schedule.sinks,
+        recent=schedule.recent,
+        evict_batch=schedule.evict_batch,
+        geometry=geometry.kind,
+        unit=schedule.unit,
+        window_layers=tuple(n for n, p in enumerate(schedule.patterns) if p == window),
+    )
+    return schedule.capacity, ladder

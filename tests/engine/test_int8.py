@@ -11,10 +11,11 @@ from lacache.engine.private_model import private_model
 from lacache.engine.runner import Runner
 from lacache.policies import Ladder
 from tests.cache.tiny_models import random_ids, tiny_model
+from tests.engine.ragged import new_runner
 
 pytest.importorskip("torchao", reason="needs the extra int8")
 
-LADDER = Ladder(capacity=24, span=2, overlap=0, sinks=2, evict_batch=3)
+LADDER = (24, Ladder(span=2, overlap=0, sinks=2, evict_batch=3))
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -106,8 +107,8 @@ def test_a_run_is_that_of_the_weights_written_out(
     family: str, changes: dict[str, int], rows: int
 ) -> None:
     model = tiny_model(family, **changes)
-    plan = Ladder(capacity=24, span=2, overlap=1, sinks=2, evict_batch=3)
-    fast = run(Runner(model, plan, rows, None, weights="int8"))
+    sized = (24, Ladder(span=2, overlap=1, sinks=2, evict_batch=3))
+    fast = run(new_runner(model, sized, rows, None, weights="int8"))
     slow_model, _ = private_model(model)
     slow_model.config._attn_implementation = model.config._attn_implementation
     quantize_weights(slow_model, "int8")
@@ -120,7 +121,7 @@ def test_a_run_is_that_of_the_weights_written_out(
     assert "lm_head" in replaced
     assert len(replaced) == 1 + sum(type(m) is nn.Linear for m in model.model.modules())
     torch.testing.assert_close(
-        fast, run(Runner(slow_model, plan, rows, None)), rtol=1e-4, atol=1e-4
+        fast, run(new_runner(slow_model, sized, rows, None)), rtol=1e-4, atol=1e-4
     )
 
 
@@ -133,16 +134,16 @@ def test_compiled_steps_are_the_same(rows: int) -> None:
         graphs.append(graph)
         return graph.forward
 
-    compiled = run(Runner(model, LADDER, rows, backend, weights="int8"))
+    compiled = run(new_runner(model, LADDER, rows, backend, weights="int8"))
     assert len(graphs) == 1
-    eager = run(Runner(model, LADDER, rows, None, weights="int8"))
+    eager = run(new_runner(model, LADDER, rows, None, weights="int8"))
     torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
 
 
 def test_logits_stay_near_those_of_the_models_own_weights() -> None:
     model = tiny_model("llama")
-    exact = run(Runner(model, LADDER, 1, None))
-    coarse = run(Runner(model, LADDER, 1, None, weights="int8"))
+    exact = run(new_runner(model, LADDER, 1, None))
+    coarse = run(new_runner(model, LADDER, 1, None, weights="int8"))
     error = (coarse - exact).norm(dim=-1) / exact.norm(dim=-1)
     assert 0 < error.mean() < 0.06
 
@@ -154,7 +155,7 @@ def test_the_users_model_stays_as_it_is() -> None:
     parameters = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
     ids = random_ids(10)
     before = model(ids).logits
-    runner = Runner(model, LADDER, 1, None, weights="int8")
+    runner = new_runner(model, LADDER, 1, None, weights="int8")
     run(runner)
     assert [name for name, _ in model.named_modules()] == names
     assert [type(module) for module in model.modules()] == kinds

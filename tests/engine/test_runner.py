@@ -17,20 +17,23 @@ from lacache.cache.static.static_cache import StaticKVCache
 from lacache.engine.runner import Runner
 from lacache.errors import ConfigError, UnsupportedOperationError
 from lacache.models.decoder import cache_argument
-from lacache.policies import Group, Groups, Ladder, Plan, Streaming
+from lacache.policies import Group, Groups, Ladder, Streaming
 from tests.cache.slow_cache import slow_generate
+from tests.cache.static.policy_strategies import sized_policies
 from tests.cache.tiny_models import FAMILIES, VOCAB, random_ids, tiny_model
-from tests.engine.ragged import TOLERANCE, Ragged, twin_logits
+from tests.engine.ragged import TOLERANCE, Ragged, new_runner, twin_logits
+from tests.policies.sized import Sized
 
-LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
-BY_HEAD = Groups(
-    (
-        Group(
-            Ladder(capacity=24, span=1, sinks=2, recent=4, evict_batch=4), (1, 4, (3, 0), (0, 1))
-        ),
-        Group(Streaming(9, 2, evict_batch=3), ((0, 0), (3, 1))),
-        Group(Streaming(14, 1), (2,)),
-    )
+LADDER = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
+BY_HEAD = (
+    None,
+    Groups(
+        (
+            Group(Ladder(span=1, sinks=2, recent=4, evict_batch=4), (1, 4, (3, 0), (0, 1)), 24),
+            Group(Streaming(sinks=2, evict_batch=3), ((0, 0), (3, 1)), 9),
+            Group(Streaming(sinks=1, evict_batch=1), (2,), 14),
+        )
+    ),
 )
 TEXT = random_ids(60)[0]
 
@@ -43,7 +46,7 @@ def model(family: str = "llama") -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str) -> None:
     """Rows of three lengths, one of them idle at times, and their texts alone."""
-    ragged = Ragged(Runner(model(family), LADDER, 3, None), seed=0)
+    ragged = Ragged(new_runner(model(family), LADDER, 3, None), seed=0)
     for length in (16, 5, 1, 13):
         ragged.read(0, length)
         ragged.read(2, 3)
@@ -60,37 +63,37 @@ def test_families(family: str) -> None:
     ragged.check(model(family), LADDER)
 
 
-@given(plan=plans(5, 2), seed=st.integers(0, 1000))
+@given(sized=sized_policies(5, 2), seed=st.integers(0, 1000))
 @settings(max_examples=6)
-def test_any_plan_and_any_calls(plan: Plan, seed: int) -> None:
-    ragged = Ragged(Runner(model(), plan, 3, None), seed)
+def test_any_policy_and_any_calls(sized: Sized, seed: int) -> None:
+    ragged = Ragged(new_runner(model(), sized, 3, None), seed)
     for _ in range(14):
         ragged.random_call()
-    ragged.check(model(), plan)
+    ragged.check(model(), sized)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_greedy_text_is_that_of_the_twins(family: str) -> None:
     prompt, num_new = random_ids(21, seed=1), 25
-    runner = Runner(model(family), LADDER, 3, None)
+    runner = new_runner(model(family), LADDER, 3, None)
     text = prompt[0].tolist()
     logits = read(runner, 1, prompt[0])
     for _ in range(num_new):
         text.append(int(logits.argmax()))
         logits = step(runner, 1, text[-1])
     assert text == slow_generate(model(family), prompt, LADDER, 5, num_new)[0].tolist()
-    cache = LaCache.from_model(model(family), LADDER)
+    cache = LaCache(model(family), *LADDER)
     generated = model(family).generate(
         prompt, **cache_argument(model(family), cache), max_new_tokens=num_new, do_sample=False
     )
     assert text == generated[0].tolist()
 
 
-@pytest.mark.parametrize(("family", "plan"), [("llama", BY_HEAD), ("gemma3", LADDER)])
-def test_what_is_in_unused_slots_does_not_matter(family: str, plan: Plan) -> None:
+@pytest.mark.parametrize(("family", "sized"), [("llama", BY_HEAD), ("gemma3", LADDER)])
+def test_what_is_in_unused_slots_does_not_matter(family: str, sized: Sized) -> None:
     def logits(filling: float) -> Tensor:
         """Of a row beside one that has ended and one that waits; compactions on the way."""
-        runner = Runner(model(family), plan, 3, None)
+        runner = new_runner(model(family), sized, 3, None)
         read(runner, 1, random_ids(30, seed=7)[0])
         read(runner, 2, random_ids(11, seed=8)[0])
         runner.store.clear(1)
@@ -115,7 +118,7 @@ def test_the_other_rows_and_the_own_place_do_not_matter(family: str) -> None:
     tiny = tiny_model(family, intermediate_size=64)
 
     def logits(row: int, *, alone: bool) -> Tensor:
-        runner = Runner(tiny, LADDER, 3, None)
+        runner = new_runner(tiny, LADDER, 3, None)
         others = [] if alone else [other for other in range(3) if other != row]
         for other in others:
             read(runner, other, random_ids(9 + other, seed=other)[0])
@@ -133,16 +136,16 @@ def test_the_other_rows_and_the_own_place_do_not_matter(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "changes", "plan"),
+    ("family", "changes", "sized"),
     [
         (
             "llama",
             {"num_hidden_layers": 3},
             Groups(
                 (
-                    Group(Ladder(capacity=20, span=1, sinks=2, evict_batch=2), (0, (1, 1))),
-                    Group(Streaming(9, 2, evict_batch=3), ((1, 0),)),
-                    Group(Streaming(14, 1), (2,)),
+                    Group(Ladder(span=1, sinks=2, evict_batch=2), (0, (1, 1)), 20),
+                    Group(Streaming(sinks=2, evict_batch=3), ((1, 0),), 9),
+                    Group(Streaming(sinks=1, evict_batch=1), (2,), 14),
                 )
             ),
         ),
@@ -152,23 +155,23 @@ def test_the_other_rows_and_the_own_place_do_not_matter(family: str) -> None:
                 "num_hidden_layers": 3,
                 "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             },
-            Ladder(capacity=16, span=1, sinks=2, evict_batch=2),
+            (16, Ladder(span=1, sinks=2, evict_batch=2)),
         ),
     ],
     ids=["llama", "gemma3"],
 )
-def test_one_graph_for_ever(family: str, changes: dict[str, Any], plan: Plan) -> None:
+def test_one_graph_for_ever(family: str, changes: dict[str, Any], sized: Sized) -> None:
     """What follows the first step is compiled neither anew nor in pieces, and equals eager."""
     tiny = tiny_model(family, **changes)
     # Its hooks on the decoder are the private model's too.
-    LaCache.from_model(tiny, plan)
+    LaCache(tiny, *sized)
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
         graphs.append(graph)
         return graph.forward
 
-    compiled, eager = Runner(tiny, plan, 3, backend), Runner(tiny, plan, 3, None)
+    compiled, eager = new_runner(tiny, sized, 3, backend), new_runner(tiny, sized, 3, None)
     assert compiled.compile_seconds is None
     token = 2
 
@@ -200,11 +203,11 @@ def test_one_row_alone(backend: str | None) -> None:
     for name, bias in tiny.named_parameters():
         if name.endswith("bias"):
             bias.data.normal_()
-    plan = Ladder(capacity=16, span=1, sinks=2, evict_batch=2)
-    runner = Runner(tiny, plan, 1, backend)
+    sized = (16, Ladder(span=1, sinks=2, evict_batch=2))
+    runner = new_runner(tiny, sized, 1, backend)
     found = [read(runner, 0, TEXT[:20])]
     found += [step(runner, 0, token) for token in TEXT[20:].tolist()]
-    expected = twin_logits(tiny, TEXT[None], plan)[0, 19:]
+    expected = twin_logits(tiny, TEXT[None], sized)[0, 19:]
     torch.testing.assert_close(torch.stack(found), expected, atol=TOLERANCE, rtol=0)
 
 
@@ -212,7 +215,7 @@ def test_a_failing_compiler_costs_speed_only() -> None:
     def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
         raise OSError("no compiler here")
 
-    failing, eager = Runner(model(), LADDER, 2, backend), Runner(model(), LADDER, 2, None)
+    failing, eager = new_runner(model(), LADDER, 2, backend), new_runner(model(), LADDER, 2, None)
     for runner in (failing, eager):
         read(runner, 0, TEXT[:20])
     with pytest.warns(UserWarning, match="compiling failed .*no compiler here.*uncompiled"):
@@ -226,7 +229,7 @@ def test_a_compiler_that_refuses_at_once_costs_speed_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As torch does with options or versions of Python that it does not know."""
-    runner, eager = Runner(model(), LADDER, 2, "inductor"), Runner(model(), LADDER, 2, None)
+    runner, eager = new_runner(model(), LADDER, 2, "inductor"), new_runner(model(), LADDER, 2, None)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("Unexpected optimization option")
@@ -250,15 +253,15 @@ def test_options_of_the_compiler_that_this_torch_does_not_have_are_left_out(
     monkeypatch.setattr(torch, "compile", compile)
     known = [name for name in torch._inductor.list_options() if name != "alignment_asserts"]
     monkeypatch.setattr(torch._inductor, "list_options", lambda: known)
-    step(Runner(model(), LADDER, 2, "inductor"), 0, 5)
+    step(new_runner(model(), LADDER, 2, "inductor"), 0, 5)
     assert given["size_asserts"] is False
     assert "alignment_asserts" not in given
 
 
 def test_an_engine_made_in_inference_mode_runs_outside_of_it() -> None:
     with torch.inference_mode():
-        runner = Runner(model(), LADDER, 1, None)
-    twin = Runner(model(), LADDER, 1, None)
+        runner = new_runner(model(), LADDER, 1, None)
+    twin = new_runner(model(), LADDER, 1, None)
     assert torch.equal(read(runner, 0, TEXT[:30]), read(twin, 0, TEXT[:30]))
     assert torch.equal(step(runner, 0, 5), step(twin, 0, 5))
 
@@ -266,7 +269,10 @@ def test_an_engine_made_in_inference_mode_runs_outside_of_it() -> None:
 def test_keys_turn_as_before_where_the_model_is_cast() -> None:
     """Casting rounds its frequencies; where layers count on, keys turn ever further."""
     tiny = tiny_model("gemma3")
-    runner, twin = Runner(tiny, LADDER, 1, None), Runner(tiny_model("gemma3"), LADDER, 1, None)
+    runner, twin = (
+        new_runner(tiny, LADDER, 1, None),
+        new_runner(tiny_model("gemma3"), LADDER, 1, None),
+    )
     tiny.bfloat16()
     for _ in range(4):
         for one in (runner, twin):
@@ -274,11 +280,11 @@ def test_keys_turn_as_before_where_the_model_is_cast() -> None:
     assert torch.equal(step(runner, 0, 5), step(twin, 0, 5))
 
 
-@pytest.mark.parametrize(("family", "plan"), [("llama", BY_HEAD), ("gemma3", LADDER)])
+@pytest.mark.parametrize(("family", "sized"), [("llama", BY_HEAD), ("gemma3", LADDER)])
 @pytest.mark.parametrize("depth", [0, 3])
-def test_an_interrupted_forward_can_be_made_again(family: str, plan: Plan, depth: int) -> None:
+def test_an_interrupted_forward_can_be_made_again(family: str, sized: Sized, depth: int) -> None:
     tiny = tiny_model(family)
-    calm = Runner(tiny, plan, 2, None)
+    calm = new_runner(tiny, sized, 2, None)
     is_armed = []
 
     def interrupt(*_: Any) -> None:
@@ -286,7 +292,7 @@ def test_an_interrupted_forward_can_be_made_again(family: str, plan: Plan, depth
             raise KeyboardInterrupt
 
     tiny.model.layers[depth].register_forward_hook(interrupt)
-    shaken = Runner(tiny, plan, 2, None)
+    shaken = new_runner(tiny, sized, 2, None)
     for start in range(0, 50, 5):
         for run in (
             lambda runner, at=start: read(runner, 1, TEXT[at : at + 4]),
@@ -301,7 +307,7 @@ def test_an_interrupted_forward_can_be_made_again(family: str, plan: Plan, depth
 
 def test_another_call_may_follow_an_interrupted_one() -> None:
     tiny = tiny_model("gemma3")
-    calm = Runner(tiny, LADDER, 2, None)
+    calm = new_runner(tiny, LADDER, 2, None)
     is_armed = []
 
     def interrupt(*_: Any) -> None:
@@ -309,7 +315,7 @@ def test_another_call_may_follow_an_interrupted_one() -> None:
             raise KeyboardInterrupt
 
     tiny.lm_head.register_forward_hook(interrupt)
-    shaken = Runner(tiny, LADDER, 2, None)
+    shaken = new_runner(tiny, LADDER, 2, None)
     for runner in (calm, shaken):
         read(runner, 0, TEXT[:13])
     is_armed.append(True)
@@ -327,7 +333,7 @@ def test_another_call_may_follow_an_interrupted_one() -> None:
 def test_an_interrupted_change_is_noticed(
     family: str, broken: tuple[type, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = Runner(model(family), LADDER, 2, None)
+    runner = new_runner(model(family), LADDER, 2, None)
     read(runner, 0, TEXT[:16])
     other = read(runner, 1, TEXT[:9])
     whole, calls = getattr(*broken), []
@@ -361,7 +367,7 @@ def test_the_callers_model_stays_as_it_is(rows: int) -> None:
     tiny.eval()
     expected = tiny(TEXT[None]).logits
     tiny.train()
-    runner = Runner(tiny, LADDER, rows, None)
+    runner = new_runner(tiny, LADDER, rows, None)
     read(runner, 0, TEXT[:30])
     step(runner, 0, 3)
     assert {name: (id(m), type(m)) for name, m in tiny.named_modules()} == modules
@@ -377,8 +383,8 @@ def test_the_callers_model_stays_as_it_is(rows: int) -> None:
 
 def test_a_model_in_training_is_run_as_it_is_meant() -> None:
     tiny = tiny_model("phi3", resid_pdrop=0.5, attention_dropout=0.5)
-    expected = read(Runner(tiny, LADDER, 1, None), 0, TEXT[:40])
-    found = read(Runner(tiny.train(), LADDER, 1, None), 0, TEXT[:40])
+    expected = read(new_runner(tiny, LADDER, 1, None), 0, TEXT[:40])
+    found = read(new_runner(tiny.train(), LADDER, 1, None), 0, TEXT[:40])
     assert torch.equal(found, expected)
     assert tiny.training
 
@@ -386,13 +392,13 @@ def test_a_model_in_training_is_run_as_it_is_meant() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_no_drift_in_low_precision(family: str) -> None:
     """Hundreds of compactions in bfloat16 leave keys that were rotated once."""
-    plan = Streaming(10, 2)
+    sized = (10, Streaming(sinks=2, evict_batch=1))
     low = tiny_model(family).bfloat16()
     ids = random_ids(220, seed=2)
-    runner = Runner(low, plan, 1, None)
+    runner = new_runner(low, sized, 1, None)
     found = torch.stack([step(runner, 0, token) for token in ids[0].tolist()])
     with torch.no_grad():
-        by_cache = low(ids, **cache_argument(low, LaCache.from_model(low, plan))).logits[0].float()
+        by_cache = low(ids, **cache_argument(low, LaCache(low, *sized))).logits[0].float()
     (group,) = runner.store.sequences[0].groups
     assert group.num_compactions == 210
 
@@ -447,7 +453,7 @@ def fill_unused(store: StaticKVCache, filling: float) -> None:
 
 
 def test_autocast_around_the_engine_changes_nothing() -> None:
-    runner, twin = Runner(model(), LADDER, 1, None), Runner(model(), LADDER, 1, None)
+    runner, twin = new_runner(model(), LADDER, 1, None), new_runner(model(), LADDER, 1, None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = [read(runner, 0, TEXT[:30]), step(runner, 0, 5)]
     assert all(map(torch.equal, found, [read(twin, 0, TEXT[:30]), step(twin, 0, 5)]))
@@ -455,8 +461,8 @@ def test_autocast_around_the_engine_changes_nothing() -> None:
 
 @pytest.mark.parametrize(("rows", "capacity"), [(10**9, 16), (10**30, 16), (1, 10**15)])
 def test_memory_that_is_not_there_is_refused(rows: int, capacity: int) -> None:
-    plan = Streaming(capacity, 2)
+    sized = (capacity, Streaming(sinks=2, evict_batch=1))
     with pytest.raises(
         ConfigError, match=rf"max_sequences={rows} of .* bytes.*fewer sequences or a smaller"
     ):
-        Runner(model(), plan, rows, None)
+        new_runner(model(), sized, rows, None)

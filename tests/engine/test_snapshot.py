@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lacache.policies.plan_record import read_plan
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -24,17 +23,23 @@ from lacache.engine.session import Session
 from lacache.engine.snapshot import Snapshot, take_snapshot, validate_snapshot
 from lacache.engine.snapshot_file import read_header, read_snapshot, write_snapshot
 from lacache.errors import InputError, LaCacheError, UnsupportedOperationError
-from lacache.policies import Group, Groups, Ladder, Plan, Streaming
+from lacache.policies import Group, Groups, Ladder, Streaming
 from lacache.policies.kept import kept_after
+from tests.cache.static.policy_strategies import sized_policies
 from tests.cache.tiny_models import random_ids, tiny_model
+from tests.engine.ragged import new_runner
+from tests.policies.sized import Sized
 
-LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
-BY_HEAD = Groups(
-    (
-        Group(Ladder(capacity=24, span=1, sinks=2, recent=4, evict_batch=4), (1, (3, 0), (0, 1))),
-        Group(Streaming(9, 2, evict_batch=3), ((0, 0), (3, 1))),
-        Group(Streaming(14, 1), (2, 4)),
-    )
+LADDER = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
+BY_HEAD = (
+    None,
+    Groups(
+        (
+            Group(Ladder(span=1, sinks=2, recent=4, evict_batch=4), (1, (3, 0), (0, 1)), 24),
+            Group(Streaming(sinks=2, evict_batch=3), ((0, 0), (3, 1)), 9),
+            Group(Streaming(sinks=1, evict_batch=1), (2, 4), 14),
+        )
+    ),
 )
 CASES = {
     "llama": ("llama", LADDER),
@@ -54,8 +59,8 @@ def model(family: str = "llama", dtype: torch.dtype = torch.float32, *, anew: bo
 
 
 def engine_of(case: str = "llama", *, anew: bool = False, rows: int = 2) -> Engine:
-    family, plan = CASES[case]
-    return Engine.from_model(model(family, anew=anew), plan, max_sequences=rows)
+    family, sized = CASES[case]
+    return Engine(model(family, anew=anew), *sized, max_sequences=rows)
 
 
 def opened(engine: Engine, num_tokens: int = 37, *, sampling: Sampling | None = None) -> Session:
@@ -107,7 +112,7 @@ class Driven:
 
 @given(
     family=st.sampled_from(["llama", "smollm3", "gemma3"]),
-    plan=plans(5, 2) | st.just(BY_HEAD),
+    sized=sized_policies(5, 2) | st.just(BY_HEAD),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     kv_dtype=st.sampled_from([None, None, "int8", "float8_e4m3fn"]),
     cut=st.integers(0, 30),
@@ -115,12 +120,13 @@ class Driven:
 )
 @settings(max_examples=8)
 def test_any_row_goes_on_bit_for_bit(
-    family: str, plan: Plan, dtype: torch.dtype, kv_dtype: str | None, cut: int, seed: int
+    family: str, sized: Sized, dtype: torch.dtype, kv_dtype: str | None, cut: int, seed: int
 ) -> None:
     """Cut anywhere, and put into another row of another store, where something else was."""
-    plan = LADDER if family == "gemma3" else plan  # the others are for five layers
+    sized = LADDER if family == "gemma3" else sized  # the others are for five layers
     runners = [
-        Runner(model(family, dtype, anew=anew), plan, 2, None, kv_dtype) for anew in (False, True)
+        new_runner(model(family, dtype, anew=anew), sized, 2, None, kv_dtype)
+        for anew in (False, True)
     ]
     whole, other = Driven(runners[0], 0, seed), Driven(runners[1], 1, seed + 1)
     for _ in range(cut):
@@ -187,7 +193,7 @@ def test_a_model_that_is_loaded_from_disk(path: Path, tmp_path: Path) -> None:
     session.save(path)
     model("gemma3").save_pretrained(tmp_path / "model")
     anew = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    engine = Engine.from_model(anew, read_plan(read_header(path)["plan"]), max_sequences=2)
+    engine = Engine(anew, policy=read_header(path)["policy"], max_sequences=2)
     assert goes_on(engine.load(path)) == goes_on(session)
 
 
@@ -232,15 +238,15 @@ def test_loads_and_forks_are_independent(path: Path) -> None:
 
 
 def test_size_does_not_depend_on_length(path: Path, tmp_path: Path) -> None:
-    plan = Streaming(256, evict_batch=128)
-    (bound,) = plan.bind_groups((2,) * 5)
-    held = kept_after(bound.schedule, 300).state.num_cached
+    policy = Streaming(evict_batch=128)
+    schedule = policy.schedule(5, 256)
+    held = kept_after(schedule, 300).state.num_cached
     long = next(
-        n for n in range(30_000, 31_000) if kept_after(bound.schedule, n).state.num_cached == held
+        n for n in range(30_000, 31_000) if kept_after(schedule, n).state.num_cached == held
     )
     sizes = []
     for num_tokens in (300, long):
-        engine = Engine.from_model(model(), plan, max_sequences=1)
+        engine = Engine(model(), 256, policy, max_sequences=1)
         session = engine.open()
         # Every token of the vocabulary, as the sampler holds those that there were.
         ids = torch.cat([torch.arange(64), random_ids(num_tokens - 64)[0]])
@@ -294,36 +300,36 @@ def scaled() -> Any:
 
 def in_int8() -> Engine:
     """Says that it is, so that no extra is needed."""
-    runner = Runner(model(), LADDER, 2, None)
-    runner.weights = "int8"
-    return Engine(runner, None)
+    engine = Engine(model(), *LADDER, max_sequences=2)
+    engine._runner.weights = "int8"
+    return engine
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (
-            lambda: Engine.from_model(tiny_model("llama", seed=1), LADDER),
+            lambda: Engine(tiny_model("llama", seed=1), *LADDER),
             'saved with model="[0-9a-f-]+", and .* has model="[0-9a-f-]+"; load the model with',
         ),
         (
-            lambda: Engine.from_model(model("smollm3"), LADDER),
+            lambda: Engine(model("smollm3"), *LADDER),
             'saved with model="[0-9a-f-]+", and .* has model="[0-9a-f-]+"; load the model with',
         ),
         (
-            lambda: Engine.from_model(scaled(), LADDER),
+            lambda: Engine(scaled(), *LADDER),
             r"saved with positions=.*, and this engine has positions=.*; load the model with the c",
         ),
         (
-            lambda: Engine.from_model(model(), Streaming(16)),
-            r'saved with plan=.*"span": 2.*, and .* plan=.*"sinks".*; make the engine with .*plan',
+            r"saved with policy=.*span=2.*, and .* policy=.*streaming.*; make the engine with .*ol",
+            r"saved with policy=.*span=2.*, and .* policy=.*streaming.*; make the engine with ",
         ),
         (
-            lambda: Engine.from_model(model(dtype=torch.bfloat16), LADDER),
+            lambda: Engine(model(dtype=torch.bfloat16), *LADDER),
             'saved with dtype="float32", and .* has dtype="bfloat16"; load the model in',
         ),
         (
-            lambda: Engine(Runner(model(), LADDER, 2, None, "int8"), None),
+            lambda: Engine(model(), *LADDER, max_sequences=2, kv_dtype="int8"),
             'saved with kv_dtype=null, and .* has kv_dtype="int8"; make the engine with the',
         ),
         (
@@ -331,7 +337,7 @@ def in_int8() -> Engine:
             'saved with weights=null, and .* has weights="int8"; make the engine with the',
         ),
     ],
-    ids=["model", "family", "positions", "plan", "dtype", "kv_dtype", "weights"],
+    ids=["model", "family", "positions", "policy", "dtype", "kv_dtype", "weights"],
 )
 def test_snapshots_of_something_else_are_refused(
     saved: Path, make: Callable[[], Engine], message: str
@@ -443,3 +449,48 @@ def test_an_older_snapshot_stays_where_a_new_one_fails(saved: Path, tmp_path: Pa
     with pytest.raises(InputError, match=r"cannot write .*: Not a directory"):
         session.save(str(saved / "text"))
     assert engine_of().load(str(saved)).num_seen == read_header(saved)["num_seen"]
+
+
+OLD_LADDER = {
+    "name": "ladder",
+    "capacity": 16,
+    "span": 2,
+    "overlap": 0,
+    "sinks": 2,
+    "recent": 5,
+    "refill": 3,
+    "geometry": "interleaved",
+    "unit": 1,
+    "window_layers": [],
+}
+OLD_WINDOW = {"name": "streaming", "capacity": 14, "sinks": 1, "refill": 1}
+OLD_GROUPS = {
+    "name": "groups",
+    "groups": [
+        {
+            "members": [1, [3, 0], [0, 1]],
+            "policy": OLD_LADDER | {"capacity": 24, "span": 1, "recent": 4, "refill": 4},
+        },
+        {
+            "members": [[0, 0], [3, 1]],
+            "policy": OLD_WINDOW | {"capacity": 9, "sinks": 2, "refill": 3},
+        },
+        {"members": [2, 4], "policy": OLD_WINDOW},
+    ],
+}
+
+
+@pytest.mark.parametrize(("sized", "plan"), [(LADDER, OLD_LADDER), (BY_HEAD, OLD_GROUPS)])
+def test_snapshots_of_version_0_1_go_on(path: Path, sized: Sized, plan: dict[str, Any]) -> None:
+    engine = Engine(model(), *sized, max_sequences=2)
+    session = opened(engine)
+    session.save(path)
+    header, tensors = read_snapshot(path)
+    write_snapshot(
+        path, {n: v for n, v in header.items() if n != "policy"} | {"plan": plan}, tensors
+    )
+    assert goes_on(Engine(model(), *sized, max_sequences=2).load(path)) == goes_on(session)
+    other = {n: v for n, v in header.items() if n != "policy"} | {"plan": plan | {"name": "spiral"}}
+    write_snapshot(path, other, tensors)
+    with pytest.raises(InputError, match="was saved with policy=null, and this engine has policy="):
+        engine.load(path)

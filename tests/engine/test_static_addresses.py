@@ -8,21 +8,25 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._guards import TracingContext
 
-from lacache.engine.runner import Runner
-from lacache.policies import Group, Groups, Ladder, Plan, Streaming
+from lacache.policies import Group, Groups, Ladder, Streaming
 from tests.cache.tiny_models import tiny_model
+from tests.engine.ragged import new_runner
+from tests.policies.sized import Sized
 
-BY_HEAD = Groups(
-    (
-        Group(Ladder(capacity=24, span=1, sinks=2, recent=4, evict_batch=4), (1, (3, 0), (0, 1))),
-        Group(Streaming(9, 2, evict_batch=3), ((0, 0), (3, 1))),
-        Group(Streaming(14, 1), (2, 4)),
-    )
+BY_HEAD = (
+    None,
+    Groups(
+        (
+            Group(Ladder(span=1, sinks=2, recent=4, evict_batch=4), (1, (3, 0), (0, 1)), 24),
+            Group(Streaming(sinks=2, evict_batch=3), ((0, 0), (3, 1)), 9),
+            Group(Streaming(sinks=1, evict_batch=1), (2, 4), 14),
+        )
+    ),
 )
 
 
 @pytest.mark.parametrize(
-    ("family", "changes", "plan", "kv_dtype"),
+    ("family", "changes", "sized", "kv_dtype"),
     [
         ("llama", {}, BY_HEAD, "int8"),
         (
@@ -31,14 +35,14 @@ BY_HEAD = Groups(
                 "num_hidden_layers": 3,
                 "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             },
-            Ladder(capacity=16, span=1, sinks=2, evict_batch=2),
+            (16, Ladder(span=1, sinks=2, evict_batch=2)),
             None,
         ),
     ],
     ids=["llama", "gemma3"],
 )
 def test_a_step_writes_only_to_tensors_that_never_move(
-    family: str, changes: dict[str, Any], plan: Plan, kv_dtype: str | None
+    family: str, changes: dict[str, Any], sized: Sized, kv_dtype: str | None
 ) -> None:
     """Else the compiler gives CUDA graphs up, and says so only in its log."""
     found: list[tuple[set[int], set[int], list[Tensor]]] = []
@@ -53,7 +57,7 @@ def test_a_step_writes_only_to_tensors_that_never_move(
         return graph.forward
 
     tiny = tiny_model(family, **changes)
-    runner = Runner(tiny, plan, 3, aot_autograd(fw_compiler=compiler), kv_dtype)
+    runner = new_runner(tiny, sized, 3, aot_autograd(fw_compiler=compiler), kv_dtype)
     runner.warm_up()
     [(written, static, inputs)] = found
     buffers = sum(len(buffer.tensors()) for buffer in runner.store._buffers())

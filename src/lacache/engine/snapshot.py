@@ -16,12 +16,13 @@ from lacache.cache.static.sequence_tensors import (
     export_sequence,
     upgrade_tensors,
 )
-from lacache.engine.plan_record import is_same_plan
+from lacache.engine.plan_upgrade import bind_plan
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import Sampler, SamplerState
 from lacache.engine.sampling import Sampling
 from lacache.engine.snapshot_file import Header, read_snapshot, write_snapshot
-from lacache.errors import ConfigError, InputError
+from lacache.errors import ConfigError, InputError, LaCacheError
+from lacache.policies import bind_policy, parse_policy
 from lacache.policies.schedule import State
 from lacache.policies.timetable import Timetable
 
@@ -170,11 +171,9 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
         InputError: it is of another model, type or policy, or inconsistent.
     """
     expected, made_by = _expected_header(runner), snapshot.made_by
-    if "policy" not in made_by and _PLAN in made_by:
-        is_same = is_same_plan(made_by[_PLAN], runner.shape.bound)
-        made_by = {**made_by, "policy": expected["policy"] if is_same else made_by[_PLAN]}
     for name, remedy in _REMEDIES.items():
-        if name not in made_by or made_by[name] != expected[name]:
+        same = name in made_by and made_by[name] == expected[name]
+        if not same and not (name == "policy" and _keeps_the_same(made_by, runner)):
             theirs, ours = json.dumps(made_by.get(name)), json.dumps(expected[name])
             raise InputError(
                 f"{snapshot.name} was saved with {name}={theirs}, and this engine has "
@@ -183,6 +182,21 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
     reason = next(_inconsistencies(snapshot, runner), None)
     if reason is not None:
         raise InputError(f"{snapshot.name} cannot be resumed: {reason}; save another")
+
+
+def _keeps_the_same(made_by: Header, runner: Runner) -> bool:
+    """Return whether another text of a policy, or a plan of lacache 0.1, keeps the same tokens."""
+    shape = runner.shape.bound.shape
+    try:
+        if "policy" in made_by:
+            policy = parse_policy(made_by["policy"])
+            bound = bind_policy(policy, None, shape, bytes_per_token=1, prompt_tokens=1)
+        else:
+            bound = bind_plan(made_by.get(_PLAN), shape)
+    except LaCacheError:
+        return False
+    ours = [(group.schedule, group.heads) for group in runner.shape.groups]
+    return [(group.schedule, group.heads) for group in bound.groups] == ours
 
 
 def _inconsistencies(snapshot: Snapshot, runner: Runner) -> Iterator[str]:

@@ -8,10 +8,9 @@ from torch import nn
 
 from lacache.engine.cpu import arithmetic
 from lacache.engine.cpu.arithmetic import has_arithmetic, linear_for, widened_linear
-from lacache.engine.runner import Runner
 from lacache.policies import Ladder
 from tests.cache.tiny_models import tiny_model
-from tests.engine.ragged import Ragged
+from tests.engine.ragged import Ragged, new_runner
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -65,15 +64,15 @@ def test_the_engine_is_the_twin_on_either(
     capability: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    ladder = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
+    ladder = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
     low = tiny_model("qwen2").bfloat16()
-    ragged = Ragged(Runner(low, ladder, rows, None), seed=0)
+    ragged = Ragged(new_runner(low, ladder, rows, None), seed=0)
     for _ in range(3):
         ragged.read(0, 9)
         ragged.step([0])
     # In the weights' own values, widened: what differs is rounding alone.
     (sequence,) = ragged.all[:1]
-    wide = Runner(low.float(), ladder, 1, None)
+    wide = new_runner(low.float(), ladder, 1, None)
     tokens = torch.tensor(sequence.text)
     for count in range(1, len(tokens) + 1):
         exact = wide.read(0, tokens[count - 1 : count])

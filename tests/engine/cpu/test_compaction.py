@@ -14,6 +14,7 @@ from lacache.engine.runner import Runner
 from lacache.policies import Ladder
 from tests.cache.static.slow_kv_heads import POSITIONS, TIGHT, follow
 from tests.cache.tiny_models import random_ids, tiny_model
+from tests.policies.sized import schedule as schedule_of
 
 FAST, SLOW = KernelCompactionOps(), TorchCompactionOps()
 LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
@@ -90,7 +91,7 @@ def test_gathered_and_rotated_slots_equal_buffers_filled_from_scratch(
     policy: str, positions: str, stored_in: str | None
 ) -> None:
     chunks = [9] + [1] * 12 + [3] * 6
-    follow(TIGHT[policy].bind(5), positions, chunks, stored_in, torch.bfloat16, FAST)
+    follow(schedule_of(TIGHT[policy], 5), positions, chunks, stored_in, torch.bfloat16, FAST)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma3"])

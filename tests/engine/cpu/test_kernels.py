@@ -14,13 +14,13 @@ from lacache import Engine
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.cpu.linear import kernel_product
 from lacache.engine.int8 import Int8Linear, quantize_weights
-from lacache.engine.runner import Runner
-from lacache.policies import Ladder, Plan
+from lacache.policies import Ladder
 from tests.cache.tiny_models import random_ids, tiny_model
-from tests.engine.ragged import TOLERANCE, Ragged, twin_logits
+from tests.engine.ragged import TOLERANCE, Ragged, new_runner, twin_logits
 from tests.engine.test_runner import BY_HEAD
+from tests.policies.sized import Sized
 
-LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
+LADDER = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
 WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 STATES = (torch.float32, torch.bfloat16)
 
@@ -179,7 +179,7 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma3", "gpt-oss", "smollm3"])
 def test_families_are_the_twins(family: str, rows: int) -> None:
     model = tiny_model(family)
-    runner = Runner(model, LADDER, rows, None, kernels=True)
+    runner = new_runner(model, LADDER, rows, None, kernels=True)
     linear = sum(type(module) is nn.Linear for module in model.modules())
     ragged = Ragged(runner, seed=0)
     ragged.read(0, 13)
@@ -208,7 +208,7 @@ def test_types_that_the_kernels_do_not_take() -> None:
         text = random_ids(40)[0]
         found = []
         for kernels in (False, True):
-            runner = Runner(model, LADDER, 1, None, kernels=kernels, **options)
+            runner = new_runner(model, LADDER, 1, None, kernels=kernels, **options)
             runner.prefill(0, text[:9])
             steps = [runner.decode([token], [0])[0] for token in text[9:].tolist()]
             found.append(torch.stack(steps))
@@ -218,8 +218,8 @@ def test_types_that_the_kernels_do_not_take() -> None:
 def test_the_callers_model_may_be_cast_while_the_engine_goes_on() -> None:
     """Else a compiled step would read numbers of one type as those of another."""
     model = tiny_model("llama")
-    runner = Runner(model, LADDER, 1, None, kernels=True)
-    twin = Runner(tiny_model("llama"), LADDER, 1, None, kernels=True)
+    runner = new_runner(model, LADDER, 1, None, kernels=True)
+    twin = new_runner(tiny_model("llama"), LADDER, 1, None, kernels=True)
     model.to(torch.bfloat16)
     assert {p.dtype for p in runner._model.parameters()} == {torch.float32}
     for token in random_ids(20)[0].tolist():
@@ -253,8 +253,8 @@ def test_states_that_do_not_fit_are_refused(change: str) -> None:
         torch.ops.lacache.attend(query, keys, values, visible)
 
 
-@pytest.mark.parametrize("plan", [LADDER, BY_HEAD], ids=["ladder", "heads apart"])
-def test_a_compiled_step_is_the_twins(plan: Plan) -> None:
+@pytest.mark.parametrize("sized", [LADDER, BY_HEAD], ids=["ladder", "heads apart"])
+def test_a_compiled_step_is_the_twins(sized: Sized) -> None:
     model = tiny_model("llama")
     graphs: list[Any] = []
 
@@ -262,11 +262,11 @@ def test_a_compiled_step_is_the_twins(plan: Plan) -> None:
         graphs.append(graph)
         return graph.forward
 
-    runner = Runner(model, plan, 1, backend, kernels=True)
+    runner = new_runner(model, sized, 1, backend, kernels=True)
     text = random_ids(60)[0]
     found = [runner.prefill(0, text[:9])]
     found += [runner.decode([token], [0])[0] for token in text[9:].tolist()]
-    expected = twin_logits(model, text[None], plan)[0, 8:]
+    expected = twin_logits(model, text[None], sized)[0, 8:]
     torch.testing.assert_close(torch.stack(found), expected, atol=TOLERANCE, rtol=0)
     called = {str(node.target) for node in graphs[0].graph.nodes}
     assert {"lacache.product", "lacache.attend"} <= called
@@ -292,7 +292,7 @@ def test_the_engine_with_inductor_is_the_engine_without() -> None:
     model = tiny_model("llama")
     prompt = random_ids(30)[0].tolist()
     texts = [
-        list(Engine.from_model(model, LADDER, compile=compile).submit(prompt, max_new_tokens=60))
+        list(Engine(model, *LADDER, compile=compile).submit(prompt, max_new_tokens=60))
         for compile in (False, True)
     ]
     assert texts[0] == texts[1]
