@@ -321,7 +321,7 @@ def in_int8() -> Engine:
             r"saved with positions=.*, and this engine has positions=.*; load the model with the c",
         ),
         (
-            r"saved with policy=.*span=2.*, and .* policy=.*streaming.*; make the engine with .*ol",
+            lambda: Engine(model(), 16, Streaming(evict_batch=1)),
             r"saved with policy=.*span=2.*, and .* policy=.*streaming.*; make the engine with ",
         ),
         (
@@ -372,10 +372,10 @@ def changed(saved: Path, path: Path, header: dict[str, Any], tensors: dict[str, 
 @pytest.mark.parametrize(
     ("header", "tensors", "message"),
     [
-        ({}, {"layer.4.part.0.values.0": None}, "has no layer.4.part.0.values.0; take it"),
-        ({}, {"group.0.counts": None}, "has no group.0.counts; take it"),
-        ({}, {"layer.5.part.0.values.0": torch.ones(1)}, "has layer.5.part.0.values.0, which"),
-        ({}, {"layer.0.part.0.values.0": torch.ones(2, 3, 8)}, r"values.0 .* \(2, 3, 8\), and "),
+        ({}, {"layer.4.heads.0.values.0": None}, "has no layer.4.heads.0.values.0; export it"),
+        ({}, {"group.0.counts": None}, "has no group.0.counts; export it"),
+        ({}, {"layer.5.heads.0.values.0": torch.ones(1)}, "has layer.5.heads.0.values.0, which"),
+        ({}, {"layer.0.heads.0.values.0": torch.ones(2, 3, 8)}, r"values.0 .* \(2, 3, 8\), and "),
         ({}, {"group.0.counts": torch.tensor([43, 99, 2, 0, 1])}, r"stands at \(43, 99, 2\)"),
         ({}, {"group.0.counts": torch.tensor([42, 16, 0, 0, 1])}, r"after 43 tokens no cache"),
         ({"num_seen": 99}, {}, "after 99 tokens a cache cannot be in state"),
@@ -408,7 +408,7 @@ def test_an_interrupted_load_gives_the_row_back(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine._runner.store, "move_group", interrupt)
+    monkeypatch.setattr(engine._runner.store, "apply", interrupt)
     with pytest.raises(KeyboardInterrupt):
         engine.load(saved)
     monkeypatch.undo()
