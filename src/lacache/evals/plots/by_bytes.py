@@ -13,6 +13,7 @@ from lacache.evals.plots.style import (
     FAINT,
     HEADING,
     REFERENCE,
+    draw_legend,
     drawing,
     legend_entries,
     policy_styles,
@@ -217,7 +218,7 @@ def plot_pareto(
         axes.set_title(title)
         _label_bytes(axes, unit)
         axes.set_ylabel(f"{measure} ({'lower' if lower_is_better else 'higher'} is better)")
-        figure.legend(loc="outside lower center", ncols=3, fontsize=9.5)
+        draw_legend(figure)
 
 
 def _units(num_bytes: Iterable[float]) -> tuple[float, str]:

@@ -7,7 +7,7 @@ from typing import final
 
 from lacache.errors import InputError
 from lacache.evals.perplexity import running
-from lacache.evals.plots.style import drawing, mark_position, policy_styles
+from lacache.evals.plots.style import draw_legend, drawing, mark_position, policy_styles
 
 
 @final
@@ -83,4 +83,4 @@ def plot_positions(
         axes.set_xlabel("token")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylabel(f"perplexity of {window} tokens (lower is better)")
-        figure.legend(loc="outside lower center", ncols=3, fontsize=9.5)
+        draw_legend(figure)

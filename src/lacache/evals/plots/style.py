@@ -149,6 +149,28 @@ def legend_entries(all_axes: Iterable[Axes]) -> dict[str, Any]:
     return entries
 
 
+def draw_legend(figure: Figure) -> None:
+    """Draw one legend below all axes, in as many columns as fit, 3 at most."""
+    import numpy as np
+
+    entries = legend_entries(figure.axes)
+    lengths = [len(label) for label in entries]
+
+    def width(columns: int) -> float:
+        """Return about the inches that columns of labels take, each with a line before it."""
+        by_column = np.array_split(lengths, columns)
+        return sum(0.072 * max(column, default=0) + 0.7 for column in by_column)
+
+    fitting = [columns for columns in (3, 2) if width(columns) <= figure.get_figwidth()]
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=fitting[0] if fitting else 1,
+        fontsize=9.5,
+    )
+
+
 def mark_position(
     axes: Axes, position: int, text: str, offset: tuple[float, float], ha: str
 ) -> None:

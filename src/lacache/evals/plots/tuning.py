@@ -6,7 +6,7 @@ from typing import Any
 
 from lacache.common.records import Record
 from lacache.errors import InputError
-from lacache.evals.plots.style import CLOUD, FAINT, drawing, legend_entries, policy_styles
+from lacache.evals.plots.style import CLOUD, FAINT, draw_legend, drawing, policy_styles
 
 _FULL = "full"
 
@@ -48,10 +48,7 @@ def plot_tuning(record: Record, path: Path) -> None:
             f"{record['model']}, {record['text']}, {record['capacity']:,} tokens per layer",
             fontsize=13,
         )
-        entries = legend_entries(panels)
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=9.5
-        )
+        draw_legend(figure)
 
 
 def _panel(axes: Any, rows: Sequence[Record], part: str, styles: dict[str, dict[str, Any]]) -> None:
