@@ -21,7 +21,7 @@ def flash(
     visible: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:
-    """An `attention.Attend` for steps of one token; segments of prompts attend as ever.
+    """An `attention.Attend` for steps of one token; prompt chunks use fused attention.
 
     The visible slots [B, 1, 1, C] must be the first ones of each row.
     """

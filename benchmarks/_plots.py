@@ -1,6 +1,6 @@
-"""Pictures of the measurements of speed, from their records alone.
+"""Plots of the measurements of speed, from their records alone.
 
-`python benchmarks/_plots.py` draws those again whose records are there.
+`python benchmarks/_plots.py` draws all that have a record.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ OURS, THEIRS, LIMIT = "#D55E00", "#0072B2", "#009E73"
 
 
 def plot_decode(record: Record, path: Path) -> None:
-    """Milliseconds per token of every way, and what memory alone would take."""
+    """Plot milliseconds per token of every way, and the limit of the memory bandwidth."""
     models = record["models"]
     rows = [
         {label: way for label, way in model["ways"].items() if "failed" not in way}
@@ -46,7 +46,7 @@ def plot_decode(record: Record, path: Path) -> None:
 
 
 def plot_contexts(record: Record, path: Path) -> None:
-    """Time and memory by the number of tokens before: ours flat, theirs rising."""
+    """Plot time and memory by context length."""
     lines = {
         "engine": ("this engine", OURS, "o", "-"),
         "engine, not compiled": ("this engine, not compiled", OURS, "o", ":"),
@@ -77,7 +77,7 @@ def plot_contexts(record: Record, path: Path) -> None:
             axes.set_xscale("log", base=2)
             axes.set_xticks(sorted({p["context"] for w in record["ways"].values() for p in w}))
             axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1024:,.0f}K")
-            axes.set_xlabel("tokens before")
+            axes.set_xlabel("context in tokens")
             axes.set_ylabel(label)
             axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
             axes.legend(loc="upper left")
@@ -92,15 +92,15 @@ def plot_contexts(record: Record, path: Path) -> None:
 
 
 def plot_compaction(record: Record, path: Path) -> None:
-    """Shares of the time of decoding that go into compactions."""
+    """Plot the share of decoding time that compactions take."""
     rows = record["rows"]
     with drawing(path, 10, 1.8 + 0.5 * len(rows)) as figure:
         axes = figure.subplots()
         places = range(len(rows))
         whole = [row["share_percent"] for row in rows]
-        turning = [row["rotation_share_percent"] for row in rows]
-        axes.barh(places, whole, color=OURS, height=0.6, label="moving keys and values")
-        axes.barh(places, turning, color="#F6B98A", height=0.6, label="of it: rotation")
+        rotation = [row["rotation_share_percent"] for row in rows]
+        axes.barh(places, whole, color=OURS, height=0.6, label="compactions")
+        axes.barh(places, rotation, color="#F6B98A", height=0.6, label="of it: rotation")
         for place, share in zip(places, whole, strict=True):
             axes.annotate(
                 f"{share:.2g} %",
@@ -112,7 +112,7 @@ def plot_compaction(record: Record, path: Path) -> None:
             )
         target = record["target_percent"]
         axes.axvline(target, color=FAINT, linestyle="--", label=f"target: {target:g} %")
-        names = [f"{row['model']}: {row['plan']}" for row in rows]
+        names = [f"{row['model']}: {row['policy']}" for row in rows]
         axes.set_yticks(places, names)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
@@ -123,7 +123,7 @@ def plot_compaction(record: Record, path: Path) -> None:
 
 
 def plot_peers(record: Record, path: Path) -> None:
-    """Milliseconds per token of this engine and of others, in environments of their own."""
+    """Plot milliseconds per token of this engine and of others."""
     rows = [row for row in record["rows"] if "failed" not in row]
     rows.sort(key=lambda row: row["ms_mean"])
     with drawing(path, 11, 1.6 + 0.42 * len(rows)) as figure:
@@ -162,7 +162,7 @@ PLOTS = {
 
 
 def main() -> None:
-    """Draw what there is."""
+    """Draw all plots."""
     for path in sorted(RESULTS.glob("*.json")):
         name = path.stem.split("-")[0]
         if name in PLOTS:

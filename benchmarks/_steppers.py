@@ -18,7 +18,20 @@ from lacache.cache.static.sequence_tensors import SequenceTensors, export_sequen
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Runner
 from lacache.models.decoder import cache_argument
-from lacache.policies.schedule import Plan
+from lacache.models.fingerprint import model_profile
+from lacache.models.model_info import model_info
+from lacache.policies import BoundPolicy, ModelShape, Policy, bind_policy, parse_policy
+
+
+def bind(
+    model: Any, policy: Policy | str, budget: int, *, with_profile: bool = False
+) -> BoundPolicy:
+    """Return what a policy keeps in a model, with its head profile or as if it had none."""
+    info = model_info(model)
+    shape = ModelShape(info.num_heads, model_profile(model) if with_profile else None)
+    return bind_policy(
+        parse_policy(policy), budget, shape, bytes_per_token=info.bytes_per_token, prompt_tokens=1
+    )
 
 
 class Stepper(ABC):
@@ -74,17 +87,17 @@ class EngineStepper(Stepper):
 
     Args:
         model: of transformers.
-        plan: what is kept.
-        fill: tokens to read first.
+        bound: the policy and the capacity of the cache.
+        fill: tokens to prefill first.
         backend: of torch.compile; None is without.
-        rewinds: start every round after `fill` tokens; else the text goes on for ever.
+        rewinds: start every round after `fill` tokens; else generation continues.
         options: of the Runner.
     """
 
     def __init__(
         self,
         model: Any,
-        plan: Plan,
+        bound: BoundPolicy,
         fill: int,
         backend: str | None,
         *,
@@ -94,7 +107,7 @@ class EngineStepper(Stepper):
         kernels = backend == "inductor"
         if kernels:
             load_kernels()
-        self.runner = Runner(model, plan, 1, backend, kernels=kernels, **options)
+        self.runner = Runner(model, bound, 1, backend, kernels=kernels, **options)
         if backend is not None:
             self.runner.warm_up()
             self.compile_seconds = self.runner.compile_seconds
@@ -106,23 +119,23 @@ class EngineStepper(Stepper):
         self._start = store.sequences[0].copy() if rewinds else None
 
     def rewind(self) -> None:
-        """Take back the counts."""
+        """Restore the counts of the start."""
         if self._start is not None:
             self.runner.store.sequences[0] = self._start.copy()
 
     def read(self, tokens: Tensor) -> None:
-        """Read tokens [Q], as many at once as fit."""
+        """Prefill tokens [Q], as many at once as fit."""
         while len(tokens):
             length = min(len(tokens), self.runner.store.sequences[0].room())
             self.runner.prefill(0, tokens[:length])
             tokens = tokens[length:]
 
     def state(self) -> SequenceTensors:
-        """A copy of all that the row holds."""
+        """Copy the state of the sequence."""
         return export_sequence(self.runner.store, 0)
 
     def go_to(self, state: SequenceTensors) -> None:
-        """Hold what another row of the same plan held."""
+        """Restore the state of another sequence with the same policy."""
         self.runner.store.clear(0)
         restore_sequence(self.runner.store, 0, state)
 
@@ -159,13 +172,13 @@ class EngineStepper(Stepper):
 class LaCacheStepper(Stepper):
     """The transformers cache of this package, with the model as it is."""
 
-    def __init__(self, model: Any, plan: Plan, fill: int) -> None:
+    def __init__(self, model: Any, bound: BoundPolicy, fill: int) -> None:
         self._model = model
-        self._cache = LaCache.from_model(model, plan)
+        self._cache = LaCache(model, bound.capacity, bound.policy)
         self._cache.prefill(model, random_tokens(model, fill)[None])
 
     def rewind(self) -> None:
-        """Go on: the text never ends."""
+        """Continue: the sequence has no end."""
 
     def step(self, token: int) -> int:
         """As `lacache.stream` does it."""
@@ -217,7 +230,7 @@ class StaticCacheStepper(Stepper):
             self.rewind()
 
     def rewind(self) -> None:
-        """Take back the counts."""
+        """Restore the counts of the start."""
         self._next = self._fill
         for layer in self._cache.layers:
             layer.cumulative_length.fill_(self._fill)

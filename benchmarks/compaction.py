@@ -15,8 +15,7 @@ from typing import Any, final
 import torch
 from _fresh import parser, results
 from _plots import plot_compaction
-from _steppers import EngineStepper, large_model, random_tokens
-from lacache.policies.presets import preset_plan
+from _steppers import EngineStepper, bind, large_model, random_tokens
 from rich.console import Console
 
 from lacache.common.records import Record, environment, write_record
@@ -24,7 +23,7 @@ from lacache.evals.provenance import model_record
 from lacache.models import load_model
 from lacache.models.fingerprint import model_profile
 from lacache.models.model_info import model_info
-from lacache.policies.schedule import Plan
+from lacache.policies import BoundPolicy
 
 BUDGET = 512
 TARGET_PERCENT = 2.0
@@ -54,27 +53,23 @@ class Clock:
         return call
 
 
-def plans(model: Any) -> dict[str, Plan]:
-    """What is measured of a model, by label."""
-    num_heads = model_info(model).num_heads
-    profile = model_profile(model)
-    ladder = preset_plan("local", BUDGET, num_heads, None)
-    found = {f"one ladder, evict_batch {BUDGET // 10}": ladder}
-    if profile is not None:
+def policies(model: Any) -> dict[str, BoundPolicy]:
+    """Return the measured policies of a model, by label."""
+    found = {f"one ladder, evict_batch {BUDGET // 10}": bind(model, "local", BUDGET)}
+    if model_profile(model) is not None:
         # Without a profile both are the ladder above.
         for name in ("balanced", "local"):
-            found[f"preset {name}"] = preset_plan(name, BUDGET, num_heads, profile)
-    found["preset paper: S 15, O 0, evict_batch 1" if len(num_heads) == 30 else "preset paper"] = (
-        preset_plan("paper", BUDGET, num_heads, None)
-    )
-    return found
+            found[name] = bind(model, name, BUDGET, with_profile=True)
+    is_default = len(model_info(model).num_heads) == 30
+    paper = "paper: S 15, O 0, evict_batch 1" if is_default else "paper"
+    return found | {paper: bind(model, "paper", BUDGET)}
 
 
-def measure(model: Any, plan: Plan, steps: int, backend: str) -> Record:
+def measure(model: Any, bound: BoundPolicy, steps: int, backend: str) -> Record:
     """Decode some tokens with full caches."""
-    groups = plan.bind_groups(model_info(model).num_heads)
+    groups = bound.groups
     fill = max(group.schedule.capacity for group in groups) + 100
-    stepper = EngineStepper(model, plan, fill, backend)
+    stepper = EngineStepper(model, bound, fill, backend)
     store = stepper.runner.store
     compacting, rotating = Clock(), Clock()
     # Only these objects: what they call is theirs, and nothing else sees the clocks.
@@ -108,7 +103,7 @@ def measure(model: Any, plan: Plan, steps: int, backend: str) -> Record:
 
 
 def main() -> None:
-    """Measure every plan with both models, write the record, draw it, print it."""
+    """Measure every policy with both models, write the record, draw it, print it."""
     options = parser(__doc__)
     options.add_argument("--backend", default="inductor", help="of torch.compile")
     options.add_argument("--steps", type=int, default=STEPS)
@@ -124,10 +119,10 @@ def main() -> None:
         models.append((large_model(), "random Llama"))
     rows = []
     for model, name in models:
-        for label, plan in plans(model).items():
+        for label, bound in policies(model).items():
             steps = 60 if given.quick else given.steps
-            row = measure(model, plan, steps, backend)
-            rows.append({"model": name, "plan": label, "settings": str(plan), **row})
+            row = measure(model, bound, steps, backend)
+            rows.append({"model": name, "policy": label, "settings": str(bound.policy), **row})
             console.print(
                 f"{name}, {label}: {row['share_percent']} % compaction, "
                 f"{row['rotation_share_percent']} % rotation, {row['ms_per_token']} ms"

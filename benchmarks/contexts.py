@@ -15,8 +15,7 @@ import time
 import torch
 from _fresh import parser, results
 from _plots import plot_contexts
-from _steppers import DynamicCacheStepper, EngineStepper, Stepper, random_tokens
-from lacache.policies.presets import preset_plan
+from _steppers import DynamicCacheStepper, EngineStepper, Stepper, bind, random_tokens
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -25,7 +24,6 @@ from lacache.cache.static.sequence_tensors import SequenceTensors
 from lacache.common.records import Record, environment, write_record
 from lacache.evals.provenance import model_record
 from lacache.models import load_model
-from lacache.models.model_info import model_info
 from lacache.policies.timetable import Timetable
 
 BUDGET = 512
@@ -73,10 +71,10 @@ def main() -> None:
     begun = time.perf_counter()
     loaded = load_model(dtype="bfloat16")
     model = loaded.model
-    plan = preset_plan("local", BUDGET, model_info(model).num_heads, None)
+    bound = bind(model, "local", BUDGET)
     ours = {
-        "engine": EngineStepper(model, plan, 0, given.backend),
-        "engine, not compiled": EngineStepper(model, plan, 0, None),
+        "engine": EngineStepper(model, bound, 0, given.backend),
+        "engine, not compiled": EngineStepper(model, bound, 0, None),
     }
     tokens = random_tokens(model, contexts[-1])
     console = Console(stderr=True)
@@ -110,7 +108,7 @@ def main() -> None:
         "benchmark": "contexts",
         "model": model_record(model, loaded.name),
         "budget": BUDGET,
-        "plan": str(plan),
+        "policy": str(bound.policy),
         "backend": given.backend,
         "compile_seconds": round(ours["engine"].compile_seconds or 0.0, 1),
         "ways": ways,

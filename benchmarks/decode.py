@@ -26,19 +26,16 @@ from _steppers import (
     LaCacheStepper,
     StaticCacheStepper,
     Stepper,
+    bind,
     large_model,
     random_tokens,
 )
-from lacache.policies.presets import preset_plan
 from rich.console import Console
 
 from lacache.common.records import Record, environment, write_record
 from lacache.evals.provenance import model_record
 from lacache.models import load_model
-from lacache.models.fingerprint import model_profile
-from lacache.models.model_info import model_info
-from lacache.policies import Streaming
-from lacache.policies.schedule import Plan
+from lacache.policies import BoundPolicy
 
 SLOTS = 512
 ROUNDS = 6
@@ -58,23 +55,22 @@ def ways(model: Any, backend: str, *, is_whole: bool) -> Making:
     Args:
         model: of transformers.
         backend: of torch.compile.
-        is_whole: with all that runs uncompiled, with the default preset, and with int8 states,
+        is_whole: with all that runs uncompiled, with the default policy, and with int8 states,
             whose step takes minutes to compile.
     """
-    num_heads = model_info(model).num_heads
-    ladder = preset_plan("local", SLOTS, num_heads, None)
-    plain = Streaming(SLOTS)
+    ladder = bind(model, "local", SLOTS)
+    plain = bind(model, "streaming", SLOTS)
     full = SLOTS + 100
 
     def engine(
-        plan: Plan, fill: int = full, backend: str | None = backend, **options: Any
+        bound: BoundPolicy, fill: int = full, backend: str | None = backend, **options: Any
     ) -> Callable[[], Stepper]:
-        return lambda: EngineStepper(model, plan, fill, backend, **options)
+        return lambda: EngineStepper(model, bound, fill, backend, **options)
 
     # The plain caches are never full. Transformers' computes all slots, whatever is in them; the
     # engine's those in use, and so it begins where a cycle of the ladder ends at as many.
     never_full = SLOTS - 100
-    plain_fill = SLOTS - WARM_STEPS - ladder.evict_batch
+    plain_fill = SLOTS - WARM_STEPS - SLOTS // 10
     making: Making = {
         LADDER: engine(ladder),
         PLAIN: engine(plain, plain_fill, rewinds=True),
@@ -88,10 +84,10 @@ def ways(model: Any, backend: str, *, is_whole: bool) -> Making:
     }
     if not is_whole:
         return making
-    balanced = preset_plan("balanced", SLOTS, num_heads, model_profile(model))
-    steady = max(group.schedule.capacity for group in balanced.bind_groups(num_heads)) + 100
+    balanced = bind(model, "balanced", SLOTS, with_profile=True)
+    steady = max(group.schedule.capacity for group in balanced.groups) + 100
     return making | {
-        "engine: preset balanced": engine(balanced, steady),
+        "engine: balanced": engine(balanced, steady),
         "engine: ladder, int8 keys and values": engine(ladder, kv_dtype="int8"),
         "engine: ladder, not compiled": engine(ladder, backend=None),
         "LaCache: ladder, not compiled": lambda: LaCacheStepper(model, ladder, full),
@@ -165,14 +161,14 @@ def measure(
         bandwidths.append(round(bandwidth / 1e9, 3))
         # There and back, so that no way always follows the same one.
         for label in list(steppers)[:: 1 if number % 2 else -1]:
-            turn = _turn(steppers[label], tokens[: WARM_STEPS + steps[label]], bandwidth)
-            rounds[label].append(turn)
+            timing = _measure_once(steppers[label], tokens[: WARM_STEPS + steps[label]], bandwidth)
+            rounds[label].append(timing)
         now = time.perf_counter()
         medians = ", ".join(f"{rounds[label][-1]['median_ms']:.1f}" for label in steppers)
         console.print(f"{name}, round {number + 1} of {given.rounds}: {medians} ms")
         if now + (now - begun) > until:
             break
-    rows = {label: _row(steppers[label], rounds[label]) for label in steppers}
+    rows = {label: _summary(steppers[label], rounds[label]) for label in steppers}
     return {
         "model": model_record(model, name),
         "copy_gigabytes_per_second": bandwidths,
@@ -198,14 +194,14 @@ def _meet(
     for number in range(given.pairs):
         bandwidth = copy.bytes_per_second()
         for label in list(found)[:: 1 if number % 2 else -1]:
-            found[label].append(_turn(steppers[label], tokens, bandwidth))
+            found[label].append(_measure_once(steppers[label], tokens, bandwidth))
     means = {label: statistics.median(r["mean_ms"] for r in found[label]) for label in found}
     console.print(f"{given.pairs} pairs of {steps} steps: {means}")
     return found
 
 
-def _turn(stepper: Stepper, tokens: list[int], bandwidth: float) -> Record:
-    """From where a round starts, a few tokens to warm up and the others by the clock."""
+def _measure_once(stepper: Stepper, tokens: list[int], bandwidth: float) -> Record:
+    """Rewind, warm up with a few tokens and time the others."""
     stepper.rewind()
     stepper.timed(tokens[:WARM_STEPS])
     took, compacted = stepper.timed(tokens[WARM_STEPS:])
@@ -224,7 +220,7 @@ def _turn(stepper: Stepper, tokens: list[int], bandwidth: float) -> Record:
     }
 
 
-def _row(stepper: Stepper, rounds: list[Record]) -> Record:
+def _summary(stepper: Stepper, rounds: list[Record]) -> Record:
     took = [ms for one in rounds for ms in one["ms"]]
     mean = statistics.fmean(took)
     compile_seconds = stepper.compile_seconds

@@ -2,8 +2,8 @@
 
 Metric: relative error (norm of the difference over the norm) of all keys that attention gets from
 the cache, against the model's unrotated keys rotated to their slots in float64, by number of
-compactions. Beside it the error of rounding the exact keys once, and of a cache that turned its
-stored keys again at each compaction.
+compactions. Beside it the error of rounding the exact keys once, and of a cache that re-rotates its
+stored keys at each compaction.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from lacache.policies import kept_after
 
 RESULTS = Path(__file__).parent / "results"
 # Token by token once full: each compaction moves all tokens behind the cursor by one slot.
-POLICY = Ladder(capacity=1280, span=2, overlap=1)
+POLICY = Ladder(span=2, overlap=1, evict_batch=1)
+CAPACITY = 1280
 COMPACTIONS = 1_000
 POINTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 HEAD = 64
@@ -55,7 +56,7 @@ class Recorder:
 
 
 def rotate(keys: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """Keys [N, H, D] turned by `positions` [N], all arithmetic in `dtype`."""
+    """Rotate keys [N, H, D] by `positions` [N], all arithmetic in `dtype`."""
     frequencies = THETA ** (-torch.arange(0, HEAD, 2, dtype=torch.float64) / HEAD)
     angles = (positions.double()[:, None] * frequencies).repeat(1, 2)[:, None]
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
@@ -86,9 +87,9 @@ def measure(compactions: int) -> Record:
     # Not `.to(torch.bfloat16)`, which would round the rotary frequencies too.
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     recorder = Recorder(model)
-    cache = LaCache.from_model(model, POLICY)
+    cache = LaCache(model, CAPACITY, POLICY)
     recorder.unrotated.clear()
-    schedule = POLICY.bind(config.num_hidden_layers)
+    schedule = POLICY.schedule(config.num_hidden_layers, CAPACITY)
     tokens = torch.randint(0, config.vocab_size, (1, schedule.capacity + 2 * compactions))
     cache.prefill(model, tokens[:, : schedule.capacity])
 
@@ -102,13 +103,13 @@ def measure(compactions: int) -> Record:
         is_due = cache.report().num_cached == schedule.capacity
         cache.prefill(model, tokens[:, seen : seen + 1])
         kept = cache.kept_tokens(config.num_hidden_layers - 1)
-        # What re-rotation would do: turn every survivor by the slots that it moved.
+        # Re-rotation: rotate every survivor by the slots that it moved.
         old_slot = {token: slot for slot, token in enumerate(held)}
         old_slots = torch.tensor([old_slot[token] for token in kept[:-1]])
         moved = torch.arange(len(kept) - 1) - old_slots
         survivors = repeated[old_slots]
-        turned = moved != 0
-        survivors[turned] = rotate(survivors[turned], moved[turned], torch.bfloat16)
+        has_moved = moved != 0
+        survivors[has_moved] = rotate(survivors[has_moved], moved[has_moved], torch.bfloat16)
         new_slot = torch.tensor([len(kept) - 1])
         newest = rotate(recorder.unrotated[-1][None], new_slot, torch.bfloat16)
         repeated = torch.cat([survivors, newest])
@@ -122,7 +123,7 @@ def measure(compactions: int) -> Record:
                     "compactions": done,
                     "cache_percent": error(recorder.given.transpose(0, 1), exact),
                     "rounded_once_percent": error(exact.to(torch.bfloat16), exact),
-                    "turned_in_bfloat16_percent": error(
+                    "rotated_in_bfloat16_percent": error(
                         rotate(unrotated, torch.arange(len(kept)), torch.bfloat16), exact
                     ),
                     "repeated_percent": error(repeated, exact),
@@ -133,6 +134,7 @@ def measure(compactions: int) -> Record:
         "benchmark": "drift",
         "model": model_record(model, "tiny random Llama"),
         "policy": policy_record(POLICY),
+        "capacity": CAPACITY,
         "points": points,
         "environment": environment(),
     }
@@ -143,7 +145,7 @@ def plot(record: Record, path: Path) -> None:
     lines = {
         "repeated_percent": ("stored keys, rotated again at each compaction", "#0072B2", "s"),
         "cache_percent": ("this cache", "#D55E00", "o"),
-        "turned_in_bfloat16_percent": ("exact keys, rotated once in bfloat16", "#E69F00", "v"),
+        "rotated_in_bfloat16_percent": ("exact keys, rotated once in bfloat16", "#E69F00", "v"),
         "rounded_once_percent": ("exact keys, rounded once", "#444444", "^"),
     }
     with drawing(path, 9, 5) as figure:

@@ -32,9 +32,10 @@ from lacache.evals.provenance import model_record, policy_record
 from lacache.policies import Ladder
 from lacache.policies.timetable import Timetable
 
-# Full and steady before the thousandth token, with as long segments as that allows.
-POLICY = Ladder(capacity=576, span=1, overlap=0, recent=16, evict_batch=512)
-SEGMENT = 512
+# Full and steady before the thousandth token, with as long chunks as that allows.
+CAPACITY = 576
+POLICY = Ladder(span=1, overlap=0, recent=16, evict_batch=512)
+CHUNK_SIZE = 512
 YOUNG = 1_000
 OLD = 1_000_000
 WARM_UP = 100_000
@@ -179,9 +180,9 @@ def compare(young: Session, old: Session, rounds: int) -> Record:
 def measure(at_least: int, warm_up: int, rounds: int) -> Record:
     """Read up to the older session, watch memory, compare, and give the record."""
     model = tiny_model()
-    old_tokens = same_place(Timetable(POLICY.bind(4)), YOUNG, at_least)
-    # The young, the old, and the row that both are forked into.
-    engine = Engine.from_model(model, POLICY, max_sequences=3, chunk_size=SEGMENT)
+    old_tokens = same_place(Timetable(POLICY.schedule(4, CAPACITY)), YOUNG, at_least)
+    # Batch slots of the young, the old, and the fork of either.
+    engine = Engine(model, CAPACITY, POLICY, max_sequences=3, chunk_size=CHUNK_SIZE)
     young = engine.open()
     read_to(young, YOUNG)
     old = young.fork()
@@ -194,11 +195,12 @@ def measure(at_least: int, warm_up: int, rounds: int) -> Record:
         "benchmark": "endless",
         "model": model_record(model, "tiny random Llama"),
         "policy": policy_record(POLICY),
-        "segment": SEGMENT,
+        "capacity": CAPACITY,
+        "chunk_size": CHUNK_SIZE,
         "young_tokens": YOUNG,
         "old_tokens": old_tokens,
         "compactions": old.report().compactions,
-        "reading_seconds": round(seconds, 1),
+        "prefill_seconds": round(seconds, 1),
         **compare(young, old, rounds),
         **time_snapshots(engine, young, old, rounds),
         "engine_bytes": engine.num_bytes,

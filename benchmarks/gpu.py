@@ -1,7 +1,9 @@
 """GPU: decoding with a model of the shape of Llama-3-8B in bfloat16, in less than ten minutes.
 
-Metric: milliseconds of a decode step of 1, 16, 64 and 256 sequences that have each read 32,768
-tokens, with CUDA graphs; and the share of the bandwidth limit that it reaches: bytes of weights and
+Experimental: it was never run on a GPU; without one, `--quick` runs it in small on the CPU.
+
+Metric: milliseconds of a decode step of 1, 16, 64 and 256 sequences after 32,768 tokens
+each, with CUDA graphs; and the share of the bandwidth limit that it reaches: bytes of weights and
 of keys and values that attention reads, over the bandwidth of a large copy on the same device
 (target at batch 1: 0.85). The engine attends by torch's fused attention and by flash attention.
 Beside it transformers' StaticCache that holds all 32,768 tokens, compiled likewise, and how many
@@ -12,7 +14,7 @@ which tokens per second and the share of the limit are of; "with choosing" the w
 with the choice of a token for each sequence.
 
 Groups of cases run in processes of their own, the most telling first. What does not fit into the
-time is said to be missing.
+time is recorded as missing.
 """
 
 import argparse
@@ -23,8 +25,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from _flash import flash, largest_difference
@@ -79,10 +83,11 @@ class Sizes:
         self.steps = 6 if quick else 96
         self.chosen_steps = 3 if quick else 24
         self.copy_bytes = 2**24 if quick else 2**32
-        self.plan = (
-            Ladder(capacity=64, span=1, recent=4, evict_batch=32)
+        self.budget = 64 if quick else 1024
+        self.policy = (
+            Ladder(span=1, recent=4, evict_batch=32)
             if quick
-            else Ladder(capacity=1024, span=16, recent=32, evict_batch=512)
+            else Ladder(span=16, recent=32, evict_batch=512)
         )
         small = {
             "vocab_size": 512,
@@ -117,7 +122,7 @@ def make_model(sizes: Sizes) -> Any:
 
 
 def weight_bytes(model: Any) -> int:
-    """Of weights that a step reads: all but the embedding, of which it looks up a row."""
+    """Of weights that a step reads: all but the embedding, of which it reads one vector."""
     embedding = model.get_input_embeddings().weight
     return sum(p.nbytes for p in model.parameters() if p is not embedding)
 
@@ -161,8 +166,8 @@ def device_record(sizes: Sizes) -> Record:
     }
 
 
-def engine_case(model: Any, sizes: Sizes, rows: int, attention: str) -> Record:
-    """Sessions of the engine, compiled; each has read the whole context."""
+def engine_case(model: Any, sizes: Sizes, num_sequences: int, attention: str) -> Record:
+    """Measure sessions of the compiled engine, each after the whole context."""
     difference = None
     if attention == "flash":
         if sizes.device.type != "cuda":
@@ -170,22 +175,25 @@ def engine_case(model: Any, sizes: Sizes, rows: int, attention: str) -> Record:
         difference = largest_difference(sizes.device, torch.bfloat16)
         if not difference < 0.02:
             raise RuntimeError(f"flash attention differs from SDPA by {difference:.3g}")
-    runner = Runner(
-        model, sizes.plan, rows, "inductor", attend=flash if attention == "flash" else None
-    )
+    attend = flash if attention == "flash" else None
+    # The engine offers no choice of attention.
+    with patch("lacache.engine.engine.Runner", partial(Runner, attend=attend)):
+        engine = Engine(
+            model, sizes.budget, sizes.policy, max_sequences=num_sequences, compile=True
+        )
+    runner = engine.scheduler.runner
     skips = graph_skips()
-    runner.warm_up()
-    engine = Engine(runner, None)
-    ids = torch.randint(0, sizes.shape["vocab_size"], (sizes.context + rows,))
+    engine.warm_up()
+    ids = torch.randint(0, sizes.shape["vocab_size"], (sizes.context + num_sequences,))
     first = engine.open()
     begun = time.perf_counter()
     list(first.generate(ids[: sizes.context], max_new_tokens=0))
     wait(sizes.device)
     reading = time.perf_counter() - begun
     sessions = []
-    for number in range(rows - 1):
+    for number in range(num_sequences - 1):
         sessions.append(first.fork())
-        # One token on, so that rows do not all compact at once.
+        # One token on, so that num_sequences do not all compact at once.
         list(first.generate(ids[sizes.context + number :][:1], max_new_tokens=0))
     streams = [session.generate([]) for session in (first, *sessions)]
     for stream in streams:
@@ -197,12 +205,12 @@ def engine_case(model: Any, sizes: Sizes, rows: int, attention: str) -> Record:
 
     choose()
     chosen = timed(choose, sizes.chosen_steps, sizes.device)
-    tokens, active = [1] * rows, list(range(rows))
+    tokens, active = [1] * num_sequences, list(range(num_sequences))
 
     def compactions() -> int:
-        return sum(row.groups[0].num_compactions for row in runner.store.sequences)
+        return sum(sequence.groups[0].num_compactions for sequence in runner.store.sequences)
 
-    # All rows are computed whoever is active, so this is the forward alone.
+    # All num_sequences are computed whoever is active, so this is the forward alone.
     idle = timed(lambda: runner.decode(tokens, []), sizes.steps, sizes.device)
     before = compactions()
     seconds = timed(lambda: runner.decode(tokens, active), sizes.steps, sizes.device)
@@ -212,7 +220,7 @@ def engine_case(model: Any, sizes: Sizes, rows: int, attention: str) -> Record:
         "step_with_compactions_ms": 1e3 * statistics.fmean(seconds),
         "step_with_choosing_ms": 1e3 * statistics.fmean(chosen),
         "compactions_per_step": (compactions() - before) / sizes.steps,
-        "read_bytes_per_step": weight_bytes(model) + rows * sizes.plan.capacity * layer,
+        "read_bytes_per_step": weight_bytes(model) + num_sequences * sizes.budget * layer,
         "cache_bytes": engine.num_bytes,
         "is_compiled": runner.compile_seconds is not None,
         "compile_seconds": runner.compile_seconds,
@@ -230,13 +238,13 @@ def graph_skips() -> int:
     return int(counters["inductor"]["cudagraph_skips"])
 
 
-def full_case(model: Any, sizes: Sizes, rows: int, *, compiled: bool = True) -> Record:
+def full_case(model: Any, sizes: Sizes, num_sequences: int, *, compiled: bool = True) -> Record:
     """Transformers' StaticCache, as long as the context, with made-up keys and values."""
     room = sizes.steps + 8
     cache: Any = StaticCache(config=model.config, max_cache_len=sizes.context + room)
     layer = model_info(model).growing[0]
     like = torch.empty(
-        rows, layer.num_heads, 1, layer.key_size, dtype=model.dtype, device=sizes.device
+        num_sequences, layer.num_heads, 1, layer.key_size, dtype=model.dtype, device=sizes.device
     )
     for held in cache.layers:
         held.lazy_initialization(like, like)
@@ -250,13 +258,13 @@ def full_case(model: Any, sizes: Sizes, rows: int, *, compiled: bool = True) -> 
         )
     given = cache_argument(model, cache)
     position = sizes.context
-    ids = torch.ones(rows, 1, dtype=torch.long, device=sizes.device)
+    ids = torch.ones(num_sequences, 1, dtype=torch.long, device=sizes.device)
     skips = graph_skips()
 
     @torch.no_grad()
     def step() -> Tensor:
         nonlocal position
-        positions = torch.full((rows, 1), position, device=sizes.device)
+        positions = torch.full((num_sequences, 1), position, device=sizes.device)
         position += 1
         output = forward(input_ids=ids, position_ids=positions, **given, use_cache=True)
         logits: Tensor = output.logits
@@ -284,28 +292,28 @@ def full_case(model: Any, sizes: Sizes, rows: int, *, compiled: bool = True) -> 
 def fit_case(model: Any, sizes: Sizes) -> Record:
     """How many sequences of the context fit: by arithmetic, and with a step that really runs."""
     full = sizes.context * model_info(model).bytes_per_token
-    row = Runner(model, sizes.plan, 1, None).shape.bytes_per_sequence
+    sequence_bytes = Engine(model, sizes.budget, sizes.policy).bytes_per_sequence
     free = (
         torch.cuda.mem_get_info(sizes.device)[0]
         if sizes.device.type == "cuda"
         else 12 * full + full // 2
     )
-    rows = free // full
+    num_sequences = free // full
     found = None
-    while rows > 0 and found is None:
+    while num_sequences > 0 and found is None:
         try:
-            found = full_case(model, sizes, rows, compiled=False)
+            found = full_case(model, sizes, num_sequences, compiled=False)
         except torch.OutOfMemoryError:
             clean()
-            rows -= 1
+            num_sequences -= 1
     return {
         "free_bytes": free,
         "full_cache_session_bytes": full,
-        "full_cache_sessions": rows,
+        "full_cache_sessions": num_sequences,
         "full_cache_eager_step_ms": found and found["step_ms"],
-        "engine_session_bytes": row,
-        "engine_sessions": free // row,
-        "ratio": full / row,
+        "engine_session_bytes": sequence_bytes,
+        "engine_sessions": free // sequence_bytes,
+        "ratio": full / sequence_bytes,
     }
 
 
@@ -336,7 +344,7 @@ def run_one(case: str, model: Any, sizes: Sizes) -> Record:
         # A case that fails, for whatever reason, must not take the others along.
         found = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"}
     if rest and "error" not in found:
-        found["rows"] = int(rest[-1])
+        found["num_sequences"] = int(rest[-1])
     if sizes.device.type == "cuda":
         found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(sizes.device)
         torch.cuda.reset_peak_memory_stats(sizes.device)
@@ -363,9 +371,9 @@ def run_group(cases: list[str], sizes: Sizes, path: Path) -> Record:
 
 
 def best_attention(found: dict[str, Record]) -> str:
-    """The faster one, where most rows were measured."""
-    for rows in (16, 1):
-        pair = {kind: found.get(f"engine {kind} {rows}", {}) for kind in ("sdpa", "flash")}
+    """The faster one, where most num_sequences were measured."""
+    for num_sequences in (16, 1):
+        pair = {kind: found.get(f"engine {kind} {num_sequences}", {}) for kind in ("sdpa", "flash")}
         times = {kind: one["step_ms"] for kind, one in pair.items() if one.get("step_ms")}
         if times:
             return min(times, key=lambda kind: times[kind])
@@ -406,7 +414,7 @@ def make_record(found: dict[str, Record], sizes: Sizes) -> Record:
         if "error" not in one:
             # A full cache has no compactions.
             milliseconds = one.get("step_with_compactions_ms", one["step_ms"])
-            one["tokens_per_second"] = 1e3 * one["rows"] / milliseconds
+            one["tokens_per_second"] = 1e3 * one["num_sequences"] / milliseconds
             if rate:
                 limit = 1e3 * one["read_bytes_per_step"] / rate
                 one["share_of_limit"] = limit / milliseconds
@@ -415,13 +423,15 @@ def make_record(found: dict[str, Record], sizes: Sizes) -> Record:
     at_one = [
         one["share_of_limit"]
         for one in cases
-        if one["case"].startswith("engine") and one.get("rows") == 1 and "share_of_limit" in one
+        if one["case"].startswith("engine")
+        and one.get("num_sequences") == 1
+        and "share_of_limit" in one
     ]
     return {
         "benchmark": "gpu",
         "device": info.get("device"),
         "model": info.get("model"),
-        "policy": policy_record(sizes.plan),
+        "policy": policy_record(sizes.policy),
         "context": sizes.context,
         "weight_bytes": info.get("weight_bytes"),
         "bandwidth_bytes_per_second": rate,
@@ -470,10 +480,12 @@ def plot(record: Record, path: Path) -> None:
     }
     with drawing(path, 8, 4.6) as figure:
         axes = figure.subplots()
-        rows = sorted({one["rows"] for one in record["cases"] if "rows" in one})
+        num_sequences = sorted(
+            {one["num_sequences"] for one in record["cases"] if "num_sequences" in one}
+        )
         for way, (label, colour) in ways.items():
             points = sorted(
-                (one["rows"], 1e3 * one["rows"] / one["tokens_per_second"])
+                (one["num_sequences"], 1e3 * one["num_sequences"] / one["tokens_per_second"])
                 for one in record["cases"]
                 if one["case"].rpartition(" ")[0] == way and "tokens_per_second" in one
             )
@@ -492,7 +504,7 @@ def plot(record: Record, path: Path) -> None:
                 color="#666666",
             )
         axes.set_xscale("log", base=2)
-        axes.set_xticks(rows, [str(number) for number in rows])
+        axes.set_xticks(num_sequences, [str(number) for number in num_sequences])
         axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
         axes.set_xlabel("sequences at once")
         axes.set_ylabel("decode step in ms, compactions included")
@@ -511,7 +523,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, help="where --group writes what it measures")
     given = options.parse_args()
     if given.device == "cpu" and not given.quick:
-        # Not an error, so that all benchmarks can be run in a row; no record is touched.
+        # Not an error, so that all benchmarks can be run in sequence; no record is touched.
         reason = "no GPU is here; --quick runs a tiny model on the CPU"
         print(f"nothing was measured: {reason}", file=sys.stderr)
         print(json.dumps({"benchmark": "gpu", "not_measured": reason}))

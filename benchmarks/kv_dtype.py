@@ -1,7 +1,7 @@
-"""What keys and values in eight bits cost: perplexity of the same tokens, read by the engine.
+"""What keys and values in eight bits cost: perplexity of the same tokens in the engine.
 
-Metric: exp of the mean negative log-likelihood of the tokens from the 512th on, read segment
-by segment, each token scored given what the buffers hold; the paired difference to the
+Metric: exp of the mean negative log-likelihood of the tokens from the 512th on, prefilled
+chunk by chunk, each token scored given what the buffers hold; the paired difference to the
 model's own type in per cent, with its standard error; and the bytes of one sequence.
 """
 
@@ -13,12 +13,11 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from lacache.policies.presets import DEFAULT_PRESET
+from _steppers import bind
 from rich.console import Console
 from rich.progress import Progress
 from torch.nn.functional import cross_entropy
 
-from lacache.cache import LaCache
 from lacache.cache.static.buffers import KV_DTYPES
 from lacache.common.records import environment, write_record
 from lacache.corpora import load_document
@@ -26,11 +25,12 @@ from lacache.engine.runner import Runner
 from lacache.evals.perplexity import difference, perplexity
 from lacache.evals.provenance import model_record, tokens_sha256
 from lacache.models import load_model
+from lacache.policies import DEFAULT_POLICY
 
 RESULT = Path(__file__).parent / "results" / "kv_dtype.json"
 TEXTS = ("shakespeare:macbeth", "wikipedia:Algae")
 BUDGET = 512
-SEGMENT = 128
+CHUNK_SIZE = 128
 
 
 def score(runner: Runner, token_ids: Sequence[int], advance: Callable[[int], None]) -> list[float]:
@@ -45,7 +45,7 @@ def score(runner: Runner, token_ids: Sequence[int], advance: Callable[[int], Non
     nll: list[float] = []
     start = 0
     while start < len(token_ids):
-        stop = min(start + SEGMENT, start + runner.store.sequences[0].room(), len(token_ids))
+        stop = min(start + CHUNK_SIZE, start + runner.store.sequences[0].room(), len(token_ids))
         logits = runner.prefill_all_logits(0, ids[start:stop])
         targets = ids[start + 1 : stop + 1]
         nll += cross_entropy(logits[: len(targets)].float(), targets, reduction="none").tolist()
@@ -61,7 +61,7 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=1)
     given = options.parse_args()
     loaded = load_model(threads=given.threads)
-    plan = LaCache.from_model(loaded.model, budget=BUDGET).policy
+    bound = bind(loaded.model, DEFAULT_POLICY, BUDGET, with_profile=True)
     kv_dtypes = (None, *KV_DTYPES)
     rows = []
     with Progress(console=Console(stderr=True)) as progress:
@@ -72,7 +72,7 @@ def main() -> None:
             own: list[float] = []
             for kv_dtype in kv_dtypes:
                 progress.update(task, description=f"{name}, {kv_dtype}")
-                runner = Runner(loaded.model, plan, 1, None, kv_dtype)
+                runner = Runner(loaded.model, bound, 1, None, kv_dtype)
                 nll = score(runner, token_ids, lambda n: progress.advance(task, n))
                 scored = nll[BUDGET - 1 :]
                 own = own or scored
@@ -85,7 +85,7 @@ def main() -> None:
                     "perplexity": round(perplexity(scored), 4),
                     "against_own_type_percent": round(100 * math.expm1(gap.mean), 3),
                     "standard_error_percent": round(100 * gap.error, 3),
-                    "row_bytes": runner.shape.bytes_per_sequence,
+                    "sequence_bytes": runner.shape.bytes_per_sequence,
                 }
                 rows.append(row)
                 progress.console.print(name, row["kv_dtype"], row["perplexity"])
@@ -100,8 +100,8 @@ def main() -> None:
         "prefill": "chunked",
         "model": model_record(loaded.model, loaded.name),
         "budget": BUDGET,
-        "preset": DEFAULT_PRESET,
-        "segment": SEGMENT,
+        "policy": DEFAULT_POLICY,
+        "chunk_size": CHUNK_SIZE,
         "scored_from_token": BUDGET,
         "mean_against_own_type_percent": costs,
         "rows": rows,

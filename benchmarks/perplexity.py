@@ -1,7 +1,7 @@
 """Quality: perplexity of several texts with several caches of one budget.
 
-Metric: exp of the mean negative log-likelihood of the tokens after the caches are full, read
-segment by segment, each token scored given what the cache holds; and the paired difference to
+Metric: exp of the mean negative log-likelihood of the tokens after the caches are full, prefilled
+chunk by chunk, each token scored given what the cache holds; and the paired difference to
 StreamingLLM in per cent, with its standard error. The demo's own text is left out, so that its
 default can be chosen here.
 """
@@ -43,13 +43,11 @@ def policies(num_layers: int) -> dict[str, Policy]:
     half = num_layers // 2
 
     def ladder(span: int, overlap: int, evict_batch: int = EVICT_BATCH, **settings: int) -> Ladder:
-        return Ladder(
-            capacity=CAPACITY, span=span, overlap=overlap, evict_batch=evict_batch, **settings
-        )
+        return Ladder(span=span, overlap=overlap, evict_batch=evict_batch, **settings)
 
     return {
         "full cache": Full(),
-        "StreamingLLM": Streaming(CAPACITY, evict_batch=EVICT_BATCH),
+        "StreamingLLM": Streaming(evict_batch=EVICT_BATCH),
         "ladder, default rule": ladder(span, overlap),
         "ladder, default rule, evict_batch 16": ladder(span, overlap, evict_batch=16),
         "ladder, default rule, recent 3/4": ladder(span, overlap, recent=3 * CAPACITY // 4),
@@ -78,11 +76,12 @@ def main() -> None:
             base: list[float] = []
             for label, policy in chosen.items():
                 progress.update(task, description=f"{name}, {label}")
-                cache = LaCache.from_model(loaded.model, policy)
+                capacity = CAPACITY if policy.takes_budget else None
+                cache = LaCache(loaded.model, capacity, policy)
                 monitor = CacheMonitor(
                     loaded.model,
                     cache,
-                    capacity=None if isinstance(policy, Full) else CAPACITY,
+                    capacity=capacity,
                     on_tokens=lambda n: progress.advance(task, n),
                 )
                 begun = time.perf_counter()

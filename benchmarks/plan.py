@@ -52,8 +52,8 @@ def main() -> None:
     """Measure both ladders, check that the ways agree, write and print the record."""
     rows = []
     for span, overlap in [default_span_overlap(NUM_LAYERS), (16, 0)]:
-        config = Ladder(capacity=CAPACITY, span=span, overlap=overlap)
-        schedule = config.bind(NUM_LAYERS)
+        policy = Ladder(span=span, overlap=overlap, evict_batch=1)
+        schedule = policy.schedule(NUM_LAYERS, CAPACITY)
         row: dict[str, object] = {"span": span, "overlap": overlap}
         states = []
         for name, way in WAYS.items():

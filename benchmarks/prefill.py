@@ -1,8 +1,8 @@
-"""Prefill: a long prompt read segment by segment with a bounded cache, and densely.
+"""Prefill: a long prompt in chunks with a bounded cache, and densely.
 
-Metric: seconds to read a prompt of 8,192 tokens with the default model in float32, and one of
+Metric: seconds to prefill a prompt of 8,192 tokens with the default model in float32, and one of
 65,536 with a random model whose work is nearly all attention (two layers of 256, narrow MLPs), as
-the ratio of dense over chunked; above 1 the segments are faster (targets: 0.9 and 5). "dense" is
+the ratio of dense over chunked; above 1 the chunks are faster (targets: 0.9 and 5). "dense" is
 transformers' DynamicCache and the whole prompt in one forward, which computes only the last
 token's logits; "chunked" is the engine. Beside them the bytes of the cache and the most resident
 memory above what the loaded model takes, buffers included. Every run is a process of its own, the
@@ -33,12 +33,12 @@ from lacache.evals.plots import drawing
 from lacache.evals.provenance import model_record
 from lacache.models import load_model
 from lacache.models.decoder import cache_argument
-from lacache.policies import Ladder
+from lacache.policies import DEFAULT_POLICY, Ladder, Policy
 
 WARM_UP = 64
-# A ladder that frees as much as it can at once reads in the longest segments.
-LARGE_REFILL = Ladder(capacity=2048, span=15, overlap=0, recent=32, evict_batch=1024)
-TWO_LAYERS = Ladder(capacity=1024, span=1, overlap=0, recent=32, evict_batch=512)
+# Budget and policy. The largest evict batch allows the longest chunks.
+LARGE_EVICT_BATCH = (2048, Ladder(span=15, overlap=0, recent=32, evict_batch=1024))
+TWO_LAYERS = (1024, Ladder(span=1, overlap=0, recent=32, evict_batch=512))
 
 
 def attention_bound() -> LlamaForCausalLM:
@@ -75,14 +75,14 @@ CASES: dict[str, dict[str, Any]] = {
     "8K": {
         "model": default_model,
         "tokens": 8_192,
-        "plans": {"chunked": LARGE_REFILL, "default preset": 512},
+        "policies": {"chunked": LARGE_EVICT_BATCH, "default policy": (512, DEFAULT_POLICY)},
         "target": 0.9,
         "runs": 3,
     },
     "64K": {
         "model": random_model,
         "tokens": 65_536,
-        "plans": {"chunked": TWO_LAYERS},
+        "policies": {"chunked": TWO_LAYERS},
         "target": 5.0,
         "runs": 2,
     },
@@ -90,7 +90,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def dense(model: Any) -> Callable[[torch.Tensor], int]:
-    """Reads with the full cache, and gives the cache's bytes."""
+    """Return a function that prefills with the full cache and returns its bytes."""
 
     @torch.no_grad()
     def read(ids: torch.Tensor) -> int:
@@ -101,27 +101,29 @@ def dense(model: Any) -> Callable[[torch.Tensor], int]:
     return read
 
 
-def chunked(model: Any, plan: Any, segments: list[int]) -> Callable[[torch.Tensor], int]:
-    """Reads with the engine, notes the segments, and gives the cache's bytes."""
-    engine = Engine.from_model(model, plan)
+def chunked(
+    model: Any, budget: int, policy: Policy | str, chunks: list[int]
+) -> Callable[[torch.Tensor], int]:
+    """Return a function that prefills with the engine, records chunks and returns cache bytes."""
+    engine = Engine(model, budget, policy)
 
     def read(ids: torch.Tensor) -> int:
-        segments.clear()
+        chunks.clear()
         with engine.open() as session:
-            list(session.generate(ids, max_new_tokens=0, on_progress=segments.append))
+            list(session.generate(ids, max_new_tokens=0, on_progress=chunks.append))
         return engine.num_bytes
 
     return read
 
 
 def run(case: str, way: str, num_tokens: int) -> Record:
-    """Read once, here and now."""
+    """Run one way once in this process."""
     model, name, ids = CASES[case]["model"]()
     with torch.no_grad():
         model(ids[None, :WARM_UP], use_cache=False, logits_to_keep=1)
     before = resident_bytes()
-    segments: list[int] = []
-    read = dense(model) if way == "dense" else chunked(model, CASES[case]["plans"][way], segments)
+    chunks: list[int] = []
+    read = dense(model) if way == "dense" else chunked(model, *CASES[case]["policies"][way], chunks)
     read(ids[:WARM_UP])
     is_own_peak = forget_peak()
     begun = time.perf_counter()
@@ -134,31 +136,31 @@ def run(case: str, way: str, num_tokens: int) -> Record:
         "cache_bytes": cache_bytes,
         "resident_bytes_before": before,
         "peak_bytes": peak_bytes(),
-        "is_peak_of_reading": is_own_peak,
-        "segments": len(segments) or 1,
-        "longest_segment": max(segments, default=num_tokens),
+        "is_peak_of_prefill": is_own_peak,
+        "chunks": len(chunks) or 1,
+        "longest_chunk": max(chunks, default=num_tokens),
         "environment": environment(),
     }
 
 
-def summary(way: str, plan: Any, runs: list[Record]) -> Record:
-    """What several runs of one way say."""
+def summary(way: str, policy: Any, runs: list[Record]) -> Record:
+    """Summarize several runs of one way."""
     seconds = [run["seconds"] for run in runs]
     median = statistics.median(seconds)
     return {
         "way": way,
-        "plan": repr(plan),
+        "policy": None if policy is None else list(map(str, policy)),
         "seconds": round(median, 3),
         "tokens_per_second": round(runs[0]["tokens"] / median, 1),
         "cache_bytes": runs[0]["cache_bytes"],
         "peak_above_model_bytes": round(
             statistics.median(run["peak_bytes"] - run["resident_bytes_before"] for run in runs)
         ),
-        "segments": runs[0]["segments"],
-        "longest_segment": runs[0]["longest_segment"],
+        "chunks": runs[0]["chunks"],
+        "longest_chunk": runs[0]["longest_chunk"],
         "seconds_runs": [round(s, 3) for s in seconds],
         "peak_bytes_runs": [run["peak_bytes"] for run in runs],
-        "is_peak_of_reading": all(run["is_peak_of_reading"] for run in runs),
+        "is_peak_of_prefill": all(run["is_peak_of_prefill"] for run in runs),
     }
 
 
@@ -167,14 +169,14 @@ def _runs(case: str, given: argparse.Namespace) -> int:
 
 
 def compare(case: str, given: argparse.Namespace, note: Callable[[str], None]) -> Record:
-    """Every way of a case in turns."""
-    told = CASES[case]
-    plans = {"dense": None, **told["plans"]}
-    num_tokens = told["tokens"] // 16 if given.quick else told["tokens"]
+    """Run every way of a case, alternating."""
+    settings = CASES[case]
+    policies = {"dense": None, **settings["policies"]}
+    num_tokens = settings["tokens"] // 16 if given.quick else settings["tokens"]
     runs: dict[str, list[Record]] = defaultdict(list)
     for number in range(_runs(case, given)):
         # The one that goes first changes, in case the machine slows down.
-        for way in plans if number % 2 == 0 else reversed(plans):
+        for way in policies if number % 2 == 0 else reversed(policies):
             note(f"{case} {way}")
             done = run_fresh(
                 __file__,
@@ -188,7 +190,7 @@ def compare(case: str, given: argparse.Namespace, note: Callable[[str], None]) -
             if "error" in done:
                 raise SystemExit(f"error: {case} {way}: {done['error']}")
             runs[way].append(done)
-    rows = [summary(way, plan, runs[way]) for way, plan in plans.items()]
+    rows = [summary(way, policy, runs[way]) for way, policy in policies.items()]
     by_way = {row["way"]: row for row in rows}
     ratio = by_way["dense"]["seconds"] / by_way["chunked"]["seconds"]
     return {
@@ -196,19 +198,19 @@ def compare(case: str, given: argparse.Namespace, note: Callable[[str], None]) -
         "model": runs["dense"][0]["model"],
         "tokens": num_tokens,
         "speed_ratio": round(ratio, 3),
-        "target": told["target"],
-        "is_target_met": ratio >= told["target"],
+        "target": settings["target"],
+        "is_target_met": ratio >= settings["target"],
         "rows": rows,
     }
 
 
 def plot(record: Record, path: Path) -> None:
     """Draw the record: time and memory of each case, side by side."""
-    colours = {"dense": "#444444", "chunked": "#D55E00", "default preset": "#0072B2"}
+    colours = {"dense": "#444444", "chunked": "#D55E00", "default policy": "#0072B2"}
     labels = {
         "dense": "dense, full cache",
-        "chunked": "in segments, long ones",
-        "default preset": "in segments, budget 512",
+        "chunked": "in chunks, long ones",
+        "default policy": "in chunks, budget 512",
     }
     with drawing(path, 11, 2.6 * len(record["cases"]) + 0.6) as figure:
         grid = figure.subplots(len(record["cases"]), 3, squeeze=False)
@@ -248,7 +250,7 @@ def main() -> None:
         print(json.dumps(run(given.case, given.way, given.tokens)))
         return
     cases = [given.case] if given.case else list(CASES)
-    total = sum(_runs(case, given) * (1 + len(CASES[case]["plans"])) for case in cases)
+    total = sum(_runs(case, given) * (1 + len(CASES[case]["policies"])) for case in cases)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("prefill", total=total)
 

@@ -24,7 +24,8 @@ from lacache.engine.stream import stream
 from lacache.evals.provenance import model_record, policy_record
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
-POLICY = Ladder(capacity=64, span=2, overlap=1)
+POLICY = Ladder(span=2, overlap=1, evict_batch=1)
+CAPACITY = 64
 TOKENS = 200_000
 WARM_UP = 20_000
 EVERY = 1_000
@@ -53,7 +54,7 @@ def main() -> int:
     given = options.parse_args()
     torch.set_num_threads(1)
     model = tiny_model()
-    cache = LaCache.from_model(model, POLICY)
+    cache = LaCache(model, CAPACITY, POLICY)
     process = psutil.Process()
     prompt = torch.arange(1, 9)[None]
     tokens = stream(
@@ -79,6 +80,7 @@ def main() -> int:
         "benchmark": "soak",
         "model": model_record(model, "tiny random Llama"),
         "policy": policy_record(POLICY),
+        "capacity": CAPACITY,
         "tokens": given.tokens,
         "warm_up": WARM_UP,
         "compactions": report.compactions,

@@ -4,16 +4,16 @@ Three measurements with the default model in bfloat16 (float32 where a processor
 for it) and a budget of 512 tokens per layer, each in processes of its own, medians, the ways in
 turns:
 
-- rows: tokens per second of the engine, choosing greedily, with 1, 4, 16 and 64 sequences, eager
-  and (where the compiler's minutes fit) compiled; and of transformers' DynamicCache with as many
+- sequences: tokens per second of the engine, greedy, with 1, 4, 16 and 64 sequences, eager and
+  (where the compiler's minutes fit) compiled; and of transformers' DynamicCache with as many
   sequences of 2,048 tokens each, in a plain loop. The engine's speed is the same at any length;
   the full cache's falls.
 - sessions: how many sequences of 32,768 tokens fit in a given memory, by arithmetic: of the full
-  cache, and of the engine with the default preset and with one ladder for all layers. The rows of
-  the preset are then really allocated (as many as this machine lets) and compared with the growth
-  of resident memory.
-- wait: seconds between two tokens of a sequence that writes, alone and while a prompt of 4,096
-  tokens is read beside it in segments of at most 128; and seconds of reading that prompt at once.
+  cache, and of the engine with the default policy and with one ladder for all layers. As many
+  sequences of the default policy as fit here are then allocated, and compared with the growth of
+  resident memory.
+- wait: seconds between two tokens while a sequence decodes, alone and while a prompt of 4,096
+  tokens is prefilled beside it in chunks of at most 128; and seconds of that prefill alone.
 """
 
 import argparse
@@ -50,13 +50,13 @@ BUDGET = 512
 FILL = 600
 CONTEXT = 2_048
 LONG = 32_768
-ROWS = (1, 4, 16, 64)
+NUM_SEQUENCES = (1, 4, 16, 64)
 # Compiling takes about a minute each.
-COMPILED_ROWS = (1, 4)
+COMPILED_NUM_SEQUENCES = (1, 4)
 ROUNDS = 3
 TOKENS_PER_BLOCK = {1: 16, 4: 8, 16: 5, 64: 3}
 PROMPT = 4_096
-SEGMENT = 128
+CHUNK_SIZE = 128
 GIB = 2**30
 
 
@@ -94,14 +94,16 @@ class Way(ABC):
 class OnEngine(Way):
     """Sessions of an engine, all full, forked from one that has read a text."""
 
-    def __init__(self, model: Any, ids: torch.Tensor, rows: int, *, compiled: bool) -> None:
-        engine = Engine.from_model(model, budget=BUDGET, max_sequences=rows, compile=compiled)
+    def __init__(
+        self, model: Any, ids: torch.Tensor, num_sequences: int, *, compiled: bool
+    ) -> None:
+        engine = Engine(model, BUDGET, max_sequences=num_sequences, compile=compiled)
         engine.warm_up()
         self.compile_seconds = engine.compile_seconds
         self.cache_bytes = engine.num_bytes
         sessions = [engine.open()]
         list(sessions[0].generate(ids[:FILL], max_new_tokens=0))
-        sessions += [sessions[0].fork() for _ in range(rows - 1)]
+        sessions += [sessions[0].fork() for _ in range(num_sequences - 1)]
         self._streams = [session.generate([]) for session in sessions]
 
     def step(self) -> None:
@@ -114,16 +116,16 @@ class OnEngine(Way):
 class WithFullCache(Way):
     """Transformers' DynamicCache with made-up keys and values, and a plain greedy loop."""
 
-    def __init__(self, model: Any, rows: int, context: int) -> None:
+    def __init__(self, model: Any, num_sequences: int, context: int) -> None:
         self._model = model
         self._cache = DynamicCache(config=model.config)
         for layer in model_info(model).growing:
-            shape = (rows, layer.num_heads, context)
+            shape = (num_sequences, layer.num_heads, context)
             keys = torch.randn(*shape, layer.key_size, dtype=model.dtype)
             values = torch.randn(*shape, layer.value_size, dtype=model.dtype)
             self._cache.update(keys, values, layer.index)
-        self.cache_bytes = rows * context * model_info(model).bytes_per_token
-        self._tokens = [1] * rows
+        self.cache_bytes = num_sequences * context * model_info(model).bytes_per_token
+        self._tokens = [1] * num_sequences
 
     @torch.no_grad()
     def step(self) -> None:
@@ -138,14 +140,14 @@ class WithFullCache(Way):
         self._tokens = output.logits[:, -1].float().argmax(dim=-1).tolist()
 
 
-def measure_rows(rows: int, *, compiled: bool, quick: bool) -> Record:
+def measure_sequences(num_sequences: int, *, compiled: bool, quick: bool) -> Record:
     """All ways with that many sequences, in turns."""
     model, name, ids = default_model()
-    ways: dict[str, Way] = {"engine": OnEngine(model, ids, rows, compiled=False)}
+    ways: dict[str, Way] = {"engine": OnEngine(model, ids, num_sequences, compiled=False)}
     if compiled:
-        ways["engine, compiled"] = OnEngine(model, ids, rows, compiled=True)
-    ways["full cache"] = WithFullCache(model, rows, CONTEXT)
-    num_tokens = 2 if quick else TOKENS_PER_BLOCK.get(rows, 3)
+        ways["engine, compiled"] = OnEngine(model, ids, num_sequences, compiled=True)
+    ways["full cache"] = WithFullCache(model, num_sequences, CONTEXT)
+    num_tokens = 2 if quick else TOKENS_PER_BLOCK.get(num_sequences, 3)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(2 if quick else ROUNDS + 1):
         for way in ways if number % 2 else reversed(ways):
@@ -154,11 +156,11 @@ def measure_rows(rows: int, *, compiled: bool, quick: bool) -> Record:
                 seconds[way] += block
     return {
         "model": model_record(model, name),
-        "rows": rows,
+        "num_sequences": num_sequences,
         "ways": [
             {
                 "way": way,
-                "tokens_per_second": round(rows / statistics.median(seconds[way]), 2),
+                "tokens_per_second": round(num_sequences / statistics.median(seconds[way]), 2),
                 "step_seconds": statistics.median(seconds[way]),
                 "cache_bytes": ways[way].cache_bytes,
                 "compile_seconds": ways[way].compile_seconds,
@@ -170,17 +172,17 @@ def measure_rows(rows: int, *, compiled: bool, quick: bool) -> Record:
 
 
 def measure_sessions(memory: int) -> Record:
-    """Arithmetic, and rows that are really there."""
+    """Arithmetic, and num_sequences that are really there."""
     model, _, ids = default_model()
-    row_bytes = Engine.from_model(model, budget=BUDGET).row_bytes
-    ladder_bytes = Engine.from_model(model, budget=BUDGET, policy="ladder").row_bytes
+    sequence_bytes = Engine(model, BUDGET).bytes_per_sequence
+    ladder_bytes = Engine(model, BUDGET, "ladder").bytes_per_sequence
     full_bytes = LONG * model_info(model).bytes_per_token
-    fit = memory // row_bytes
+    fit = memory // sequence_bytes
     # Other programs need memory too.
     possible = min(memory, int(0.6 * psutil.virtual_memory().available))
-    rows = max(1, possible // row_bytes)
+    num_sequences = max(1, possible // sequence_bytes)
     before = resident_bytes()
-    engine = Engine.from_model(model, budget=BUDGET, max_sequences=rows)
+    engine = Engine(model, BUDGET, max_sequences=num_sequences)
     grown = resident_bytes() - before
     with engine.open() as session:
         begun = time.perf_counter()
@@ -191,14 +193,14 @@ def measure_sessions(memory: int) -> Record:
         "tokens_per_session": LONG,
         "full_cache_session_bytes": full_bytes,
         "full_cache_sessions": memory // full_bytes,
-        "engine_session_bytes": row_bytes,
+        "engine_session_bytes": sequence_bytes,
         "engine_sessions": fit,
-        "ratio": round(full_bytes / row_bytes, 2),
+        "ratio": round(full_bytes / sequence_bytes, 2),
         "ladder_session_bytes": ladder_bytes,
         "ladder_sessions": memory // ladder_bytes,
-        "allocated_rows": rows,
+        "allocated_sequences": num_sequences,
         "allocated_bytes": engine.num_bytes,
-        "is_arithmetic_exact": engine.num_bytes == rows * row_bytes,
+        "is_arithmetic_exact": engine.num_bytes == num_sequences * sequence_bytes,
         "resident_growth_bytes": grown,
         "resident_over_arithmetic": round(grown / engine.num_bytes, 4),
         "first_token_seconds": round(first, 3),
@@ -217,36 +219,36 @@ def time_gaps(stream: Any, more: Callable[[], bool]) -> list[float]:
 
 def gaps_beside(writer: Session, prompt: torch.Tensor | None, engine: Engine) -> Record:
     """Seconds between a writer's tokens: 24 of them, or as long as a prompt is read beside it."""
-    segments: list[int] = []
+    chunks: list[int] = []
     with writer.fork() as session, session.generate([]) as stream:
         next(stream)
         if prompt is None:
             left = iter(range(24))
             return {"gaps": time_gaps(stream, lambda: next(left, None) is not None)}
         with engine.open() as reader:
-            reading = reader.generate(prompt, max_new_tokens=0, on_progress=segments.append)
-            gaps = time_gaps(stream, lambda: sum(segments) < len(prompt))
+            reading = reader.generate(prompt, max_new_tokens=0, on_progress=chunks.append)
+            gaps = time_gaps(stream, lambda: sum(chunks) < len(prompt))
             list(reading)
-    return {"gaps": gaps, "segments": segments}
+    return {"gaps": gaps, "chunks": chunks}
 
 
 def measure_wait(*, quick: bool) -> Record:
     """A writer alone, and beside a reader, in turns; then the prompt in one forward."""
     model, _, ids = default_model()
     prompt = ids[: 512 if quick else PROMPT]
-    # The writer, the row that it is forked into, and the reader.
-    engine = Engine.from_model(model, budget=BUDGET, max_sequences=3, chunk_size=SEGMENT)
+    # Batch slots: a decoding sequence, its fork, and the prefill.
+    engine = Engine(model, BUDGET, max_sequences=3, chunk_size=CHUNK_SIZE)
     writer = engine.open()
     list(writer.generate(ids[:FILL], max_new_tokens=0))
     alone: list[float] = []
     beside: list[float] = []
-    segments: list[int] = []
+    chunks: list[int] = []
     gaps_beside(writer, None, engine)
     for _ in range(1 if quick else 2):
         alone += gaps_beside(writer, None, engine)["gaps"]
         found = gaps_beside(writer, prompt, engine)
         beside += found["gaps"]
-        segments += found["segments"]
+        chunks += found["chunks"]
     with torch.no_grad():
         begun = time.perf_counter()
         model(
@@ -257,9 +259,9 @@ def measure_wait(*, quick: bool) -> Record:
         at_once = time.perf_counter() - begun
     return {
         "prompt_tokens": len(prompt),
-        "segment": SEGMENT,
-        "longest_segment": max(segments),
-        "mean_segment": round(statistics.fmean(segments), 1),
+        "chunk_size": CHUNK_SIZE,
+        "longest_chunk": max(chunks),
+        "mean_chunk": round(statistics.fmean(chunks), 1),
         "alone_median_seconds": statistics.median(alone),
         "alone_longest_seconds": max(alone),
         "beside_median_seconds": statistics.median(beside),
@@ -277,8 +279,8 @@ def run_case(case: str, given: argparse.Namespace) -> Record:
         return measure_sessions(int(given.memory * GIB))
     if case == "wait":
         return measure_wait(quick=given.quick)
-    rows, _, compiled = case.partition("-")
-    return measure_rows(int(rows), compiled=bool(compiled), quick=given.quick)
+    num_sequences, _, compiled = case.partition("-")
+    return measure_sequences(int(num_sequences), compiled=bool(compiled), quick=given.quick)
 
 
 def decimal(axes: Any) -> None:
@@ -295,8 +297,8 @@ def plot(record: Record, path: Path) -> None:
         speed, fit, wait = figure.subplots(1, 3, width_ratios=[1.2, 0.8, 1.2])
         for way, colour in colours.items():
             points = [
-                (case["rows"], found["tokens_per_second"])
-                for case in record["rows"]
+                (case["num_sequences"], found["tokens_per_second"])
+                for case in record["sequences"]
                 for found in case.get("ways", [])
                 if found["way"] == way
             ]
@@ -305,7 +307,7 @@ def plot(record: Record, path: Path) -> None:
                 speed.plot(*zip(*points, strict=True), color=colour, marker="o", label=label)
         speed.set_xscale("log", base=4)
         speed.set_yscale("log")
-        speed.set_xticks([case["rows"] for case in record["rows"]])
+        speed.set_xticks([case["num_sequences"] for case in record["sequences"]])
         speed.xaxis.set_major_formatter("{x:.0f}")
         decimal(speed)
         speed.set_xlabel("sequences at once")
@@ -348,9 +350,11 @@ def plot(record: Record, path: Path) -> None:
 
 def measure(given: argparse.Namespace) -> Record:
     """Every case in a process of its own."""
-    rows = (1, 4) if given.quick else ROWS
-    compiled = () if given.quick or given.no_compile else COMPILED_ROWS
-    cases = [f"{number}-compiled" if number in compiled else str(number) for number in rows]
+    num_sequences = (1, 4) if given.quick else NUM_SEQUENCES
+    compiled = () if given.quick or given.no_compile else COMPILED_NUM_SEQUENCES
+    cases = [
+        f"{number}-compiled" if number in compiled else str(number) for number in num_sequences
+    ]
     found: dict[str, Record] = {}
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("throughput", total=len(cases) + 2)
@@ -366,7 +370,7 @@ def measure(given: argparse.Namespace) -> Record:
         "model": found[cases[0]].pop("model"),
         "budget": BUDGET,
         "full_cache_context": CONTEXT,
-        "rows": [{k: v for k, v in found[case].items() if k != "model"} for case in cases],
+        "sequences": [{k: v for k, v in found[case].items() if k != "model"} for case in cases],
         "sessions": found["sessions"],
         "wait": found["wait"],
         "environment": environment(),
