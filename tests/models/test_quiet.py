@@ -25,7 +25,8 @@ engine = Engine(loaded.model, budget=24, weights="int8")
 assert len(list(engine.submit([3, 4, 5], max_new_tokens=3))) == 3
 """
 OURS = re.compile(
-    r"Converting once: |Converted into |\S (Reading|Unpacking|Writing|Checking) |Loading |\s*$|\S+$"
+    r"Converting once: |Converted into |Loading |\s*$|\S+$"
+    r"|\S? *(Reading|Unpacking|Writing|Checking) "
 )
 
 

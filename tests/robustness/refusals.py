@@ -1,15 +1,15 @@
-"""What every refusal must look like."""
+"""The form of every refusal."""
 
 from typing import Any
 
 
-def assert_refused(result: Any, *told: str) -> None:
-    """One line on stderr, nothing on stdout, exit code 2."""
+def assert_refused(result: Any, *words: str) -> None:
+    """Check for one error line on stderr with `words`, nothing on stdout, and exit code 2."""
     assert not isinstance(result.exception, Exception), result.exception
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    # Others may have told of their progress before.
-    assert lines[-1].startswith("error: "), result.stderr
-    for words in told:
-        assert words in lines[-1]
+    # Lines about progress may come before.
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: "), result.stderr
+    for word in words:
+        assert word in last

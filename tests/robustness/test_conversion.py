@@ -1,4 +1,4 @@
-"""A conversion that is stopped or killed: what is left of it is never taken for a model."""
+"""A conversion that is stopped or killed leaves nothing that is used as a model."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def convert(gguf: Path, home: Path, number: int) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.slow
-def test_stopped_or_killed_in_the_midst_of_it(tmp_path: Path) -> None:
+def test_sigterm_and_sigkill_during_a_conversion(tmp_path: Path) -> None:
     gguf, home = tmp_path / "tiny.gguf", tmp_path / "home"
     write_gguf(gguf)
     models = home / "models"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-INSPECT = ["inspect", "--layers", "8", "--seen", "100", "--capacity", "32"]
+INSPECT = ["inspect", "--layers", "8", "--seen", "100", "--budget", "32"]
 LACACHE = [sys.executable, "-m", "lacache"]
 FULL = Path("/dev/full")
 
@@ -20,8 +20,8 @@ def lacache(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
 
 
 def in_shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """With `$LACACHE` in it."""
-    # Else a write that a disk takes half of counts as a whole one, to Python.
+    """Run a line of shell in which $LACACHE is the command."""
+    # With it, Python treats a write of which the disk took half as complete.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     return subprocess.run(
         ["sh", "-c", line],
@@ -33,7 +33,7 @@ def in_shell(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_is_a_module_too() -> None:
+def test_the_package_runs_as_a_module() -> None:
     done = lacache("--version")
     assert done.returncode == 0
     assert done.stdout.startswith("lacache ")
@@ -50,7 +50,7 @@ def test_it_is_a_module_too() -> None:
         ("mkdir gone && cd gone && rmdir ../gone && $LACACHE --version", 2, "error: the working"),
     ],
 )
-def test_streams_and_a_folder_that_are_gone(
+def test_closed_streams_and_a_deleted_folder(
     tmp_path: Path, line: str, code: int, stderr: str
 ) -> None:
     done = in_shell(line, tmp_path)

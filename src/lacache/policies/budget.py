@@ -29,7 +29,12 @@ class Budget:
     num_bytes: int = 0
 
     def __str__(self) -> str:
-        return str(self.tokens or self.share or f"{self.num_bytes}B")
+        if self.tokens or self.share:
+            return str(self.tokens or self.share)
+        for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+            if self.num_bytes % 2**power == 0:
+                return f"{self.num_bytes >> power}{unit}"
+        return f"{self.num_bytes}B"
 
     def capacity(self, *, bytes_per_token: int, prompt_tokens: int, smallest: int) -> int:
         """Return the tokens per layer.
