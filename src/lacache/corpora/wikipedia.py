@@ -100,7 +100,7 @@ def clean_wikitext(wikitext: str) -> str:
     Raises:
         MissingExtraError: mwparserfromhell is not installed.
     """
-    require_modules("mwparserfromhell", why="cleaning the corpus wikipedia", extra="texts")
+    require_modules("mwparserfromhell", why="cleaning the corpus wikipedia", extra="corpora")
     import mwparserfromhell
 
     text = _render(mwparserfromhell.parse(_TAIL.sub("", wikitext)))
