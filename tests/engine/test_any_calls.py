@@ -17,7 +17,7 @@ from lacache.errors import InputError, UnsupportedOperationError
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.alone import PLAN, continued
 
-ROWS, SEGMENT, AHEAD = 3, 5, 3
+MAX_SEQUENCES, CHUNK_SIZE, LOOKAHEAD = 3, 5, 3
 
 
 @memoize
@@ -26,7 +26,7 @@ def model(family: str) -> Any:
 
 
 def new_engine(family: str) -> Engine:
-    return Engine(model(family), *PLAN, max_sequences=ROWS, chunk_size=SEGMENT)
+    return Engine(model(family), *PLAN, max_sequences=MAX_SEQUENCES, chunk_size=CHUNK_SIZE)
 
 
 @dataclass
@@ -226,14 +226,18 @@ class Calls(RuleBasedStateMachine):
     @invariant()
     def rows_are_counted(self) -> None:
         held = sum(text.session is not None for text in self.sessions)
-        assert held <= ROWS - self.engine.num_free <= held + len(self.submitted)
-        assert self.engine.num_bytes == self.num_bytes == ROWS * self.engine.bytes_per_sequence
+        assert held <= MAX_SEQUENCES - self.engine.num_free <= held + len(self.submitted)
+        assert (
+            self.engine.num_bytes
+            == self.num_bytes
+            == MAX_SEQUENCES * self.engine.bytes_per_sequence
+        )
 
     @invariant()
-    def nobody_runs_far_ahead(self) -> None:
+    def no_sequence_runs_beyond_its_lookahead(self) -> None:
         for text in self.submitted:
             assert text.stream is not None
-            assert text.stream.num_ready <= AHEAD
+            assert text.stream.num_ready <= LOOKAHEAD
         for text in self.sessions:
             assert text.stream is None or text.stream.num_ready == 0
 
@@ -254,7 +258,7 @@ class Calls(RuleBasedStateMachine):
                     text.stream.close()
                     self._check(text)
             self.texts_end_where_they_should()
-        assert self.engine.num_free == ROWS
+        assert self.engine.num_free == MAX_SEQUENCES
         assert not self.engine.step()
 
     def _session(self, pick: int) -> Text:
@@ -313,7 +317,7 @@ def sampling(seed: int | None) -> Sampling | None:
 
 @pytest.fixture(autouse=True)
 def _shortly_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("lacache.engine.engine._AHEAD", AHEAD)
+    monkeypatch.setattr("lacache.engine.engine._LOOKAHEAD", LOOKAHEAD)
     return
 
 

@@ -60,5 +60,5 @@ def test_a_wrong_number(model: Any) -> None:
         engine.submit([1], top_logprobs=-1)
     with engine.open() as session, pytest.raises(ConfigError, match="top_logprobs"):
         session.generate([1], top_logprobs=-1)
-    with engine.open() as session, pytest.raises(ConfigError, match="ahead=-1"):
-        session.generate([1], ahead=-1)
+    with engine.open() as session, pytest.raises(ConfigError, match="lookahead=-1"):
+        session.generate([1], lookahead=-1)

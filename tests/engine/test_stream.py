@@ -101,11 +101,11 @@ def test_nothing_given_to_the_model_grows(model: Any) -> None:
     assert len(tokens) == 300
     assert sum(length for _, length, _ in seen) == 200 + 299
     assert max(length for _, length, _ in seen[1:]) <= 4  # what one compaction frees
-    assert max(position for _, _, position in seen) == LADDER.capacity - 1
+    assert max(position for _, _, position in seen) == LADDER[0] - 1
     assert {length for _, length, _ in seen[-299:]} == {1}
-    assert max(attended) <= LADDER.capacity
+    assert max(attended) <= LADDER[0]
     assert cache.report().num_seen == 499
-    assert cache.report().num_cached <= LADDER.capacity
+    assert cache.report().num_cached <= LADDER[0]
 
 
 def test_is_endless(model: Any) -> None:
@@ -175,7 +175,7 @@ def test_an_interrupted_step_is_refused_until_reset(model: Any) -> None:
     ("ids", "message"),
     [
         (torch.zeros(1, 0, dtype=torch.long), "the prompt is empty"),
-        (torch.zeros(2, 3, dtype=torch.long), "2 rows.*a cache and a stream for each"),
+        (torch.zeros(2, 3, dtype=torch.long), "2 sequences.*a cache and a stream for each"),
         (torch.zeros(3, dtype=torch.long), r"shape \(3,\)"),
         ([1, 2], "list"),
     ],
