@@ -1,9 +1,11 @@
 """Forward passes of the model over the static buffers: eager, or compiled once."""
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from inspect import signature
 from types import FunctionType
 from typing import Any, final
@@ -92,6 +94,22 @@ class Runner:
         self.compile_seconds: float | None = None
         """How long the first compiled step took; None before it, and without compilation."""
         self._backend = backend
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Model, policy and types as JSON: equal for runners that share snapshots."""
+        config: Any = self.shape.info.text_config
+        identity = {
+            "dtype": str(self.shape.info.dtype).removeprefix("torch."),
+            "kv_dtype": self.shape.kv_dtype,
+            "weights": self.weights,
+            "model": self.fingerprint,
+            # The same weights can be loaded with another rotary configuration.
+            "positions": config.rope_parameters,
+            "policy": str(self.shape.bound.explicit()),
+        }
+        same: dict[str, Any] = json.loads(json.dumps(identity))
+        return same
 
     def prefill(self, slot: int, tokens: Tensor) -> Tensor:
         """Process tokens [Q] of a batch slot, at most its `room()`; the last one's logits [V]."""

@@ -147,7 +147,7 @@ def take_snapshot(
         UnsupportedOperationError: the last change of the sequence was interrupted half-way.
     """
     return Snapshot(
-        made_by=_expected_header(runner),
+        made_by=runner.identity,
         num_seen=runner.store.sequences[slot].num_seen,
         tensors=export_sequence(runner.store, slot),
         sampling=sampler.sampling,
@@ -159,7 +159,7 @@ def take_snapshot(
 
 def snapshot_kind(runner: Runner) -> str:
     """Return the kind of the snapshots that a runner takes and resumes."""
-    return _digest(_expected_header(runner))
+    return _digest(runner.identity)
 
 
 def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
@@ -170,7 +170,7 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
     Raises:
         InputError: it is of another model, type or policy, or inconsistent.
     """
-    expected, made_by = _expected_header(runner), snapshot.made_by
+    expected, made_by = runner.identity, snapshot.made_by
     for name, remedy in _REMEDIES.items():
         same = name in made_by and made_by[name] == expected[name]
         if not same and not (name == "policy" and _keeps_the_same(made_by, runner)):
@@ -242,26 +242,5 @@ def _validate_logits(logits: Tensor | None) -> None:
         raise ValueError(f"{_LOGITS} are {logits.dtype} {tuple(logits.shape)}")
 
 
-def _expected_header(runner: Runner) -> Header:
-    """Return what a snapshot must have in common with a runner, after a round trip by JSON."""
-    shape = runner.shape
-    config: Any = shape.info.text_config
-    expected = {
-        "dtype": _name(shape.info.dtype),
-        "kv_dtype": shape.kv_dtype,
-        "weights": runner.weights,
-        "model": runner.fingerprint,
-        # The same weights can be loaded with another rotary configuration.
-        "positions": config.rope_parameters,
-        "policy": str(shape.bound.explicit()),
-    }
-    same: Header = json.loads(json.dumps(expected))
-    return same
-
-
 def _digest(made_by: Header) -> str:
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
