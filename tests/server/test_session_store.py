@@ -11,7 +11,8 @@ from lacache.engine.snapshot_file import read_snapshot, write_snapshot
 from lacache.errors import InputError
 from lacache.server.errors import ConflictError, NotFoundError, StorageError
 from lacache.server.session_store import SessionStore
-from tests.server.serving import new_engine
+from lacache.server.settings import StorageSettings
+from tests.server.serving import CAPACITY, POLICY, new_engine, service
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +257,30 @@ def test_a_slow_disk_holds_up_no_other_session(
     sessions.lease("b").close()
     may_go_on.set()
     saver.join()
+
+
+def test_sessions_of_version_0_1_are_found(tmp_path: Path, engine: Engine) -> None:
+    """It named the folder of an engine by a plan in JSON, which its snapshots have too."""
+    storage = StorageSettings(folder=tmp_path)
+    with service(storage=storage):
+        pass
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    sessions = sessions_in(folder / "sessions", engine)
+    sessions.create("a")
+    write(sessions, engine, "a", [5, 6])
+    saved = folder / "sessions" / "a.lacache"
+    header, tensors = read_snapshot(saved)
+    plan = {
+        **{"name": "ladder", "capacity": CAPACITY, "span": POLICY.span, "overlap": POLICY.overlap},
+        **{"sinks": POLICY.sinks, "recent": None, "refill": POLICY.evict_batch},
+        **{"geometry": "interleaved", "unit": 1, "window_layers": []},
+    }
+    old_header = {n: v for n, v in header.items() if n != "policy"} | {"plan": plan}
+    write_snapshot(saved, old_header, tensors)
+    old = folder.rename(tmp_path / "0123456789abcdef")
+    with service(storage=storage) as one:
+        (model,) = one.models.values()
+        assert model.sessions is not None
+        assert names(model.sessions) == [("a", 2)]
+    assert folder.exists()
+    assert not old.exists()

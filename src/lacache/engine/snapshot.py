@@ -72,6 +72,11 @@ class Snapshot:
         return _digest(self.made_by)
 
     @property
+    def is_of_version_0_1(self) -> bool:
+        """Whether lacache 0.1 saved it, which wrote a plan in place of the policy."""
+        return "policy" not in self.made_by
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of its tensors."""
         generator, logits = self.sampler.generator, self.logits

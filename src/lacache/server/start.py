@@ -4,7 +4,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
@@ -13,6 +13,7 @@ import uvicorn
 from filelock import FileLock, Timeout
 
 from lacache.engine.engine import Engine
+from lacache.engine.snapshot import Snapshot
 from lacache.engine.stop import eos_token_ids
 from lacache.errors import ConfigError, InputError
 from lacache.models.model_info import model_info
@@ -81,6 +82,7 @@ def _served_model(name: str, engine: Engine, model: Any, settings: ServerSetting
     if storage.folder is not None:
         # Snapshots of one engine do not fit an engine of another kind.
         folder = storage.folder / engine.kind[:16]
+        _adopt_sessions(storage.folder, folder, engine)
         with engine.open() as session:
             empty = session.snapshot()
         sessions = SessionStore(
@@ -102,6 +104,19 @@ def _served_model(name: str, engine: Engine, model: Any, settings: ServerSetting
     thread = EngineThread(engine, waiting=settings.limits.waiting)
     prefix_cache = PrefixCache(storage.memory_bytes, files)
     return ServedModel(name, thread, prefix_cache, sessions, inspector)
+
+
+def _adopt_sessions(storage: Path, folder: Path, engine: Engine) -> None:
+    """Rename the folder that lacache 0.1 made for such an engine, under another kind."""
+    if folder.exists():
+        return
+    for path in sorted(storage.glob("*/sessions/*.lacache")):
+        with suppress(InputError):
+            snapshot = Snapshot.load(path)
+            if snapshot.is_of_version_0_1:
+                engine.check(snapshot)
+                path.parents[1].rename(folder)
+                return
 
 
 def validate_folder(folder: Path | None) -> None:
