@@ -113,7 +113,7 @@ class EngineStepper(Stepper):
             self.compile_seconds = self.runner.compile_seconds
             if self.compile_seconds is None:
                 raise RuntimeError("the step could not be compiled")
-        self.read(random_tokens(model, fill))
+        self.prefill(random_tokens(model, fill))
         store = self.runner.store
         # What later steps wrote lies in slots that nobody sees then.
         self._start = store.sequences[0].copy() if rewinds else None
@@ -123,7 +123,7 @@ class EngineStepper(Stepper):
         if self._start is not None:
             self.runner.store.sequences[0] = self._start.copy()
 
-    def read(self, tokens: Tensor) -> None:
+    def prefill(self, tokens: Tensor) -> None:
         """Prefill tokens [Q], as many at once as fit."""
         while len(tokens):
             length = min(len(tokens), self.runner.store.sequences[0].room())
