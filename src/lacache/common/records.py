@@ -1,4 +1,4 @@
-"""Records: what was measured, with what, as JSON. Tables and plots are made from them alone."""
+"""Write and read records of measurements as JSON, the only source of tables and plots."""
 
 import json
 import os
@@ -23,11 +23,11 @@ except ImportError:  # on Windows, where processes must not share a file of reco
     fcntl = None  # type: ignore[assignment]
 
 Record = dict[str, Any]
-"""Only what JSON can hold: dicts with text keys, lists, texts, numbers, booleans, None."""
+"""JSON values: dicts with string keys, lists, strings, numbers, booleans, None."""
 
 
 def environment() -> Record:
-    """What a measurement depends on besides its own settings.
+    """Return what a measurement depends on besides its own settings.
 
     Versions of lacache, Python and the packages that compute, the git commit where lacache runs
     from a checkout ("-dirty" if tracked files have changed), the processor, torch's threads if
@@ -49,7 +49,7 @@ def environment() -> Record:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which becomes `path` when the block ends well.
+    """Yield a temporary path that replaces `path` when the block ends without an error.
 
     If the block ends in any error, Ctrl-C included, `path` is left as it was. Missing folders are
     created.
@@ -110,7 +110,7 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path) -> Record:
-    """Read a record.
+    """Read the record in a JSON file.
 
     Raises:
         InputError: the file cannot be read or is not a record.
@@ -162,7 +162,7 @@ def append_record(path: Path, record: Record) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records in a file of JSON lines; none where there is no such file.
+    """Read the records in a file of JSON lines; return none if there is no such file.
 
     A last line that was cut off in the middle is left out.
 
@@ -197,14 +197,14 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _lock(file: BinaryIO) -> None:
-    """Wait for others that add to it; some systems and file systems have no such locks."""
+    """Wait for other processes that append; some file systems have no such locks."""
     if fcntl is not None:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _last_line(file: BinaryIO) -> bytes:
-    """What follows the last line feed: nothing, a record without one, or what is left of one."""
+    """Return the bytes after the last line feed: nothing, or a whole or partial record."""
     end = file.seek(0, os.SEEK_END)
     tail = b""
     while len(tail) < end and b"\n" not in tail:
@@ -229,7 +229,7 @@ def _installed(package: str) -> str | None:
 
 
 def _commit(file: Path) -> str | None:
-    """The commit of the checkout that `file` belongs to, None if it belongs to none."""
+    """Return the commit of the checkout that `file` belongs to, or None."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
