@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lacache.cli.loading import computing_dtype, validate_loading
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
+from lacache.cli.preflight import computing_dtype, validate_loading
 from lacache.common.validation import validate_int
 from lacache.policies.head_profile import HeadProfile, profile_json, read_profile
 

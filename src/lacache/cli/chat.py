@@ -8,7 +8,7 @@ from typing import Annotated, Any, final
 
 import typer
 
-from lacache.cli.loading import validate_loading, validate_memory
+from lacache.cli.engine_setup import CacheOptions, EngineOptions, generator_factory
 from lacache.cli.options import (
     DEFAULT_THREADS,
     BudgetOption,
@@ -27,8 +27,8 @@ from lacache.cli.options import (
     TopPOption,
     WeightsOption,
 )
+from lacache.cli.preflight import validate_loading, validate_memory
 from lacache.cli.process import interruptible
-from lacache.cli.setup import CacheOptions, EngineOptions, generator_factory
 from lacache.cli.terminal import validate_text
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lacache.cli.loading import computing_dtype, validate_bytes, validate_loading, validate_memory
+from lacache.cli.engine_setup import DEFAULT_BUDGET
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
+from lacache.cli.preflight import computing_dtype, validate_bytes, validate_loading, validate_memory
 from lacache.common.validation import validate_int
 from lacache.policies.budget import parse_budget
 
@@ -49,7 +50,7 @@ def demo(
             help="What each bounded cache may hold: tokens per layer (512), a share of the text "
             "(0.05) or bytes (16MiB).",
         ),
-    ] = "512",
+    ] = DEFAULT_BUDGET,
     policies: Annotated[
         list[str] | None,
         typer.Option(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from lacache.cli.loading import computing_dtype
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
+from lacache.cli.preflight import computing_dtype
 from lacache.common.validation import validate_dtype, validate_threads
 from lacache.errors import ConfigError
 from lacache.models import model_name

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lacache.cli.loading import validate_loading, validate_memory
+from lacache.cli.engine_setup import CacheOptions, EngineOptions, generator_factory
 from lacache.cli.options import (
     DEFAULT_THREADS,
     WORTH_COMPILING,
@@ -28,7 +28,7 @@ from lacache.cli.options import (
     WeightsOption,
 )
 from lacache.cli.output import format_bytes, report_record
-from lacache.cli.setup import CacheOptions, EngineOptions, generator_factory
+from lacache.cli.preflight import validate_loading, validate_memory
 from lacache.cli.terminal import read_prompt
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lacache.cli.loading import validate_loading, validate_memory
+from lacache.cli.engine_setup import DEFAULT_BUDGET, CacheOptions, EngineOptions, new_engine
 from lacache.cli.options import (
     DEFAULT_THREADS,
     DtypeOption,
@@ -15,7 +15,7 @@ from lacache.cli.options import (
     ModelOption,
     WeightsOption,
 )
-from lacache.cli.setup import CacheOptions, EngineOptions, new_engine
+from lacache.cli.preflight import validate_loading, validate_memory
 from lacache.common.packages import require_modules
 from lacache.errors import ConfigError
 from lacache.policies import DEFAULT_POLICY, Full, parse_budget, parse_policy, validate_budget
@@ -264,13 +264,14 @@ def _start_vllm(
     api_key: str | None,
 ) -> None:
     from lacache.integrations.vllm.serving import start
+    from lacache.integrations.vllm.settings import DEFAULT_POLICY as VLLM_POLICY
     from lacache.integrations.vllm.settings import Settings
 
-    tokens = parse_budget("512" if budget is None else budget).tokens
+    tokens = parse_budget(DEFAULT_BUDGET if budget is None else budget).tokens
     if not tokens:
         raise ConfigError(
             f"budget={budget} must be a number of tokens, since vLLM divides its memory before it "
             "has a prompt; try --budget 512"
         )
-    chosen: Any = parse_policy("ladder" if policy is None else policy)
+    chosen: Any = parse_policy(VLLM_POLICY if policy is None else policy)
     start(Settings(tokens, chosen), model, own, options, api_key=api_key)

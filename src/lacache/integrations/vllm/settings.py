@@ -9,6 +9,8 @@ from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
 from lacache.policies import Full, Ladder, Paper, Schedule, Streaming, parse_policy
 
+DEFAULT_POLICY = "ladder"
+"""The named policies divide layers, which pages of vLLM do not take."""
 KEY = "lacache"
 """The key of the settings in vLLM's `additional_config`."""
 VARIABLE = "LACACHE_VLLM"
@@ -112,7 +114,7 @@ class Settings:
                 f"{where} has no setting {name!r}; write a policy's settings in its text, such as "
                 '{"budget": 512, "policy": "ladder:span=15:overlap=0"}'
             )
-        policy: Any = parse_policy(given.get("policy", "ladder"))
+        policy: Any = parse_policy(given.get("policy", DEFAULT_POLICY))
         return cls(given["budget"], policy)
 
     def schedule(self, num_layers: int) -> Schedule:

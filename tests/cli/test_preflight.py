@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lacache.cli.loading import computing_dtype
+from lacache.cli.preflight import computing_dtype
 
 
 @pytest.mark.parametrize(

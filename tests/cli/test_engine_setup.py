@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lacache import LaCache
-from lacache.cli.setup import CacheOptions
+from lacache.cli.engine_setup import CacheOptions
 from lacache.errors import ConfigError, InputError
 from lacache.policies import Streaming, parse_policy
 from tests.engine.tiny import tiny_llama
