@@ -14,8 +14,8 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         help="Which tokens are kept: balanced, local (prose, chat), global (finding what is far "
-        "back), paper, ladder, streaming or full, with settings after colons, such as "
-        "ladder:span=15:overlap=0; or @FILE with such a text.",
+        "back; neither is an attention type of layers), paper, ladder, streaming or full, with "
+        "settings after colons, such as ladder:span=15:overlap=0; or @FILE with such a text.",
         rich_help_panel=_CACHE,
     ),
 ]
