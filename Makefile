@@ -70,7 +70,7 @@ docs: $(VENV)/.ready ## build the documentation, with strict links, into build/s
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # pytest ends with status 5 where it finds no test, so an empty selection fails.
-unit: $(VENV)/.ready ## the offline tests on tiny random models
+unit: $(VENV)/.ready ## the offline tests on tiny random models (PYTEST_ARGS=tests/policies for some)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 slow: $(VENV)/.ready browser ## the tests that take long: the real model, several processes, a browser
