@@ -20,7 +20,8 @@ def policies(draw: st.DrawFn, num_layers: int) -> Sized:
         if kind == "shrinking":
             return draw(shrinking_windows())
         if kind == "streaming" or num_layers == 1:
-            return Streaming(sinks, draw(st.integers(1, 3))), draw(st.integers(6, 20))
+            policy = Streaming(sinks=sinks, evict_batch=draw(st.integers(1, 3)))
+            return policy, draw(st.integers(6, 20))
         span = draw(st.integers(1, num_layers - 1))
         try:
             ladder = Ladder(

@@ -1,6 +1,10 @@
 """Budgets as users write them."""
 
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lacache.errors import ConfigError
 from lacache.policies.budget import Budget, parse_budget
@@ -70,3 +74,18 @@ def test_a_share_that_binary_numbers_do_not_have() -> None:
             budget = parse_budget(percent / 100)
             capacity = budget.capacity(bytes_per_token=1, prompt_tokens=tokens, smallest=0)
             assert capacity == -(-percent * tokens // 100)
+
+
+@given(st.floats(1e-9, 1.0))
+def test_a_share_survives_its_text(share: float) -> None:
+    budget = Budget(share=share)
+    assert parse_budget(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"tokens": 5, "share": 0.5}, {"share": 7.0}, {"tokens": -5}, {"num_bytes": -1}],
+)
+def test_a_budget_is_one_size(sizes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"budget"):
+        Budget(**sizes)

@@ -109,6 +109,11 @@ def test_settings_are_read_by_their_type() -> None:
         ("ladder:span=three", "span=three of policy 'ladder' cannot be read; try span=4"),
         ("ladder:span=0.5", "span=0.5 of policy 'ladder' cannot be read; try span=4"),
         ("ladder:evict_batch=nan", "evict_batch=nan as a share of the capacity must be in"),
+        ("ladder:span=1_5", "span=1_5 of policy 'ladder' cannot be read"),
+        ("ladder:span= 15", "span= 15 of policy 'ladder' cannot be read"),
+        ("ladder:span=٣", "cannot be read; try span=4"),
+        ("ladder:span=15,overlap=0", "cannot be read; separate settings by colons, such as"),
+        ("ladder:window_layers=3.1", "window_layers=3.1 is a KV head, and whole layers are needed"),
         ("ladder:window_layers=9-2", "window_layers=9-2 of policy 'ladder' cannot be read"),
         ("ladder:window_layers=0-99999999999", "cannot be read; try window_layers=0-2+5"),
         ("ladder:span=16:overlap=16", "overlap=16 must be below span=16; try overlap=8"),
@@ -118,6 +123,7 @@ def test_settings_are_read_by_their_type() -> None:
         ("groups", "group '' must be MEMBERS@CAPACITY@POLICY; try 0-11@512@streaming"),
         ("groups:0@x@ladder", "group '0@x@ladder' must be MEMBERS@CAPACITY@POLICY"),
         ("groups:0@9@balanced", "policy balanced cannot be that of a group"),
+        ("groups:0@9@@policy.txt", "policy='@policy.txt' must be one of"),
         ("groups:0@9@lader", "policy='lader' must be one of"),
     ],
 )
@@ -131,6 +137,8 @@ def test_files(tmp_path: Path) -> None:
     path = tmp_path / "policy.txt"
     with pytest.raises(InputError, match="No such file"):
         parse_policy(f"@{path}")
+    with pytest.raises(InputError, match="'@' names no file; try @policy"):
+        parse_policy("@")
     path.write_text(
         "# long history for half of the layers\ngroups:\n  0-2@64@ladder # ladder\n"
         "  /3-5@16@streaming\n"

@@ -114,6 +114,33 @@ def test_explicit_groups_are_the_same_without_profile_and_budget(name: str) -> N
         assert parse_policy(explicit) == bound.explicit()
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ladder:span=6", "ladder:span=6:overlap=0"),
+        ("ladder:span=6", "ladder:span=6:evict_batch=51:recent=256"),
+        ("paper", "ladder:span=6:overlap=0:recent=12:evict_batch=1"),
+        ("balanced:most=0.0", "retrieval:share=0.07:window=0.75"),
+    ],
+)
+def test_equal_schedules_have_one_identity_however_they_are_written(one: str, other: str) -> None:
+    assert bind(one, 512).groups[0].schedule == bind(other, 512).groups[0].schedule
+    assert bind(one, 512).identity == bind(other, 512).identity
+    assert bind(one, 512).identity != bind(one, 511).identity
+
+
+@pytest.mark.parametrize("name", [*NAMES, "streaming", "uniform"])
+def test_an_identity_is_a_policy_with_every_setting(name: str) -> None:
+    for profile in (PROFILE, None):
+        bound = bind(name, 512, profile)
+        again = bind(bound.identity, None, None)
+        ours = [(group.schedule, group.heads) for group in bound.groups]
+        assert [(group.schedule, group.heads) for group in again.groups] == ours
+        assert again.identity == bound.identity
+        assert "evict_batch=0" not in bound.identity
+        assert "sinks=4" in bound.identity
+
+
 def test_budgets_of_each_kind() -> None:
     def capacity(budget: int | float | str, prompt: int) -> int:
         return bind("global", budget, bytes_per_token=100, prompt_tokens=prompt).capacity

@@ -97,7 +97,9 @@ def test_every_pattern_loses_as_many_slots(ladder: SizedLadder, extra: int) -> N
 def test_streaming_keeps_sinks_and_the_newest(
     window: int, sinks: int, evict_batch: int, num_seen: int
 ) -> None:
-    schedule = Streaming(sinks, evict_batch).schedule(3, sinks + evict_batch + window)
+    schedule = Streaming(sinks=sinks, evict_batch=evict_batch).schedule(
+        3, sinks + evict_batch + window
+    )
     kept = kept_after(schedule, num_seen)
     [tokens] = kept.by_pattern.values()
     num_newest = kept.state.num_cached - min(sinks, num_seen)

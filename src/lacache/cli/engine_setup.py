@@ -163,12 +163,15 @@ def new_engine(
     """
     from lacache.engine.engine import Engine
 
+    budget = cache_options.budget
+    is_share = budget is not None and budget.share > 0
+
     def make() -> Engine:
         return Engine(
             model,
-            cache_options.budget,
+            budget,
             cache_options.policy,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=prompt_tokens if is_share else None,
             max_sequences=max_sequences,
             kv_dtype=engine_options.kv_dtype,
             weights=engine_options.weights,

@@ -16,7 +16,6 @@ from lacache.policies import (
     DEFAULT_POLICY,
     BoundPolicy,
     Groups,
-    LayerPolicy,
     ModelShape,
     Policy,
     RetrievalHeads,
@@ -89,7 +88,7 @@ def inspect(
     )
     _validate_size([group.schedule for group in bound.groups], seen)
     show: Callable[[], None]
-    if isinstance(parsed, LayerPolicy):
+    if len(bound.groups) == 1:
         kept = kept_after(bound.groups[0].schedule, seen)
         is_due = kept.schedule.is_full(kept.state)
         if not before_compaction:
@@ -189,6 +188,8 @@ def _show(bound: BoundPolicy, record: dict[str, Any], *, before_compaction: bool
 
     console = Console(highlight=False)
     console.print(f"{bound}", markup=False, soft_wrap=True)
+    if bound.policy.needs_profile:
+        console.print("For a model without a head profile; lacache calibrate makes one.")
     if not record["compaction_due"]:
         when = "right after the last token; no compaction is due"
     elif before_compaction:

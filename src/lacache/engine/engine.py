@@ -102,11 +102,19 @@ class Engine:
         info = model_info(model)
         valid = parse_policy(policy)
         valid_budget = validate_budget(valid, budget)
-        if valid_budget is not None and valid_budget.share and prompt_tokens is None:
+        is_share = valid_budget is not None and valid_budget.share > 0
+        if is_share and prompt_tokens is None:
             raise ConfigError(
                 f"budget={budget} is a share of a prompt, and an engine prefills many prompts; try "
                 "512 (tokens) or '64MiB' (bytes), or give prompt_tokens"
             )
+        if prompt_tokens is not None:
+            validate_int("prompt_tokens", prompt_tokens, 1)
+            if not is_share:
+                raise ConfigError(
+                    f"prompt_tokens={prompt_tokens} is for a budget that is a share of a prompt, "
+                    f"and budget={budget} is none; leave it out"
+                )
         shape = model_shape(model, valid)
         bound = fit_bytes(
             info,

@@ -106,7 +106,7 @@ class Runner:
             "model": self.fingerprint,
             # The same weights can be loaded with another rotary configuration.
             "positions": config.rope_parameters,
-            "policy": str(self.shape.bound.explicit()),
+            "policy": self.shape.bound.identity,
         }
         same: dict[str, Any] = json.loads(json.dumps(identity))
         return same

@@ -22,7 +22,8 @@ from lacache.engine.sampler import Sampler, SamplerState
 from lacache.engine.sampling import Sampling
 from lacache.engine.snapshot_file import Header, read_snapshot, write_snapshot
 from lacache.errors import ConfigError, InputError, LaCacheError
-from lacache.policies import bind_policy, parse_policy
+from lacache.policies import bind_policy
+from lacache.policies.grammar import parse_text
 from lacache.policies.schedule import State
 from lacache.policies.timetable import Timetable
 
@@ -194,7 +195,7 @@ def _keeps_the_same(made_by: Header, runner: Runner) -> bool:
     shape = runner.shape.bound.shape
     try:
         if "policy" in made_by:
-            policy = parse_policy(made_by["policy"])
+            policy = parse_text(made_by["policy"])
             bound = bind_policy(policy, None, shape, bytes_per_token=1, prompt_tokens=1)
         else:
             bound = bind_plan(made_by.get(_PLAN), shape)

@@ -1,12 +1,12 @@
 """From a policy and a budget to schedules: the one place where they meet a model."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from lacache.errors import ConfigError
 from lacache.policies.budget import Budget, BudgetLike, parse_budget
 from lacache.policies.groups import Group, Groups
-from lacache.policies.policy import BoundGroup, Member, ModelShape, Policy
+from lacache.policies.policy import BoundGroup, LayerPolicy, Member, ModelShape, Policy
 from lacache.policies.schedule import UNBOUNDED
 
 
@@ -35,20 +35,27 @@ class BoundPolicy:
 
     def explicit(self) -> Groups:
         """Return the same as groups with capacities, which need no profile and no budget."""
-        return Groups(tuple(map(self._group, self.groups)))
+        return Groups(tuple(self._group(group, group.policy) for group in self.groups))
 
-    def _group(self, group: BoundGroup) -> Group:
+    @property
+    def identity(self) -> str:
+        """Text that is equal for equal schedules: explicit groups with every setting, in slots.
+
+        It does not depend on how the policy was written, nor on defaults of this version.
+        """
+        resolved = (
+            self._group(g, g.policy.resolved(len(g.heads), g.schedule.capacity))
+            for g in self.groups
+        )
+        return Groups(tuple(resolved)).text(all_settings=True)
+
+    def _group(self, group: BoundGroup, policy: LayerPolicy) -> Group:
         members: list[Member] = []
         for layer, heads in group.heads.items():
             whole = len(heads) == self.shape.num_heads[layer]
             members += [layer] if whole else [(layer, head) for head in heads]
         capacity = group.schedule.capacity
-        return Group(group.policy, tuple(members), None if capacity == UNBOUNDED else capacity)
-
-    def record(self) -> dict[str, Any]:
-        """Return policy and capacity as plain JSON; a capacity of null is not the budget's."""
-        capacity = None if self.capacity == UNBOUNDED else self.capacity
-        return {"policy": str(self.policy), "capacity": capacity}
+        return Group(policy, tuple(members), None if capacity == UNBOUNDED else capacity)
 
 
 def validate_budget(policy: Policy, budget: BudgetLike | None) -> Budget | None:
@@ -66,6 +73,11 @@ def validate_budget(policy: Policy, budget: BudgetLike | None) -> Budget | None:
         return None
     if budget is None:
         raise ConfigError("no budget was given; try budget=512, 0.5 (share) or '64MiB'")
+    if isinstance(budget, Policy):
+        raise ConfigError(
+            f"budget={budget} is a policy; give tokens, a share or bytes as the budget, and "
+            f"policy={str(budget)!r}"
+        )
     return parse_budget(budget)
 
 

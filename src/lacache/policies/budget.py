@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import final
 
 from lacache.errors import ConfigError
@@ -28,9 +29,20 @@ class Budget:
     share: float = 0.0
     num_bytes: int = 0
 
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.tokens, self.share, self.num_bytes))) != 1:
+            raise ConfigError(f"a budget is one of tokens, share and bytes; {_EXAMPLES}")
+        if self.tokens < 0:
+            raise ConfigError(f"budget={self.tokens} must be at least 1 token; {_EXAMPLES}")
+        if not 0.0 <= self.share <= 1.0:
+            raise ConfigError(f"budget={self.share} as a share must be in (0, 1]; {_EXAMPLES}")
+        if self.num_bytes < 0:
+            raise ConfigError(f"budget={self.num_bytes}B must be at least 1 byte; {_EXAMPLES}")
+
     def __str__(self) -> str:
         if self.tokens or self.share:
-            return str(self.tokens or self.share)
+            # Never with an exponent, which the parser does not take.
+            return str(self.tokens) if self.tokens else format(Decimal(str(self.share)), "f")
         for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
             if self.num_bytes % 2**power == 0:
                 return f"{self.num_bytes >> power}{unit}"
@@ -91,12 +103,12 @@ def parse_budget(value: object) -> Budget:
 
 
 def _parse_text(text: str) -> Budget:
-    if re.fullmatch(r"[+-]?\d+", text):
+    if re.fullmatch(r"[+-]?[0-9]+", text):
         return parse_budget(int(text))
-    if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)", text):
+    if re.fullmatch(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+)", text):
         return parse_budget(float(text))
     units = {name.lower(): size for name, size in _UNITS.items()}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", text)
     if match is None or match[2].lower() not in units:
         raise ConfigError(
             f"budget={text!r} is not a budget; {_EXAMPLES}; units are {', '.join(_UNITS)}"

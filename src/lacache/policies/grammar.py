@@ -6,6 +6,7 @@ it. Tuples are joined by `+`; layers are `0-11+14`, KV heads `12.0`. Groups are
 `groups:0-11@512@ladder:span=6/12-29@128@streaming`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
@@ -18,7 +19,7 @@ from lacache.policies.full import Full
 from lacache.policies.groups import Group, Groups
 from lacache.policies.ladder import Ladder
 from lacache.policies.paper import Paper
-from lacache.policies.policy import LayerPolicy, Policy, parse_members
+from lacache.policies.policy import LayerPolicy, Policy, parse_members, parse_number
 from lacache.policies.retrieval_heads import RetrievalHeads
 from lacache.policies.shrinking_window import ShrinkingWindow
 from lacache.policies.streaming import Streaming
@@ -59,8 +60,15 @@ def parse_policy(value: object, kinds: Kinds = POLICIES) -> Policy:
             f"policy={value!r} must be a policy or its text; try policy={DEFAULT_POLICY!r}"
         )
     text = value.strip()
-    if text.startswith("@"):
-        text = _read(Path(text[1:]))
+    return parse_text(_read(text[1:]) if text.startswith("@") else text, kinds)
+
+
+def parse_text(text: str, kinds: Kinds = POLICIES) -> Policy:
+    """Return the policy that a text stands for, without reading files.
+
+    Raises:
+        ConfigError: no such policy or setting, one that is missing, or a value out of range.
+    """
     name, _, rest = text.partition(":")
     by_name = policy_names(kinds)
     if name not in by_name:
@@ -82,8 +90,11 @@ def policy_names(kinds: Kinds = POLICIES) -> dict[str, tuple[type[Policy], Mappi
     return {name: (kind, settings) for kind in kinds for name, settings in kind.names.items()}
 
 
-def _read(path: Path) -> str:
+def _read(name: str) -> str:
     """Return the text of a file, without comments and white space."""
+    if not name:
+        raise InputError("policy='@' names no file; try @policy.txt")
+    path = Path(name)
     refuse_device(path, "policy ")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -131,13 +142,18 @@ def _parse_value(name: str, setting: "Field[Any]", type_: Any, text: str) -> Any
         if str in accepts:
             return text
         # A float takes whole numbers too, and keeps them whole: slots are no share.
-        if int in accepts or not set(text) & set(".einEIN"):
+        if re.fullmatch("-?[0-9]+", text):
             return int(text)
+        if int in accepts or not text.isascii() or "_" in text:
+            raise ValueError
         return float(text)
     except ValueError as error:
         example = setting.metadata.get("example") or ("4" if int in accepts else "0.1")
+        remedy = f"try {setting.name}={example}"
+        if "," in text:
+            remedy = "separate settings by colons, such as ladder:span=15:overlap=0"
         raise ConfigError(
-            f"{setting.name}={text} of policy {name!r} cannot be read; try {setting.name}={example}"
+            f"{setting.name}={text} of policy {name!r} cannot be read; {remedy}"
         ) from error
 
 
@@ -150,12 +166,12 @@ def _parse_group(text: str, kinds: Kinds) -> Group:
         if not first:
             raise ValueError
         numbers = parse_members(members)
-        tokens = int(capacity) if capacity else None
+        tokens = parse_number(capacity) if capacity else None
     except ValueError as error:
         raise ConfigError(
             f"group {text[:60]!r} must be MEMBERS@CAPACITY@POLICY; try 0-11@512@streaming"
         ) from error
-    policy = parse_policy(policy_text, kinds)
+    policy = parse_text(policy_text, kinds)
     if not isinstance(policy, LayerPolicy):
         raise ConfigError(
             f"policy {policy} cannot be that of a group; use one such as ladder or streaming"

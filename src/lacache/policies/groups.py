@@ -64,9 +64,11 @@ class Group:
             raise ConfigError("members=() leaves a group without layers; give at least one")
         object.__setattr__(self, "members", members)
 
-    def __str__(self) -> str:
+    def text(self, *, all_settings: bool = False) -> str:
+        """Return `MEMBERS@CAPACITY@POLICY`; see `Policy.text`."""
         capacity = () if self.capacity is None else (str(self.capacity),)
-        return "@".join((format_members(self.members), *capacity, str(self.policy)))
+        policy = self.policy.text(all_settings=all_settings)
+        return "@".join((format_members(self.members), *capacity, policy))
 
 
 @final
@@ -86,7 +88,10 @@ class Groups(Policy):
 
     def __post_init__(self) -> None:
         if isinstance(self.groups, str) or not isinstance(self.groups, Iterable):
-            raise ConfigError(f"groups={self.groups!r} must be a sequence of Group")
+            raise ConfigError(
+                f"groups={self.groups!r} must be a sequence of Group; try "
+                "groups=(Group(Streaming(), (0, 1), 512),)"
+            )
         object.__setattr__(self, "groups", tuple(self.groups))
         if not self.groups:
             raise ConfigError("groups=() holds nothing; give at least one Group")
@@ -96,8 +101,9 @@ class Groups(Policy):
                     f"groups holds {group!r}; each must be a Group(policy, members, capacity)"
                 )
 
-    def __str__(self) -> str:
-        return "groups:" + "/".join(map(str, self.groups))
+    def text(self, *, all_settings: bool = False) -> str:
+        """Return the text form; see `Policy.text`."""
+        return "groups:" + "/".join(g.text(all_settings=all_settings) for g in self.groups)
 
     def with_sinks(self, sinks: int) -> "Groups":
         """Return these groups, each with at least `sinks` attention sinks."""

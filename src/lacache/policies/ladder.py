@@ -1,7 +1,7 @@
 """The ladder: the paper's policy (arXiv 2507.14204 sections 3.2 and 3.3)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
 from lacache.common.validation import validate_int
@@ -12,6 +12,7 @@ from lacache.policies.policy import (
     MEMBERS_FORM,
     SINKS,
     LayerPolicy,
+    format_members,
     in_slots,
     validate_slots,
 )
@@ -72,6 +73,11 @@ class Ladder(LayerPolicy):
             )
         object.__setattr__(self, "window_layers", tuple(self.window_layers))
         for layer in self.window_layers:
+            if isinstance(layer, tuple):
+                raise ConfigError(
+                    f"window_layers={format_members((layer,))} is a KV head, and whole layers are "
+                    "needed; try window_layers=0-2+5"
+                )
             validate_int("window_layers", layer, 0)
         object.__setattr__(self, "window_layers", tuple(sorted(set(self.window_layers))))
 
@@ -104,6 +110,17 @@ class Ladder(LayerPolicy):
             evict_batch=in_slots(self.evict_batch, capacity),
             unit=self.unit,
             window_layers=self.window_layers,
+        )
+
+    def resolved(self, num_layers: int, capacity: int) -> "Ladder":
+        """Return this ladder with every setting given, in slots."""
+        schedule = self.schedule(num_layers, capacity)
+        return replace(
+            self,
+            span=schedule.geometry.span,
+            overlap=schedule.geometry.overlap,
+            recent=schedule.recent,
+            evict_batch=schedule.evict_batch,
         )
 
     def _geometry(self, num_layers: int) -> Geometry:
@@ -152,6 +169,7 @@ class LadderSchedule(Schedule):
             geometry.kept * unit,
             geometry.freed * unit,
         )
+        # One past the last phase.
         self._window = geometry.freed + 1
         self.patterns = tuple(
             self._window if layer in window_layers else geometry.phase(layer)
@@ -163,14 +181,14 @@ class LadderSchedule(Schedule):
         return State(0, 0, self.sinks)
 
     def compact(self, state: State) -> State:
-        """Return the state after the next bands from the cursor on are thinned."""
+        """Thin the next bands from the cursor on."""
         cursor, bands = self._bands(state)
         return State(
             state.num_seen, state.num_cached - bands * self._freed, cursor + bands * self._kept
         )
 
     def evicted_slots(self, state: State, pattern: int) -> SlotRanges:
-        """Return the units around the kept run of each band; of a window layer the oldest slots."""
+        """Return the slots outside the kept run of each thinned band; a window's oldest slots."""
         cursor, bands = self._bands(state)
         if pattern == self._window:
             return [(self.sinks, self.sinks + bands * self._freed)]

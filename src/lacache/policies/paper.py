@@ -42,16 +42,18 @@ class Paper(LayerPolicy):
 
     def schedule(self, num_layers: int, capacity: int) -> LadderSchedule:
         """Return the schedule over `num_layers` layers."""
+        return self.resolved(num_layers, capacity).schedule(num_layers, capacity)
+
+    def resolved(self, num_layers: int, capacity: int) -> Ladder:
+        """Return the ladder that the released code runs, in slots."""
         span = self._span(num_layers)
-        freed = Geometry(num_layers, span, self.overlap).freed
-        ladder = Ladder(
+        return Ladder(
             span=span,
             overlap=self.overlap,
             sinks=self.sinks,
-            recent=num_layers + 1 - freed,
+            recent=num_layers + 1 - Geometry(num_layers, span, self.overlap).freed,
             evict_batch=1,
         )
-        return ladder.schedule(num_layers, capacity)
 
     def released_capacity(self, cache_size: int, num_layers: int) -> int:
         """Return the most tokens that the released code holds with its `cache_size`."""

@@ -1,10 +1,11 @@
 """Policies: frozen objects whose fields are their settings, bound to a model and a capacity.
 
-A policy says nothing of sizes. How many tokens a cache may hold comes from the budget, depth and
+A policy has no sizes. How many tokens a cache may hold comes from the budget, depth and
 KV heads from the model, importance of heads from its profile; `bind` brings them together.
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -128,10 +129,21 @@ class Policy(ABC):
         return replace(self, **changes)  # type: ignore[type-var]
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, all_settings: bool = False) -> str:
+        """Return the text form.
+
+        Args:
+            all_settings: write defaults too, which another version may change.
+        """
         variants = (self._differing(name) for name in self.names)
         name, settings = min(
             (v for v in variants if None not in v[1].values()), key=lambda v: len(v[1])
         )
+        if all_settings:
+            own = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+            settings = {key: value for key, value in own.items() if value not in (None, ())}
         formats = {f.name: f.metadata.get("format", str) for f in fields(self)}  # type: ignore[arg-type]
         return ":".join([name, *(f"{key}={formats[key](v)}" for key, v in settings.items())])
 
@@ -163,6 +175,10 @@ class LayerPolicy(Policy, ABC):
         Raises:
             ConfigError: the policy cannot work at that depth or capacity.
         """
+
+    def resolved(self, num_layers: int, capacity: int) -> "LayerPolicy":
+        """Return a policy with the same schedule, and every setting given in slots and layers."""
+        return self
 
     def bind(self, shape: ModelShape, capacity: int) -> tuple[BoundGroup, ...]:
         """Return one group of all KV heads."""
@@ -224,6 +240,17 @@ def format_members(members: Sequence[Member]) -> str:
     return "+".join(parts)
 
 
+def parse_number(text: str) -> int:
+    """Return a number of ASCII digits.
+
+    Raises:
+        ValueError: the text is none.
+    """
+    if not re.fullmatch("[0-9]+", text):
+        raise ValueError(text)
+    return int(text)
+
+
 def parse_members(text: str) -> tuple[Member, ...]:
     """Return the members that `format_members` has written.
 
@@ -235,13 +262,14 @@ def parse_members(text: str) -> tuple[Member, ...]:
         layer, dot, head = part.partition(".")
         first, dash, last = part.partition("-")
         if dot:
-            members.append((int(layer), int(head)))
+            members.append((parse_number(layer), parse_number(head)))
         elif dash:
-            if not 0 <= int(first) <= int(last) < _MOST_LAYERS:
+            start, stop = parse_number(first), parse_number(last)
+            if not start <= stop < _MOST_LAYERS:
                 raise ValueError(f"range {part}")
-            members.extend(range(int(first), int(last) + 1))
+            members.extend(range(start, stop + 1))
         else:
-            members.append(int(part))
+            members.append(parse_number(part))
     return tuple(members)
 
 

@@ -203,7 +203,7 @@ class RetrievalHeads(Policy):
     def _history(self, num_layers: int, evict_batch: int) -> LayerPolicy:
         if num_layers == 1:
             # One layer alone has no ladder to stand on.
-            return Streaming(self.sinks, evict_batch)
+            return Streaming(sinks=self.sinks, evict_batch=evict_batch)
         return self._ladder(evict_batch)
 
     def _ladder(self, evict_batch: float) -> Ladder:

@@ -1,6 +1,6 @@
 """A window that cedes its slots, batch by batch, to a history that grows in other KV heads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from lacache.common.validation import validate_int
@@ -64,6 +64,10 @@ class ShrinkingWindow(LayerPolicy):
                 f"least={self.least} must be at most capacity={capacity}; try least={capacity}"
             )
         return ShrinkingWindowSchedule(self, capacity, evict_batch, num_layers)
+
+    def resolved(self, num_layers: int, capacity: int) -> "ShrinkingWindow":
+        """Return this policy with the evict batch in slots."""
+        return replace(self, evict_batch=self.schedule(num_layers, capacity).evict_batch)
 
 
 @final

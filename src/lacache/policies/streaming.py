@@ -1,6 +1,6 @@
 """StreamingLLM (arXiv 2309.17453): attention sinks and a window of the newest tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from lacache.common.validation import validate_int
@@ -10,7 +10,7 @@ from lacache.policies.schedule import Schedule, SlotRanges, State
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Streaming(LayerPolicy):
     """Every layer keeps the first `sinks` tokens and the newest ones.
 
@@ -42,6 +42,10 @@ class Streaming(LayerPolicy):
                 f"evict_batch {evict_batch}; try capacity={smallest}"
             )
         return StreamingSchedule(capacity, self.sinks, evict_batch, num_layers)
+
+    def resolved(self, num_layers: int, capacity: int) -> "Streaming":
+        """Return this policy with the evict batch in slots."""
+        return replace(self, evict_batch=self.schedule(num_layers, capacity).evict_batch)
 
 
 @final

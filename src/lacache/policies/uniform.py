@@ -1,6 +1,6 @@
 """Uniform eviction: a ladder without steps, so that every layer keeps the same tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from lacache.policies.ladder import Ladder, LadderSchedule
@@ -42,6 +42,17 @@ class Uniform(LayerPolicy):
     def schedule(self, num_layers: int, capacity: int) -> "UniformSchedule":
         """Return the schedule over `num_layers` layers."""
         return UniformSchedule(self._ladder().schedule(num_layers, capacity))
+
+    def resolved(self, num_layers: int, capacity: int) -> "Uniform":
+        """Return this policy with every setting given, in slots."""
+        ladder = self._ladder().resolved(num_layers, capacity)
+        return replace(
+            self,
+            span=ladder.span,
+            overlap=ladder.overlap,
+            recent=ladder.recent,
+            evict_batch=ladder.evict_batch,
+        )
 
     def _ladder(self) -> Ladder:
         return Ladder(

@@ -18,7 +18,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
     evict_batch = draw(st.integers(1, 9))
     sinks = draw(st.integers(0, 4))
     capacity = sinks + evict_batch + draw(st.integers(0, 20))
-    return Streaming(sinks, evict_batch).schedule(2, capacity)
+    return Streaming(sinks=sinks, evict_batch=evict_batch).schedule(2, capacity)
 
 
 @given(schedule=schedules(), start=st.integers(0, 300), length=st.integers(1, 120))
