@@ -1,5 +1,6 @@
 """Real clients get what the engine writes."""
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,16 @@ from openai import (
 from lacache import Engine
 from lacache.server.service import Service
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
-from tests.server.serving import CAPACITY, NAME, POLICY, client, expected, listening, service
+from tests.server.serving import (
+    CAPACITY,
+    NAME,
+    POLICY,
+    client,
+    expected,
+    listening,
+    new_engine,
+    service,
+)
 
 PROMPT = "the cat and the dog go to the sea. " * 8
 
@@ -289,6 +299,40 @@ def test_nan_logits_fail_only_their_own_sequence() -> None:
                 openai.completions.create(model=NAME, prompt="a", temperature=1)
             assert caught.value.status_code == 500
         assert one.model(None).thread.num_open == 0
+
+
+def test_an_error_of_a_step_fails_no_waiting_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = new_engine(max_sequences=1)
+    decode, are_queued = engine.scheduler.runner.decode, threading.Event()
+
+    def fail_once(*arguments: Any) -> Any:
+        assert are_queued.wait(20)
+        monkeypatch.setattr(engine.scheduler.runner, "decode", decode)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine.scheduler.runner, "decode", fail_once)
+    with (
+        service(engines={NAME: engine}) as one,
+        listening(one) as address,
+        client(address) as openai,
+        ThreadPoolExecutor(4) as pool,
+    ):
+
+        def ask() -> str:
+            settings: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 5, "temperature": 0}
+            try:
+                return openai.completions.create(**settings).choices[0].text
+            except APIStatusError as error:
+                return str(error.status_code)
+
+        answers = [pool.submit(ask) for _ in range(4)]
+        until = time.monotonic() + 20
+        while one.model(None).thread.num_waiting < 3:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        are_queued.set()
+        found = sorted(answer.result() for answer in answers)
+    assert found == sorted(["500", *[expected(tokens(PROMPT), 5)] * 3])
 
 
 def test_a_slow_client_counts_until_its_response_ends() -> None:

@@ -168,6 +168,11 @@ class Completion:
         return len(self._new)
 
     @property
+    def has_slot(self) -> bool:
+        """Whether the sequence has a batch slot."""
+        return self._sequence.slot is not None
+
+    @property
     def is_expired(self) -> bool:
         """Whether it was cancelled or has reached its time limit."""
         return self._is_cancelled or time.monotonic() > self._deadline

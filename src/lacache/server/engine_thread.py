@@ -141,8 +141,9 @@ class EngineThread:
         try:
             self._scheduler.step()
         except Exception as error:
-            # Which sequence caused it is unknown.
-            for completion in list(self._active):
+            # Which sequence of the step caused it is unknown. Those that wait had no part in it.
+            failed = [each for each in self._active if each.has_slot]
+            for completion in failed or list(self._active):
                 self._fail(completion, error)
             return
         for completion in list(self._active):
