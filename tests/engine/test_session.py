@@ -53,6 +53,22 @@ def test_a_stream_closed_early_has_written_what_it_yielded(model: Any, engine: E
     assert list(session.generate(prompt(3), max_new_tokens=5)) == continued(model, text, 5)
 
 
+def test_a_progress_callback_may_change_another_session(model: Any, engine: Engine) -> None:
+    session = engine.open()
+    stream = session.generate(prompt(9), lookahead=1)
+    taken = list(islice(stream, 3))
+
+    def change(num_tokens: int) -> None:
+        stream.close()
+        session.drop_last()
+
+    other = engine.submit(prompt(4), max_new_tokens=6, on_progress=change)
+    assert list(other) == continued(model, prompt(4), 6)
+    assert stream.finish_reason == "closed"
+    # The last token that was taken is the one that was dropped.
+    assert session.num_seen == 9 + len(taken) - 1
+
+
 def test_a_stream_that_nobody_holds_is_closed(model: Any, engine: Engine) -> None:
     session = engine.open()
     taken = []

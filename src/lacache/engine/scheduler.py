@@ -239,8 +239,10 @@ class Scheduler:
             sequence.on_progress(len(chunk))
 
     def _decode(self, sequences: Iterable[Sequence]) -> None:
-        # A progress callback may have closed some.
-        by_slot = {each.slot: each for each in sequences if each.slot is not None}
+        # A progress callback may have closed some, and changed their sessions.
+        by_slot = {
+            each.slot: each for each in sequences if each.slot is not None and each.wants_logits
+        }
         tokens = [0] * len(self.runner.store.sequences)
         for slot, sequence in by_slot.items():
             assert sequence.last is not None  # it wants logits
