@@ -11,6 +11,7 @@ import transformers as tf
 
 from lacache import Engine, Full, Ladder, Sampling, Streaming
 from lacache.engine.sampler import Sampler
+from lacache.engine.sequence import Sequence
 from lacache.errors import (
     ConfigError,
     InputError,
@@ -281,6 +282,23 @@ def test_finish_reasons(model: Any) -> None:
     list(stream)
     stream.close()
     assert stream.finish_reason == "length"
+
+
+def test_the_number_of_free_slots_is_only_counted(model: Any) -> None:
+    """Reading it must not load snapshots; a stream that nobody holds counts as closed."""
+    engine = make(model, max_sequences=3)
+    streams = [engine.submit(prompt(9)) for _ in range(2)]
+    step_until(engine, lambda: all(stream.num_ready for stream in streams))
+    loaded: list[None] = []
+    waiting = Sequence(sampler=Sampler(), find_snapshot=lambda: loaded.append(None))
+    engine.scheduler.add(waiting)
+    assert (engine.num_free, loaded, waiting.slot) == (0, [], None)
+    streams.pop()
+    gc.collect()
+    assert (engine.num_free, engine.scheduler.num_running) == (1, 2)
+    engine.scheduler.add(Sequence(sampler=Sampler()))
+    engine.scheduler.add(Sequence(sampler=Sampler()))
+    assert engine.num_free == 0
 
 
 def test_no_new_tokens_only_prefills(model: Any) -> None:

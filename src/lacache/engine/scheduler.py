@@ -56,8 +56,10 @@ class Scheduler:
     @property
     def num_free(self) -> int:
         """Batch slots that no sequence has or waits for."""
-        self._admit()
-        return len(self._free_slots)
+        leaving = set(self._abandoned)
+        free = sum(each.slot is not None and not each.keeps_slot for each in leaving)
+        waiting = sum(each not in leaving for each in self._waiting)
+        return max(0, len(self._free_slots) + free - waiting)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; it runs as soon as a batch slot is free."""
