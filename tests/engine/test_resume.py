@@ -77,6 +77,8 @@ def test_other_engines_refuse_it(model: Any) -> None:
     with pytest.raises(InputError, match="the snapshot was saved with policy="):
         other.resume(snapshot)
     assert other.num_free == 1
+    with other.open(), pytest.raises(InputError, match="the snapshot was saved with policy="):
+        other.resume(snapshot)
 
 
 def test_engines_of_one_kind(model: Any) -> None:

@@ -273,6 +273,8 @@ class Engine:
                 type or policy, or inconsistent.
             UnsupportedOperationError: all batch slots are in use.
         """
+        # A snapshot that does not fit is refused as such, even if no batch slot is free.
+        validate_snapshot(snapshot, self._runner)
         return self._open(new_sampler(snapshot, sampling), snapshot)
 
     def load(self, path: str | PathLike[str], sampling: Sampling | None = None) -> Session:

@@ -68,9 +68,13 @@ class Scheduler:
     def open(self, sequence: Sequence, snapshot: Snapshot | None = None) -> None:
         """Give a sequence a batch slot at once, for a session.
 
+        Args:
+            sequence: its sampler continues from the snapshot already.
+            snapshot: one that `validate_snapshot` accepts; None starts an empty sequence.
+
         Raises:
             UnsupportedOperationError: all batch slots are in use.
-            InputError: the snapshot does not fit.
+            InputError: the snapshot has wrong tensors.
         """
         self._admit()
         if not self._free_slots:
@@ -203,7 +207,11 @@ class Scheduler:
             try:
                 snapshot = sequence.find_snapshot() if sequence.find_snapshot else None
                 if snapshot is not None:
+                    validate_snapshot(snapshot, self.runner)
                     self._restore(sequence, snapshot)
+                    # The settings and random numbers are the sequence's own.
+                    seen = snapshot.sampler.seen
+                    sequence.sampler.restore(SamplerState(generator=None, seen=seen))
                 sequence.start()
                 self._start(sequence)
             except Exception as error:
@@ -218,9 +226,7 @@ class Scheduler:
 
     def _restore(self, sequence: Sequence, snapshot: Snapshot) -> None:
         assert sequence.slot is not None  # taken before
-        validate_snapshot(snapshot, self.runner)
         restore_sequence(self.runner.store, sequence.slot, snapshot.tensors)
-        sequence.sampler.restore(SamplerState(generator=None, seen=snapshot.sampler.seen))
         sequence.last, logits = snapshot.last, snapshot.logits
         sequence.logits = None if logits is None else logits.to(self.runner.store.device)
 
