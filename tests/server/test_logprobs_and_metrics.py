@@ -143,3 +143,16 @@ def test_metrics_count() -> None:
             ("lacache_responses_total", "none", "404"): 1,
         }
         assert {key: found.get(key) for key in wanted} == wanted
+
+
+def test_tokens_of_a_snapshot_that_is_refused_are_not_counted() -> None:
+    prompt = tiny_tokenizer()(PROMPT).input_ids
+    with new_engine(capacity=48).open() as session:
+        list(session.generate(prompt[:-1], max_new_tokens=0))
+        foreign = session.snapshot()
+    with service() as one, listening(one) as address:
+        one.model(None).prefix_cache.put(prompt[:-1], foreign)
+        answer = httpx.post(f"{address}/v1/completions", json={"prompt": PROMPT} | GREEDY)
+        assert "was saved with policy=" in answer.json()["error"]["message"]
+        found = numbers(address)
+        assert found.get(("lacache_cached_prompt_tokens_total", NAME), 0) == 0

@@ -213,6 +213,8 @@ class Scheduler:
                     seen = snapshot.sampler.seen
                     sequence.sampler.restore(SamplerState(generator=None, seen=seen))
                 sequence.start()
+                if sequence.on_start is not None:
+                    sequence.on_start(0 if snapshot is None else snapshot.num_seen)
                 self._start(sequence)
             except Exception as error:
                 # Its own reader raises it; the other sequences go on.

@@ -39,6 +39,8 @@ class Sequence:
     """Called after each prefilled chunk with its number of tokens."""
     find_snapshot: Callable[[], Snapshot | None] | None = None
     """Called when a batch slot is free; may shorten `to_prefill` to what the snapshot lacks."""
+    on_start: Callable[[int], None] | None = None
+    """Called once the snapshot is restored, with the number of tokens that it has seen."""
 
     slot: int | None = None
     """The batch slot; None while it waits for one, and after it was released."""

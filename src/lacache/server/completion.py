@@ -160,6 +160,7 @@ class Completion:
             keeps_slot=True,
             on_progress=self._on_progress,
             find_snapshot=self._find_snapshot,
+            on_start=self._on_start,
         )
 
     @property
@@ -253,15 +254,16 @@ class Completion:
             self._origin.close()
 
     def _find_snapshot(self) -> Snapshot | None:
-        num_reused = 0
         if isinstance(self._origin, Lease):
-            snapshot: Snapshot | None = self._origin.load()
-        else:
-            snapshot = self._origin.longest(self._prompt)
-            num_reused = 0 if snapshot is None else snapshot.num_seen
-            self._sequence.to_prefill = self._sequence.to_prefill[num_reused:]
-        self.emit(Started(0 if snapshot is None else snapshot.num_seen, num_reused))
+            return self._origin.load()
+        snapshot = self._origin.longest(self._prompt)
+        if snapshot is not None:
+            self._sequence.to_prefill = self._sequence.to_prefill[snapshot.num_seen :]
         return snapshot
+
+    def _on_start(self, num_seen: int) -> None:
+        num_reused = 0 if isinstance(self._origin, Lease) else num_seen
+        self.emit(Started(num_seen, num_reused))
 
     def _on_progress(self, num_tokens: int) -> None:
         self.emit(Prefilled(num_tokens))
