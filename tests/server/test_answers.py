@@ -20,6 +20,8 @@ from openai import (
 )
 
 from lacache import Engine
+from lacache.engine.sequence import Sequence
+from lacache.server import prompts
 from lacache.server.service import Service
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 from tests.server.serving import (
@@ -221,6 +223,36 @@ def test_a_full_queue_returns_429() -> None:
         assert caught.value.response.headers["retry-after"] == "5"
         for stream in streams:
             stream.close()
+
+
+def test_choices_share_the_tokens_of_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    validated: list[torch.Tensor] = []
+
+    def validate(given: list[int], vocab_size: int) -> torch.Tensor:
+        validated.append(torch.tensor(given))
+        return validated[-1]
+
+    monkeypatch.setattr(prompts, "validate_tokens", validate)
+    with (
+        service(max_sequences=1, waiting=2) as one,
+        listening(one) as address,
+        client(address) as openai,
+    ):
+        prefilled: list[int] = []
+        add = one.model(None).thread._scheduler.add
+
+        def spy(sequence: Sequence) -> None:
+            prefilled.append(sequence.to_prefill.data_ptr())
+            add(sequence)
+
+        monkeypatch.setattr(one.model(None).thread._scheduler, "add", spy)
+        settings: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 1}
+        openai.completions.create(**settings, n=3)
+        assert prefilled == [validated[0].data_ptr()] * 3
+        # More choices than could ever run are refused before the prompt is tokenized.
+        with pytest.raises(BadRequestError, match="more than the 3 that this server accepts"):
+            openai.completions.create(**settings, n=4)
+        assert len(validated) == 1
 
 
 def test_limits() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -151,7 +152,7 @@ def test_tokens_of_a_snapshot_that_is_refused_are_not_counted() -> None:
         list(session.generate(prompt[:-1], max_new_tokens=0))
         foreign = session.snapshot()
     with service() as one, listening(one) as address:
-        one.model(None).prefix_cache.put(prompt[:-1], foreign)
+        one.model(None).prefix_cache.put(torch.tensor(prompt[:-1]), foreign)
         answer = httpx.post(f"{address}/v1/completions", json={"prompt": PROMPT} | GREEDY)
         assert "was saved with policy=" in answer.json()["error"]["message"]
         found = numbers(address)

@@ -36,7 +36,7 @@ def state(engine: Engine, tokens: list[int], *, with_logits: bool = True) -> Sna
 def known(engine: Engine, *texts: list[int], most_bytes: int = MIB) -> PrefixCache:
     prefixes = PrefixCache(most_bytes)
     for tokens in texts:
-        prefixes.put(tokens, state(engine, tokens))
+        prefixes.put(torch.tensor(tokens), state(engine, tokens))
     return prefixes
 
 
@@ -54,7 +54,7 @@ def test_keys_are_digests_of_beginnings(tokens: list[int], lengths: set[int]) ->
         for n in sorted(lengths)
         if n <= len(tokens)
     ]
-    assert prefix_keys(tokens, lengths) == wanted
+    assert prefix_keys(torch.tensor(tokens, dtype=torch.long), lengths) == wanted
 
 
 @given(
@@ -64,7 +64,7 @@ def test_keys_are_digests_of_beginnings(tokens: list[int], lengths: set[int]) ->
 def test_the_longest_beginning_is_found(
     engine: Engine, texts: list[list[int]], prompt: list[int]
 ) -> None:
-    found = known(engine, *texts).longest(prompt)
+    found = known(engine, *texts).longest(torch.tensor(prompt))
     beginnings = [text for text in texts if prompt[: len(text)] == text]
     assert length(found) == max(map(len, beginnings), default=0)
 
@@ -72,19 +72,19 @@ def test_the_longest_beginning_is_found(
 def test_at_the_very_end_logits_are_needed(engine: Engine) -> None:
     tokens = [5, 6, 7]
     prefixes = known(engine, tokens[:2])
-    prefixes.put(tokens, state(engine, tokens, with_logits=False))
-    assert length(prefixes.longest(tokens)) == 2
-    assert length(prefixes.longest([*tokens, 8])) == 3
-    prefixes.put(tokens, state(engine, tokens))
-    assert length(prefixes.longest(tokens)) == 3
-    prefixes.put(tokens, state(engine, tokens, with_logits=False))
-    assert length(prefixes.longest(tokens)) == 3
+    prefixes.put(torch.tensor(tokens), state(engine, tokens, with_logits=False))
+    assert length(prefixes.longest(torch.tensor(tokens))) == 2
+    assert length(prefixes.longest(torch.tensor([*tokens, 8]))) == 3
+    prefixes.put(torch.tensor(tokens), state(engine, tokens))
+    assert length(prefixes.longest(torch.tensor(tokens))) == 3
+    prefixes.put(torch.tensor(tokens), state(engine, tokens, with_logits=False))
+    assert length(prefixes.longest(torch.tensor(tokens))) == 3
 
 
 def test_only_its_own_tokens_are_penalised(engine: Engine) -> None:
     prefixes = PrefixCache(MIB)
-    prefixes.put([9, 5, 9], state(engine, [9, 5, 9], with_logits=False))
-    found = prefixes.longest([9, 5, 9, 1])
+    prefixes.put(torch.tensor([9, 5, 9]), state(engine, [9, 5, 9], with_logits=False))
+    found = prefixes.longest(torch.tensor([9, 5, 9, 1]))
     assert found is not None
     assert torch.equal(found.sampler.seen, torch.tensor([5, 9]))
 
@@ -92,9 +92,9 @@ def test_only_its_own_tokens_are_penalised(engine: Engine) -> None:
 def test_the_least_recently_used_go(engine: Engine) -> None:
     size = state(engine, [5, 6]).num_bytes
     prefixes = known(engine, [1, 9], [2, 9], [3, 9], most_bytes=3 * size)
-    assert length(prefixes.longest([1, 9, 0])) == 2
-    prefixes.put([4, 9], state(engine, [4, 9]))
-    assert [length(prefixes.longest([n, 9, 0])) for n in (1, 2, 3, 4)] == [2, 0, 2, 2]
+    assert length(prefixes.longest(torch.tensor([1, 9, 0]))) == 2
+    prefixes.put(torch.tensor([4, 9]), state(engine, [4, 9]))
+    assert [length(prefixes.longest(torch.tensor([n, 9, 0]))) for n in (1, 2, 3, 4)] == [2, 0, 2, 2]
     assert prefixes.num_bytes == 3 * size
     assert known(engine, [1, 9], most_bytes=size - 1).num_bytes == 0
 
@@ -102,7 +102,7 @@ def test_the_least_recently_used_go(engine: Engine) -> None:
 def written(engine: Engine, folder: Path, *texts: list[int], most_bytes: int = MIB) -> None:
     prefixes = PrefixCache(MIB, PrefixFiles(folder, engine.kind, most_bytes))
     for tokens in texts:
-        prefixes.put(tokens, state(engine, tokens))
+        prefixes.put(torch.tensor(tokens), state(engine, tokens))
     prefixes.close()
 
 
@@ -110,8 +110,8 @@ def test_files_survive(engine: Engine, tmp_path: Path) -> None:
     written(engine, tmp_path, [5, 6], [5, 6, 7, 8])
     prefixes = PrefixCache(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
     assert prefixes.num_bytes == 0
-    assert length(prefixes.longest([5, 6, 7])) == 2
-    found = prefixes.longest([5, 6, 7, 8, 9])
+    assert length(prefixes.longest(torch.tensor([5, 6, 7]))) == 2
+    found = prefixes.longest(torch.tensor([5, 6, 7, 8, 9]))
     assert found is not None
     assert prefixes.num_bytes > 0
     with engine.resume(found) as session:
@@ -126,7 +126,7 @@ def test_files_are_bounded(engine: Engine, tmp_path: Path) -> None:
     written(engine, tmp_path, [2], [3], [4], most_bytes=2 * size)
     assert len(list(tmp_path.iterdir())) == 2
     files = PrefixFiles(tmp_path, engine.kind, size)
-    assert files.keys() == tuple(prefix_keys([4], {1}))
+    assert files.keys() == tuple(prefix_keys(torch.tensor([4]), {1}))
     files.close()
 
 
@@ -144,7 +144,7 @@ def test_files_that_are_no_good(engine: Engine, tmp_path: Path, damage: str) -> 
     elif damage == "gone":
         path.unlink()
     prefixes = PrefixCache(MIB, files)
-    assert prefixes.longest([5, 6, 7]) is None
+    assert prefixes.longest(torch.tensor([5, 6, 7])) is None
     assert list(tmp_path.iterdir()) == []
     prefixes.close()
 
@@ -154,9 +154,9 @@ def test_a_folder_that_cannot_be_written_costs_time_only(engine: Engine, tmp_pat
     files = PrefixFiles(folder, engine.kind, MIB)
     os.rmdir(folder)
     prefixes = PrefixCache(MIB, files)
-    prefixes.put([5, 6], state(engine, [5, 6]))
+    prefixes.put(torch.tensor([5, 6]), state(engine, [5, 6]))
     prefixes.close()
-    assert length(prefixes.longest([5, 6, 7])) == 2
+    assert length(prefixes.longest(torch.tensor([5, 6, 7]))) == 2
     assert files.keys() == ()
 
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_written_is_still_read(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(prefix_cache.os, "utime", read_only)
-    assert length(prefixes.longest([5, 6, 7])) == 2
+    assert length(prefixes.longest(torch.tensor([5, 6, 7]))) == 2
     prefixes.close()
 
 
@@ -182,9 +182,9 @@ def test_what_a_killed_process_left_is_swept(engine: Engine, tmp_path: Path) -> 
 
 def test_a_file_that_knows_more_stays(engine: Engine, tmp_path: Path) -> None:
     prefixes = PrefixCache(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
-    prefixes.put([5, 6], state(engine, [5, 6]))
-    prefixes.put([5, 6], state(engine, [5, 6], with_logits=False))
+    prefixes.put(torch.tensor([5, 6]), state(engine, [5, 6]))
+    prefixes.put(torch.tensor([5, 6]), state(engine, [5, 6], with_logits=False))
     prefixes.close()
     again = PrefixCache(MIB, PrefixFiles(tmp_path, engine.kind, MIB))
-    assert length(again.longest([5, 6])) == 2
+    assert length(again.longest(torch.tensor([5, 6]))) == 2
     again.close()

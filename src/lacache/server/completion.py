@@ -7,6 +7,7 @@ from functools import partial
 from typing import Literal, final
 
 import torch
+from torch import Tensor
 
 from lacache.engine.detokenizer import Detokenizer
 from lacache.engine.sampler import Sampler, TokenLogprobs
@@ -111,7 +112,7 @@ class Completion:
     state goes back there at the end.
 
     Args:
-        prompt: token ids; of a session those that are new.
+        prompt: token ids [Q], int64 on the CPU; of a session those that are new. Not written to.
         sampling: how tokens are chosen.
         max_new_tokens: most tokens to generate, at least 1.
         eos_token_ids: tokens that end the sequence.
@@ -126,7 +127,7 @@ class Completion:
 
     def __init__(
         self,
-        prompt: list[int],
+        prompt: Tensor,
         sampling: Sampling,
         *,
         max_new_tokens: int,
@@ -151,7 +152,7 @@ class Completion:
         self._num_characters = 0
         self._sequence = Sequence(
             sampler=Sampler(sampling),
-            to_prefill=torch.tensor(prompt, dtype=torch.long),
+            to_prefill=prompt,
             max_new_tokens=max_new_tokens,
             eos_token_ids=eos_token_ids,
             top_logprobs=top_logprobs,
@@ -231,7 +232,9 @@ class Completion:
             if self._origin.is_on:
                 # The next prompt of a chat most often continues from the end of the reply.
                 sequence.drop_last()
-                self._cache_prefix(self._prompt + self._new)
+                self._cache_prefix(
+                    torch.cat([self._prompt, torch.tensor(self._new, dtype=torch.long)])
+                )
             return None
         finally:
             scheduler.release(sequence)
@@ -277,7 +280,7 @@ class Completion:
             # `advance` raises it: other sequences of the step are not concerned.
             self._sequence.error = error
 
-    def _cache_prefix(self, tokens: list[int]) -> None:
+    def _cache_prefix(self, tokens: Tensor) -> None:
         assert isinstance(self._origin, PrefixCache)
         assert self._scheduler is not None  # started before
         snapshot = self._scheduler.snapshot(self._sequence)

@@ -59,19 +59,25 @@ class EngineThread:
         """Whether the thread accepts completions."""
         return self._thread.is_alive() and not self._is_closed
 
+    def validate_n(self, n: int) -> None:
+        """Refuse a request for more completions than could ever be accepted.
+
+        Raises:
+            InputError: n is too large.
+        """
+        if n > self._max_open:
+            raise InputError(
+                f"n={n} completions are more than the {self._max_open} that this server accepts at "
+                "once; ask for fewer"
+            )
+
     def submit(self, completions: list[Completion]) -> None:
         """Accept all completions or none; from any thread.
 
         Raises:
-            InputError: they are more than could ever be accepted.
             QueueFullError: too many wait.
             ShutdownError: the server is shutting down.
         """
-        if len(completions) > self._max_open:
-            raise InputError(
-                f"n={len(completions)} completions are more than the {self._max_open} that this "
-                "server accepts at once; ask for fewer"
-            )
         with self._lock:
             if self._is_closed:
                 raise ShutdownError

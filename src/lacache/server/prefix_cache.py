@@ -4,9 +4,8 @@ import os
 import queue
 import re
 import threading
-from array import array
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import final
 
 import torch
+from torch import Tensor
 
 from lacache.engine.sampler import SamplerState
 from lacache.engine.snapshot import Snapshot
@@ -55,8 +55,12 @@ class PrefixCache:
         """Bytes in memory."""
         return self._num_bytes
 
-    def longest(self, tokens: Sequence[int]) -> Snapshot | None:
-        """Return the snapshot of the longest known prefix from which a prompt can continue."""
+    def longest(self, tokens: Tensor) -> Snapshot | None:
+        """Return the snapshot of the longest known prefix from which a prompt can continue.
+
+        Args:
+            tokens: of the prompt [Q], int64 on the CPU.
+        """
         on_disk = self._files.keys() if self._files else ()
         lengths = {length for length, _ in (*self._snapshots, *on_disk)}
         for key in reversed(prefix_keys(tokens, lengths)):
@@ -66,11 +70,11 @@ class PrefixCache:
                 return found
         return None
 
-    def put(self, tokens: Sequence[int], snapshot: Snapshot) -> None:
-        """Store the snapshot of a sequence that consists of exactly these tokens."""
+    def put(self, tokens: Tensor, snapshot: Snapshot) -> None:
+        """Store the snapshot of a sequence that consists of exactly these tokens [Q]."""
         (key,) = prefix_keys(tokens, {len(tokens)})
         # A repetition penalty concerns these tokens, and no others that were sampled meanwhile.
-        seen = torch.unique(torch.tensor(tokens, dtype=torch.int64))
+        seen = torch.unique(tokens)
         snapshot = replace(snapshot, sampler=SamplerState(generator=None, seen=seen))
         old = self._snapshots.get(key)
         if old is not None and (old.logits is not None or snapshot.logits is None):
@@ -215,9 +219,9 @@ class PrefixFiles:
         return self._folder / f"{key[0]}-{key[1]}.lacache"
 
 
-def prefix_keys(tokens: Sequence[int], lengths: Collection[int]) -> list[PrefixKey]:
-    """Return the keys of the prefixes that have one of the lengths, the shortest first."""
-    data = memoryview(array("q", tokens)).cast("B")
+def prefix_keys(tokens: Tensor, lengths: Collection[int]) -> list[PrefixKey]:
+    """Return the keys of the prefixes of tokens [Q] of the given lengths, the shortest first."""
+    data = tokens.numpy().tobytes()
     digest, done, keys = sha256(), 0, []
     for length in sorted(lengths):
         if length > len(tokens):

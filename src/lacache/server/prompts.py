@@ -4,6 +4,7 @@ from functools import cached_property
 from typing import Any, final
 
 from jinja2 import TemplateError
+from torch import Tensor
 
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.detokenizer import Detokenizer
@@ -28,8 +29,8 @@ class Prompts:
         self._vocab_size = vocab_size
         self._limits = limits
 
-    def tokens(self, request: CompletionRequest | ChatRequest, num_seen: int = 0) -> list[int]:
-        """Return the token ids of a request's prompt.
+    def tokens(self, request: CompletionRequest | ChatRequest, num_seen: int = 0) -> Tensor:
+        """Return the token ids [Q] of a request's prompt, int64.
 
         Args:
             request: a completion or a chat.
@@ -50,8 +51,7 @@ class Prompts:
                 f"the prompt has {len(tokens)} tokens, and this server accepts at most "
                 f"{self._limits.prompt_tokens}; shorten it"
             )
-        validate_tokens(tokens, self._vocab_size)
-        return tokens
+        return validate_tokens(tokens, self._vocab_size)
 
     def token_text(self, token: int) -> str:
         """Return the text of a single token, with U+FFFD for an incomplete character."""

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import final
 
 from starlette.concurrency import run_in_threadpool
+from torch import Tensor
 
 from lacache.server.completion import (
     Completion,
@@ -28,7 +29,7 @@ class CompletionResponse:
 
     Args:
         request: the request.
-        prompt: its token ids.
+        prompt: its token ids [Q].
         format: builds the JSON of the response.
         token_texts: returns the text that each of some tokens completes.
         metrics: of the request.
@@ -37,7 +38,7 @@ class CompletionResponse:
     def __init__(
         self,
         request: TextRequest,
-        prompt: list[int],
+        prompt: Tensor,
         format: ResponseFormat,
         token_texts: Callable[[list[int]], list[str]],
         metrics: RequestMetrics,
@@ -65,7 +66,6 @@ class CompletionResponse:
         """Start the completions.
 
         Raises:
-            InputError: they are more than could ever be accepted.
             ServerError: the queue is full, or the server is shutting down.
         """
         thread.submit(completions)
@@ -97,7 +97,7 @@ class CompletionResponse:
             if first is not None:
                 yield first
         if inspects:
-            prompt = await run_in_threadpool(self._token_texts, self._prompt)
+            prompt = await run_in_threadpool(self._token_texts, self._prompt.tolist())
             yield self._format.inspector_chunk({"prompt": prompt})
         async for index, event in self._events():
             if isinstance(event, Delta):

@@ -5,6 +5,7 @@ from functools import partial
 from typing import final
 
 from starlette.concurrency import run_in_threadpool
+from torch import Tensor
 
 from lacache.engine.sampling import Sampling
 from lacache.engine.stop import StopStrings
@@ -88,11 +89,12 @@ class Service:
         """Start the completions of a request; the caller must cancel the response at the end.
 
         Raises:
-            InputError: the prompt is refused.
+            InputError: the prompt or n is refused.
             ConfigError: a number is out of range.
             ServerError: the model or session does not exist or is in use, or the queue is full.
         """
         model = self.model(request.model)
+        model.thread.validate_n(request.n)
         samplings = [_sampling(request, index) for index in range(request.n)]
         # Tokenizing a long prompt takes long, and disks may be slow.
         prompt, origin = await run_in_threadpool(self._prompt_and_origin, request, model)
@@ -133,7 +135,7 @@ class Service:
 
     def _prompt_and_origin(
         self, request: CompletionRequest | ChatRequest, model: ServedModel
-    ) -> tuple[list[int], PrefixCache | Lease]:
+    ) -> tuple[Tensor, PrefixCache | Lease]:
         if request.session is None:
             return self._prompts.tokens(request), model.prefix_cache
         lease = self.sessions(request.model).lease(request.session)
