@@ -7,6 +7,7 @@ import pytest
 
 from lacache import Engine
 from lacache.engine import snapshot_file
+from lacache.engine.snapshot import Snapshot
 from lacache.engine.snapshot_file import read_snapshot, write_snapshot
 from lacache.errors import InputError
 from lacache.server.errors import ConflictError, NotFoundError, StorageError
@@ -259,28 +260,56 @@ def test_a_slow_disk_holds_up_no_other_session(
     saver.join()
 
 
-def test_sessions_of_version_0_1_are_found(tmp_path: Path, engine: Engine) -> None:
-    """It named the folder of an engine by a plan in JSON, which its snapshots have too."""
-    storage = StorageSettings(folder=tmp_path)
-    with service(storage=storage):
-        pass
-    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    sessions = sessions_in(folder / "sessions", engine)
-    sessions.create("a")
-    write(sessions, engine, "a", [5, 6])
-    saved = folder / "sessions" / "a.lacache"
-    header, tensors = read_snapshot(saved)
+def write_version_0_1(path: Path) -> str:
+    """Write a session as version 0.1 did, and return the name of the folder that it had then."""
+    header, tensors = read_snapshot(path)
     plan = {
         **{"name": "ladder", "capacity": CAPACITY, "span": POLICY.span, "overlap": POLICY.overlap},
         **{"sinks": POLICY.sinks, "recent": None, "refill": POLICY.evict_batch},
         **{"geometry": "interleaved", "unit": 1, "window_layers": []},
     }
-    old_header = {n: v for n, v in header.items() if n != "policy"} | {"plan": plan}
-    write_snapshot(saved, old_header, tensors)
-    old = folder.rename(tmp_path / "0123456789abcdef")
-    with service(storage=storage) as one:
+    old = {n: v for n, v in header.items() if n != "policy"} | {"plan": plan}
+    write_snapshot(path, old, tensors)
+    return Snapshot.load(path).kind[:16]
+
+
+@pytest.fixture
+def served(tmp_path: Path, engine: Engine) -> Path:
+    """Return the folder that a server made, with a session."""
+    with service(storage=StorageSettings(folder=tmp_path)):
+        pass
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    sessions = sessions_in(folder / "sessions", engine)
+    sessions.create("a")
+    write(sessions, engine, "a", [5, 6])
+    return folder
+
+
+def test_sessions_of_version_0_1_are_found(tmp_path: Path, served: Path) -> None:
+    """It named the folder of an engine by a plan in JSON, which its snapshots have too."""
+    old = served.rename(tmp_path / write_version_0_1(served / "sessions" / "a.lacache"))
+    with service(storage=StorageSettings(folder=tmp_path)) as one:
         (model,) = one.models.values()
         assert model.sessions is not None
         assert names(model.sessions) == [("a", 2)]
-    assert folder.exists()
+    assert served.exists()
     assert not old.exists()
+
+
+def test_folders_of_other_engines_are_left_alone(
+    tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if a session of version 0.1, which the new engine could resume, was imported there."""
+    imported = served / "sessions" / "b.lacache"
+    imported.write_bytes((served / "sessions" / "a.lacache").read_bytes())
+    write_version_0_1(imported)
+    other = served.rename(tmp_path / "0123456789abcdef")
+    monkeypatch.setattr(Snapshot, "load", lambda path: pytest.fail(f"{path} was loaded"))
+    with service(storage=StorageSettings(folder=tmp_path)) as one:
+        (model,) = one.models.values()
+        assert model.sessions is not None
+        assert model.sessions.all() == []
+    assert sorted(path.name for path in (other / "sessions").iterdir()) == [
+        "a.lacache",
+        "b.lacache",
+    ]

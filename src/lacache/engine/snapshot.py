@@ -73,11 +73,6 @@ class Snapshot:
         return _digest(self.made_by)
 
     @property
-    def is_of_version_0_1(self) -> bool:
-        """Whether lacache 0.1 saved it, which wrote a plan in place of the policy."""
-        return "policy" not in self.made_by
-
-    @property
     def num_bytes(self) -> int:
         """Bytes of its tensors."""
         generator, logits = self.sampler.generator, self.logits
@@ -121,7 +116,7 @@ class Snapshot:
             logits = tensors.pop(_LOGITS, None)
             _validate_logits(logits)
             return cls(
-                made_by={name: header[name] for name in (*_REMEDIES, _PLAN) if name in header},
+                made_by=_made_by(header),
                 num_seen=_validate_count("num_seen", header["num_seen"]),
                 tensors=upgrade_tensors(tensors),
                 sampling=Sampling(**header["sampling"]),
@@ -134,6 +129,15 @@ class Snapshot:
             raise InputError(
                 f"{path} is undamaged, but its header is invalid ({error}); save another"
             ) from error
+
+
+def kind_of_version_0_1(header: Header) -> str | None:
+    """Return the kind of a snapshot that lacache 0.1 saved; None of any other snapshot.
+
+    Args:
+        header: from `read_header`.
+    """
+    return _digest(_made_by(header)) if _PLAN in header else None
 
 
 def take_snapshot(
@@ -246,6 +250,10 @@ def _validate_count(name: str, value: Any) -> int:
 def _validate_logits(logits: Tensor | None) -> None:
     if logits is not None and (logits.dtype != torch.float32 or logits.ndim != 1):
         raise ValueError(f"{_LOGITS} are {logits.dtype} {tuple(logits.shape)}")
+
+
+def _made_by(header: Header) -> Header:
+    return {name: header[name] for name in (*_REMEDIES, _PLAN) if name in header}
 
 
 def _digest(made_by: Header) -> str:

@@ -13,7 +13,8 @@ import uvicorn
 from filelock import FileLock, Timeout
 
 from lacache.engine.engine import Engine
-from lacache.engine.snapshot import Snapshot
+from lacache.engine.snapshot import Snapshot, kind_of_version_0_1
+from lacache.engine.snapshot_file import read_header
 from lacache.engine.stop import eos_token_ids
 from lacache.errors import ConfigError, InputError
 from lacache.models.model_info import model_info
@@ -81,7 +82,7 @@ def _served_model(name: str, engine: Engine, model: Any, settings: ServerSetting
     files, sessions = None, None
     if storage.folder is not None:
         # Snapshots of one engine do not fit an engine of another kind.
-        folder = storage.folder / engine.kind[:16]
+        folder = storage.folder / _folder_name(engine.kind)
         _adopt_sessions(storage.folder, folder, engine)
         with engine.open() as session:
             empty = session.snapshot()
@@ -111,12 +112,18 @@ def _adopt_sessions(storage: Path, folder: Path, engine: Engine) -> None:
     if folder.exists():
         return
     for path in sorted(storage.glob("*/sessions/*.lacache")):
+        old = path.parents[1]
         with suppress(InputError):
-            snapshot = Snapshot.load(path)
-            if snapshot.is_of_version_0_1:
-                engine.check(snapshot)
-                path.parents[1].rename(folder)
+            kind = kind_of_version_0_1(read_header(path))
+            # Sessions of version 0.1 that were imported lie in folders of other kinds.
+            if kind is not None and old.name == _folder_name(kind):
+                engine.check(Snapshot.load(path))
+                old.rename(folder)
                 return
+
+
+def _folder_name(kind: str) -> str:
+    return kind[:16]
 
 
 def validate_folder(folder: Path | None) -> None:
