@@ -114,30 +114,30 @@ class EngineStepper(Stepper):
             if self.compile_seconds is None:
                 raise RuntimeError("the step could not be compiled")
         self.prefill(random_tokens(model, fill))
-        store = self.runner.store
+        cache = self.runner.cache
         # What later steps wrote lies in slots that nobody sees then.
-        self._start = store.sequences[0].copy() if rewinds else None
+        self._start = cache.sequences[0].copy() if rewinds else None
 
     def rewind(self) -> None:
         """Restore the counts of the start."""
         if self._start is not None:
-            self.runner.store.sequences[0] = self._start.copy()
+            self.runner.cache.sequences[0] = self._start.copy()
 
     def prefill(self, tokens: Tensor) -> None:
         """Prefill tokens [Q], as many at once as fit."""
         while len(tokens):
-            length = min(len(tokens), self.runner.store.sequences[0].room())
+            length = min(len(tokens), self.runner.cache.sequences[0].room())
             self.runner.prefill(0, tokens[:length])
             tokens = tokens[length:]
 
     def state(self) -> SequenceTensors:
         """Copy the state of the sequence."""
-        return export_sequence(self.runner.store, 0)
+        return export_sequence(self.runner.cache, 0)
 
     def go_to(self, state: SequenceTensors) -> None:
         """Restore the state of another sequence with the same policy."""
-        self.runner.store.clear(0)
-        restore_sequence(self.runner.store, 0, state)
+        self.runner.cache.clear(0)
+        restore_sequence(self.runner.cache, 0, state)
 
     @torch.no_grad()
     def step(self, token: int) -> int:
@@ -154,18 +154,18 @@ class EngineStepper(Stepper):
         """Bytes of the keys and values of all slots, in use or not, without unrotated keys."""
         return sum(
             heads.keys.num_bytes + heads.values.num_bytes
-            for heads in self.runner.store.all_kv_heads()
+            for heads in self.runner.cache.all_kv_heads()
         )
 
     @property
     def cache_bytes(self) -> int:
         """Of all buffers."""
-        return self.runner.store.num_bytes
+        return self.runner.cache.num_bytes
 
     @property
     def compactions(self) -> int:
         """Of all groups."""
-        return sum(group.num_compactions for group in self.runner.store.sequences[0].groups)
+        return sum(group.num_compactions for group in self.runner.cache.sequences[0].groups)
 
 
 @final

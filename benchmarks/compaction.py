@@ -70,15 +70,15 @@ def measure(model: Any, bound: BoundPolicy, steps: int, backend: str) -> Record:
     groups = bound.groups
     fill = max(group.schedule.capacity for group in groups) + 100
     stepper = EngineStepper(model, bound, fill, backend)
-    store = stepper.runner.store
+    cache = stepper.runner.cache
     compacting, rotating = Clock(), Clock()
     # Only these objects: what they call is theirs, and nothing else sees the clocks.
-    vars(store)["_compact"] = compacting.timed(store._compact)
-    rotations = {id(heads.rotations): heads.rotations for heads in store.all_kv_heads()}
+    vars(cache)["_compact"] = compacting.timed(cache._compact)
+    rotations = {id(heads.rotations): heads.rotations for heads in cache.all_kv_heads()}
     for one in rotations.values():
         if one is not None:
             vars(one)["tables"] = rotating.timed(one.tables)
-    vars(store.ops)["rotate"] = rotating.timed(store.ops.rotate)
+    vars(cache.ops)["rotate"] = rotating.timed(cache.ops.rotate)
     stepper.timed([0, 0])
     before = stepper.compactions
     compacting.seconds = rotating.seconds = 0.0

@@ -44,7 +44,7 @@ def states_at(
     It reads as many as the first context has. Later on it would hold other tokens, which a clock
     does not see, as many and at the same place of the schedule: only the count of tokens differs.
     """
-    row = reader.runner.store.sequences[0]
+    row = reader.runner.cache.sequences[0]
     reader.prefill(tokens[: contexts[0]])
     timetable = Timetable(row.groups[0].schedule)
     here = timetable.state_at(contexts[0])

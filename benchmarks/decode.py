@@ -107,7 +107,7 @@ def cycle(stepper: Stepper, least: int) -> int:
     """Steps of a round: at least so many, and as many compactions in each round, if that can be."""
     if not isinstance(stepper, EngineStepper):
         return least
-    row = stepper.runner.store.sequences[0].copy()
+    row = stepper.runner.cache.sequences[0].copy()
 
     def full(group: Any) -> tuple[int, int]:
         return group.state.num_cached, group.state.cursor

@@ -208,7 +208,7 @@ def engine_case(model: Any, sizes: Sizes, num_sequences: int, attention: str) ->
     tokens, active = [1] * num_sequences, list(range(num_sequences))
 
     def compactions() -> int:
-        return sum(sequence.groups[0].num_compactions for sequence in runner.store.sequences)
+        return sum(sequence.groups[0].num_compactions for sequence in runner.cache.sequences)
 
     # All num_sequences are computed whoever is active, so this is the forward alone.
     idle = timed(lambda: runner.decode(tokens, []), sizes.steps, sizes.device)

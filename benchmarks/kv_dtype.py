@@ -45,7 +45,7 @@ def score(runner: Runner, token_ids: Sequence[int], advance: Callable[[int], Non
     nll: list[float] = []
     start = 0
     while start < len(token_ids):
-        stop = min(start + CHUNK_SIZE, start + runner.store.sequences[0].room(), len(token_ids))
+        stop = min(start + CHUNK_SIZE, start + runner.cache.sequences[0].room(), len(token_ids))
         logits = runner.prefill_all_logits(0, ids[start:stop])
         targets = ids[start + 1 : stop + 1]
         nll += cross_entropy(logits[: len(targets)].float(), targets, reduction="none").tolist()
@@ -85,7 +85,7 @@ def main() -> None:
                     "perplexity": round(perplexity(scored), 4),
                     "against_own_type_percent": round(100 * math.expm1(gap.mean), 3),
                     "standard_error_percent": round(100 * gap.error, 3),
-                    "sequence_bytes": runner.shape.bytes_per_sequence,
+                    "sequence_bytes": runner.layout.bytes_per_sequence,
                 }
                 rows.append(row)
                 progress.console.print(name, row["kv_dtype"], row["perplexity"])

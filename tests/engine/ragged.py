@@ -37,12 +37,12 @@ class Ragged:
     def __init__(self, runner: Runner, seed: int) -> None:
         self.runner = runner
         self.random = random.Random(seed)
-        self.rows = [Sequence() for _ in runner.store.sequences]
+        self.rows = [Sequence() for _ in runner.cache.sequences]
         self.all = list(self.rows)
 
     def read(self, row: int, num_tokens: int) -> None:
         """Tokens in one segment, or fewer if a compaction comes before."""
-        num_tokens = min(num_tokens, self.runner.store.sequences[row].room())
+        num_tokens = min(num_tokens, self.runner.cache.sequences[row].room())
         tokens = [self._token() for _ in range(num_tokens)]
         sequence = self.rows[row]
         before = len(sequence.text)
@@ -62,11 +62,11 @@ class Ragged:
             sequence.logits[len(sequence.text)] = found[row].clone()
 
     def clear(self, row: int) -> None:
-        self.runner.store.clear(row)
+        self.runner.cache.clear(row)
         self._start(row)
 
     def fork(self, row: int, target: int) -> None:
-        self.runner.store.fork(row, target)
+        self.runner.cache.fork(row, target)
         self._start(target)
         self.rows[target].text = list(self.rows[row].text)
 

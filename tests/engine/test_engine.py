@@ -315,8 +315,8 @@ def test_memory_is_known_and_never_grows() -> None:
     engine = Engine(tiny_model("llama", num_hidden_layers=2), *SINKS, max_sequences=2)
 
     def buffers() -> list[tuple[int, int]]:
-        store = engine._runner.store
-        parts = list(store.all_kv_heads())
+        cache = engine._runner.cache
+        parts = list(cache.all_kv_heads())
         tensors = [t for part in parts for buffer in part.buffers for t in buffer.tensors()]
         return [(t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors]
 
@@ -467,7 +467,7 @@ def test_other_ways_to_choose_are_refused(model: Any, sampling: Any) -> None:
     for ask in (lambda: engine.submit([3], sampling=sampling), lambda: engine.open(sampling)):
         with pytest.raises(ConfigError, match=r"sampling=.* must be a Sampling; try Sampling\("):
             ask()
-    assert engine.num_free == len(engine._runner.store.sequences)
+    assert engine.num_free == len(engine._runner.cache.sequences)
 
 
 @pytest.mark.parametrize(
@@ -573,9 +573,9 @@ def test_an_interrupted_compaction_stops_no_other_sequence(
     """Amid a compaction, while it was written or read."""
     engine = make(model)
     stream = engine.submit(prompt(length))
-    store = engine._runner.store
+    cache = engine._runner.cache
     with monkeypatch.context() as patch:
-        patch.setattr(store, "apply", Trip(1, KeyboardInterrupt))
+        patch.setattr(cache, "apply", Trip(1, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             list(stream)
     other = engine.submit(prompt(9), max_new_tokens=20)

@@ -77,10 +77,10 @@ def run(runner: Runner, num_tokens: int = 60) -> Tensor:
     ids = random_ids(num_tokens)[0]
     logits, start = [], 0
     while start < 40:
-        stop = start + min(20, 40 - start, runner.store.sequences[0].room())
+        stop = start + min(20, 40 - start, runner.cache.sequences[0].room())
         logits.append(runner.prefill(0, ids[start:stop]))
         start = stop
-    rows = len(runner.store.sequences)
+    rows = len(runner.cache.sequences)
     logits += [runner.decode([token] * rows, [0])[0] for token in ids[start:].tolist()]
     return torch.stack(logits)
 

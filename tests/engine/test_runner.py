@@ -1,4 +1,4 @@
-"""The static store and its runner against the slow twin and against the transformers cache."""
+"""The static cache and its runner against the slow twin and against the transformers cache."""
 
 from copy import deepcopy
 from functools import cache as memoize
@@ -96,14 +96,14 @@ def test_what_is_in_unused_slots_does_not_matter(family: str, sized: Sized) -> N
         runner = new_runner(model(family), sized, 3, None)
         read(runner, 1, random_ids(30, seed=7)[0])
         read(runner, 2, random_ids(11, seed=8)[0])
-        runner.store.clear(1)
+        runner.cache.clear(1)
         found = []
         for start in range(0, 40, 5):
-            fill_unused(runner.store, filling)
+            fill_unused(runner.cache, filling)
             found.append(read(runner, 0, TEXT[start : start + 4]))
-            fill_unused(runner.store, filling)
+            fill_unused(runner.cache, filling)
             found.append(step(runner, 0, int(TEXT[start + 4])))
-        assert runner.store.sequences[0].groups[0].num_compactions > 1
+        assert runner.cache.sequences[0].groups[0].num_compactions > 1
         return torch.stack(found)
 
     expected = logits(0.0)
@@ -185,12 +185,12 @@ def test_one_graph_for_ever(family: str, changes: dict[str, Any], sized: Sized) 
         for _ in range(18):
             step(active)
     for runner in (compiled, eager):
-        runner.store.clear(0)
-        runner.store.fork(1, 0)
+        runner.cache.clear(0)
+        runner.cache.fork(1, 0)
         read(runner, 2, TEXT[:20])
     for _ in range(20):
         step([0, 2])
-    assert compiled.store.sequences[2].groups[0].num_compactions > 2
+    assert compiled.cache.sequences[2].groups[0].num_compactions > 2
     assert len(graphs) == 1
     assert compiled.compile_seconds is not None
 
@@ -353,7 +353,7 @@ def test_an_interrupted_change_is_noticed(
             runner.prefill(0, TEXT[:1])
         with pytest.raises(UnsupportedOperationError, match=r"interrupted half-way.*close it"):
             runner.decode([3, 3], [0, 1])
-    runner.store.clear(0)
+    runner.cache.clear(0)
     assert torch.equal(read(runner, 0, TEXT[:9]), other)
     assert torch.equal(step(runner, 1, 5), step(runner, 0, 5))
 
@@ -399,7 +399,7 @@ def test_no_drift_in_low_precision(family: str) -> None:
     found = torch.stack([step(runner, 0, token) for token in ids[0].tolist()])
     with torch.no_grad():
         by_cache = low(ids, **cache_argument(low, LaCache(low, *sized))).logits[0].float()
-    (group,) = runner.store.sequences[0].groups
+    (group,) = runner.cache.sequences[0].groups
     assert group.num_compactions == 210
 
     def error(part: slice) -> float:
@@ -408,15 +408,15 @@ def test_no_drift_in_low_precision(family: str) -> None:
     # A single rounding to bfloat16 is off by up to 0.4 %, and every layer has some.
     assert error(slice(0, 110)) < 0.03
     assert error(slice(110, None)) < 0.03
-    layers = [layer for layer in runner.shape.info.growing if layer.rotation is not None]
+    layers = [layer for layer in runner.layout.info.growing if layer.rotation is not None]
     for layer in layers:
-        (part,) = runner.store.kv_heads[layer.index]
+        (part,) = runner.cache.kv_heads[layer.index]
         assert part.unrotated_keys is not None
         (unrotated,), (keys,) = part.unrotated_keys.tensors(), part.keys.tensors()
         slots = torch.arange(group.state.num_cached)
         shifts = (group.origin + slots - group.original_positions())[0]
         # Slots, or numbers of tokens where other layers count on.
-        assert int(shifts.abs().max()) >= (200 if runner.store.rings else 7)
+        assert int(shifts.abs().max()) >= (200 if runner.cache.rings else 7)
         moved = slice(0, group.num_saved)
         once = layer.rotation.rotate(unrotated[:, :, moved], layer.rotation.tables(shifts[moved]))
         assert torch.equal(keys[:, :, moved], once)
@@ -425,29 +425,29 @@ def test_no_drift_in_low_precision(family: str) -> None:
 def read(runner: Runner, row: int, tokens: Tensor) -> Tensor:
     """Logits [V] of the last token of any number."""
     while len(tokens):
-        room = runner.store.sequences[row].room()
+        room = runner.cache.sequences[row].room()
         logits, tokens = runner.prefill(row, tokens[:room]), tokens[room:]
     return logits
 
 
 def step(runner: Runner, row: int, token: int) -> Tensor:
     """Logits [V] after one token in one row."""
-    tokens = [2] * len(runner.store.sequences)
+    tokens = [2] * len(runner.cache.sequences)
     tokens[row] = token
     return runner.decode(tokens, [row])[row]
 
 
-def fill_unused(store: StaticKVCache, filling: float) -> None:
+def fill_unused(cache: StaticKVCache, filling: float) -> None:
     """Fill every slot of every row whose content nothing depends on."""
-    for number, row in enumerate(store.sequences):
-        for parts in store.kv_heads.values():
+    for number, row in enumerate(cache.sequences):
+        for parts in cache.kv_heads.values():
             for part in parts:
                 group = row.groups[part.group]
                 for buffer in (part.keys, part.values):
                     buffer.tensors()[0][number, :, group.state.num_cached :] = filling
                 if part.unrotated_keys is not None:
                     part.unrotated_keys.tensors()[0][number, :, group.num_saved :] = filling
-        for ring in store.rings.values():
+        for ring in cache.rings.values():
             for buffer in (ring.keys, ring.values):
                 buffer.tensors()[0][number, :, row.num_seen :] = filling
 

@@ -103,10 +103,10 @@ class Driven:
     def forward(self) -> Tensor:
         """A segment or a step."""
         if self.draw(3) == 1:
-            num_new = min(self.draw(20), self.runner.store.sequences[self.row].room())
+            num_new = min(self.draw(20), self.runner.cache.sequences[self.row].room())
             tokens = [self.draw(63) for _ in range(num_new)]
             return self.runner.prefill(self.row, torch.tensor(tokens))
-        tokens = [self.draw(63)] * len(self.runner.store.sequences)
+        tokens = [self.draw(63)] * len(self.runner.cache.sequences)
         return self.runner.decode(tokens, [self.row])[self.row].clone()
 
 
@@ -122,7 +122,7 @@ class Driven:
 def test_any_row_goes_on_bit_for_bit(
     family: str, sized: Sized, dtype: torch.dtype, kv_dtype: str | None, cut: int, seed: int
 ) -> None:
-    """Cut anywhere, and put into another row of another store, where something else was."""
+    """Cut anywhere, and put into another batch slot of another cache, where something else was."""
     sized = LADDER if family == "gemma3" else sized  # the others are for five layers
     runners = [
         new_runner(model(family, dtype, anew=anew), sized, 2, None, kv_dtype)
@@ -133,19 +133,19 @@ def test_any_row_goes_on_bit_for_bit(
         whole.forward()
     for _ in range(8):
         other.forward()
-    runners[1].store.clear(1)
+    runners[1].cache.clear(1)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "text"
         take_snapshot(whole.runner, 0, Sampler(), last=None, logits=None).save(path)
         snapshot = Snapshot.load(path)
     validate_snapshot(snapshot, other.runner)
-    assert same(snapshot.tensors, export_sequence(whole.runner.store, 0))
-    restore_sequence(other.runner.store, 1, snapshot.tensors)
-    assert same(export_sequence(other.runner.store, 1), snapshot.tensors)
+    assert same(snapshot.tensors, export_sequence(whole.runner.cache, 0))
+    restore_sequence(other.runner.cache, 1, snapshot.tensors)
+    assert same(export_sequence(other.runner.cache, 1), snapshot.tensors)
     other.generator.set_state(whole.generator.get_state())
     for _ in range(15):
         assert torch.equal(whole.forward(), other.forward())
-    assert same(export_sequence(whole.runner.store, 0), export_sequence(other.runner.store, 1))
+    assert same(export_sequence(whole.runner.cache, 0), export_sequence(other.runner.cache, 1))
 
 
 @cases
@@ -255,7 +255,7 @@ def test_size_does_not_depend_on_length(path: Path, tmp_path: Path) -> None:
         assert read_header(path)["num_seen"] == session.num_seen == num_tokens
         sizes.append(path.stat().st_size)
     # Nor on how many digits its length has; this one cannot be read in the time of a test.
-    group = engine._runner.store.sequences[0].groups[0]
+    group = engine._runner.cache.sequences[0].groups[0]
     group.state = group.state._replace(num_seen=10**18)
     session.save(path)
     sizes.append(path.stat().st_size)
@@ -285,11 +285,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refused(engine: Engine, path: Path, message: str, error: type[LaCacheError]) -> None:
     """And nothing is left behind: the engine can do what it could before."""
     free = engine.num_free
-    before = [store_row.num_seen for store_row in engine._runner.store.sequences]
+    before = [state.num_seen for state in engine._runner.cache.sequences]
     with pytest.raises(error, match=message):
         engine.load(path)
     assert engine.num_free == free
-    assert [store_row.num_seen for store_row in engine._runner.store.sequences] == before
+    assert [state.num_seen for state in engine._runner.cache.sequences] == before
 
 
 def scaled() -> Any:
@@ -416,7 +416,7 @@ def test_an_interrupted_load_gives_the_row_back(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine._runner.store, "apply", interrupt)
+    monkeypatch.setattr(engine._runner.cache, "apply", interrupt)
     with pytest.raises(KeyboardInterrupt):
         engine.load(saved)
     monkeypatch.undo()
@@ -441,7 +441,7 @@ def test_what_cannot_be_saved_now(path: Path) -> None:
     with pytest.raises(UnsupportedOperationError, match="still generating; take its stream to the"):
         session.save(path)
     list(stream)
-    engine._runner.store.sequences[session._sequence.slot].is_changing = True
+    engine._runner.cache.sequences[session._sequence.slot].is_changing = True
     with pytest.raises(UnsupportedOperationError, match=r"interrupted half-way.* cannot be saved"):
         session.save(path)
     session.close()

@@ -60,10 +60,10 @@ def test_a_step_writes_only_to_tensors_that_never_move(
     runner = new_runner(tiny, sized, 3, aot_autograd(fw_compiler=compiler), kv_dtype)
     runner.warm_up()
     [(written, static, inputs)] = found
-    buffers = sum(len(buffer.tensors()) for buffer in runner.store._buffers())
+    buffers = sum(len(buffer.tensors()) for buffer in runner.cache._buffers())
     unrotated = sum(
         len(heads.unrotated_keys.tensors())
-        for heads in runner.store.all_kv_heads()
+        for heads in runner.cache.all_kv_heads()
         if heads.unrotated_keys is not None
     )
     assert len(written) == buffers - unrotated

@@ -146,23 +146,23 @@ class Engine:
         self._scheduler = Scheduler(self._runner, chunk_size or default)
 
     def __repr__(self) -> str:
-        in_use = f"{self._scheduler.num_running} of {len(self._runner.store.sequences)}"
+        in_use = f"{self._scheduler.num_running} of {len(self._runner.cache.sequences)}"
         return f"Engine({self.policy}, {in_use} batch slots in use, {self.num_bytes:,} bytes)"
 
     @property
     def policy(self) -> BoundPolicy:
         """Policy and capacity of every sequence."""
-        return self._runner.shape.bound
+        return self._runner.layout.bound
 
     @property
     def num_bytes(self) -> int:
         """Bytes of keys and values of all batch slots, which never change."""
-        return self._runner.store.num_bytes
+        return self._runner.cache.num_bytes
 
     @property
     def bytes_per_sequence(self) -> int:
         """Bytes of keys and values of one sequence, however long it gets."""
-        return self._runner.shape.bytes_per_sequence
+        return self._runner.layout.bytes_per_sequence
 
     @property
     def kind(self) -> str:

@@ -74,7 +74,7 @@ class Runner:
         attend: Attend | None = None,
         kernels: bool = False,
     ) -> None:
-        self.shape = CacheLayout(model_info(model), bound, kv_dtype)
+        self.layout = CacheLayout(model_info(model), bound, kv_dtype)
         self.fingerprint = fingerprint(model)
         self.weights = weights
         self._model, own = private_model(model)
@@ -86,11 +86,11 @@ class Runner:
         if kernels and own is fused:
             own = for_one_token(own)
         ops = KernelCompactionOps() if kernels else None
-        self.store = StaticKVCache(self.shape, max_sequences, attend or own, model.device, ops)
+        self.cache = StaticKVCache(self.layout, max_sequences, attend or own, model.device, ops)
         if model.device.type == "cpu":
             use_cpu_linear(self._model, alone=max_sequences == 1, kernels=kernels)
         self._step: Callable[..., Tensor] = _forward
-        self.vocab_size: int = self.shape.info.text_config.vocab_size
+        self.vocab_size: int = self.layout.info.text_config.vocab_size
         self.compile_seconds: float | None = None
         """How long the first compiled step took; None before it, and without compilation."""
         self._backend = backend
@@ -98,15 +98,15 @@ class Runner:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Model, policy and types as JSON: equal for runners that share snapshots."""
-        config: Any = self.shape.info.text_config
+        config: Any = self.layout.info.text_config
         identity = {
-            "dtype": str(self.shape.info.dtype).removeprefix("torch."),
-            "kv_dtype": self.shape.kv_dtype,
+            "dtype": str(self.layout.info.dtype).removeprefix("torch."),
+            "kv_dtype": self.layout.kv_dtype,
             "weights": self.weights,
             "model": self.fingerprint,
             # The same weights can be loaded with another rotary configuration.
             "positions": config.rope_parameters,
-            "policy": self.shape.bound.identity,
+            "policy": self.layout.bound.identity,
         }
         same: dict[str, Any] = json.loads(json.dumps(identity))
         return same
@@ -121,12 +121,12 @@ class Runner:
 
     @torch.no_grad()
     def _prefill(self, slot: int, tokens: Tensor, options: dict[str, Any]) -> Tensor:
-        cache, positions = self.store.begin_prefill(slot, len(tokens))
-        ids = tokens.to(self.store.device)[None]
-        options = {self._cache_name: cache} | options
+        layers, positions = self.cache.begin_prefill(slot, len(tokens))
+        ids = tokens.to(self.cache.device)[None]
+        options = {self._cache_name: layers} | options
         with self._no_autocast(), _refuse_key_access():
             logits = _logits(self._model, ids, positions, options)
-        self.store.commit(slot, len(tokens))
+        self.cache.commit(slot, len(tokens))
         return logits[0]
 
     @torch.no_grad()
@@ -140,31 +140,31 @@ class Runner:
         Returns:
             Logits [slots, V]; only the rows of active slots mean anything.
         """
-        cache, positions = self.store.begin_decode(active)
+        layers, positions = self.cache.begin_decode(active)
         # From pinned memory, so as not to wait for a GPU that is busy.
         ids = torch.tensor(tokens, pin_memory=self._on_gpu)[:, None]
-        ids = ids.to(self.store.device, non_blocking=True)
+        ids = ids.to(self.cache.device, non_blocking=True)
         with self._no_autocast():
-            logits = self._run_step(ids, positions, cache)
+            logits = self._run_step(ids, positions, layers)
         for slot in active:
-            self.store.commit(slot, 1)
+            self.cache.commit(slot, 1)
         return logits
 
     def warm_up(self) -> None:
         """Run decode steps without an active slot, which compiles them if compilation is on."""
         for _ in range(_WARM_UPS_ON_GPU if self._on_gpu else 1):
-            self.decode([0] * len(self.store.sequences), [])
+            self.decode([0] * len(self.cache.sequences), [])
 
     def _no_autocast(self) -> torch.autocast:
         """Disable autocast: what was compiled for one type must not run in another."""
-        return torch.autocast(self.store.device.type, enabled=False)
+        return torch.autocast(self.cache.device.type, enabled=False)
 
     @property
     def _on_gpu(self) -> bool:
-        return self.store.device.type == "cuda"
+        return self.cache.device.type == "cuda"
 
-    def _run_step(self, ids: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        options = {self._cache_name: cache} | self._last_only
+    def _run_step(self, ids: Tensor, positions: Tensor, layers: Any) -> Tensor:
+        options = {self._cache_name: layers} | self._last_only
         if self._backend is None or self.compile_seconds is not None:
             return self._step(self._model, ids, positions, options)
         started = time.perf_counter()

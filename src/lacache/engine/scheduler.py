@@ -37,7 +37,7 @@ class Scheduler:
     def __init__(self, runner: Runner, chunk_size: int | None) -> None:
         self.runner = runner
         self._chunk_size = chunk_size
-        self._free_slots = deque(range(len(runner.store.sequences)))
+        self._free_slots = deque(range(len(runner.cache.sequences)))
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self._prefilling: deque[Sequence] = deque()
@@ -153,7 +153,7 @@ class Scheduler:
         self._leave_prefill(sequence)
         del self._running[slot]
         sequence.slot = None
-        self.runner.store.clear(slot)
+        self.runner.cache.clear(slot)
         self._free_slots.append(slot)
 
     def state(self, sequence: Sequence) -> SequenceState:
@@ -166,7 +166,7 @@ class Scheduler:
             raise UnsupportedOperationError(
                 "the session is closed and its batch slot is free for others; open a new one"
             )
-        return self.runner.store.sequences[sequence.slot]
+        return self.runner.cache.sequences[sequence.slot]
 
     def snapshot(self, sequence: Sequence) -> Snapshot:
         """Return a copy of a sequence's state; not amid a step, except in `on_progress`.
@@ -228,9 +228,9 @@ class Scheduler:
 
     def _restore(self, sequence: Sequence, snapshot: Snapshot) -> None:
         assert sequence.slot is not None  # taken before
-        restore_sequence(self.runner.store, sequence.slot, snapshot.tensors)
+        restore_sequence(self.runner.cache, sequence.slot, snapshot.tensors)
         sequence.last, logits = snapshot.last, snapshot.logits
-        sequence.logits = None if logits is None else logits.to(self.runner.store.device)
+        sequence.logits = None if logits is None else logits.to(self.runner.cache.device)
 
     def _start(self, sequence: Sequence) -> None:
         assert sequence.slot is not None  # taken before
@@ -253,7 +253,7 @@ class Scheduler:
         by_slot = {
             each.slot: each for each in sequences if each.slot is not None and each.wants_logits
         }
-        tokens = [0] * len(self.runner.store.sequences)
+        tokens = [0] * len(self.runner.cache.sequences)
         for slot, sequence in by_slot.items():
             assert sequence.last is not None  # it wants logits
             tokens[slot] = sequence.last

@@ -47,7 +47,7 @@ class Session(TextGenerator):
         """Return what the cache holds, and how much it has seen."""
         state = self._scheduler.state(self._sequence)
         return make_report(
-            self._runner.shape.groups,
+            self._runner.layout.groups,
             [kept_after(group.schedule, state.num_seen) for group in state.groups],
             compactions=max(group.num_compactions for group in state.groups),
             num_bytes=self.num_bytes(),
@@ -55,7 +55,7 @@ class Session(TextGenerator):
 
     def num_bytes(self) -> int:
         """Return the bytes of keys and values of the session, which never change."""
-        return self._runner.shape.bytes_per_sequence
+        return self._runner.layout.bytes_per_sequence
 
     def generate(
         self,
@@ -196,7 +196,7 @@ class Session(TextGenerator):
         self._scheduler.open(copy)
         assert sequence.slot is not None  # idle, and open
         assert copy.slot is not None  # opened
-        self._runner.store.fork(sequence.slot, copy.slot)
+        self._runner.cache.fork(sequence.slot, copy.slot)
         return Session(self._scheduler, copy)
 
     def snapshot(self) -> Snapshot:

@@ -158,8 +158,8 @@ def take_snapshot(
     """
     return Snapshot(
         made_by=runner.identity,
-        num_seen=runner.store.sequences[slot].num_seen,
-        tensors=export_sequence(runner.store, slot),
+        num_seen=runner.cache.sequences[slot].num_seen,
+        tensors=export_sequence(runner.cache, slot),
         sampling=sampler.sampling,
         sampler=sampler.state(),
         last=last,
@@ -196,7 +196,7 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
 
 def _keeps_the_same(made_by: Header, runner: Runner) -> bool:
     """Return whether another text of a policy, or a plan of lacache 0.1, keeps the same tokens."""
-    shape = runner.shape.bound.shape
+    shape = runner.layout.bound.shape
     try:
         if "policy" in made_by:
             policy = parse_text(made_by["policy"])
@@ -205,7 +205,7 @@ def _keeps_the_same(made_by: Header, runner: Runner) -> bool:
             bound = bind_plan(made_by.get(_PLAN), shape)
     except LaCacheError:
         return False
-    ours = [(group.schedule, group.heads) for group in runner.shape.groups]
+    ours = [(group.schedule, group.heads) for group in runner.layout.groups]
     return [(group.schedule, group.heads) for group in bound.groups] == ours
 
 
@@ -217,7 +217,7 @@ def _inconsistencies(snapshot: Snapshot, runner: Runner) -> Iterator[str]:
         yield "it has seen tokens that are not in the model's vocabulary"
     if logits is not None and len(logits) != runner.vocab_size:
         yield f"it has logits of {len(logits)} tokens, and the model has {runner.vocab_size}"
-    for number, group in enumerate(runner.shape.groups):
+    for number, group in enumerate(runner.layout.groups):
         counts = snapshot.tensors.get(f"group.{number}.counts")
         if counts is None or counts.dtype != torch.int64 or counts.shape != (5,):
             continue  # restoring it raises the error

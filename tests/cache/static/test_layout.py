@@ -37,19 +37,19 @@ def test_bytes_are_those_of_the_buffers(family: str, data: Any, rows: int) -> No
     # Attention sinks are a number for each head, which by_group of a layer cannot share.
     sized = LADDER if family == "gpt-oss" else data.draw(sized_policies(len(heads), heads[0]))
     bound = bind(sized, heads)
-    store = Runner(model(family), bound, rows, None).store
-    assert CacheLayout(info, bound).bytes_per_sequence * rows == store.num_bytes
+    cache = Runner(model(family), bound, rows, None).cache
+    assert CacheLayout(info, bound).bytes_per_sequence * rows == cache.num_bytes
     tensors = [
-        *(t for kv_heads in store.all_kv_heads() for b in kv_heads.buffers for t in b.tensors()),
+        *(t for kv_heads in cache.all_kv_heads() for b in kv_heads.buffers for t in b.tensors()),
         *(
             t
-            for ring in store.rings.values()
+            for ring in cache.rings.values()
             for b in (ring.keys, ring.values)
             for t in b.tensors()
         ),
     ]
     assert len({t.data_ptr() for t in tensors}) == len(tensors)
-    assert sum(t.untyped_storage().nbytes() for t in tensors) == store.num_bytes
+    assert sum(t.untyped_storage().nbytes() for t in tensors) == cache.num_bytes
 
 
 def layout(family: str) -> CacheLayout:

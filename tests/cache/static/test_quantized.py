@@ -212,12 +212,12 @@ def test_memory_is_known_before_it_is_there(
 ) -> None:
     tiny = tiny_model(family).to(dtype)
     runner = Runner(tiny, bind_to(tiny, sized), 3, None, name)
-    assert runner.shape.bytes_per_sequence * 3 == runner.store.num_bytes
-    rings = [buffer for r in runner.store.rings.values() for buffer in (r.keys, r.values)]
+    assert runner.layout.bytes_per_sequence * 3 == runner.cache.num_bytes
+    rings = [buffer for r in runner.cache.rings.values() for buffer in (r.keys, r.values)]
     assert all(type(buffer) is PlainBuffer for buffer in rings)
     kind = PlainBuffer if name is None else QuantizedBuffer
     assert all(
-        type(buffer) is kind for heads in runner.store.all_kv_heads() for buffer in heads.buffers
+        type(buffer) is kind for heads in runner.cache.all_kv_heads() for buffer in heads.buffers
     )
 
 
@@ -241,11 +241,11 @@ def run(runner: Runner, num_tokens: int, *, row: int = 1) -> Tensor:
     ids = random_ids(num_tokens)[0]
     logits, start = [], 0
     while start < 40:
-        stop = start + min(7, 40 - start, runner.store.sequences[row].room())
+        stop = start + min(7, 40 - start, runner.cache.sequences[row].room())
         logits.append(runner.prefill(row, ids[start:stop]))
         start = stop
     for token in ids[start:].tolist():
-        given = [0] * len(runner.store.sequences)
+        given = [0] * len(runner.cache.sequences)
         given[row] = token
         logits.append(runner.decode(given, [row])[row])
     return torch.stack(logits)
@@ -258,7 +258,7 @@ def test_logits_stay_near_those_of_the_models_own_type(name: str, most: float, s
     exact = run(Runner(model, bind_to(model, sized), 2, None), 100)
     runner = Runner(model, bind_to(model, sized), 2, None, name)
     coarse = run(runner, 100)
-    assert runner.store.sequences[1].groups[0].num_compactions > 10
+    assert runner.cache.sequences[1].groups[0].num_compactions > 10
     error = (coarse - exact).norm(dim=-1) / exact.norm(dim=-1)
     print(name, error.mean(), error[-20:].mean())
     assert 0 < error.mean() < most
@@ -309,7 +309,7 @@ def test_a_run_is_that_of_states_made_the_nearest(
     fast = run(Runner(model, bind_to(model, sized), 2, None, name), 70)
     monkeypatch.setattr(static_cache, "QuantizedBuffer", SlowBuffer)
     slow = Runner(model, bind_to(model, sized), 2, None, name)
-    assert type(slow.store.kv_heads[0][0].keys) is SlowBuffer
+    assert type(slow.cache.kv_heads[0][0].keys) is SlowBuffer
     torch.testing.assert_close(fast, run(slow, 70), rtol=1e-4, atol=1e-4)
 
 
@@ -318,13 +318,13 @@ def test_compactions_do_not_wear_out_what_is_stored(name: str) -> None:
     """The sinks are moved and rotated again and again, always from unrotated keys."""
     runner = Runner(tiny_model("llama"), bind(LADDER, (2,) * 5), 1, None, name)
     run(runner, 41, row=0)
-    heads = runner.store.kv_heads[0][0]
+    heads = runner.cache.kv_heads[0][0]
     kept = [heads.values, heads.unrotated_keys]
     before = [t[:, :, :2].clone() for buffer in kept for t in buffer.tensors()]
-    compactions = runner.store.sequences[0].groups[0].num_compactions
+    compactions = runner.cache.sequences[0].groups[0].num_compactions
     for token in random_ids(60, seed=1)[0].tolist():
         runner.decode([token], [0])
-    assert runner.store.sequences[0].groups[0].num_compactions > compactions + 10
+    assert runner.cache.sequences[0].groups[0].num_compactions > compactions + 10
     after = [t[:, :, :2] for buffer in kept for t in buffer.tensors()]
     for one, other in zip(after, before, strict=True):
         assert torch.equal(one, other)
@@ -342,7 +342,7 @@ def test_steps_are_compiled_once() -> None:
     model = tiny_model("llama")
     compiled = Runner(model, bind_to(model, LADDER), 2, backend, name)
     logits = run(compiled, 100)
-    assert compiled.store.sequences[1].groups[0].num_compactions > 10
+    assert compiled.cache.sequences[1].groups[0].num_compactions > 10
     assert len(graphs) == 1
     torch.testing.assert_close(
         logits, run(Runner(model, bind_to(model, LADDER), 2, None, name), 100)

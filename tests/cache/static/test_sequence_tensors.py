@@ -15,7 +15,7 @@ def test_names_of_snapshots_of_0_1_are_upgraded() -> None:
     model = tiny_model("gemma3")
     runner = Runner(model, bind_to(model, LADDER), 1, None)
     runner.prefill(0, random_ids(20)[0])
-    tensors = export_sequence(runner.store, 0)
+    tensors = export_sequence(runner.cache, 0)
     old = {
         name.replace("original_positions", "came_in_at")
         .replace(".heads.", ".part.")
@@ -34,7 +34,7 @@ def test_exported_tensors_are_copies() -> None:
     model = tiny_model("llama")
     runner = Runner(model, bind_to(model, LADDER), 1, None)
     runner.prefill(0, random_ids(9)[0])
-    before = export_sequence(runner.store, 0)
+    before = export_sequence(runner.cache, 0)
     copies = {name: tensor.clone() for name, tensor in before.items()}
-    runner.store.clear(0)
+    runner.cache.clear(0)
     assert all(torch.equal(before[name], copies[name]) for name in before)

@@ -98,7 +98,7 @@ def test_gathered_and_rotated_slots_equal_buffers_filled_from_scratch(
 def test_a_sequence_continues_without_the_kernels(family: str) -> None:
     """What is held is the same, bit for bit; attention and products round in their own way."""
     runners = [Runner(tiny_model(family), LADDER, 1, None, kernels=k) for k in (True, False)]
-    fast, slow = (runner.store for runner in runners)
+    fast, slow = (runner.cache for runner in runners)
     for token in random_ids(50)[0].tolist():
         runners[0].decode([token], [0])
     restore_sequence(slow, 0, export_sequence(fast, 0))
