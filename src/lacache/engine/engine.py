@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lacache.cache.static.layout import fit_bytes
+from lacache.cache.static.layout import bind_within_bytes
 from lacache.common.validation import validate_int
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Backend, Runner
@@ -116,7 +116,7 @@ class Engine:
                     f"and budget={budget} is none; leave it out"
                 )
         shape = model_shape(model, valid)
-        bound = fit_bytes(
+        bound = bind_within_bytes(
             info,
             valid_budget,
             lambda bytes_per_token: bind_policy(

@@ -82,8 +82,10 @@ class CacheLayout:
         )
 
 
-def bytes_per_token(info: ModelInfo, kv_dtype: str | None = None) -> int:
-    """Return the bytes of one token over all layers under the policy.
+def _allocated_bytes_per_token(info: ModelInfo, kv_dtype: str | None = None) -> int:
+    """Return the bytes that buffers take for one token, over all layers under the policy.
+
+    Unlike `ModelInfo.bytes_per_token`, they count unrotated keys and scales.
 
     Raises:
         ConfigError: there is no such kv_dtype.
@@ -92,7 +94,7 @@ def bytes_per_token(info: ModelInfo, kv_dtype: str | None = None) -> int:
     return sum(layer.num_heads * _slot_bytes(layer, kv_dtype, info.dtype) for layer in info.growing)
 
 
-def fit_bytes(
+def bind_within_bytes(
     info: ModelInfo,
     budget: Budget | None,
     bind: Callable[[int], BoundPolicy],
@@ -112,7 +114,7 @@ def fit_bytes(
     Raises:
         ConfigError: too few bytes for the policy, or no such kv_dtype.
     """
-    per_token = bytes_per_token(info, kv_dtype)
+    per_token = _allocated_bytes_per_token(info, kv_dtype)
     limit = 0 if budget is None else budget.num_bytes
     while True:
         bound = bind(per_token)
