@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lacache import Engine, Sampling, Session
-from lacache.engine.scheduler import SequenceStream
+from lacache.engine.sequence_stream import SequenceStream
 from lacache.errors import InputError, UnsupportedOperationError
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.alone import PLAN, continued

@@ -14,8 +14,9 @@ from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Backend, Runner
 from lacache.engine.sampler import Sampler
 from lacache.engine.sampling import Sampling
-from lacache.engine.scheduler import Scheduler, SequenceStream
+from lacache.engine.scheduler import Scheduler
 from lacache.engine.sequence import Sequence
+from lacache.engine.sequence_stream import SequenceStream
 from lacache.engine.session import Session
 from lacache.engine.snapshot import Snapshot, new_sampler, snapshot_kind, validate_snapshot
 from lacache.engine.validation import (

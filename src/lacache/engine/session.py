@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy
 from lacache.cache.report import CacheReport, make_report
 from lacache.common.validation import validate_int
 from lacache.engine.generator import TextGenerator
-from lacache.engine.scheduler import Scheduler, SequenceStream
+from lacache.engine.scheduler import Scheduler
 from lacache.engine.sequence import Sequence
+from lacache.engine.sequence_stream import SequenceStream
 from lacache.engine.snapshot import Snapshot
 from lacache.engine.validation import (
     validate_eos_token_ids,
