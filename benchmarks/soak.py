@@ -19,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lacache import LaCache, Ladder
 from lacache.common.records import environment, write_record
+from lacache.engine.cache_stream import stream
 from lacache.engine.sampling import Sampling
-from lacache.engine.stream import stream
 from lacache.evals.provenance import model_record, policy_record
 
 RESULT = Path(__file__).parent / "results" / "soak.json"

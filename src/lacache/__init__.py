@@ -8,10 +8,10 @@ from lacache.version import __version__
 if TYPE_CHECKING:
     from lacache.cache.lacache import LaCache
     from lacache.cache.report import CacheReport
+    from lacache.engine.cache_stream import stream
     from lacache.engine.engine import Engine
     from lacache.engine.sampling import Sampling
     from lacache.engine.session import Session
-    from lacache.engine.stream import stream
     from lacache.policies.full import Full
     from lacache.policies.grammar import parse_policy
     from lacache.policies.groups import Group, Groups
@@ -35,7 +35,7 @@ _HOMES = {
     "Session": "lacache.engine.session",
     "Streaming": "lacache.policies.streaming",
     "parse_policy": "lacache.policies.grammar",
-    "stream": "lacache.engine.stream",
+    "stream": "lacache.engine.cache_stream",
 }
 
 __all__ = [

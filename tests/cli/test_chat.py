@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from lacache import LaCache
+from lacache.engine.cache_stream import CacheGenerator
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
 from lacache.engine.sampling import Sampling
-from lacache.engine.stream import CacheGenerator
 from tests.cli.conftest import Run
 from tests.cli.test_generate import MAIN
 from tests.engine.tiny import tiny_llama, tiny_tokenizer

@@ -263,9 +263,9 @@ def _continue(
     new_tokens: int,
 ) -> dict[str, Any]:
     """Stream a continuation of the text from what the cache holds."""
+    from lacache.engine.cache_stream import CacheGenerator
     from lacache.engine.detokenizer import Detokenizer
     from lacache.engine.sampling import Sampling
-    from lacache.engine.stream import CacheGenerator
 
     before = loaded.tokenizer.decode(token_ids[-24:])
     if console is not None:

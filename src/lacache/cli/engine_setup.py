@@ -121,7 +121,7 @@ def generator_factory(
         InputError: a head profile cannot be read.
         UnsupportedModelError: the model's caches or positions are not understood.
     """
-    from lacache.engine.stream import CacheGenerator
+    from lacache.engine.cache_stream import CacheGenerator
     from lacache.models.model_info import model_info
 
     # The first two have no constant size; the engine does not store the state of linear layers.

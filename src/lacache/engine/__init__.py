@@ -8,5 +8,6 @@ Reading order:
 - `session`: a sequence that keeps its batch slot; `snapshot`, `snapshot_file`: its state, saved.
 - `stop`, `detokenizer`: stop rules, and text from tokens; `chat_template`, `conversation`: chats.
 - `private_model`, `int8`, `cpu/`: what the engine changes in its own copy of the model's modules.
-- `generator`, `stream`: the same interface without an engine, on a cache of transformers.
+- `generator`: the interface of a text generator; `sequence_stream`: tokens of a sequence;
+  `cache_stream`: the same interface without an engine, on a cache of transformers.
 """

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache import Full, LaCache, Ladder, Streaming
+from lacache.engine.cache_stream import stream
 from lacache.engine.sampling import Sampling
-from lacache.engine.stream import stream
 from lacache.errors import ConfigError, InputError, UnsupportedOperationError
 from lacache.models.decoder import cache_argument
 from tests.cache.slow_cache import slow_generate
