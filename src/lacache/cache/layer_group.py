@@ -1,4 +1,4 @@
-"""A head group of the transformers cache, whose layers grow and shrink their own tensors."""
+"""The layers of one head group of the transformers cache, with tensors of their own."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lacache.cache.head_group import CompactionTables, HeadGroup
+from lacache.cache.group_state import CompactionTables, GroupState
 from lacache.errors import UnsupportedOperationError
 from lacache.models.rotary import Rotation, Tables
 from lacache.policies.kept import KeptTokens, kept_after
@@ -37,8 +37,8 @@ class LayerGroup:
     """
 
     def __init__(self, schedule: Schedule) -> None:
-        self._tables = CompactionTables(schedule)
-        self._counts = HeadGroup(self._tables)
+        self._compaction_tables = CompactionTables(schedule)
+        self._group_state = GroupState(self._compaction_tables)
         # Brought up to date by `kept` only, as no forward needs it.
         self._kept = KeptTokens(schedule)
         self._rotations: dict[tuple[int, Rotation], Tables] = {}
@@ -47,30 +47,30 @@ class LayerGroup:
     @property
     def schedule(self) -> Schedule:
         """The schedule of the group."""
-        return self._counts.schedule
+        return self._group_state.schedule
 
     @property
     def patterns(self) -> list[int]:
         """Pattern numbers of the schedule; layers give the index of theirs in this list."""
-        return self._tables.patterns
+        return self._compaction_tables.patterns
 
     @property
     def num_compactions(self) -> int:
         """Compactions so far; a dense prefill that evicts counts as one."""
-        return self._counts.num_compactions
+        return self._group_state.num_compactions
 
     @property
     def state(self) -> State:
         """Counts before the open forward, after its compaction."""
-        return self._counts.state
+        return self._group_state.state
 
     def settled(self) -> State:
         """Return the counts that the next token finds: after a compaction that is due."""
-        return self._counts.settled()
+        return self._group_state.settled()
 
     def room(self) -> int:
         """Return how many tokens the next forward can bring without a compaction inside it."""
-        return self._counts.room()
+        return self._group_state.room()
 
     def kept(self) -> KeptTokens:
         """Return which tokens the layers hold, by pattern number."""
@@ -108,7 +108,7 @@ class LayerGroup:
             touched=True,
         )
         if not dense:
-            plan = self._counts.begin(first_position)
+            plan = self._group_state.begin(first_position)
             if plan is not None:
                 self._rotations.clear()
                 if plan.surviving is not None:
@@ -120,11 +120,11 @@ class LayerGroup:
         forward = self._open_forward()
         forward.touched = True
         if forward.dense is None:
-            self._counts.commit(forward.num_new)
+            self._group_state.commit(forward.num_new)
         else:
             self._kept = kept = forward.dense
             tokens = torch.tensor([kept.by_pattern[p] for p in self.patterns], dtype=torch.long)
-            self._counts.restore(
+            self._group_state.restore(
                 kept.state,
                 origin=forward.first_position,
                 num_compactions=int(kept.state.num_evicted > 0),
@@ -166,18 +166,18 @@ class LayerGroup:
         """Return keys [B, H, N + Q, D], stored and new, rotated to their slots."""
         if rotation is None:
             return keys
-        tables = self._tables_for(pattern, rotation, keys.device)
+        tables = self._rotary_tables(pattern, rotation, keys.device)
         num_moved = tables[0].shape[1]
         if num_moved == 0:
             return keys
         moved = rotation.rotate(keys[:, :, :num_moved], tables)
         return torch.cat([moved, keys[:, :, num_moved:]], dim=-2)
 
-    def _tables_for(self, pattern: int, rotation: Rotation, device: torch.device) -> Tables:
+    def _rotary_tables(self, pattern: int, rotation: Rotation, device: torch.device) -> Tables:
         """Return rotary tables up to the last slot that has moved; computed once a compaction."""
         found = self._rotations.get((pattern, rotation))
         if found is None:
-            shifts = self._counts.shifts()[pattern]
+            shifts = self._group_state.shifts()[pattern]
             moved = shifts.nonzero()
             num_moved = int(moved[-1]) + 1 if len(moved) else 0
             found = rotation.tables(shifts[:num_moved].to(device))

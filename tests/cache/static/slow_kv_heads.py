@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lacache.cache.head_group import CompactionTables, GatherPlan, HeadGroup
+from lacache.cache.group_state import CompactionTables, GatherPlan, GroupState
 from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer
 from lacache.cache.static.kv_heads import CompactionOps, KVHeads
 from lacache.cache.static.rotations import Rotations
@@ -110,7 +110,7 @@ def follow(
 ) -> None:
     """Insert chunks of tokens at `positions`, and check the buffers after each."""
     tables_of = CompactionTables(schedule)
-    group = HeadGroup(tables_of)
+    group = GroupState(tables_of)
     make = (schedule.capacity, stored_in, dtype)
     slow = [
         Slow(make_kv_heads(pattern, make, ops, rotates=rotates), make)
@@ -146,7 +146,7 @@ def follow(
         for one in slow:
             one.check(group.origin, group.num_saved)
     held = group.state.num_cached
-    other = HeadGroup(tables_of)
+    other = GroupState(tables_of)
     restored = other.restore(
         group.state, group.origin, group.num_compactions, group.original_positions()
     )

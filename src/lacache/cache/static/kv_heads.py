@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from lacache.cache.head_group import GatherPlan
+from lacache.cache.group_state import GatherPlan
 from lacache.cache.static.buffers import Buffer
 from lacache.cache.static.rotations import Rotations
 from lacache.models.rotary import Tables
@@ -74,7 +74,7 @@ class KVHeads:
     """Keys rotated to their slots."""
     values: Buffer
     unrotated_keys: Buffer | None
-    """Keys as the model gave them; slots from `HeadGroup.num_saved` on are in `keys` only."""
+    """Keys as the model gave them; slots from `GroupState.num_saved` on are in `keys` only."""
     rotations: Rotations | None
     ops: CompactionOps
 

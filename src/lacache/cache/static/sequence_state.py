@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import final
 
-from lacache.cache.head_group import CompactionTables, GatherPlan, HeadGroup
+from lacache.cache.group_state import CompactionTables, GatherPlan, GroupState
 from lacache.errors import UnsupportedOperationError
 
 
@@ -13,7 +13,7 @@ class SequenceState:
     """Counts and positions of one sequence in every head group; the buffers hold its tokens."""
 
     def __init__(self, tables: Sequence[CompactionTables], *, count_on: bool) -> None:
-        self.groups = [HeadGroup(each) for each in tables]
+        self.groups = [GroupState(each) for each in tables]
         self.is_changing = False
         """Whether slots or counts are changing now; if no call is running, one was interrupted."""
         # Native sliding layers keep rotated keys, so positions must be original positions.

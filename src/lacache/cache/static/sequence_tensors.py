@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lacache.cache.head_group import GatherPlan, HeadGroup
+from lacache.cache.group_state import GatherPlan, GroupState
 from lacache.cache.static.buffers import Buffer
 from lacache.cache.static.static_cache import StaticKVCache
 from lacache.errors import InputError, UnsupportedOperationError
@@ -114,7 +114,7 @@ def _views(name: str, buffer: Buffer, batch_slot: int, num_cached: int) -> Seque
     return {f"{name}.{index}": tensor[batch_slot, :, :num_cached] for index, tensor in stored}
 
 
-def _restore(group: HeadGroup, name: str, remaining: "_Remaining") -> GatherPlan:
+def _restore(group: GroupState, name: str, remaining: "_Remaining") -> GatherPlan:
     counts = remaining.take(f"{name}.counts", (5,), torch.int64).tolist()
     *state, origin, num_compactions = counts
     shape = (group.original_positions().shape[0], state[1])

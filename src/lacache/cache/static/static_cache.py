@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from lacache.cache.head_group import CompactionTables, GatherPlan
+from lacache.cache.group_state import CompactionTables, GatherPlan
 from lacache.cache.static.attention import Attend
 from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer, RingBuffer
 from lacache.cache.static.decode_inputs import DecodeInputs
@@ -62,7 +62,7 @@ class StaticKVCache:
         self.device = device
         self.ops = ops or TorchCompactionOps()
         self._attend = attend
-        self._tables = [CompactionTables(bound.schedule) for bound in layout.groups]
+        self._compaction_tables = [CompactionTables(bound.schedule) for bound in layout.groups]
         self._uncommitted: list[PrefillRingLayer] = []
         needed = batch_size * layout.bytes_per_sequence
         try:
@@ -85,7 +85,7 @@ class StaticKVCache:
         """Counts of the sequence in each batch slot."""
         self._inputs = DecodeInputs.allocate(
             batch_size,
-            [tables.schedule.capacity for tables in self._tables],
+            [tables.schedule.capacity for tables in self._compaction_tables],
             {ring.window for ring in self.rings.values()},
             device,
         )
@@ -190,7 +190,7 @@ class StaticKVCache:
         sequence.is_changing = False
 
     def _empty_sequence(self) -> SequenceState:
-        return SequenceState(self._tables, count_on=self.layout.info.has_native)
+        return SequenceState(self._compaction_tables, count_on=self.layout.info.has_native)
 
     def _buffers(self) -> list[Buffer]:
         rings = [buffer for ring in self.rings.values() for buffer in (ring.keys, ring.values)]
@@ -198,11 +198,11 @@ class StaticKVCache:
 
     def _allocate_kv_heads(self, batch_size: int) -> dict[int, tuple[KVHeads, ...]]:
         info = self.layout.info
-        reach = max(tables.schedule.capacity for tables in self._tables)
+        reach = max(tables.schedule.capacity for tables in self._compaction_tables)
         rotations: dict[tuple[Rotation, int], Rotations] = {}
         made: dict[int, tuple[KVHeads, ...]] = {}
         for group, bound in enumerate(self.layout.groups):
-            patterns = self._tables[group].patterns
+            patterns = self._compaction_tables[group].patterns
             for depth, heads in bound.heads.items():
                 layer = info.growing[depth]
                 shape = (batch_size, len(heads), bound.schedule.capacity)

@@ -60,7 +60,7 @@ class GatherPlan:
 
 
 @final
-class HeadGroup:
+class GroupState:
     """Counts and positions of one sequence in the KV heads that share one schedule.
 
     The key in slot s stands at position `origin + s`. Models use slots (0 .. capacity - 1) as
@@ -69,7 +69,7 @@ class HeadGroup:
     """
 
     def __init__(self, tables: CompactionTables) -> None:
-        self._tables = tables
+        self._compaction_tables = tables
         self.schedule = tables.schedule
         self.state = self.schedule.start()
         self.origin = 0
@@ -116,7 +116,7 @@ class HeadGroup:
         num_saved, former_origin = self.num_saved, self.origin
         surviving = None
         if after is not before:
-            surviving = self._tables.surviving(before)
+            surviving = self._compaction_tables.surviving(before)
             original_positions = original_positions.gather(1, surviving)
             self.num_compactions += 1
         self.state, self.origin = after, origin

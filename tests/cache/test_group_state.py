@@ -1,4 +1,4 @@
-"""Counts, positions and gather plans of head groups, against plain lists of tokens."""
+"""Counts, positions and gather plans of group states, against plain lists of tokens."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.head_group import CompactionTables, GatherPlan, HeadGroup
+from lacache.cache.group_state import CompactionTables, GatherPlan, GroupState
 from lacache.cache.layer_group import LayerGroup
 from lacache.cache.layers import BoundedLayer
 from lacache.policies import Ladder
@@ -88,7 +88,7 @@ def test_gather_plans_keep_the_right_tokens_at_the_right_positions(
     schedule: Schedule, chunks: list[tuple[int, str]]
 ) -> None:
     tables = CompactionTables(schedule)
-    group, slow = HeadGroup(tables), SlowGroup(schedule)
+    group, slow = GroupState(tables), SlowGroup(schedule)
     slots = Slots(schedule, len(tables.patterns))
     for wanted, positions in chunks:
         settled = group.settled()
@@ -160,7 +160,7 @@ def test_only_slots_between_changes_are_rotated(
     schedule: Schedule, positions: str, num_tokens: int
 ) -> None:
     tables = CompactionTables(schedule)
-    group = HeadGroup(tables)
+    group = GroupState(tables)
     held: list[list[tuple[int, int]]] = [[] for _ in tables.patterns]
     for token in range(num_tokens):
         first = first_position(group.settled(), positions, token // 5)
