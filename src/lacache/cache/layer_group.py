@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lacache.cache.group_state import CompactionTables, GroupState
 from lacache.errors import UnsupportedOperationError
-from lacache.models.rotary import Rotation, Tables
+from lacache.models.rotary import RotaryTables, Rotation
 from lacache.policies.kept import KeptTokens, kept_after
 from lacache.policies.schedule import Schedule, State
 
@@ -41,7 +41,7 @@ class LayerGroup:
         self._group_state = GroupState(self._compaction_tables)
         # Brought up to date by `kept` only, as no forward needs it.
         self._kept = KeptTokens(schedule)
-        self._rotations: dict[tuple[int, Rotation], Tables] = {}
+        self._rotations: dict[tuple[int, Rotation], RotaryTables] = {}
         self._forward: _Forward | None = None
 
     @property
@@ -173,7 +173,9 @@ class LayerGroup:
         moved = rotation.rotate(keys[:, :, :num_moved], tables)
         return torch.cat([moved, keys[:, :, num_moved:]], dim=-2)
 
-    def _rotary_tables(self, pattern: int, rotation: Rotation, device: torch.device) -> Tables:
+    def _rotary_tables(
+        self, pattern: int, rotation: Rotation, device: torch.device
+    ) -> RotaryTables:
         """Return rotary tables up to the last slot that has moved; computed once a compaction."""
         found = self._rotations.get((pattern, rotation))
         if found is None:

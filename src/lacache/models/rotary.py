@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lacache.errors import UnsupportedModelError
 
-Tables = tuple[Tensor, Tensor]
+RotaryTables = tuple[Tensor, Tensor]
 """cos and sin, each [1, N, d] in float32, with the model's attention scaling taken out."""
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -36,7 +36,7 @@ class Rotation:
         self._apply = _apply_function(rotary)
         self._leading = leading
 
-    def tables(self, shifts: Tensor) -> Tables:
+    def tables(self, shifts: Tensor) -> RotaryTables:
         """Return the tables that move keys by `shifts` [N] positions, which may be negative."""
         probe = torch.empty(0, dtype=torch.float32, device=shifts.device)
         origin_cos, _ = self._rotary(probe, position_ids=shifts.new_zeros(1, 1), **self._arguments)
@@ -44,7 +44,7 @@ class Rotation:
         # At position 0 the cosine is the attention scaling, which stored keys already include.
         return cos / origin_cos, sin / origin_cos
 
-    def rotate(self, keys: Tensor, tables: Tables) -> Tensor:
+    def rotate(self, keys: Tensor, tables: RotaryTables) -> Tensor:
         """Return keys [B, H, N, D] moved by the shifts of `tables`, rounded once to their type."""
         wide = keys.float()
         if self._leading:

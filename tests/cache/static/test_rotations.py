@@ -12,7 +12,7 @@ from lacache.cache.static.kv_heads import TorchCompactionOps
 from lacache.cache.static.rotations import Rotations
 from lacache.errors import UnsupportedModelError
 from lacache.models.model_info import GrowingLayer, model_info
-from lacache.models.rotary import Rotation, Tables
+from lacache.models.rotary import RotaryTables, Rotation
 from tests.cache.tiny_models import FAMILIES, tiny_model
 from tests.models.rotary_functions import MODULES, SIZE, random_rotation
 
@@ -70,7 +70,7 @@ def test_whatever_the_model_takes_for_pairs(name: str) -> None:
 class Made(torch.nn.Module):
     """A rotary embedding; the function is looked up beside it."""
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> Tables:
+    def forward(self, x: Tensor, position_ids: Tensor) -> RotaryTables:
         angles = position_ids[..., None] * torch.linspace(0.1, 1.0, SIZE)
         return angles.cos(), angles.sin()
 

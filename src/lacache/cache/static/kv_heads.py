@@ -9,7 +9,7 @@ from torch import Tensor
 from lacache.cache.group_state import GatherPlan
 from lacache.cache.static.buffers import Buffer
 from lacache.cache.static.rotations import Rotations
-from lacache.models.rotary import Tables
+from lacache.models.rotary import RotaryTables
 
 
 class CompactionOps(ABC):
@@ -78,7 +78,7 @@ class KVHeads:
     rotations: Rotations | None
     ops: CompactionOps
 
-    def apply(self, batch_slot: int, plan: GatherPlan, tables: Tables | None) -> None:
+    def apply(self, batch_slot: int, plan: GatherPlan, tables: RotaryTables | None) -> None:
         """Apply a gather plan to one batch slot; `tables` rotate the slots `plan.to_rotate`."""
         start, stop = plan.to_rotate[self.pattern]
         if self.unrotated_keys is not None:

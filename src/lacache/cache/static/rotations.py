@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lacache.errors import UnsupportedModelError
-from lacache.models.rotary import Rotation, Tables
+from lacache.models.rotary import RotaryTables, Rotation
 
 
 @final
@@ -39,14 +39,14 @@ class Rotations:
         """For each of the D numbers of a key, the index of its partner [D]."""
         self._cosines, self._sines = self._compute(torch.arange(-reach, reach + 1, device=device))
 
-    def tables(self, shifts: Tensor) -> Tables:
+    def tables(self, shifts: Tensor) -> RotaryTables:
         """Return cosines and signed sines, each [N, D], for `shifts` [N] on the CPU."""
         if len(shifts) and int(shifts.abs().max()) > self._reach:
             return self._compute(shifts.to(self._device))
         indices = (shifts + self._reach).to(self._device)
         return self._cosines[indices], self._sines[indices]
 
-    def _compute(self, shifts: Tensor) -> Tables:
+    def _compute(self, shifts: Tensor) -> RotaryTables:
         cos, sin = self._rotation.tables(shifts)
         ones = torch.ones(1, 1, len(shifts), self._size, device=self._device)
         cosines = self._rotation.rotate(ones, (cos, torch.zeros_like(sin)))

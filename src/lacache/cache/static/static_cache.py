@@ -26,7 +26,7 @@ from lacache.cache.static.rotations import Rotations
 from lacache.cache.static.sequence_state import SequenceState
 from lacache.common.validation import physical_bytes
 from lacache.errors import ConfigError
-from lacache.models.rotary import Rotation, Tables
+from lacache.models.rotary import RotaryTables, Rotation
 
 
 @final
@@ -166,7 +166,7 @@ class StaticKVCache:
 
     def apply(self, batch_slot: int, group: int, plan: GatherPlan) -> None:
         """Apply a gather plan to every layer of a head group."""
-        tables: dict[tuple[int, int], Tables] = {}
+        tables: dict[tuple[int, int], RotaryTables] = {}
         if plan.surviving is not None:
             plan = replace(plan, surviving=plan.surviving.to(self.device))
         for kv_heads in self.all_kv_heads():

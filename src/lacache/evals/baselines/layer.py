@@ -9,7 +9,7 @@ from lacache.cache.layers import EvictingLayer
 from lacache.errors import UnsupportedModelError, UnsupportedOperationError
 from lacache.evals.baselines.counts import TokenCounts
 from lacache.evals.baselines.policy import AttentionPolicy, KeyPolicy, ScoredPolicy, best
-from lacache.models.rotary import Rotation, Tables
+from lacache.models.rotary import RotaryTables, Rotation
 
 
 @final
@@ -39,7 +39,7 @@ class ScoredLayer(EvictingLayer):
         self._original: Tensor | None = None  # positions and token numbers [2, H, N]
         self._next = (0, 0)
         self._is_open = False
-        self._tables: tuple[int, Tables] | None = None
+        self._tables: tuple[int, RotaryTables] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start empty, with the shapes, type and device of the first keys and values."""
@@ -185,7 +185,7 @@ class ScoredLayer(EvictingLayer):
         return torch.cat([moved, keys[:, :, num_moved:]], dim=-2)
 
 
-def _tables_to(origin: int, original: Tensor, rotation: Rotation) -> Tables:
+def _tables_to(origin: int, original: Tensor, rotation: Rotation) -> RotaryTables:
     """Return tables from positions [H, N] to slots, up to the last slot moved in any head."""
     slots = torch.arange(original.shape[-1], device=original.device)
     shifts = origin + slots - original
