@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lacache.cache.group_state import CompactionTables, GroupState
+from lacache.cache.sequence_state import CompactionTables, GroupState
 from lacache.errors import UnsupportedOperationError
 from lacache.models.rotary import RotaryTables, Rotation
 from lacache.policies.kept import KeptTokens, kept_after

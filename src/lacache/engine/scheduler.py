@@ -6,7 +6,7 @@ from typing import NamedTuple, final
 
 from torch import Tensor
 
-from lacache.cache.static.sequence_state import SequenceState
+from lacache.cache.sequence_state import SequenceState
 from lacache.cache.static.sequence_tensors import restore_sequence
 from lacache.engine.runner import Runner
 from lacache.engine.sampler import SamplerState

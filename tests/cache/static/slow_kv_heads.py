@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lacache.cache.group_state import CompactionTables, GatherPlan, GroupState
+from lacache.cache.sequence_state import CompactionTables, GatherPlan, GroupState
 from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer
 from lacache.cache.static.kv_heads import CompactionOps, KVHeads
 from lacache.cache.static.rotations import Rotations

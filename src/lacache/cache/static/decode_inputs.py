@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lacache.cache.static.sequence_state import SequenceState
+from lacache.cache.sequence_state import SequenceState
 
 
 @final

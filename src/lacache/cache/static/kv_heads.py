@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from lacache.cache.group_state import GatherPlan
+from lacache.cache.sequence_state import GatherPlan
 from lacache.cache.static.buffers import Buffer
 from lacache.cache.static.rotations import Rotations
 from lacache.models.rotary import RotaryTables

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from lacache.cache.group_state import CompactionTables, GatherPlan
+from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
 from lacache.cache.static.attention import Attend
 from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer, RingBuffer
 from lacache.cache.static.decode_inputs import DecodeInputs
@@ -23,7 +23,6 @@ from lacache.cache.static.layers import (
 )
 from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.rotations import Rotations
-from lacache.cache.static.sequence_state import SequenceState
 from lacache.common.validation import physical_bytes
 from lacache.errors import ConfigError
 from lacache.models.rotary import RotaryTables, Rotation

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.group_state import CompactionTables, GatherPlan, GroupState
 from lacache.cache.layer_group import LayerGroup
 from lacache.cache.layers import BoundedLayer
+from lacache.cache.sequence_state import CompactionTables, GatherPlan, GroupState
 from lacache.policies import Ladder
 from lacache.policies.schedule import Schedule, State
 from tests.cache.static.policy_strategies import schedules
