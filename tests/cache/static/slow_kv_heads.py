@@ -5,8 +5,7 @@ from torch import Tensor
 
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, GroupState
 from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer
-from lacache.cache.static.kv_heads import CompactionOps, KVHeads
-from lacache.cache.static.rotations import Rotations
+from lacache.cache.static.kv_heads import CompactionOps, KVHeads, Rotations
 from lacache.models.model_info import model_info
 from lacache.models.rotary import Rotation
 from lacache.policies import Ladder, Schedule, Streaming

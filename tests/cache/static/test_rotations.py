@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.static.kv_heads import TorchCompactionOps
-from lacache.cache.static.rotations import Rotations
+from lacache.cache.static.kv_heads import Rotations, TorchCompactionOps
 from lacache.errors import UnsupportedModelError
 from lacache.models.model_info import GrowingLayer, model_info
 from lacache.models.rotary import RotaryTables, Rotation

@@ -13,7 +13,7 @@ from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceS
 from lacache.cache.static.attention import Attend
 from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer, RingBuffer
 from lacache.cache.static.decode_inputs import DecodeInputs
-from lacache.cache.static.kv_heads import CompactionOps, KVHeads, TorchCompactionOps
+from lacache.cache.static.kv_heads import CompactionOps, KVHeads, Rotations, TorchCompactionOps
 from lacache.cache.static.layers import (
     CausalMasks,
     DecodeLayer,
@@ -22,7 +22,6 @@ from lacache.cache.static.layers import (
     PrefillRingLayer,
 )
 from lacache.cache.static.layout import CacheLayout
-from lacache.cache.static.rotations import Rotations
 from lacache.common.validation import physical_bytes
 from lacache.errors import ConfigError
 from lacache.models.rotary import RotaryTables, Rotation
