@@ -37,7 +37,7 @@ from transformers import DynamicCache
 
 from lacache.common.records import Record, environment, write_record
 from lacache.corpora import load_document
-from lacache.engine.cpu.arithmetic import has_arithmetic
+from lacache.engine.cpu.linear import has_arithmetic
 from lacache.engine.engine import Engine
 from lacache.engine.session import Session
 from lacache.evals.plots import drawing

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lacache.common.packages import quiet_imports
 from lacache.common.validation import validate_weights
-from lacache.engine.cpu.arithmetic import linear_for
-from lacache.engine.cpu.linear import kernel_product
+from lacache.engine.cpu.kernels import kernel_product
+from lacache.engine.cpu.linear import linear_for
 
 _FEW = 16
 """Most tokens for which torch's int8 product is faster than converting the weights first."""

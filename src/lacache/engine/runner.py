@@ -17,8 +17,7 @@ from lacache.cache.static.attention import Attend, fused
 from lacache.cache.static.layers import GroupedLayer
 from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.static_cache import StaticKVCache
-from lacache.engine.cpu.attention import for_one_token
-from lacache.engine.cpu.compaction import KernelCompactionOps
+from lacache.engine.cpu.kernels import KernelCompactionOps, for_one_token
 from lacache.engine.cpu.linear import use_cpu_linear
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model

@@ -9,7 +9,7 @@ from lacache.cache.static.buffers import KV_DTYPES
 from lacache.cache.static.kv_heads import TorchCompactionOps
 from lacache.cache.static.sequence_tensors import export_sequence, restore_sequence
 from lacache.engine.cpu.build import load_kernels
-from lacache.engine.cpu.compaction import KernelCompactionOps
+from lacache.engine.cpu.kernels import KernelCompactionOps
 from lacache.engine.runner import Runner
 from lacache.policies import Ladder
 from tests.cache.static.slow_kv_heads import POSITIONS, TIGHT, follow

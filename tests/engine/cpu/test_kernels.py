@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lacache import Engine
 from lacache.engine.cpu.build import load_kernels
-from lacache.engine.cpu.linear import kernel_product
+from lacache.engine.cpu.kernels import kernel_product
 from lacache.engine.int8 import Int8Linear, quantize_weights
 from lacache.policies import Ladder
 from tests.cache.tiny_models import random_ids, tiny_model

@@ -1,1 +1,5 @@
-"""Kernels for one token and for compactions on CPU, compiled once (docs/adr/0013)."""
+"""What the engine computes in another way on CPU.
+
+`linear` replaces linear layers. `kernels` calls the operators of kernels.cpp, which `build`
+compiles once (docs/adr/0013).
+"""

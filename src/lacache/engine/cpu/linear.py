@@ -1,8 +1,8 @@
 """Linear layers on a CPU.
 
-One token is the product of a matrix and a vector: `linear` takes it through a library for products
-of matrices, at two thirds of the speed of `torch.mv`, and at a third of that of the kernel. Several
-are one of matrices, in float32 where the processor has no arithmetic for the weights' type.
+For one token, `nn.functional.linear` calls a library for products of matrices: two thirds of the
+speed of `torch.mv`, and a third of that of the kernel. For several tokens it is the fastest, but
+for 16-bit weights on a processor without 16-bit arithmetic, where float32 is faster.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,27 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from lacache.engine.cpu.arithmetic import linear_for
+from lacache.engine.cpu.kernels import TYPES, kernel_product
 
-TYPES = (torch.float32, torch.bfloat16)
-"""Of weights and states that the kernels take."""
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(states [..., I], weight [O, I], bias [O] or None) -> [..., O]."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """(weight [O, I], vector [I]) -> [O], in the vector's type."""
 
+_HALVES = (torch.bfloat16, torch.float16)
+_BLOCK = 2**20
+"""Weights that are converted at once: as many as a processor's own caches hold."""
+
 
 @final
 class CpuLinear(nn.Module):
-    """An `nn.Linear`, in the quickest way for what it is given."""
+    """An `nn.Linear` by the fastest product for its number of tokens.
+
+    Args:
+        linear: the layer, whose weights are shared.
+        product: the product for one token; None takes that for several.
+    """
 
     def __init__(self, linear: nn.Linear, product: Product | None) -> None:
         super().__init__()
@@ -32,7 +41,7 @@ class CpuLinear(nn.Module):
         self._linear = linear_for(linear.weight.dtype)
 
     def forward(self, states: Tensor) -> Tensor:
-        """States [B, Q, I] to [B, Q, O]."""
+        """Map hidden states [B, Q, I] to [B, Q, O]."""
         if self._product is None or states.numel() != states.shape[-1]:
             return self._linear(states, self.weight, self.bias)
         product = self._product(self.weight, states.reshape(-1)).view(*states.shape[:-1], -1)
@@ -40,13 +49,13 @@ class CpuLinear(nn.Module):
 
 
 def use_cpu_linear(module: nn.Module, *, alone: bool, kernels: bool) -> None:
-    """Put it in the place of every plain linear layer without hooks.
+    """Replace every plain linear layer without hooks by a `CpuLinear`.
 
     Args:
-        module: of the engine's own model.
-        alone: whether one token comes as a vector; else as any other number of tokens, so that a
-            row in a batch is computed as its neighbours are.
-        kernels: whether they are loaded, for the layers whose weights they take.
+        module: of the engine's private model.
+        alone: whether there is one batch slot. With more, one token is computed like several, so
+            that a sequence does not depend on its neighbours.
+        kernels: whether the kernels are loaded, for layers whose weights they take.
     """
     for name, child in module.named_children():
         if type(child) is nn.Linear and not (child._forward_hooks or child._forward_pre_hooks):
@@ -57,7 +66,33 @@ def use_cpu_linear(module: nn.Module, *, alone: bool, kernels: bool) -> None:
             use_cpu_linear(child, alone=alone, kernels=kernels)
 
 
-def kernel_product(weight: Tensor, vector: Tensor) -> Tensor:
-    """Weight [O, I], in int8 too, times vector [I]; multiplied and added up in float32."""
-    product: Tensor = torch.ops.lacache.product(weight, vector.float())
-    return product.to(vector.dtype)
+def has_arithmetic(dtype: torch.dtype) -> bool:
+    """Whether torch has fast products of a type on this CPU.
+
+    Processors with AVX2 and no AVX512 have no 16-bit arithmetic that torch uses; there it falls
+    back to loops that are ten times slower than float32.
+    """
+    return dtype not in _HALVES or torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
+def linear_for(dtype: torch.dtype) -> Linear:
+    """Return the fastest product of many tokens with weights of a type."""
+    return nn.functional.linear if has_arithmetic(dtype) else widened_linear
+
+
+def widened_linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute `linear` in float32, block by block of the weights; round once, to the states' type.
+
+    Args:
+        states: [..., I].
+        weight: [O, I].
+        bias: [O], or None.
+
+    Returns:
+        [..., O].
+    """
+    wide = states.float()
+    rows = max(1, _BLOCK // weight.shape[1])
+    blocks = [nn.functional.linear(wide, block.float()) for block in torch.split(weight, rows)]
+    product = torch.cat(blocks, dim=-1) if len(blocks) > 1 else blocks[0]
+    return (product if bias is None else product + bias.float()).to(states.dtype)

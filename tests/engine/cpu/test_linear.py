@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lacache.engine.cpu import arithmetic
-from lacache.engine.cpu.arithmetic import has_arithmetic, linear_for, widened_linear
+from lacache.engine.cpu import linear
+from lacache.engine.cpu.linear import has_arithmetic, linear_for, widened_linear
 from lacache.policies import Ladder
 from tests.cache.tiny_models import tiny_model
 from tests.engine.ragged import Ragged, new_runner
@@ -32,7 +32,7 @@ def test_any_product_is_rounded_once(
     weight = torch.randn(outputs, size, generator=generator).to(dtype)
     added = torch.randn(outputs, generator=generator).to(dtype) if bias else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arithmetic, "_BLOCK", block)
+        patch.setattr(linear, "_BLOCK", block)
         found = widened_linear(states, weight, added)
     assert found.dtype is dtype
     exact = states.double() @ weight.double().T + (added.double() if added is not None else 0.0)
