@@ -8,8 +8,7 @@ import torch
 from lacache import Engine, LaCache, Ladder, stream
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
-from lacache.engine.detokenizer import Detokenizer
-from lacache.engine.stop import eos_token_ids
+from lacache.engine.detokenizer import Detokenizer, eos_token_ids
 from lacache.models import load_model
 from lacache.models.decoder import cache_argument
 

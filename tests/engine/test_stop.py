@@ -5,8 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lacache.engine.detokenizer import Detokenizer
-from lacache.engine.stop import StopStrings, eos_token_ids
+from lacache.engine.detokenizer import Detokenizer, StopStrings, eos_token_ids
 from lacache.errors import ConfigError
 from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 

@@ -30,8 +30,8 @@ from lacache.cli.options import (
 from lacache.cli.preflight import validate_loading, validate_memory
 from lacache.cli.process import interruptible
 from lacache.cli.terminal import validate_text
+from lacache.engine.detokenizer import Detokenizer, StopStrings, eos_token_ids
 from lacache.engine.sampling import Sampling
-from lacache.engine.stop import StopStrings
 from lacache.errors import ConfigError, InputError
 from lacache.policies import DEFAULT_POLICY
 
@@ -110,7 +110,6 @@ def chat(
 
     from lacache.engine.chat_template import ChatTemplate
     from lacache.engine.conversation import Conversation
-    from lacache.engine.stop import eos_token_ids
     from lacache.models import load_model
 
     loaded = load_model(model, dtype=dtype, threads=threads)
@@ -188,7 +187,6 @@ class _Chat:
             typer.echo(_HELP)
 
     def _answer(self, message: str) -> None:
-        from lacache.engine.detokenizer import Detokenizer
 
         text, stops = Detokenizer(self._tokenizer), StopStrings(self._stops)
         with interruptible() as stopped:

@@ -30,8 +30,8 @@ from lacache.cli.options import (
 from lacache.cli.output import format_bytes, report_record
 from lacache.cli.preflight import validate_loading, validate_memory
 from lacache.cli.terminal import read_prompt
+from lacache.engine.detokenizer import StopStrings
 from lacache.engine.sampling import Sampling
-from lacache.engine.stop import StopStrings
 from lacache.errors import InputError
 from lacache.policies import DEFAULT_POLICY
 

@@ -9,9 +9,8 @@ import typer
 
 from lacache.cli.process import interruptible
 from lacache.cli.terminal import prefill_bar
-from lacache.engine.detokenizer import Detokenizer
+from lacache.engine.detokenizer import Detokenizer, StopStrings, eos_token_ids
 from lacache.engine.generator import TextGenerator
-from lacache.engine.stop import StopStrings, eos_token_ids
 from lacache.models import LoadedModel
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from lacache.cache import HookedCache
 from lacache.common.records import Record
-from lacache.engine.stop import eos_token_ids
+from lacache.engine.detokenizer import eos_token_ids
 from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.monitor import CacheMonitor, open_monitored
 from lacache.evals.runs import Protocol

@@ -9,13 +9,12 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from lacache.engine.detokenizer import Detokenizer
+from lacache.engine.detokenizer import Detokenizer, StopStrings
 from lacache.engine.sampler import Sampler, TokenLogprobs
 from lacache.engine.sampling import Sampling
 from lacache.engine.scheduler import Scheduler
 from lacache.engine.sequence import Sequence
 from lacache.engine.snapshot import Snapshot
-from lacache.engine.stop import StopStrings
 from lacache.server.prefix_cache import PrefixCache
 from lacache.server.session_store import Lease
 

@@ -7,8 +7,8 @@ from typing import final
 from starlette.concurrency import run_in_threadpool
 from torch import Tensor
 
+from lacache.engine.detokenizer import StopStrings
 from lacache.engine.sampling import Sampling
-from lacache.engine.stop import StopStrings
 from lacache.server.completion import Completion
 from lacache.server.errors import NotFoundError
 from lacache.server.metrics import Metrics, RequestMetrics

@@ -12,10 +12,10 @@ from typing import Any, final
 import uvicorn
 from filelock import FileLock, Timeout
 
+from lacache.engine.detokenizer import eos_token_ids
 from lacache.engine.engine import Engine
 from lacache.engine.snapshot import Snapshot, kind_of_version_0_1
 from lacache.engine.snapshot_file import read_header
-from lacache.engine.stop import eos_token_ids
 from lacache.errors import ConfigError, InputError
 from lacache.models.model_info import model_info
 from lacache.server.app import make_app
