@@ -187,7 +187,6 @@ class _Chat:
             typer.echo(_HELP)
 
     def _answer(self, message: str) -> None:
-
         text, stops = Detokenizer(self._tokenizer), StopStrings(self._stops)
         with interruptible() as stopped:
             for token in self._conversation.reply(message, max_new_tokens=self._max_new_tokens):

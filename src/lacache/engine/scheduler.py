@@ -40,7 +40,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self._prefilling: deque[Sequence] = deque()
-        self._abandoned: deque[Sequence] = deque()
+        self._to_abort: deque[Sequence] = deque()
 
     @property
     def num_running(self) -> int:
@@ -55,7 +55,7 @@ class Scheduler:
     @property
     def num_free(self) -> int:
         """Batch slots that no sequence has or waits for."""
-        leaving = set(self._abandoned)
+        leaving = set(self._to_abort)
         free = sum(each.slot is not None and not each.keeps_slot for each in leaving)
         waiting = sum(each not in leaving for each in self._waiting)
         return max(0, len(self._free_slots) + free - waiting)
@@ -132,16 +132,16 @@ class Scheduler:
                 return True
         return self.step()
 
-    def cancel(self, sequence: Sequence) -> None:
+    def abort(self, sequence: Sequence) -> None:
         """End a sequence early; tokens that nobody took are not part of it."""
-        sequence.cancel()
+        sequence.abort()
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         self._leave(sequence)
 
-    def abandon(self, sequence: Sequence) -> None:
-        """Cancel a sequence before the next step; safe at any time, within a step too."""
-        self._abandoned.append(sequence)
+    def abort_later(self, sequence: Sequence) -> None:
+        """Abort a sequence before the next step; safe at any time, within a step too."""
+        self._to_abort.append(sequence)
 
     def release(self, sequence: Sequence) -> None:
         """Free the batch slot of a sequence; idempotent."""
@@ -197,9 +197,9 @@ class Scheduler:
             )
 
     def _admit(self) -> None:
-        """Cancel abandoned sequences, and give free batch slots to those that wait."""
-        while self._abandoned:
-            self.cancel(self._abandoned.popleft())
+        """Abort sequences that nobody reads, and give free batch slots to those that wait."""
+        while self._to_abort:
+            self.abort(self._to_abort.popleft())
         while self._waiting and self._free_slots:
             sequence = self._waiting.popleft()
             self._take_slot(sequence)

@@ -136,7 +136,7 @@ class Sequence:
         else:
             self._finish_at_length()
 
-    def cancel(self) -> None:
+    def abort(self) -> None:
         """End now, and discard the tokens that the reader has not taken."""
         if not self.is_done:
             self.finish_reason = "closed"

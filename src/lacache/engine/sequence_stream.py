@@ -13,7 +13,7 @@ from lacache.errors import UnsupportedOperationError
 class SequenceStream(TokenStream):
     """Yields the new tokens of a sequence; taking one runs the engine until it is there.
 
-    Closing it cancels the sequence, which then consists of the prefilled part of the prompt and of
+    Closing it aborts the sequence, which then consists of the prefilled part of the prompt and of
     the yielded tokens. A stream without references is closed.
     """
 
@@ -58,9 +58,9 @@ class SequenceStream(TokenStream):
         return token
 
     def close(self) -> None:
-        """Cancel the sequence; idempotent."""
-        self._scheduler.cancel(self._sequence)
+        """Abort the sequence; idempotent."""
+        self._scheduler.abort(self._sequence)
 
     def __del__(self) -> None:
         if not self._sequence.is_done:
-            self._scheduler.abandon(self._sequence)
+            self._scheduler.abort_later(self._sequence)

@@ -105,7 +105,7 @@ Event = Started | Prefilled | Delta | Finished | Failed
 
 @final
 class Completion:
-    """A completion of a prompt, run by `EngineThread` in its thread; `cancel` is for any thread.
+    """A completion of a prompt, run by `EngineThread` in its thread; `abort` is for any thread.
 
     Its sequence starts from the longest known prefix of the prompt, or from a stored session. Its
     state goes back there at the end.
@@ -144,7 +144,7 @@ class Completion:
         self._stops = stops
         self._detokenizer = detokenizer
         self._deadline = time.monotonic() + seconds
-        self._is_cancelled = False
+        self._is_aborted = False
         self._scheduler: Scheduler | None = None
         self._new: list[int] = []
         self._pending: list[Token] = []
@@ -174,13 +174,18 @@ class Completion:
         return self._sequence.slot is not None
 
     @property
-    def is_expired(self) -> bool:
-        """Whether it was cancelled or has reached its time limit."""
-        return self._is_cancelled or time.monotonic() > self._deadline
+    def is_aborted(self) -> bool:
+        """Whether nobody reads it any more."""
+        return self._is_aborted
 
-    def cancel(self) -> None:
-        """End the sequence before the next step, and free its batch slot."""
-        self._is_cancelled = True
+    @property
+    def is_expired(self) -> bool:
+        """Whether it has reached its time limit."""
+        return time.monotonic() > self._deadline
+
+    def abort(self) -> None:
+        """Set a flag; the engine thread ends the sequence before its next step."""
+        self._is_aborted = True
 
     def start(self, scheduler: Scheduler) -> None:
         """Queue the sequence."""
@@ -203,15 +208,15 @@ class Completion:
         self._emit_text(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
         return False
 
-    def finished(self) -> Finished:
+    def last_event(self) -> Finished:
         """Return the last event of a completion that `advance` has brought to its end."""
         is_stop = self._stops.found is not None or self._sequence.finish_reason == "eos"
         return Finished("stop" if is_stop else "length", self.num_new, tuple(self._pending))
 
-    def store(self) -> Callable[[], None] | None:
+    def finish(self) -> Callable[[], None] | None:
         """End the sequence, store its state, and free its batch slot.
 
-        A sequence that was cut amid its prompt is not stored: a request without a reply leaves its
+        A sequence that ends amid its prompt is not stored: a request without a reply leaves its
         session unchanged.
 
         Returns:
@@ -220,7 +225,7 @@ class Completion:
         sequence, scheduler = self._sequence, self._scheduler
         assert scheduler is not None  # started before
         was_decoding = sequence.slot is not None and len(sequence.to_prefill) == 0
-        scheduler.cancel(sequence)
+        scheduler.abort(sequence)
         try:
             if not was_decoding:
                 return None
@@ -241,19 +246,15 @@ class Completion:
     def discard(self) -> None:
         """End the sequence without storing its state, and free its batch slot."""
         assert self._scheduler is not None  # started before
-        self._scheduler.cancel(self._sequence)
+        self._scheduler.abort(self._sequence)
         self._scheduler.release(self._sequence)
 
-    def end(self, event: Finished | Failed) -> None:
-        """Emit the last event; from any thread."""
-        # At once, since the client may send its next request to the session.
-        self.close()
-        self.emit(event)
-
-    def close(self) -> None:
-        """Let other requests use the session."""
+    def emit_last(self, event: Finished | Failed) -> None:
+        """Let other requests use the session, and emit the last event; from any thread."""
+        # In this order, since the client may send its next request to the session at once.
         if isinstance(self._origin, Lease):
             self._origin.close()
+        self.emit(event)
 
     def _find_snapshot(self) -> Snapshot | None:
         if isinstance(self._origin, Lease):

@@ -12,7 +12,12 @@ from typing import final
 from lacache.engine.engine import Engine
 from lacache.errors import InputError
 from lacache.server.completion import Completion, Failed, Finished
-from lacache.server.errors import QueueFullError, RequestTimeoutError, ShutdownError
+from lacache.server.errors import (
+    QueueFullError,
+    RequestAbortedError,
+    RequestTimeoutError,
+    ShutdownError,
+)
 
 
 @final
@@ -87,13 +92,14 @@ class EngineThread:
             for completion in completions:
                 self._inbox.put(completion)
 
-    def forget(self, completions: list[Completion]) -> None:
-        """Cancel accepted completions that nobody reads any more; once, from any thread.
+    def abort(self, completions: list[Completion]) -> None:
+        """Abort accepted completions that nobody reads any more; once, from any thread.
 
-        Until then they count as open, so that slow readers bound the number of unread events.
+        Until then they count as open, so that slow readers bound the number of unread events. It
+        changes nothing for those that have finished.
         """
         for completion in completions:
-            completion.cancel()
+            completion.abort()
         with self._lock:
             self._num_open -= len(completions)
 
@@ -114,7 +120,9 @@ class EngineThread:
         while self._goes_on():
             self._receive()
             for completion in list(self._active):
-                if completion.is_expired:
+                if completion.is_aborted:
+                    self._finish(completion, RequestAbortedError())
+                elif completion.is_expired:
                     self._finish(completion, RequestTimeoutError())
             self._step()
         for completion in list(self._active):
@@ -122,7 +130,7 @@ class EngineThread:
         while not self._inbox.empty():
             left = self._inbox.get()
             if left is not None:
-                left.end(Failed(ShutdownError()))
+                left.emit_last(Failed(ShutdownError()))
 
     @property
     def _is_idle(self) -> bool:
@@ -167,21 +175,21 @@ class EngineThread:
         # What failed may fail again; the other completions go on.
         with suppress(Exception):
             completion.discard()
-        completion.end(Failed(error, completion.num_new))
+        completion.emit_last(Failed(error, completion.num_new))
 
     def _finish(self, completion: Completion, error: Exception | None) -> None:
-        """Store the state of a completion, and end it; with an error if it was cut."""
+        """Store the state of a completion, and end it; with an error if it ends early."""
         self._active.remove(completion)
         event: Finished | Failed = (
-            completion.finished() if error is None else Failed(error, completion.num_new)
+            completion.last_event() if error is None else Failed(error, completion.num_new)
         )
         try:
-            save = completion.store()
+            save = completion.finish()
         except Exception as reason:
-            completion.end(Failed(reason, completion.num_new))
+            completion.emit_last(Failed(reason, completion.num_new))
             return
         if save is None:
-            completion.end(event)
+            completion.emit_last(event)
         else:
             self._saver.submit(self._save, save, completion, event)
 
@@ -192,4 +200,4 @@ class EngineThread:
             save()
         except Exception as error:
             event = Failed(error, completion.num_new)
-        completion.end(event)
+        completion.emit_last(event)

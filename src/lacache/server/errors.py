@@ -31,6 +31,16 @@ class QueueFullError(ServerError):
         super().__init__(f"the queue is full; retry in {self.retry_after} s")
 
 
+class RequestAbortedError(ServerError):
+    """The client disconnected, or another completion of the request failed."""
+
+    # The status that nginx logs for it; no client receives it.
+    status, kind = 499, "request_aborted"
+
+    def __init__(self) -> None:
+        super().__init__("the request was aborted, since nobody reads its response any more")
+
+
 class RequestTimeoutError(ServerError):
     """A sequence reached the server's time limit."""
 

@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from lacache.server.completion import Delta, Event, Failed, Finished, Prefilled, Started
+from lacache.server.errors import RequestAbortedError, RequestTimeoutError, ShutdownError
 from lacache.server.served_model import ServedModel
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -36,7 +37,8 @@ class Metrics:
         )
         self.finished_sequences = self._counter(
             "lacache_finished_sequences",
-            'Sequences that ended, by reason: "stop", "length" or "cut".',
+            'Sequences that ended, by reason: "stop", "length", "abort" (the client disconnected), '
+            '"timeout", "shutdown" or "error".',
             "model",
             "reason",
         )
@@ -88,13 +90,25 @@ class RequestMetrics:
             self._has_text = True
             metrics.first_token.labels(model).observe(self._seconds())
         elif isinstance(event, Finished | Failed):
-            reason = event.reason if isinstance(event, Finished) else "cut"
+            reason = event.reason if isinstance(event, Finished) else _reason(event.error)
             metrics.generated_tokens.labels(model).inc(event.num_new)
             metrics.finished_sequences.labels(model, reason).inc()
             metrics.sequence.labels(model).observe(self._seconds())
 
     def _seconds(self) -> float:
         return time.monotonic() - self._start
+
+
+_REASONS: dict[type[Exception], str] = {
+    RequestAbortedError: "abort",
+    RequestTimeoutError: "timeout",
+    ShutdownError: "shutdown",
+}
+
+
+def _reason(error: Exception) -> str:
+    """Return why a completion failed, for a label."""
+    return _REASONS.get(type(error), "error")
 
 
 _GAUGES: dict[str, tuple[str, Callable[[ServedModel], int]]] = {

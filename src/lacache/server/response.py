@@ -25,7 +25,7 @@ from lacache.server.schemas import Json, TextRequest
 
 @final
 class CompletionResponse:
-    """Collects the events of a request's completions; `cancel` must be called at the end.
+    """Collects the events of a request's completions; `abort` must be called at the end.
 
     Args:
         request: the request.
@@ -71,10 +71,10 @@ class CompletionResponse:
         thread.submit(completions)
         self._thread, self._completions = thread, completions
 
-    def cancel(self) -> None:
-        """End the completions that still run; idempotent."""
+    def abort(self) -> None:
+        """Abort the completions that still run; idempotent."""
         if self._thread is not None:
-            self._thread.forget(self._completions)
+            self._thread.abort(self._completions)
             self._thread = None
 
     async def body(self) -> Json:

@@ -158,7 +158,7 @@ def inspector_routes(service: Service) -> APIRouter:
 async def _respond(
     service: Service, body: CompletionRequest | ChatRequest, request: Request
 ) -> Response:
-    """Generate for one request; a client that disconnects cancels it and frees its batch slots."""
+    """Generate for one request; if the client disconnects, abort it."""
     response = await service.start(body)
     if body.stream:
         return _EventStream(response)
@@ -170,23 +170,23 @@ async def _respond(
         return JSONResponse(answer.result())
     finally:
         answer.cancel()
-        response.cancel()
+        response.abort()
 
 
 @final
 class _EventStream(StreamingResponse):
-    """A response as server-sent events, cancelled when its client disconnects."""
+    """A response as server-sent events, aborted when its client disconnects."""
 
     def __init__(self, response: CompletionResponse) -> None:
         super().__init__(_events(response.chunks()), media_type="text/event-stream")
         self._response = response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; cancel also if the client disconnects before the first one."""
+        """Send the events; abort also if the client disconnects before the first one."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._response.cancel()
+            self._response.abort()
 
 
 async def _events(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:

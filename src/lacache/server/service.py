@@ -86,7 +86,7 @@ class Service:
         return all(model.thread.is_alive for model in self.models.values())
 
     async def start(self, request: CompletionRequest | ChatRequest) -> CompletionResponse:
-        """Start the completions of a request; the caller must cancel the response at the end.
+        """Start the completions of a request; the caller must abort the response at the end.
 
         Raises:
             InputError: the prompt or n is refused.
