@@ -192,21 +192,26 @@ def test_unknown_models_and_paths(running: tuple[Service, str], openai: OpenAI) 
     assert "JSON" in answer.json()["error"]["message"]
 
 
-def test_disconnecting_frees_the_batch_slot(running: tuple[Service, str], openai: OpenAI) -> None:
-    one, address = running
-    for _ in range(3):
-        stream = openai.completions.create(
-            model=NAME, prompt=PROMPT, max_tokens=100_000, temperature=0, stream=True
-        )
-        next(iter(stream))
-        stream.close()
-    body = {"prompt": PROMPT, "max_tokens": 100_000, "temperature": 0}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{address}/v1/completions", json=body, timeout=0.3)
-    until = time.monotonic() + 20
-    while one.model(None).thread.num_open and time.monotonic() < until:
-        time.sleep(0.05)
-    assert one.model(None).thread.num_open == 0
+def test_a_disconnect_aborts_the_request_and_frees_its_batch_slot() -> None:
+    with service(is_endless=True) as one, listening(one) as address, client(address) as openai:
+        thread = one.model(None).thread
+        settings: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 100_000, "temperature": 0}
+        for _ in range(3):
+            stream = openai.completions.create(**settings, stream=True)
+            next(iter(stream))
+            stream.close()
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/v1/completions", json=settings, timeout=0.3)
+        # A sequence that is not aborted runs for minutes.
+        until = time.monotonic() + 20
+        while (thread.num_running or thread.num_waiting) and time.monotonic() < until:
+            time.sleep(0.05)
+        left = (thread.num_running, thread.num_waiting, thread.num_open)
+        metrics = httpx.get(f"{address}/metrics").text
+        # Else the server would wait for what still runs.
+        thread.close()
+        assert left == (0, 0, 0)
+        assert f'lacache_finished_sequences_total{{model="{NAME}",reason="abort"}} 4.0' in metrics
 
 
 def test_a_full_queue_returns_429() -> None:
