@@ -12,5 +12,9 @@ A request passes through these modules, in this order:
   them (`metrics`).
 - `prefix_cache` and `session_store`: keep the state of sequences between requests.
 
+A client that disconnects: `routes` abort the `response`, which aborts its completions by
+`engine_thread`; that thread finishes each `completion` before its next step, and the engine's
+scheduler frees the batch slot.
+
 `start` builds a service from engines and `settings`, and runs it at an address.
 """
