@@ -190,6 +190,6 @@ class LayerGroup:
         if self._forward is None:
             raise UnsupportedOperationError(
                 "the cache was updated outside of its model's forward; call the model that it "
-                "was made for, or make a new cache with LaCache.from_model(model)"
+                "was made for, or make a new cache with LaCache(model, budget=512)"
             )
         return self._forward

@@ -56,7 +56,7 @@ def find_attention(module: nn.Module, implementation: str) -> Attend:
     if eager is None:
         raise UnsupportedModelError(
             f"{type(module).__module__} has no eager_attention_forward, so how it attends is "
-            "unknown; use LaCache.from_model and lacache.stream with this model"
+            "unknown; use LaCache(model, budget=512) and lacache.stream with this model"
         )
 
     def attend(
