@@ -467,7 +467,7 @@ def test_a_long_text_stays_quick(browser: Browser, address: str) -> None:
         route.fulfill(json=told)
 
     def chat(route: Route) -> None:
-        told = [{"prompt": [" word"] * read}, {"seen": 0, "reused": 0}, {"read": read}]
+        told = [{"prompt": [" word"] * read}, {"seen": 0, "reused": 0}, {"prefilled": read}]
         told += [{"new": [" new"]}] * new
         lines = [json.dumps({"choices": [], "lacache": one}) for one in told]
         said = json.dumps({"choices": [{"delta": {"content": "x"}}]})

@@ -135,7 +135,7 @@ def _inspector_record(event: Event) -> Json:
         case Started(num_seen, num_reused):
             return {"seen": num_seen, "reused": num_reused}
         case Prefilled(num_tokens):
-            return {"read": num_tokens}
+            return {"prefilled": num_tokens}
         case Delta(_, tokens) | Finished(_, _, tokens) if tokens:
             return {"new": [token.text for token in tokens]}
     return {}

@@ -127,14 +127,14 @@ async function receive(messages, answer) {
   }
 }
 
-function updateState({ prompt, seen, reused, read, new: generated }) {
+function updateState({ prompt, seen, reused, prefilled, new: generated }) {
   if (prompt) state.prompt(prompt);
   if (seen !== undefined) {
     state.start(seen);
     setStatus(`Prefill: ${plural(reused, "token")} from the prefix cache.`);
   }
-  if (read) {
-    state.prefill(read);
+  if (prefilled) {
+    state.prefill(prefilled);
     setStatus(`Prefill: ${number(state.seen)} of ${plural(state.texts.length, "token")}`);
   }
   if (generated) {
