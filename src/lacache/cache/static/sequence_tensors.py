@@ -9,7 +9,7 @@ from torch import Tensor
 from lacache.cache.sequence_state import GatherPlan, GroupState
 from lacache.cache.static.buffers import Buffer
 from lacache.cache.static.static_cache import StaticKVCache
-from lacache.errors import InputError, UnsupportedOperationError
+from lacache.errors import InputError
 from lacache.policies.schedule import State
 
 SequenceTensors = dict[str, Tensor]
@@ -46,11 +46,7 @@ def export_sequence(cache: StaticKVCache, batch_slot: int) -> SequenceTensors:
         UnsupportedOperationError: the last change of the sequence was interrupted.
     """
     sequence = cache.sequences[batch_slot]
-    if sequence.is_changing:
-        raise UnsupportedOperationError(
-            "the last change of this sequence was interrupted half-way, so its layers hold "
-            "different tokens and it cannot be saved; close it, and prefill it again"
-        )
+    sequence.validate_complete()
     for kv_heads in cache.all_kv_heads():
         group = sequence.groups[kv_heads.group]
         if kv_heads.unrotated_keys is not None:
