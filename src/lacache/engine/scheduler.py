@@ -30,10 +30,10 @@ class Scheduler:
 
     Args:
         runner: the model's runner, with one batch slot for each sequence that may run.
-        chunk_size: most tokens of a prompt in one step; None is as many as fit.
+        chunk_size: most tokens of a prompt in one step.
     """
 
-    def __init__(self, runner: Runner, chunk_size: int | None) -> None:
+    def __init__(self, runner: Runner, chunk_size: int) -> None:
         self.runner = runner
         self._chunk_size = chunk_size
         self._free_slots = deque(range(len(runner.cache.sequences)))
@@ -120,7 +120,7 @@ class Scheduler:
         self._prefilling.remove(prefilling)
         self._prefilling.append(prefilling)
         room = self.state(prefilling).room()
-        chunk = prefilling.to_prefill[: min(room, self._chunk_size or room)]
+        chunk = prefilling.to_prefill[: min(room, self._chunk_size)]
         return Batch(prefilling, chunk, decoding)
 
     def advance(self, sequence: Sequence) -> bool:
