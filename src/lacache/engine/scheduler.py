@@ -133,7 +133,7 @@ class Scheduler:
         return self.step()
 
     def abort(self, sequence: Sequence) -> None:
-        """End a sequence early; tokens that nobody took are not part of it."""
+        """End a sequence early; the tokens that nobody took are not yielded any more."""
         sequence.abort()
         if sequence in self._waiting:
             self._waiting.remove(sequence)

@@ -13,8 +13,10 @@ from lacache.errors import UnsupportedOperationError
 class SequenceStream(TokenStream):
     """Yields the new tokens of a sequence; taking one runs the engine until it is there.
 
-    Closing it aborts the sequence, which then consists of the prefilled part of the prompt and of
-    the yielded tokens. A stream without references is closed.
+    Closing it aborts the sequence, and discards the tokens that were not taken. A session then
+    consists of the prefilled part of the prompt, of the yielded tokens, and of those that were
+    sampled ahead of the reader, by the `lookahead` of `Session.generate`. A stream without
+    references is closed.
     """
 
     def __init__(self, sequence: Sequence, scheduler: Scheduler) -> None:

@@ -31,6 +31,7 @@ class Session(TextGenerator):
     """A sequence with a batch slot of its own; `Engine.open` makes one, `close` frees the slot.
 
     It consists of the tokens that were given to `generate` and of those that its streams yielded.
+    A stream with `lookahead` that is closed early leaves the tokens sampled ahead in it, too.
     """
 
     def __init__(self, scheduler: Scheduler, sequence: Sequence) -> None:
@@ -79,8 +80,8 @@ class Session(TextGenerator):
             on_progress: called after each prefilled chunk with its number of tokens.
             top_logprobs: how many of the likeliest tokens the stream's `logprobs` lists beside the
                 token taken last; 0 lists that token alone, None turns log probabilities off.
-            lookahead: tokens that may be sampled before they are taken. They belong to the
-                session, taken or not.
+            lookahead: tokens that may be sampled before they are taken. They stay in the session,
+                even if the stream is closed before they are taken.
 
         Raises:
             InputError: nothing to prefill, or tokens that the model does not have.
