@@ -29,7 +29,9 @@ def folder(tmp_path: Path) -> Path:
 def sessions_in(folder: Path, engine: Engine, most: int = 3) -> SessionStore:
     with engine.open() as session:
         empty = session.snapshot()
-    return SessionStore(folder, empty, engine.check, max_sessions=most, file_bytes=10**6)
+    return SessionStore(
+        folder, empty, engine.validate_snapshot, max_sessions=most, file_bytes=10**6
+    )
 
 
 def write(sessions: SessionStore, engine: Engine, name: str, tokens: list[int]) -> None:

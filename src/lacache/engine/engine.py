@@ -250,8 +250,8 @@ class Engine:
         """
         return self._scheduler.step()
 
-    def check(self, snapshot: Snapshot) -> None:
-        """Check whether `resume` accepts a snapshot; from any thread.
+    def validate_snapshot(self, snapshot: Snapshot) -> None:
+        """Validate that `resume` accepts a snapshot; from any thread.
 
         Raises:
             InputError: it is of another model, type or policy, or inconsistent.

@@ -30,13 +30,13 @@ def validate_tokens(tokens: Sequence[int] | Tensor, vocab_size: int) -> Tensor:
     is_whole = not (given.is_floating_point() or given.is_complex())
     if len(given) and (not is_whole or given.dtype == torch.bool):
         raise InputError(f"tokens of type {given.dtype} {rule}")
-    checked = given.to("cpu", torch.long, copy=True)
-    if len(checked) and not 0 <= int(checked.min()) <= int(checked.max()) < vocab_size:
+    valid = given.to("cpu", torch.long, copy=True)
+    if len(valid) and not 0 <= int(valid.min()) <= int(valid.max()) < vocab_size:
         raise InputError(
-            f"token ids from {int(checked.min())} to {int(checked.max())} must lie in 0 to "
+            f"token ids from {int(valid.min())} to {int(valid.max())} must lie in 0 to "
             f"{vocab_size - 1}; use the tokenizer of this model"
         )
-    return checked
+    return valid
 
 
 def validate_eos_token_ids(eos_token_ids: Collection[int]) -> frozenset[int]:

@@ -42,7 +42,7 @@ class SessionStore:
     Args:
         folder: created if missing; no other process may use it.
         empty: snapshot of a new session.
-        check: raises InputError for a snapshot that the engine cannot resume.
+        validate: raises InputError for a snapshot that the engine cannot resume.
         max_sessions: most sessions.
         file_bytes: upper bound of the bytes of a session's file.
     """
@@ -51,14 +51,14 @@ class SessionStore:
         self,
         folder: Path,
         empty: Snapshot,
-        check: Callable[[Snapshot], None],
+        validate: Callable[[Snapshot], None],
         *,
         max_sessions: int,
         file_bytes: int,
     ) -> None:
         self._folder = folder
         self._empty = empty
-        self._check = check
+        self._validate = validate
         self._max_sessions = max_sessions
         self.file_bytes = file_bytes
         self._lock = threading.Lock()
@@ -154,7 +154,7 @@ class SessionStore:
             try:
                 temporary.write_bytes(data)
                 found = Snapshot.load(temporary)
-                self._check(found)
+                self._validate(found)
             except InputError as error:
                 raise InputError(str(error).replace(str(temporary), "the file")) from error
             except OSError as error:

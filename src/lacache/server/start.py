@@ -89,7 +89,7 @@ def _served_model(name: str, engine: Engine, model: Any, settings: ServerSetting
         sessions = SessionStore(
             folder / "sessions",
             empty,
-            engine.check,
+            engine.validate_snapshot,
             max_sessions=storage.sessions,
             file_bytes=engine.bytes_per_sequence + _METADATA_BYTES,
         )
@@ -117,7 +117,7 @@ def _adopt_sessions(storage: Path, folder: Path, engine: Engine) -> None:
             kind = kind_of_version_0_1(read_header(path))
             # Sessions of version 0.1 that were imported lie in folders of other kinds.
             if kind is not None and old.name == _folder_name(kind):
-                engine.check(Snapshot.load(path))
+                engine.validate_snapshot(Snapshot.load(path))
                 old.rename(folder)
                 return
 
