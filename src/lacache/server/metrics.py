@@ -49,7 +49,7 @@ class Metrics:
             "lacache_sequence_seconds", "Time from a request to the end of its sequence."
         )
 
-    def watch(self, models: Sequence[ServedModel]) -> None:
+    def add_gauges(self, models: Sequence[ServedModel]) -> None:
         """Add gauges that are read from the engines at each scrape."""
         self._registry.register(_Gauges(models))
 

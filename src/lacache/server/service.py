@@ -48,7 +48,7 @@ class Service:
         self._default = models[0]
         self._prompts = prompts
         self._eos_token_ids = eos_token_ids
-        metrics.watch(models)
+        metrics.add_gauges(models)
 
     def model(self, name: str | None) -> ServedModel:
         """Return the model of a name; None is the default.
