@@ -10,14 +10,14 @@ from lacache.cache.static.kv_heads import TorchCompactionOps
 from lacache.cache.static.sequence_tensors import export_sequence, restore_sequence
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.cpu.kernels import KernelCompactionOps
-from lacache.engine.runner import Runner
 from lacache.policies import Ladder
 from tests.cache.static.slow_kv_heads import POSITIONS, TIGHT, follow
 from tests.cache.tiny_models import random_ids, tiny_model
+from tests.engine.ragged import new_runner
 from tests.policies.sized import schedule as schedule_of
 
 FAST, SLOW = KernelCompactionOps(), TorchCompactionOps()
-LADDER = Ladder(capacity=16, span=2, sinks=2, recent=5, evict_batch=3)
+LADDER = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -97,7 +97,7 @@ def test_gathered_and_rotated_slots_equal_buffers_filled_from_scratch(
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma3"])
 def test_a_sequence_continues_without_the_kernels(family: str) -> None:
     """What is held is the same, bit for bit; attention and products round in their own way."""
-    runners = [Runner(tiny_model(family), LADDER, 1, None, kernels=k) for k in (True, False)]
+    runners = [new_runner(tiny_model(family), LADDER, 1, None, kernels=k) for k in (True, False)]
     fast, slow = (runner.cache for runner in runners)
     for token in random_ids(50)[0].tolist():
         runners[0].decode([token], [0])
