@@ -46,7 +46,7 @@ def shrinking_windows(draw: st.DrawFn) -> tuple[ShrinkingWindow, int]:
     least = draw(st.integers(sinks + evict_batch, 16))
     window = ShrinkingWindow(
         least=least,
-        history_heads=draw(st.integers(1, 4)),
+        growing_heads=draw(st.integers(1, 4)),
         window_heads=draw(st.integers(1, 6)),
         sinks=sinks,
         evict_batch=evict_batch,

@@ -7,8 +7,8 @@ from lacache.policies import ShrinkingWindow
 
 def may_hold(window: ShrinkingWindow, capacity: int, num_seen: int) -> int:
     """Tokens in a window when everything seen is in the history, counted slot by slot."""
-    heads = window.history_heads + window.window_heads
-    free = capacity * heads - window.history_heads * num_seen
+    heads = window.growing_heads + window.window_heads
+    free = capacity * heads - window.growing_heads * num_seen
     held = 0
     while free >= window.window_heads and held < capacity:
         free -= window.window_heads

@@ -118,7 +118,10 @@ def test_settings_are_read_by_their_type() -> None:
         ("ladder:window_layers=0-99999999999", "cannot be read; try window_layers=0-2+5"),
         ("ladder:span=16:overlap=16", "overlap=16 must be below span=16; try overlap=8"),
         ("ladder:geometry=spiral", "geometry='spiral' must be one of interleaved"),
-        ("shrinking:least=3", "policy 'shrinking' needs history_heads; write shrinking:history"),
+        (
+            "shrinking:least=3",
+            "policy 'shrinking' needs growing_heads, window_heads; write",
+        ),
         ("balanced:heads=3", "heads cannot be given with share=0.07"),
         ("groups", "group '' must be MEMBERS@CAPACITY@POLICY; try 0-11@512@streaming"),
         ("groups:0@x@ladder", "group '0@x@ladder' must be MEMBERS@CAPACITY@POLICY"),

@@ -60,7 +60,7 @@ def test_mean_capacity_weighs_by_heads() -> None:
 
     long, short = Group(WINDOW, (0, (1, 0)), 100), Group(WINDOW, ((1, 1), 2), 10)
     assert mean(long, short) == (3 * 100 + 3 * 10) / 6
-    shrinking = ShrinkingWindow(least=10, history_heads=1, window_heads=1, evict_batch=1)
+    shrinking = ShrinkingWindow(least=10, growing_heads=1, window_heads=1, evict_batch=1)
     assert mean(Group(shrinking, (0,), 100), Group(WINDOW, (1,), 50), heads=1) == 75
     assert mean(Group(Full(), (0,)), window(1)) == UNBOUNDED
 

@@ -32,7 +32,7 @@ GENTLE = Ladder(
 )
 PAPER_RECENT = 6  # 6 layers + 1 - 1 unit that a band of span 3 and overlap 0 frees
 AS_PAPER = Ladder(span=3, overlap=0, recent=PAPER_RECENT, evict_batch=1)
-SHRINKING = ShrinkingWindow(least=10, history_heads=2, window_heads=3, evict_batch=3)
+SHRINKING = ShrinkingWindow(least=10, growing_heads=2, window_heads=3, evict_batch=3)
 
 
 @dataclass

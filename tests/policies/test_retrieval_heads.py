@@ -56,7 +56,7 @@ def test_the_history_is_a_ladder_over_its_own_layers() -> None:
     expected = Ladder(span=1, unit=2, evict_batch=1).schedule(3, capacity)
     assert kept_after(history.schedule, 999).by_pattern == kept_after(expected, 999).by_pattern
     assert history.schedule.capacity == capacity
-    window = ShrinkingWindow(least=30, history_heads=7, window_heads=23, evict_batch=1)
+    window = ShrinkingWindow(least=30, growing_heads=7, window_heads=23, evict_batch=1)
     expected_window = window.schedule(10, 100)
     assert kept_after(others.schedule, 999).by_pattern == (
         kept_after(expected_window, 999).by_pattern
@@ -90,11 +90,11 @@ def test_the_history_has_the_ladder_s_settings() -> None:
     [
         ({"window": 1.0}, "window=1.0 as a share must be in (0, 1)"),
         ({"heads": ((),)}, "heads=((),) has an empty tier"),
-        ({"heads": ()}, "neither share nor heads was given; try share=0.07"),
+        ({"heads": ()}, "needs share or heads; try retrieval:share=0.07"),
         ({"window": "wide"}, "window='wide' must be a number"),
         ({"capacity": 8}, "window=0.5 of capacity=8 is 4 tokens, and at least 5"),
         ({"heads": 3}, "heads=3 must be a sequence of tiers"),
-        ({"heads": (3,)}, "members=3 must be a sequence"),
+        ({"heads": (3,)}, "heads=3 must be a sequence"),
         ({"heads": ((1, 2), (2, 3))}, "KV head 0 of layer 2 is in the groups 0 and 1"),
         ({"heads": ((10,),)}, "layer 10 of a group must be below the number of layers 10"),
         ({"heads": (tuple(range(10)),)}, "history and tiers hold every KV head"),

@@ -53,11 +53,11 @@ def test_history_and_windows_share_the_bytes_to_the_last_slot(
     window, capacity = sized
     kept = KeptTokens(window.schedule(1, capacity))
     history_capacity = kept.schedule.steady_from - 1
-    heads = window.history_heads + window.window_heads
+    heads = window.growing_heads + window.window_heads
     for seen in range(1, num_seen + 1):
         due = kept.schedule.is_full(kept.state)
         kept.read(1)
-        held = min(seen, history_capacity) * window.history_heads
+        held = min(seen, history_capacity) * window.growing_heads
         held += kept.state.num_cached * window.window_heads
         assert held <= capacity * heads
         if seen <= capacity:
@@ -93,12 +93,12 @@ def test_a_history_loses_nothing_within_the_budget() -> None:
         ({"least": 0}, "least=0 must be at least 1"),
         ({"least": 4}, "least=4 must be at least 5 = sinks 4 + evict_batch 1; try least=5"),
         ({"least": 65}, "least=65 must be at most capacity=64; try least=64"),
-        ({"history_heads": 0}, "history_heads=0 must be at least 1"),
+        ({"growing_heads": 0}, "growing_heads=0 must be at least 1"),
         ({"window_heads": 0}, "window_heads=0 must be at least 1"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
-    settings = {"least": 16, "history_heads": 1, "window_heads": 2, "evict_batch": 1} | changes
+    settings = {"least": 16, "growing_heads": 1, "window_heads": 2, "evict_batch": 1} | changes
     with pytest.raises(ConfigError) as raised:
         ShrinkingWindow(**settings).schedule(2, 64)
     assert message in str(raised.value)

@@ -52,6 +52,8 @@ def _upgrade(plan: Mapping[str, Any]) -> tuple[Any, int | None]:
     capacity = settings.pop("capacity", None)
     if "refill" in settings:
         settings["evict_batch"] = settings.pop("refill")
+    if "history_heads" in settings:
+        settings["growing_heads"] = settings.pop("history_heads")
     if name == "history":
         settings["heads"] = (settings.pop("history"), *settings.pop("tiers"))
     return _POLICIES[name](**settings), capacity

@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,12 +61,13 @@ def write_snapshot(path: Path, header: Header, tensors: dict[str, Tensor]) -> No
     _write(path, _with_checksum(blank, _NO_CHECKSUM, checksum))
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: str | PathLike[str]) -> Header:
     """Return the header of a snapshot, without a check of its tensors.
 
     Raises:
         InputError: the file cannot be read, or is no snapshot of a supported version.
     """
+    path = Path(path)
     with _open(path) as file:
         header, _ = _read_head(path, file)
     _validate_version(path, header)

@@ -99,7 +99,8 @@ def parse_budget(value: object) -> Budget:
         return Budget(share=value)
     if isinstance(value, str) and len(value) <= 40:
         return _parse_text(value.strip())
-    raise ConfigError(f"budget={str(value)[:40]!r} is not a budget; {_EXAMPLES}")
+    shown = repr(value) if isinstance(value, str) else str(value)
+    raise ConfigError(f"budget={shown[:42]} is not a budget; {_EXAMPLES}")
 
 
 def _parse_text(text: str) -> Budget:

@@ -73,8 +73,10 @@ def parse_text(text: str, kinds: Kinds = POLICIES) -> Policy:
     by_name = policy_names(kinds)
     if name not in by_name:
         near = get_close_matches(name, by_name, 1) or [DEFAULT_POLICY]
+        # A shrinking window is only of use in groups.
+        offered = [name for name, (kind, _) in by_name.items() if kind is not ShrinkingWindow]
         raise ConfigError(
-            f"policy={name[:60]!r} must be one of {', '.join(by_name)}, with settings such as "
+            f"policy={name[:60]!r} must be one of {', '.join(offered)}, with settings such as "
             f"ladder:span=15:overlap=0; try {near[0]}"
         )
     kind, settings = by_name[name]
@@ -103,6 +105,8 @@ def _read(name: str) -> str:
     except ValueError as error:
         raise InputError(f"{path} is not UTF-8 text; give a text file with a policy") from error
     text = "".join("".join(line.partition("#")[0].split()) for line in lines)
+    if not text:
+        raise InputError(f"{path} is empty; write a policy in it, such as ladder:span=15")
     if text.startswith("{"):
         raise InputError(
             f"{path} is JSON, as lacache 0.1 wrote plans; write the policy as text, such as "
@@ -128,9 +132,10 @@ def _parse_settings(name: str, kind: type[Policy], text: str) -> dict[str, Any]:
         if key in given:
             raise ConfigError(f"setting {key!r} of policy {name!r} is given twice; give it once")
         given[key] = _parse_value(name, known[key], types[key], value)
-    for key, setting in known.items():
-        if setting.default is MISSING and key not in given:
-            raise ConfigError(f"policy {name!r} needs {key}; write {name}:{key}=VALUE")
+    missing = [key for key, each in known.items() if each.default is MISSING and key not in given]
+    if missing:
+        settings = ":".join(f"{key}=VALUE" for key in missing)
+        raise ConfigError(f"policy {name!r} needs {', '.join(missing)}; write {name}:{settings}")
     return given
 
 

@@ -154,18 +154,18 @@ def mean_capacity(groups: Sequence[BoundGroup]) -> float:
     return most / sum(heads)
 
 
-def validate_members(members: object) -> tuple[Member, ...]:
+def validate_members(members: object, name: str = "members") -> tuple[Member, ...]:
     """Return members as layers and pairs (layer, KV head).
 
     Raises:
         ConfigError: they are no sequence, or hold something else.
     """
     if isinstance(members, str) or not isinstance(members, Iterable):
-        raise ConfigError(f"members={members!r} must be a sequence; try members=(0, 1, (2, 0))")
+        raise ConfigError(f"{name}={members!r} must be a sequence; try {name}=(0, 1, (2, 0))")
     valid = tuple(m if isinstance(m, int) else _pair(m) for m in members)
     for member in valid:
         for number in member if isinstance(member, tuple) else (member,):
-            validate_int("members", number, 0)
+            validate_int(name, number, 0)
     return valid
 
 

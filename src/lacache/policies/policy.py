@@ -91,8 +91,11 @@ class Policy(ABC):
     """Names of the text form. Each stands for the class with these settings; mostly one, `{}`."""
     takes_budget: ClassVar[bool] = True
     """Whether the capacity comes from a budget; else the policy is unbounded or has its own."""
-    needs_profile: ClassVar[bool] = False
-    """Whether `bind` looks at the model's head profile."""
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether `bind` looks at the model's head profile."""
+        return False
 
     @abstractmethod
     def bind(self, shape: ModelShape, capacity: int) -> tuple[BoundGroup, ...]:

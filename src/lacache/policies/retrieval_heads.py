@@ -98,14 +98,13 @@ class RetrievalHeads(Policy):
         "global": {"share": 0.1, "most": 0.3, "window": 0.25, "without_profile": "depth"},
         "retrieval": {},
     }
-    needs_profile: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.heads, str) or not isinstance(self.heads, Iterable):
             raise ConfigError(
                 f"heads={self.heads!r} must be a sequence of tiers; try heads=((1, (2, 0)), (3,))"
             )
-        tiers = tuple(validate_members(members) for members in self.heads)
+        tiers = tuple(validate_members(members, "heads") for members in self.heads)
         if not all(tiers):
             raise ConfigError(f"heads={self.heads!r} has an empty tier; leave it out")
         object.__setattr__(self, "heads", tiers)
@@ -115,7 +114,10 @@ class RetrievalHeads(Policy):
                 "them; leave one out (as text: retrieval:heads=8.0+17)"
             )
         if not self.heads and self.share is None:
-            raise ConfigError("neither share nor heads was given; try share=0.07")
+            raise ConfigError(
+                "a policy of retrieval heads needs share or heads; try retrieval:share=0.07 (by "
+                "the model's head profile) or retrieval:heads=8.0+17"
+            )
         for name in ("share", "most", "window"):
             value = getattr(self, name)
             if value is not None:
@@ -133,6 +135,11 @@ class RetrievalHeads(Policy):
         validate_int("sinks", self.sinks, 0)
         validate_slots("evict_batch", self.evict_batch, 1)
         self._ladder(self.evict_batch)
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether the heads are chosen by the model's head profile."""
+        return self.share is not None
 
     def bind(self, shape: ModelShape, capacity: int) -> tuple[BoundGroup, ...]:
         """Return the history first, then the tiers, then the streaming heads."""
@@ -178,7 +185,7 @@ class RetrievalHeads(Policy):
         for tier in (*pairs[1:], streaming):
             window = ShrinkingWindow(
                 least=least,
-                history_heads=num_before,
+                growing_heads=num_before,
                 window_heads=len(tier),
                 sinks=self.sinks,
                 evict_batch=evict_batch,

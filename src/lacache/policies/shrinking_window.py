@@ -15,13 +15,13 @@ class ShrinkingWindow(LayerPolicy):
     """Attention sinks and the newest tokens, in the bytes that a growing history leaves.
 
     Up to the capacity all KV heads hold everything. From then on each token that the
-    `history_heads` gain is paid by the `window_heads` together, until these hold `least` each. So
+    `growing_heads` gain is paid by the `window_heads` together, until these hold `least` each. So
     the bytes of `capacity` tokens per KV head are in use at all times, up to one batch, and never
     more.
 
     Args:
         least: capacity of a window in the end.
-        history_heads: KV heads that keep every token while the windows shrink.
+        growing_heads: KV heads that keep every token while the windows shrink.
         window_heads: KV heads with this window.
         sinks: first tokens, never evicted.
         evict_batch: tokens from one compaction to the next, or a share of the capacity.
@@ -31,7 +31,7 @@ class ShrinkingWindow(LayerPolicy):
     """
 
     least: int
-    history_heads: int
+    growing_heads: int
     window_heads: int
     sinks: int = SINKS
     evict_batch: float = EVICT_BATCH
@@ -39,7 +39,7 @@ class ShrinkingWindow(LayerPolicy):
     names: ClassVar = {"shrinking": {}}
 
     def __post_init__(self) -> None:
-        validate_int("history_heads", self.history_heads, 1)
+        validate_int("growing_heads", self.growing_heads, 1)
         validate_int("window_heads", self.window_heads, 1)
         validate_int("sinks", self.sinks, 0)
         validate_slots("evict_batch", self.evict_batch, 1)
@@ -81,16 +81,16 @@ class ShrinkingWindowSchedule(Schedule):
         self.capacity = capacity
         self.sinks = policy.sinks
         self.evict_batch = evict_batch
-        total = capacity * (policy.history_heads + policy.window_heads)
-        history_capacity = (total - policy.least * policy.window_heads) // policy.history_heads
+        total = capacity * (policy.growing_heads + policy.window_heads)
+        history_capacity = (total - policy.least * policy.window_heads) // policy.growing_heads
         self.steady_from = history_capacity + 1
         self.patterns = (0,) * num_layers
 
     def limit(self, num_seen: int) -> int:
         """Return what the history leaves to a window, from `least` to the capacity."""
         policy = self._policy
-        total = self.capacity * (policy.history_heads + policy.window_heads)
-        left = total - policy.history_heads * num_seen
+        total = self.capacity * (policy.growing_heads + policy.window_heads)
+        left = total - policy.growing_heads * num_seen
         return min(self.capacity, max(policy.least, left // policy.window_heads))
 
     def start(self) -> State:

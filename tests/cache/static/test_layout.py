@@ -77,7 +77,7 @@ def test_bytes_by_hand() -> None:
     ids=str,
 )
 def test_a_policy_that_keeps_everything(policy: Any) -> None:
-    with pytest.raises(ConfigError, match=r"keeps every token.*give a budget.*use LaCache"):
+    with pytest.raises(ConfigError, match=r"keeps every token.*try policy='balanced'.*use LaCache"):
         CacheLayout(model_info(model("llama")), bind((None, policy), (2,) * 5))
 
 

@@ -43,7 +43,7 @@ class CacheLayout:
         if any(group.schedule.capacity == UNBOUNDED for group in self.groups):
             raise ConfigError(
                 f"{self.bound.policy} keeps every token, and the engine's memory is fixed; "
-                "give a budget, or use LaCache and lacache.stream"
+                "try policy='balanced' with a budget, or use LaCache and lacache.stream"
             )
         for group in self.groups:
             for depth, heads in group.heads.items():
