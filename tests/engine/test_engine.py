@@ -292,7 +292,7 @@ def test_the_number_of_free_slots_is_only_counted(model: Any) -> None:
     loaded: list[None] = []
     waiting = Sequence(sampler=Sampler(), find_snapshot=lambda: loaded.append(None))
     engine.scheduler.add(waiting)
-    assert (engine.num_free, loaded, waiting.slot) == (0, [], None)
+    assert (engine.num_free, loaded, waiting.batch_slot) == (0, [], None)
     streams.pop()
     gc.collect()
     assert (engine.num_free, engine.scheduler.num_running) == (1, 2)

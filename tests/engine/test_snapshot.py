@@ -441,7 +441,7 @@ def test_what_cannot_be_saved_now(path: Path) -> None:
     with pytest.raises(UnsupportedOperationError, match="still generating; take its stream to the"):
         session.save(path)
     list(stream)
-    engine._runner.cache.sequences[session._sequence.slot].is_changing = True
+    engine._runner.cache.sequences[session._sequence.batch_slot].is_changing = True
     with pytest.raises(UnsupportedOperationError, match="interrupted half-way"):
         session.save(path)
     session.close()

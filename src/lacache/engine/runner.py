@@ -110,22 +110,22 @@ class Runner:
         same: dict[str, Any] = json.loads(json.dumps(identity))
         return same
 
-    def prefill(self, slot: int, tokens: Tensor) -> Tensor:
+    def prefill(self, batch_slot: int, tokens: Tensor) -> Tensor:
         """Process tokens [Q] of a batch slot, at most its `room()`; the last one's logits [V]."""
-        return self._prefill(slot, tokens, self._last_only)[-1]
+        return self._prefill(batch_slot, tokens, self._last_only)[-1]
 
-    def prefill_all_logits(self, slot: int, tokens: Tensor) -> Tensor:
+    def prefill_all_logits(self, batch_slot: int, tokens: Tensor) -> Tensor:
         """Process tokens [Q] of a batch slot, at most its `room()`; the logits [Q, V] of all."""
-        return self._prefill(slot, tokens, {})
+        return self._prefill(batch_slot, tokens, {})
 
     @torch.no_grad()
-    def _prefill(self, slot: int, tokens: Tensor, options: dict[str, Any]) -> Tensor:
-        layers, positions = self.cache.begin_prefill(slot, len(tokens))
+    def _prefill(self, batch_slot: int, tokens: Tensor, options: dict[str, Any]) -> Tensor:
+        layers, positions = self.cache.begin_prefill(batch_slot, len(tokens))
         ids = tokens.to(self.cache.device)[None]
         options = {self._cache_name: layers} | options
         with self._no_autocast(), _refuse_key_access():
             logits = _logits(self._model, ids, positions, options)
-        self.cache.commit(slot, len(tokens))
+        self.cache.commit(batch_slot, len(tokens))
         return logits[0]
 
     @torch.no_grad()
@@ -137,7 +137,7 @@ class Runner:
             active: the batch slots to advance.
 
         Returns:
-            Logits [slots, V]; only the rows of active slots mean anything.
+            Logits [batch slots, V]; those of inactive batch slots are meaningless.
         """
         layers, positions = self.cache.begin_decode(active)
         # From pinned memory, so as not to wait for a GPU that is busy.
@@ -145,12 +145,12 @@ class Runner:
         ids = ids.to(self.cache.device, non_blocking=True)
         with self._no_autocast():
             logits = self._run_step(ids, positions, layers)
-        for slot in active:
-            self.cache.commit(slot, 1)
+        for batch_slot in active:
+            self.cache.commit(batch_slot, 1)
         return logits
 
     def warm_up(self) -> None:
-        """Run decode steps without an active slot, which compiles them if compilation is on."""
+        """Run decode steps with no active batch slot, which compiles them if compilation is on."""
         for _ in range(_WARM_UPS_ON_GPU if self._on_gpu else 1):
             self.decode([0] * len(self.cache.sequences), [])
 

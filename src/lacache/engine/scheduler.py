@@ -56,7 +56,7 @@ class Scheduler:
     def num_free(self) -> int:
         """Batch slots that no sequence has or waits for."""
         leaving = set(self._to_abort)
-        free = sum(each.slot is not None and not each.keeps_slot for each in leaving)
+        free = sum(each.batch_slot is not None and not each.keeps_slot for each in leaving)
         waiting = sum(each not in leaving for each in self._waiting)
         return max(0, len(self._free_slots) + free - waiting)
 
@@ -90,7 +90,7 @@ class Scheduler:
                 raise
 
     def replace(self, previous: Sequence, sequence: Sequence) -> None:
-        """Run the next sequence of a session in the slot of the one before."""
+        """Run the next sequence of a session in the batch slot of the one before."""
         self._start(previous.followed_by(sequence))
 
     def step(self) -> bool:
@@ -125,7 +125,7 @@ class Scheduler:
 
     def advance(self, sequence: Sequence) -> bool:
         """Do what brings a sequence nearer to its next token; whether there was anything to do."""
-        if sequence.slot is not None:
+        if sequence.batch_slot is not None:
             self.state(sequence).validate_complete()
             if sequence.is_decoding and sequence.logits is not None:
                 self._sample(sequence)
@@ -145,15 +145,15 @@ class Scheduler:
 
     def release(self, sequence: Sequence) -> None:
         """Free the batch slot of a sequence; idempotent."""
-        slot = sequence.slot
-        if slot is None:
+        batch_slot = sequence.batch_slot
+        if batch_slot is None:
             return
         sequence.finish_reason = sequence.finish_reason or "closed"
         self._leave_prefill(sequence)
-        del self._running[slot]
-        sequence.slot = None
-        self.runner.cache.clear(slot)
-        self._free_slots.append(slot)
+        del self._running[batch_slot]
+        sequence.batch_slot = None
+        self.runner.cache.clear(batch_slot)
+        self._free_slots.append(batch_slot)
 
     def state(self, sequence: Sequence) -> SequenceState:
         """Return what the buffers hold of a sequence.
@@ -161,11 +161,11 @@ class Scheduler:
         Raises:
             UnsupportedOperationError: it has no batch slot any more.
         """
-        if sequence.slot is None:
+        if sequence.batch_slot is None:
             raise UnsupportedOperationError(
                 "the session is closed and its batch slot is free for others; open a new one"
             )
-        return self.runner.cache.sequences[sequence.slot]
+        return self.runner.cache.sequences[sequence.batch_slot]
 
     def snapshot(self, sequence: Sequence) -> Snapshot:
         """Return a copy of a sequence's state; not amid a step, except in `on_progress`.
@@ -174,10 +174,10 @@ class Scheduler:
             UnsupportedOperationError: it has no batch slot, or its last change was interrupted.
         """
         self.state(sequence)
-        assert sequence.slot is not None  # else it was refused
+        assert sequence.batch_slot is not None  # else it was refused
         return take_snapshot(
             self.runner,
-            sequence.slot,
+            sequence.batch_slot,
             sequence.sampler,
             last=sequence.last,
             logits=sequence.logits,
@@ -221,27 +221,27 @@ class Scheduler:
                 self.release(sequence)
 
     def _take_slot(self, sequence: Sequence) -> None:
-        slot = self._free_slots.popleft()
-        self._running[slot] = sequence
-        sequence.slot = slot
+        batch_slot = self._free_slots.popleft()
+        self._running[batch_slot] = sequence
+        sequence.batch_slot = batch_slot
 
     def _restore(self, sequence: Sequence, snapshot: Snapshot) -> None:
-        assert sequence.slot is not None  # taken before
-        restore_sequence(self.runner.cache, sequence.slot, snapshot.tensors)
+        assert sequence.batch_slot is not None  # taken before
+        restore_sequence(self.runner.cache, sequence.batch_slot, snapshot.tensors)
         sequence.last, logits = snapshot.last, snapshot.logits
         sequence.logits = None if logits is None else logits.to(self.runner.cache.device)
 
     def _start(self, sequence: Sequence) -> None:
-        assert sequence.slot is not None  # taken before
-        self._running[sequence.slot] = sequence
+        assert sequence.batch_slot is not None  # taken before
+        self._running[sequence.batch_slot] = sequence
         if sequence.is_prefilling:
             self._prefilling.append(sequence)
         else:
             self._leave(sequence)
 
     def _prefill(self, sequence: Sequence, chunk: Tensor) -> None:
-        assert sequence.slot is not None  # scheduled sequences have one
-        sequence.prefilled(chunk, self.runner.prefill(sequence.slot, chunk))
+        assert sequence.batch_slot is not None  # scheduled sequences have one
+        sequence.prefilled(chunk, self.runner.prefill(sequence.batch_slot, chunk))
         if not sequence.is_prefilling:
             self._leave(sequence)
         if sequence.on_progress is not None:
@@ -249,17 +249,19 @@ class Scheduler:
 
     def _decode(self, sequences: Iterable[Sequence]) -> None:
         # A progress callback may have closed some, and changed their sessions.
-        by_slot = {
-            each.slot: each for each in sequences if each.slot is not None and each.wants_logits
+        by_batch_slot = {
+            each.batch_slot: each
+            for each in sequences
+            if each.batch_slot is not None and each.wants_logits
         }
         tokens = [0] * len(self.runner.cache.sequences)
-        for slot, sequence in by_slot.items():
+        for batch_slot, sequence in by_batch_slot.items():
             assert sequence.last is not None  # it wants logits
-            tokens[slot] = sequence.last
-        logits = self.runner.decode(tokens, list(by_slot))
-        for slot, sequence in by_slot.items():
+            tokens[batch_slot] = sequence.last
+        logits = self.runner.decode(tokens, list(by_batch_slot))
+        for batch_slot, sequence in by_batch_slot.items():
             # A copy, since a compiled step may overwrite its output.
-            sequence.decoded(logits[slot].clone())
+            sequence.decoded(logits[batch_slot].clone())
 
     def _sample_ahead(self) -> bool:
         """Sample tokens that no reader has asked for yet."""
@@ -280,7 +282,7 @@ class Scheduler:
         self._leave(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
-        """Take a sequence out of the prefill queue; free its slot if it has ended."""
+        """Take a sequence out of the prefill queue; free its batch slot if it has ended."""
         self._leave_prefill(sequence)
         if sequence.finish_reason is not None and not sequence.keeps_slot:
             self.release(sequence)

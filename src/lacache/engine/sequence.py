@@ -42,7 +42,7 @@ class Sequence:
     on_start: Callable[[int], None] | None = None
     """Called once the snapshot is restored, with the number of tokens that it has seen."""
 
-    slot: int | None = None
+    batch_slot: int | None = None
     """The batch slot; None while it waits for one, and after it was released."""
     last: int | None = None
     """The newest token, if the model has not processed it yet."""
@@ -58,14 +58,14 @@ class Sequence:
     """Why it could not start, or why the last attempt to sample ahead of the reader failed."""
 
     def followed_by(self, sequence: "Sequence") -> "Sequence":
-        """Let a new sequence continue this one: it takes over slot, newest token and logits.
+        """Let a new sequence continue this one: it takes over batch slot, last token and logits.
 
         Raises:
             InputError: there is nothing to prefill and nothing to continue from.
         """
         sequence.last, sequence.logits = self.last, self.logits
         sequence.start()
-        sequence.slot, self.slot = self.slot, None
+        sequence.batch_slot, self.batch_slot = self.batch_slot, None
         return sequence
 
     def start(self) -> None:

@@ -156,9 +156,9 @@ class Session(TextGenerator):
         return torch.cat(scores)
 
     def _score_chunk(self, sequence: Sequence, chunk: Tensor) -> Tensor:
-        assert sequence.slot is not None  # an idle session has one
+        assert sequence.batch_slot is not None  # an idle session has one
         before = sequence.logits
-        logits = self._runner.prefill_all_logits(sequence.slot, chunk)
+        logits = self._runner.prefill_all_logits(sequence.batch_slot, chunk)
         # At once: whatever ends the scoring below, the model has processed these tokens. A copy,
         # since the logits are part of those of the whole chunk.
         sequence.logits = logits[-1].clone()
@@ -196,9 +196,9 @@ class Session(TextGenerator):
             finish_reason=sequence.finish_reason,
         )
         self._scheduler.open(copy)
-        assert sequence.slot is not None  # idle, and open
-        assert copy.slot is not None  # opened
-        self._runner.cache.fork(sequence.slot, copy.slot)
+        assert sequence.batch_slot is not None  # idle, and open
+        assert copy.batch_slot is not None  # opened
+        self._runner.cache.fork(sequence.batch_slot, copy.batch_slot)
         return Session(self._scheduler, copy)
 
     def snapshot(self) -> Snapshot:

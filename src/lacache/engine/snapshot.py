@@ -141,13 +141,13 @@ def kind_of_version_0_1(header: Header) -> str | None:
 
 
 def take_snapshot(
-    runner: Runner, slot: int, sampler: Sampler, *, last: int | None, logits: Tensor | None
+    runner: Runner, batch_slot: int, sampler: Sampler, *, last: int | None, logits: Tensor | None
 ) -> Snapshot:
     """Return the state of the sequence in a batch slot, as a copy on the CPU.
 
     Args:
         runner: with the sequence's keys and values.
-        slot: its batch slot.
+        batch_slot: of the sequence.
         sampler: its sampler.
         last: its newest token, if the model has not processed it.
         logits: of its next token [V], if the model has.
@@ -158,8 +158,8 @@ def take_snapshot(
     """
     return Snapshot(
         made_by=runner.identity,
-        num_seen=runner.cache.sequences[slot].num_seen,
-        tensors=export_sequence(runner.cache, slot),
+        num_seen=runner.cache.sequences[batch_slot].num_seen,
+        tensors=export_sequence(runner.cache, batch_slot),
         sampling=sampler.sampling,
         sampler=sampler.state(),
         last=last,

@@ -171,7 +171,7 @@ class Completion:
     @property
     def has_slot(self) -> bool:
         """Whether the sequence has a batch slot."""
-        return self._sequence.slot is not None
+        return self._sequence.batch_slot is not None
 
     @property
     def is_aborted(self) -> bool:
@@ -224,7 +224,7 @@ class Completion:
         """
         sequence, scheduler = self._sequence, self._scheduler
         assert scheduler is not None  # started before
-        was_decoding = sequence.slot is not None and len(sequence.to_prefill) == 0
+        was_decoding = sequence.batch_slot is not None and len(sequence.to_prefill) == 0
         scheduler.abort(sequence)
         try:
             if not was_decoding:
