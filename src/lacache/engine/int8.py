@@ -61,13 +61,13 @@ class Int8Linear(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Map hidden states [..., I] to [..., O]."""
         weight, scale = self.get_buffer("weight"), self.get_buffer("scale")
-        rows = states.reshape(-1, states.shape[-1])
-        if len(rows) == 1 and self._kernels:
-            product = (kernel_product(weight, rows[0].float()) * scale.float()).to(states.dtype)
-        elif len(rows) <= _FEW and weight.shape[1] % _WHOLE == 0:
-            product = torch._weight_int8pack_mm(rows, weight, scale)
+        vectors = states.reshape(-1, states.shape[-1])
+        if len(vectors) == 1 and self._kernels:
+            product = (kernel_product(weight, vectors[0].float()) * scale.float()).to(states.dtype)
+        elif len(vectors) <= _FEW and weight.shape[1] % _WHOLE == 0:
+            product = torch._weight_int8pack_mm(vectors, weight, scale)
         else:
-            product = self._linear(rows, weight * scale[:, None], None)
+            product = self._linear(vectors, weight * scale[:, None], None)
         product = product.view(*states.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 
