@@ -117,8 +117,8 @@ class Rotations:
         ):
             raise UnsupportedModelError(
                 f"the model's rotary function does not rotate the {size} numbers of a key in "
-                "pairs, which the engine needs; use LaCache.from_model and lacache.stream with "
-                "this model"
+                "pairs, which the engine needs; use LaCache(model, budget=512) and "
+                "lacache.stream with this model"
             )
         return pairs.argmax(dim=0)
 
