@@ -133,7 +133,7 @@ def test_a_budget_in_bytes_is_the_cap(demo: Run, tmp_path: Path) -> None:
         ("--policy", "ladder:geometry=round", "must be one of interleaved, consecutive"),
     ],
 )
-def test_bad_options_end_in_one_line_before_any_reading(
+def test_bad_options_end_in_one_line_before_any_prefill(
     demo: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -119,7 +119,7 @@ def test_the_full_cache_stands_beside_every_protocol(evaluate: Run, out: Path) -
     assert told not in " ".join(evaluate().stdout.split())
 
 
-def test_a_failed_run_is_told_and_the_others_go_on(
+def test_a_failed_run_is_reported_and_the_others_go_on(
     evaluate: Run, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["/bin/lacache", "eval", "--tasks", "ppl;needle"])

@@ -146,7 +146,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 9), count=st.integers(1, 9))
     def take(self, pick: int, count: int) -> None:
-        text = self._writing(pick)
+        text = self._decoding(pick)
         if text is not None:
             self._take(text, count)
 
@@ -157,7 +157,7 @@ class Calls(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 9))
     def close_stream(self, pick: int) -> None:
-        text = self._writing(pick)
+        text = self._decoding(pick)
         if text is not None:
             assert text.stream is not None
             text.stream.close()
@@ -168,7 +168,7 @@ class Calls(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 9))
     def forget_stream(self, pick: int) -> None:
         """The same, by whoever collects what nobody holds."""
-        text = self._writing(pick)
+        text = self._decoding(pick)
         if text is not None:
             text.stream = None
             self._check(text)
@@ -213,7 +213,7 @@ class Calls(RuleBasedStateMachine):
             self.sessions.remove(text)
 
     @invariant()
-    def texts_end_where_they_should(self) -> None:
+    def sequences_end_where_they_should(self) -> None:
         for text in (*self.submitted, *self.sessions):
             if text.stream is not None and text.stream.finish_reason is not None:
                 turn = text.turns[-1]
@@ -224,7 +224,7 @@ class Calls(RuleBasedStateMachine):
                 self._check(text)
 
     @invariant()
-    def rows_are_counted(self) -> None:
+    def batch_slots_add_up(self) -> None:
         held = sum(text.session is not None for text in self.sessions)
         assert held <= MAX_SEQUENCES - self.engine.num_free <= held + len(self.submitted)
         assert (
@@ -257,14 +257,14 @@ class Calls(RuleBasedStateMachine):
                     assert text.stream is not None
                     text.stream.close()
                     self._check(text)
-            self.texts_end_where_they_should()
+            self.sequences_end_where_they_should()
         assert self.engine.num_free == MAX_SEQUENCES
         assert not self.engine.step()
 
     def _session(self, pick: int) -> Text:
         return self.sessions[pick % len(self.sessions)]
 
-    def _writing(self, pick: int) -> Text | None:
+    def _decoding(self, pick: int) -> Text | None:
         texts = [text for text in (*self.submitted, *self.sessions) if text.stream is not None]
         return texts[pick % len(texts)] if texts else None
 
@@ -316,7 +316,7 @@ def sampling(seed: int | None) -> Sampling | None:
 
 
 @pytest.fixture(autouse=True)
-def _shortly_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _within_lookahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("lacache.engine.engine._LOOKAHEAD", LOOKAHEAD)
     return
 

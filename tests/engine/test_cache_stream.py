@@ -127,7 +127,7 @@ def test_no_new_tokens_only_reads(model: Any) -> None:
     assert cache.report().num_seen == 40
 
 
-def test_reads_nothing_before_the_first_token_is_asked_for(model: Any) -> None:
+def test_nothing_is_prefilled_before_the_first_token_is_taken(model: Any) -> None:
     cache = LaCache(model, *LADDER)
     tokens = stream(model, PROMPT, cache)
     assert cache.report().num_seen == 0

@@ -113,7 +113,7 @@ def test_no_template_is_refused() -> None:
         ChatTemplate(tiny_tokenizer(None))
 
 
-def test_a_refused_system_prompt_is_told() -> None:
+def test_a_refused_system_prompt_is_an_error() -> None:
     with pytest.raises(ModelError, match=r"System role not supported.*leave it out"):
         ChatTemplate(tiny_tokenizer(GEMMA), "Be brief.")
 

@@ -527,7 +527,7 @@ def stubborn(stream: Iterator[int], trips: list[type[BaseException]]) -> Iterato
             trips.append(type(error))
 
 
-def three_texts(engine: Engine, trips: list[type[BaseException]]) -> list[list[int]]:
+def three_prompts(engine: Engine, trips: list[type[BaseException]]) -> list[list[int]]:
     """A session of two turns beside two prompts, one of them sampled, all in turns."""
     session = engine.open(SAMPLED)
     streams = [
@@ -547,7 +547,7 @@ def three_texts(engine: Engine, trips: list[type[BaseException]]) -> list[list[i
 @pytest.mark.parametrize("where", ["forward", "choice"])
 def test_after_an_error_every_text_goes_on(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gemma3")
-    expected = three_texts(make(model, 3), [])
+    expected = three_prompts(make(model, 3), [])
     assert expected[0] == continued(model, prompt(33), 6)
     assert expected[2] == continued(model, prompt(3), 9, sampling=SAMPLED)
     for number in range(1, 26, 3):
@@ -562,7 +562,7 @@ def test_after_an_error_every_text_goes_on(where: str, monkeypatch: pytest.Monke
                 hook = model.model.layers[3].register_forward_pre_hook(trip)
                 engine = make(model, 3)
                 hook.remove()
-            assert three_texts(engine, trips) == expected
+            assert three_prompts(engine, trips) == expected
         assert trips == [error]
 
 
@@ -616,7 +616,7 @@ def test_a_sequence_may_be_closed_in_its_on_progress(model: Any) -> None:
     assert engine.num_free == 2
 
 
-def test_logits_that_are_no_numbers_are_told_to_their_reader_alone() -> None:
+def test_logits_that_are_no_numbers_fail_their_own_stream_alone() -> None:
     broken = tiny_model("llama")
     broken.get_input_embeddings().weight.data[7] = float("nan")
     engine = make(broken)

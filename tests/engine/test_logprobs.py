@@ -42,7 +42,7 @@ def test_they_are_the_models(model: Any, sampling: Sampling | None, top: int) ->
         assert [p for _, p in found.top] == pytest.approx(best.values.tolist(), abs=1e-4)
 
 
-def test_nothing_is_told_that_was_not_asked_for(model: Any) -> None:
+def test_no_logprobs_without_a_request_for_them(model: Any) -> None:
     stream = Engine(model, *PLAN).submit([1, 2], max_new_tokens=2)
     next(stream)
     assert stream.logprobs is None

@@ -101,7 +101,7 @@ def test_no_snapshot_amid_generation(model: Any) -> None:
             session.snapshot()
 
 
-def test_tokens_chosen_ahead_wait_for_their_reader(model: Any) -> None:
+def test_tokens_within_the_lookahead_wait_for_their_reader(model: Any) -> None:
     engine = new_engine(model)
     with engine.open() as one, engine.open() as other:
         streams = [
@@ -118,7 +118,7 @@ def test_tokens_chosen_ahead_wait_for_their_reader(model: Any) -> None:
         assert taken == [continued(model, prompt(9, seed), 20) for seed in range(2)]
 
 
-def test_tokens_chosen_ahead_belong_to_the_text(model: Any) -> None:
+def test_tokens_within_the_lookahead_belong_to_the_session(model: Any) -> None:
     """Whether the model has read the one that nobody took, or not."""
     for num_steps in (2, 3, 5):
         engine = new_engine(model)

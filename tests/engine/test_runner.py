@@ -112,7 +112,7 @@ def test_what_is_in_unused_slots_does_not_matter(family: str, sized: Sized) -> N
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
-def test_the_other_rows_and_the_own_place_do_not_matter(family: str) -> None:
+def test_other_sequences_and_the_own_batch_slot_do_not_matter(family: str) -> None:
     # Widths are whole vectors of the processor, since torch computes what is left over in another
     # way, which rounds differently.
     tiny = tiny_model(family, intermediate_size=64)
@@ -196,7 +196,7 @@ def test_one_graph_for_ever(family: str, changes: dict[str, Any], sized: Sized) 
 
 
 @pytest.mark.parametrize("backend", [None, "eager"])
-def test_one_row_alone(backend: str | None) -> None:
+def test_one_sequence_alone(backend: str | None) -> None:
     """Its products are those of a matrix and a vector, written out where they are compiled."""
     types = ["full_attention"] * 2
     tiny = tiny_model("qwen2", num_hidden_layers=2, layer_types=types)
@@ -266,7 +266,7 @@ def test_an_engine_made_in_inference_mode_runs_outside_of_it() -> None:
     assert torch.equal(step(runner, 0, 5), step(twin, 0, 5))
 
 
-def test_keys_turn_as_before_where_the_model_is_cast() -> None:
+def test_keys_rotate_as_before_where_the_model_is_cast() -> None:
     """Casting rounds its frequencies; where layers count on, keys turn ever further."""
     tiny = tiny_model("gemma3")
     runner, twin = (

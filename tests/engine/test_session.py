@@ -32,7 +32,7 @@ def prompt(num_tokens: int, seed: int = 0) -> list[int]:
     return tokens
 
 
-def test_turns_are_one_text(model: Any, engine: Engine) -> None:
+def test_messages_are_one_sequence(model: Any, engine: Engine) -> None:
     text: list[int] = []
     with engine.open() as session:
         for turn, num_new in enumerate([5, 1, 20, 7]):

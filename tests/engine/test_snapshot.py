@@ -119,7 +119,7 @@ class Driven:
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=8)
-def test_any_row_goes_on_bit_for_bit(
+def test_any_sequence_resumes_bit_for_bit(
     family: str, sized: Sized, dtype: torch.dtype, kv_dtype: str | None, cut: int, seed: int
 ) -> None:
     """Cut anywhere, and put into another batch slot of another cache, where something else was."""
@@ -408,7 +408,7 @@ def test_whole_files_with_something_else_in_them_are_refused(
     refused(engine_of(), changed(saved, path, header, tensors), message, InputError)
 
 
-def test_an_interrupted_load_gives_the_row_back(
+def test_an_interrupted_load_frees_the_batch_slot(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(rows=1)
@@ -424,7 +424,7 @@ def test_an_interrupted_load_gives_the_row_back(
     assert goes_on(engine.load(saved)) == goes_on(engine_of(rows=1).load(saved))
 
 
-def test_a_load_needs_a_row(saved: Path) -> None:
+def test_a_load_needs_a_batch_slot(saved: Path) -> None:
     engine = engine_of(rows=1)
     session = opened(engine)
     refused(

@@ -134,7 +134,7 @@ def test_other_files_are_refused(path: Path, data: bytes, message: str) -> None:
         read_snapshot(path)
 
 
-def test_weights_are_refused_without_reading_them(tmp_path: Path) -> None:
+def test_weights_are_refused_before_they_are_loaded(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(1000)}, path)
     with path.open("ab") as file:

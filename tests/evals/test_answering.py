@@ -118,7 +118,7 @@ def test_the_answer_is_right_where_the_schedule_says_that_the_needle_is_held(
     sample = put(lookup, Digit(place), policy, capacity, length=84)
     schedule = policy.schedule(LAYERS, capacity)
     kept = KeptTokens(schedule)
-    kept.read(sample["prompt_tokens"] - 1)
+    kept.advance(sample["prompt_tokens"] - 1)
     kept.settle()
     held = place in kept.by_pattern[schedule.patterns[LOOKING]]
     assert sample["score"] == float(held)
@@ -218,7 +218,7 @@ def test_mean_bytes_are_those_after_each_token(random_model: Any) -> None:
     kept = KeptTokens(Streaming(sinks=2, evict_batch=10).schedule(5, 40))
     held = []
     for _ in range(119):
-        kept.read(1)
+        kept.advance(1)
         held.append(kept.state.num_cached)
     per_token = sample["full_bytes"] / 119
     assert sample["mean_bytes"] == pytest.approx(per_token * sum(held) / 119, abs=1)

@@ -10,7 +10,7 @@ from tests.models.rotary_functions import MODULES, model_module, random_rotation
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize(("num_heads", "num_tokens"), [(3, 5), (1, 1), (2, 0)])
-def test_keys_turn_as_beside_queries(name: str, num_heads: int, num_tokens: int) -> None:
+def test_keys_rotate_as_beside_queries(name: str, num_heads: int, num_tokens: int) -> None:
     generator = torch.Generator().manual_seed(num_tokens)
     keys = torch.randn(1, num_heads, num_tokens, 8, generator=generator)
     rotation = random_rotation(name)

@@ -136,7 +136,7 @@ def test_tiers_cede_their_slots_last_first_and_together_use_the_bytes(
     heads = [group.num_heads for group in groups]
     for seen in range(1, min(groups[0].schedule.capacity, 1500) + 1):
         for tokens in kept:
-            tokens.read(1)
+            tokens.advance(1)
         held = [tokens.state.num_cached for tokens in kept]
         # More important heads hold no less.
         assert held == sorted(held, reverse=True)

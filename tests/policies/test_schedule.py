@@ -34,7 +34,7 @@ def test_layers_hold_equally_many_tokens_in_order_within_the_capacity(
     schedule = ladder.schedule()
     kept = KeptTokens(schedule)
     for _ in range(num_seen):
-        kept.read(1)
+        kept.advance(1)
         for tokens in kept.by_pattern.values():
             assert len(tokens) == kept.state.num_cached <= ladder.capacity
     for tokens in kept.by_pattern.values():
@@ -50,8 +50,8 @@ def test_chunks_do_not_matter(ladder: SizedLadder, chunks: list[int]) -> None:
     schedule = ladder.schedule()
     in_chunks, at_once = KeptTokens(schedule), KeptTokens(schedule)
     for chunk in chunks:
-        in_chunks.read(chunk)
-    at_once.read(sum(chunks))
+        in_chunks.advance(chunk)
+    at_once.advance(sum(chunks))
     assert in_chunks.state == at_once.state
     assert in_chunks.by_pattern == at_once.by_pattern
 
@@ -122,7 +122,7 @@ def test_a_long_schedule_is_planned_from_the_period() -> None:
     table = Timetable(schedule)
     fast = kept_after(schedule, 300_000)
     slow = KeptTokens(schedule)
-    slow.read(300_000)
+    slow.advance(300_000)
     assert fast.by_pattern == slow.by_pattern
     assert fast.state == slow.state == table.state_at(300_000)
     assert table.state_at(10**12).num_cached == 4096

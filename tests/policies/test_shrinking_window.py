@@ -41,7 +41,7 @@ def test_chunks_do_not_matter(sized: tuple[ShrinkingWindow, int], chunks: list[i
     schedule = sized[0].schedule(1, sized[1])
     in_chunks = KeptTokens(schedule)
     for chunk in chunks:
-        in_chunks.read(chunk)
+        in_chunks.advance(chunk)
     assert in_chunks.by_pattern == kept_after(schedule, sum(chunks)).by_pattern
 
 
@@ -56,7 +56,7 @@ def test_history_and_windows_share_the_bytes_to_the_last_slot(
     heads = window.growing_heads + window.window_heads
     for seen in range(1, num_seen + 1):
         due = kept.schedule.is_full(kept.state)
-        kept.read(1)
+        kept.advance(1)
         held = min(seen, history_capacity) * window.growing_heads
         held += kept.state.num_cached * window.window_heads
         assert held <= capacity * heads

@@ -23,7 +23,7 @@ def test_all_layers_keep_what_one_layer_of_the_ladder_keeps(
     assert len(uniform.patterns) == 6
     kept = kept_after(uniform, num_seen)
     expected = KeptTokens(Ladder(**settings).schedule(6, 40))
-    expected.read(num_seen)
+    expected.advance(num_seen)
     assert kept.state == expected.state
     assert kept.by_pattern == {pattern: expected.by_pattern[pattern]}
 

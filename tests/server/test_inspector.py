@@ -153,7 +153,7 @@ def test_compactions_are_counted_over_periods() -> None:
     for num_seen in (0, 39, 41, 500, 5_000, 20_011):
         schedule = POLICY.schedule(LAYERS, CAPACITY)
         played = KeptTokens(schedule)
-        played.read(num_seen)
+        played.advance(num_seen)
         assert kept_after(schedule, num_seen).num_compactions == played.num_compactions
 
 

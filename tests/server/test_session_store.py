@@ -176,7 +176,7 @@ def test_what_a_killed_process_left_is_swept(folder: Path, engine: Engine) -> No
     assert [path.name for path in folder.iterdir()] == ["a.lacache"]
 
 
-def test_a_damaged_session_is_told_and_stays(folder: Path, engine: Engine) -> None:
+def test_a_damaged_session_is_reported_and_stays(folder: Path, engine: Engine) -> None:
     sessions = sessions_in(folder, engine)
     sessions.create("a")
     path = folder / "a.lacache"

@@ -74,7 +74,7 @@ class LayerGroup:
 
     def kept(self) -> KeptTokens:
         """Return which tokens the layers hold, by pattern number."""
-        self._kept.read(self.state.num_seen - self._kept.state.num_seen)
+        self._kept.advance(self.state.num_seen - self._kept.state.num_seen)
         if self._kept.state != self.state:  # an interrupted forward has compacted already
             self._kept.settle()
         return self._kept

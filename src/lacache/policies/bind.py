@@ -1,4 +1,4 @@
-"""From a policy and a budget to schedules: the one place where they meet a model."""
+"""Binding: the one place where a policy and a budget meet a model and become schedules."""
 
 from dataclasses import dataclass
 from typing import final
@@ -13,7 +13,7 @@ from lacache.policies.schedule import UNBOUNDED
 @final
 @dataclass(frozen=True)
 class BoundPolicy:
-    """What a cache keeps in one model, at one capacity.
+    """A policy bound to one model, at one capacity.
 
     Args:
         policy: its settings.

@@ -37,5 +37,5 @@ class FullSchedule(Schedule):
         return state
 
     def evicted_slots(self, state: State, pattern: int) -> SlotRanges:
-        """Return no slots."""
+        """Return an empty list: nothing is evicted."""
         return []

@@ -83,7 +83,7 @@ class Geometry:
         return self.band - self.kept
 
     def phase(self, layer: int) -> int:
-        """Where in a band the kept run of `layer` starts, 0..freed, in units."""
+        """Return where in a band the kept run of `layer` starts, 0..freed, in units."""
         return _PHASES[self.kind](layer, self.span, self.step, self.freed)
 
 

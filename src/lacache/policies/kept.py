@@ -8,7 +8,7 @@ from lacache.policies.timetable import Timetable
 
 @final
 class KeptTokens:
-    """The tokens that a cache holds, brought forward as tokens come in.
+    """The tokens that a cache holds, updated as tokens are inserted.
 
     A mutable record in memory of the order of the capacity; `state` says where it stands.
     """
@@ -34,7 +34,7 @@ class KeptTokens:
             tokens.extend(range(first, first + num_tokens))
         self.state = self.state.insert(num_tokens)
 
-    def read(self, num_tokens: int) -> None:
+    def advance(self, num_tokens: int) -> None:
         """Add any number of tokens, with the compactions that fall due before each."""
         end = self.state.num_seen + num_tokens
         while self.state.num_seen < end:
@@ -50,29 +50,29 @@ class KeptTokens:
 
 
 def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
-    """What a cache holds after `num_seen` tokens, in time of the order of one period at most.
+    """Return what a cache holds after `num_seen` tokens, in time of the order of one period.
 
     One period maps slots to slots, and always in the same way; so it is played once, and its map
     is raised to the number of periods.
     """
     kept = KeptTokens(schedule)
     if num_seen <= max(schedule.capacity, schedule.steady_from):
-        kept.read(num_seen)
+        kept.advance(num_seen)
         return kept
     timetable = Timetable(schedule)
     start, length = timetable.period_start, timetable.period_tokens
     periods = max(0, num_seen - start.num_seen) // length
     if periods < 2:
-        kept.read(num_seen)
+        kept.advance(num_seen)
         return kept
-    kept.read(start.num_seen)
+    kept.advance(start.num_seen)
     slots = start.num_cached
     arrived = start.num_seen - slots
     one = KeptTokens(schedule)
     one.state = start
     for tokens in one.by_pattern.values():
         tokens.extend(range(arrived, start.num_seen))
-    one.read(length)
+    one.advance(length)
     for pattern, after in one.by_pattern.items():
         before = kept.by_pattern[pattern]
         kept.by_pattern[pattern] = [
@@ -81,7 +81,7 @@ def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
         ]
     kept.state = start._replace(num_seen=start.num_seen + periods * length)
     kept.num_compactions += periods * one.num_compactions
-    kept.read(num_seen - kept.state.num_seen)
+    kept.advance(num_seen - kept.state.num_seen)
     return kept
 
 

@@ -35,7 +35,7 @@ Member = int | tuple[int, int]
 @final
 @dataclass(frozen=True)
 class ModelShape:
-    """What a policy must know of a model.
+    """The shape of a model: all that a policy depends on.
 
     Args:
         num_heads: KV heads of each layer with a growing cache, in order of depth.

@@ -79,7 +79,7 @@ class Schedule(ABC):
         return state.num_cached >= self.limit(state.num_seen + 1)
 
     def room(self, state: State) -> int:
-        """How many tokens can come before a compaction; 0 where one is due."""
+        """Return how many tokens fit before the next compaction; 0 where one is due."""
         return self.capacity - state.num_cached
 
     def settle(self, state: State) -> State:

@@ -40,12 +40,12 @@ class Timetable:
 
     @property
     def compactions(self) -> tuple[State, ...]:
-        """What each compaction finds, up to the end of the first period; then that again."""
+        """The state before each compaction, to the end of the first period; then these repeat."""
         return tuple(self._full[:-1])
 
     @property
     def period_start(self) -> State:
-        """The first full state that comes again."""
+        """The first full state that recurs."""
         return self._full[self._first]
 
     @property

@@ -33,7 +33,7 @@ def test_the_ladders_own_units_make_it_the_ladder(sized: SizedLadder, num_seen: 
     ]
     ours, theirs = KeptTokens(UnitSchedule(ladder, units)), KeptTokens(ladder)
     for kept in (ours, theirs):
-        kept.read(num_seen)
+        kept.advance(num_seen)
     assert ours.state == theirs.state
     assert [ours.by_pattern[p] for p in ours.schedule.patterns] == [
         theirs.by_pattern[p] for p in ladder.patterns
@@ -46,7 +46,7 @@ def test_counts_and_cursor_are_the_ladders(sized: SizedLadder, num_seen: int, se
     schedule = random_ladder(sized.policy, seed).schedule(sized.num_layers, sized.capacity)
     random, ladder = KeptTokens(schedule), KeptTokens(sized.schedule())
     for kept in (random, ladder):
-        kept.read(num_seen)
+        kept.advance(num_seen)
     assert random.state == ladder.state
     sinks, recent = sized.policy.sinks, sized.schedule().recent
     for tokens in random.by_pattern.values():

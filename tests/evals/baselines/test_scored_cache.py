@@ -121,7 +121,7 @@ def test_with_room_for_everything_it_is_transformers_own_cache(family: str, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_keeping_the_newest_is_the_products_sink_window(family: str) -> None:
+def test_protecting_the_newest_is_streaming(family: str) -> None:
     model = tiny_model(family)
     ids = random_ids(70)
     for dense in (False, True):

@@ -25,13 +25,13 @@ def schedules(draw: st.DrawFn) -> Schedule:
 def test_slots_match_counting(schedule: Schedule, start: int, length: int) -> None:
     slots, done, compactions = ScheduleArrays(schedule).locate(np.arange(start, start + length))
     kept = KeptTokens(schedule)
-    kept.read(start)
+    kept.advance(start)
     expected = []
     for _ in range(length):
         is_due = schedule.is_full(kept.state)
         kept.settle()
         expected.append((kept.state.num_cached, is_due))
-        kept.read(1)
+        kept.advance(1)
     assert list(zip(slots, compactions >= 0, strict=True)) == expected
     assert (np.diff(done) == (compactions >= 0)[1:]).all()
 

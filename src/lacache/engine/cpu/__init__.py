@@ -1,4 +1,4 @@
-"""What the engine computes in another way on CPU.
+"""Kernels and products that replace those of torch on CPU.
 
 `linear` replaces linear layers. `kernels` calls the operators of kernels.cpp, which `build`
 compiles once (docs/adr/0013).
