@@ -94,7 +94,7 @@ def test_all_before_the_first_word_is_pinned(name: str, system: str | None, pinn
     ("name", "ends"), [("chatml", {END}), ("llama3", {END}), ("gemma", set()), ("mistral", {END})]
 )
 def test_the_end_mark_is_found(name: str, ends: set[int]) -> None:
-    assert ChatTemplate(tiny_tokenizer(TEMPLATES[name])).end_token_ids == ends
+    assert ChatTemplate(tiny_tokenizer(TEMPLATES[name])).eos_token_ids == ends
 
 
 def test_a_long_message_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:

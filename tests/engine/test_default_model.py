@@ -8,7 +8,7 @@ import torch
 from lacache import Engine, LaCache, Ladder, stream
 from lacache.engine.chat_template import ChatTemplate
 from lacache.engine.conversation import Conversation
-from lacache.engine.detokenizer import Detokenizer, eos_token_ids
+from lacache.engine.detokenizer import Detokenizer, find_eos_token_ids
 from lacache.models import load_model
 from lacache.models.decoder import cache_argument
 
@@ -59,7 +59,7 @@ def test_the_stream_equals_generate(loaded: Any) -> None:
 def test_a_conversation_ends_its_turns(loaded: Any) -> None:
     template = ChatTemplate(loaded.tokenizer)
     engine = Engine(loaded.model, 256, f"balanced:sinks={template.num_pinned}:evict_batch=32")
-    ends = eos_token_ids(loaded.model, loaded.tokenizer)
+    ends = find_eos_token_ids(loaded.model, loaded.tokenizer)
     conversation = Conversation(engine.open, template, eos_token_ids=ends)
     text = Detokenizer(loaded.tokenizer)
     reply = list(conversation.reply(TURNS[0][0], max_new_tokens=100))

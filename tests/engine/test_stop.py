@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lacache.engine.detokenizer import Detokenizer, StopStrings, eos_token_ids
+from lacache.engine.detokenizer import Detokenizer, StopStrings, find_eos_token_ids
 from lacache.errors import ConfigError
 from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 
@@ -119,4 +119,4 @@ def test_eos_tokens_are_those_of_model_and_tokenizer(
     model.generation_config.eos_token_id = configured
     tokenizer.eos_token = tokenizer_end
     named = {tokenizer.convert_tokens_to_ids(e) if isinstance(e, str) else e for e in expected}
-    assert eos_token_ids(model, tokenizer) == named
+    assert find_eos_token_ids(model, tokenizer) == named

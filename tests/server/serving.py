@@ -40,7 +40,7 @@ def service(
         tiny_llama(),
         tiny_tokenizer(),
         ServerSettings(limits=Limits(**limits), storage=storage or StorageSettings()),
-        eos=frozenset() if is_endless else None,
+        eos_token_ids=frozenset() if is_endless else None,
     ) as one:
         yield one
 

@@ -30,7 +30,7 @@ from lacache.cli.options import (
 from lacache.cli.preflight import validate_loading, validate_memory
 from lacache.cli.process import interruptible
 from lacache.cli.terminal import validate_text
-from lacache.engine.detokenizer import Detokenizer, StopStrings, eos_token_ids
+from lacache.engine.detokenizer import Detokenizer, StopStrings, find_eos_token_ids
 from lacache.engine.sampling import Sampling
 from lacache.errors import ConfigError, InputError
 from lacache.policies import DEFAULT_POLICY
@@ -120,7 +120,7 @@ def chat(
         loaded.model, options, engine_options, template.num_pinned, sampling
     )
     conversation = Conversation(
-        new_generator, template, eos_token_ids=eos_token_ids(loaded.model, loaded.tokenizer)
+        new_generator, template, eos_token_ids=find_eos_token_ids(loaded.model, loaded.tokenizer)
     )
     limit = None if max_new_tokens < 0 else max_new_tokens
     _Chat(conversation, loaded.tokenizer, template.num_pinned, limit, stops).run(loaded.name)

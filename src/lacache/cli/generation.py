@@ -9,7 +9,7 @@ import typer
 
 from lacache.cli.process import interruptible
 from lacache.cli.terminal import prefill_bar
-from lacache.engine.detokenizer import Detokenizer, StopStrings, eos_token_ids
+from lacache.engine.detokenizer import Detokenizer, StopStrings, find_eos_token_ids
 from lacache.engine.generator import TextGenerator
 from lacache.models import LoadedModel
 
@@ -71,7 +71,9 @@ def generate_text(
         echo: whether to print the text as it is generated, instead of returning it.
     """
     run = Generation()
-    ends = frozenset() if ignore_eos else eos_token_ids(loaded.model, loaded.tokenizer)
+    eos_token_ids = (
+        frozenset() if ignore_eos else find_eos_token_ids(loaded.model, loaded.tokenizer)
+    )
     text = Detokenizer(loaded.tokenizer)
     ends_line = True
 
@@ -92,7 +94,7 @@ def generate_text(
                 raise KeyboardInterrupt
 
         tokens = generator.generate(
-            ids, max_new_tokens=max_new_tokens, eos_token_ids=ends, on_progress=on_progress
+            ids, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids, on_progress=on_progress
         )
         start = time.perf_counter()
         try:
@@ -104,7 +106,7 @@ def generate_text(
                 emit(stops.push(text.push(token)))
                 if stops.found is not None:
                     break
-                if token in ends:
+                if token in eos_token_ids:
                     run.finish_reason = "eos"
                 elif stopped():
                     raise KeyboardInterrupt

@@ -60,7 +60,7 @@ def stream(
     if input_ids.shape[1] == 0:
         raise InputError("the prompt is empty and at least 1 token is needed; give some text")
     validate_max_new_tokens(max_new_tokens)
-    ends = validate_eos_token_ids(eos_token_ids)
+    eos_token_ids = validate_eos_token_ids(eos_token_ids)
     sampler = sampling if isinstance(sampling, Sampler) else Sampler(sampling)
     sampler.see(input_ids)
 
@@ -71,7 +71,7 @@ def stream(
             token = sampler.choose(logits)
             num_new += 1
             yield token
-            if token in ends or num_new == max_new_tokens:
+            if token in eos_token_ids or num_new == max_new_tokens:
                 return
             newest = torch.tensor([[token]], device=input_ids.device)
             logits = cache.prefill(model, newest)
@@ -108,18 +108,18 @@ class CacheGenerator(TextGenerator):
         given = torch.cat([torch.tensor(last, dtype=torch.long), torch.as_tensor(tokens).long()])
         if len(given) == 0:
             raise InputError("there is no token to go on from; give at least 1 token")
-        ends = validate_eos_token_ids(eos_token_ids)
+        eos_token_ids = validate_eos_token_ids(eos_token_ids)
         steps = stream(
             self._model,
             given[None].to(self._model.device),
             self._cache,
             max_new_tokens=max_new_tokens,
             sampling=self._sampler,
-            eos_token_ids=ends,
+            eos_token_ids=eos_token_ids,
             on_progress=on_progress,
         )
         self._last = None
-        return _CacheStream(steps, self._set_last, max_new_tokens, ends)
+        return _CacheStream(steps, self._set_last, max_new_tokens, eos_token_ids)
 
     def drop_last(self) -> None:
         """See `TextGenerator.drop_last`."""

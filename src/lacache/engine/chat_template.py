@@ -41,7 +41,7 @@ class ChatTemplate:
         self.num_pinned = len(list(same))
         """Tokens before the first word of the user: the system prompt and its special tokens."""
         special = set(self.following("1")[:1]) & set(tokenizer.all_special_ids)
-        self.end_token_ids = frozenset(special)
+        self.eos_token_ids = frozenset(special)
         """The special token that ends a reply, if the template has one."""
 
     def first(self, message: str) -> list[int]:

@@ -29,7 +29,7 @@ class Conversation:
         self._new_generator = new_generator
         self._generator = new_generator()
         self._template = template
-        self._end_token_ids = eos_token_ids | template.end_token_ids
+        self._eos_token_ids = eos_token_ids | template.eos_token_ids
         self._started = False
 
     def reply(
@@ -53,12 +53,12 @@ class Conversation:
         stream = self._generator.generate(
             turn(message),
             max_new_tokens=max_new_tokens,
-            eos_token_ids=self._end_token_ids,
+            eos_token_ids=self._eos_token_ids,
             on_progress=on_progress,
         )
         try:
             for token in stream:
-                if token in self._end_token_ids:
+                if token in self._eos_token_ids:
                     # The next turn adds the template's own end token.
                     self._generator.drop_last()
                 else:

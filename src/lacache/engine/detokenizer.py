@@ -117,7 +117,7 @@ class StopStrings:
         return text
 
 
-def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def find_eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return the end-of-sequence tokens of the model's generation config and the tokenizer."""
     configured = model.generation_config.eos_token_id
     ids = set(configured) if isinstance(configured, list) else {configured}

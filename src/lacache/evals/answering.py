@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from lacache.cache import HookedCache
 from lacache.common.records import Record
-from lacache.engine.detokenizer import eos_token_ids
+from lacache.engine.detokenizer import find_eos_token_ids
 from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.monitor import CacheMonitor, open_monitored
 from lacache.evals.runs import Protocol
@@ -86,7 +86,7 @@ def answer_sample(
     monitor = open_monitored(
         model, policy, budget, prompt_tokens, dense=protocol.is_dense, on_tokens=on_tokens
     )
-    cache, ends = monitor.cache, eos_token_ids(model, tokenizer)
+    cache, eos_token_ids = monitor.cache, find_eos_token_ids(model, tokenizer)
     pending = context
     answers: list[Answer] = []
     for question, ids in zip(sample.questions, questions, strict=True):
@@ -97,7 +97,9 @@ def answer_sample(
                 logits = cache.prefill(model, _tensor(chunk, model))
         nll = _answer_nll(model, monitor, logits, _answer_ids(tokenizer, question))
         with monitor.monitoring():
-            generated, pending = _generate(model, cache, logits, question.max_new_tokens, ends)
+            generated, pending = _generate(
+                model, cache, logits, question.max_new_tokens, eos_token_ids
+            )
         answers.append(Answer(tokenizer.decode(generated, skip_special_tokens=True), nll))
     scores = [task.score(a.prediction, q) for a, q in zip(answers, sample.questions, strict=True)]
     return {
@@ -158,7 +160,7 @@ def _answer_ids(tokenizer: Any, question: Question) -> list[int]:
 
 
 def _generate(
-    model: Any, cache: HookedCache, logits: Tensor, limit: int, ends: frozenset[int]
+    model: Any, cache: HookedCache, logits: Tensor, limit: int, eos_token_ids: frozenset[int]
 ) -> tuple[list[int], list[int]]:
     """Decode greedily from logits [1, V].
 
@@ -168,7 +170,7 @@ def _generate(
     generated: list[int] = []
     while True:
         token = int(logits.argmax(dim=-1))
-        if token in ends:
+        if token in eos_token_ids:
             return generated, []
         generated.append(token)
         if len(generated) >= limit:

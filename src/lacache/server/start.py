@@ -12,7 +12,7 @@ from typing import Any, final
 import uvicorn
 from filelock import FileLock, Timeout
 
-from lacache.engine.detokenizer import eos_token_ids
+from lacache.engine.detokenizer import find_eos_token_ids
 from lacache.engine.engine import Engine
 from lacache.engine.snapshot import Snapshot, kind_of_version_0_1
 from lacache.engine.snapshot_file import read_header
@@ -44,7 +44,7 @@ def make_service(
     tokenizer: Any,
     settings: ServerSettings,
     *,
-    eos: frozenset[int] | None = None,
+    eos_token_ids: frozenset[int] | None = None,
 ) -> Iterator[Service]:
     """Build a service; at exit, end running sequences and save their sessions.
 
@@ -53,7 +53,7 @@ def make_service(
         model: a model of transformers.
         tokenizer: the tokenizer of `model`.
         settings: limits of requests, prefix cache and sessions.
-        eos: tokens that end a sequence; None takes those of the model and the tokenizer.
+        eos_token_ids: tokens that end a sequence; None takes those of the model and the tokenizer.
 
     Raises:
         ConfigError: two engines are the same.
@@ -66,15 +66,16 @@ def make_service(
             raise ConfigError(
                 f"{name} and {other} keep the same tokens; leave one of the budgets out"
             )
+    if eos_token_ids is None:
+        eos_token_ids = find_eos_token_ids(model, tokenizer)
     vocab_size = model.get_input_embeddings().num_embeddings
-    ends = eos_token_ids(model, tokenizer) if eos is None else eos
     with _locked(settings.storage.folder), ExitStack() as stack:
         models: list[ServedModel] = []
         for name, engine in engines.items():
             models.append(_served_model(name, engine, model, settings))
             stack.callback(models[-1].close)
         prompts = Prompts(tokenizer, vocab_size, settings.limits)
-        yield Service(models, prompts, ends, settings.limits, Metrics())
+        yield Service(models, prompts, eos_token_ids, settings.limits, Metrics())
 
 
 def _served_model(name: str, engine: Engine, model: Any, settings: ServerSettings) -> ServedModel:
