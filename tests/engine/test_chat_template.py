@@ -120,5 +120,5 @@ def test_a_refused_system_prompt_is_an_error() -> None:
 
 def test_a_template_that_changes_answers_is_refused() -> None:
     shouting = CHATML.replace("message['content']", "message['content'] | upper")
-    with pytest.raises(ModelError, match="does not write an answer as it is given"):
+    with pytest.raises(ModelError, match="the chat template changes replies"):
         ChatTemplate(tiny_tokenizer(shouting))
