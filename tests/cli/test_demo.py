@@ -59,7 +59,7 @@ def test_it_reads_compares_draws_prints_and_goes_on(demo: Run, tmp_path: Path) -
     assert runs[1]["peak_bytes"] == runs[2]["peak_bytes"]
     assert {r["chunk_size"] for r in runs} == {8}
     assert {r["prefill"] for r in runs} == {"chunked"}
-    assert "LaCache continues" in result.stdout
+    assert "LaCache ladder continues" in result.stdout
     rows = compare(runs)
     assert [row["name"] for row in record["table"]] == [row.name for row in rows]
     lines = [line.replace("*", "").split() for line in result.stdout.splitlines()]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lacache.cli import loading
+from lacache.cli import preflight
 from lacache.cli.app import COMMANDS
 from lacache.common import validation
 from tests.cli.conftest import Run
@@ -170,7 +170,7 @@ def test_buffers_larger_than_memory_are_refused_before_allocation(
     assert_refused(
         run("generate", "hi", "-m", tiny, "--budget", 4096), "could not be allocated on cpu"
     )
-    monkeypatch.setattr(loading, "physical_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(preflight, "physical_bytes", lambda: 1 << 20)
     assert_refused(
         run("generate", "hi", "-m", tiny, "--budget", "2MiB"), "budget=2MiB is 2,097,152"
     )

@@ -11,7 +11,6 @@ import typer
 from lacache.cli.engine_setup import CacheOptions, EngineOptions, generator_factory
 from lacache.cli.options import (
     DEFAULT_THREADS,
-    BudgetOption,
     CompileOption,
     DtypeOption,
     KvDtypeOption,
@@ -59,7 +58,16 @@ def chat(
             "--max-new-tokens", "-n", help="Most tokens of a reply; -1 leaves it to the model."
         ),
     ] = -1,
-    budget: BudgetOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="Tokens per layer (512) or bytes (64MiB). Default: 512; none for full and groups.",
+            show_default=False,
+            rich_help_panel="Cache",
+        ),
+    ] = None,
     policy: PolicyOption = DEFAULT_POLICY,
     kv_dtype: KvDtypeOption = None,
     temperature: TemperatureOption = 0.7,

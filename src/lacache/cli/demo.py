@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lacache.models import LoadedModel
     from lacache.policies import Policy
 
-_LABELS = {"full": "full cache", "streaming": "StreamingLLM", "ladder": "LaCache"}
+_LABELS = {"full": "full cache", "streaming": "StreamingLLM", "ladder": "LaCache ladder"}
 _POLICIES = tuple(_LABELS)
 _TOKENS = 12_288
 _LEFT_OUT = ("nll", "last_seen", "trace", "kept", "head_to_kept")
