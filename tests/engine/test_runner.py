@@ -141,12 +141,15 @@ def test_other_sequences_and_the_own_batch_slot_do_not_matter(family: str) -> No
         (
             "llama",
             {"num_hidden_layers": 3},
-            Groups(
-                (
-                    Group(Ladder(span=1, sinks=2, evict_batch=2), (0, (1, 1)), 20),
-                    Group(Streaming(sinks=2, evict_batch=3), ((1, 0),), 9),
-                    Group(Streaming(sinks=1, evict_batch=1), (2,), 14),
-                )
+            (
+                None,
+                Groups(
+                    (
+                        Group(Ladder(span=1, sinks=2, evict_batch=2), (0, (1, 1)), 20),
+                        Group(Streaming(sinks=2, evict_batch=3), ((1, 0),), 9),
+                        Group(Streaming(sinks=1, evict_batch=1), (2,), 14),
+                    )
+                ),
             ),
         ),
         (
@@ -178,7 +181,7 @@ def test_one_graph_for_ever(family: str, changes: dict[str, Any], sized: Sized) 
     def step(active: list[int]) -> None:
         nonlocal token
         tokens = [token := 2 + (token + 9) % (VOCAB - 2) for _ in range(3)]
-        found, expected = compiled.step(tokens, active), eager.step(tokens, active)
+        found, expected = compiled.decode(tokens, active), eager.decode(tokens, active)
         assert torch.equal(found[active], expected[active])
 
     for active in ([1], [0, 1], [2], [0, 1, 2]):
@@ -320,7 +323,7 @@ def test_another_call_may_follow_an_interrupted_one() -> None:
         read(runner, 0, TEXT[:13])
     is_armed.append(True)
     with pytest.raises(KeyboardInterrupt):
-        shaken.read(0, TEXT[20:23])
+        shaken.prefill(0, TEXT[20:23])
     is_armed.clear()
     for token in TEXT[30:40].tolist():
         assert torch.equal(step(shaken, 0, token), step(calm, 0, token))

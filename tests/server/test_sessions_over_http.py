@@ -159,7 +159,7 @@ def test_invalid_session_requests_are_refused(http: httpx.Client) -> None:
     assert "temperature=0.005 must be 0" in refused(ask(session="a", temperature=0.005), 400)
     assert "already" in refused(http.post("/sessions", json={"name": "a"}), 409)
     assert "prompt is empty" in refused(ask(session="a", prompt=""), 400)
-    assert "no safetensors" in refused(http.put("/sessions/b/file", content=b"\x80\x04."), 400)
+    assert "not a safetensors" in refused(http.put("/sessions/b/file", content=b"\x80\x04."), 400)
     assert "larger than" in refused(http.put("/sessions/b/file", content=b"0" * 40_000_000), 413)
     assert [each["id"] for each in good(http.get("/sessions"))["data"]] == ["a"]
     assert on(http, "a", "a")
