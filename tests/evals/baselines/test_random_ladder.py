@@ -62,7 +62,7 @@ def test_each_layer_keeps_the_same_units_of_every_band() -> None:
     schedule = policy.schedule(9, 100)
     band, kept = schedule._ladder.geometry.band, schedule._ladder.geometry.kept
     held = KeptTokens(schedule)
-    held.read(100)
+    held.advance(100)
     held.compact()
     whole = 100 // (2 * band)
     for pattern, tokens in held.by_pattern.items():
