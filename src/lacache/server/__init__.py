@@ -8,8 +8,7 @@ A request passes through these modules, in this order:
 - `service`: finds the model, tokenizes the prompt (`prompts`) and makes a `completion` for each
   choice, on a sequence of its own.
 - `engine_thread`: runs all completions of one model on its engine.
-- `response`: turns the events of completions into OpenAI's format (`openai_format`), and counts
-  them (`metrics`).
+- `response`: turns the events of completions into OpenAI's format, and counts them (`metrics`).
 - `prefix_cache` and `session_store`: keep the state of sequences between requests.
 
 A client that disconnects: `routes` abort the `response`, which aborts its completions by

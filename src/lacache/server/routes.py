@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 
 from lacache.errors import LaCacheError
 from lacache.server.errors import INTERNAL_ERROR, ServerError, ShutdownError, error_response
-from lacache.server.openai_format import model_info, models_list
 from lacache.server.response import CompletionResponse
 from lacache.server.schemas import (
     ERRORS,
@@ -63,11 +62,11 @@ def openai_routes(service: Service) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> Json:
-        return models_list(list(service.models))
+        return {"object": "list", "data": [_model_record(name) for name in service.models]}
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> Json:
-        return model_info(service.model(name).name)
+        return _model_record(service.model(name).name)
 
     @routes.post("/v1/completions", responses=_STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -78,6 +77,10 @@ def openai_routes(service: Service) -> APIRouter:
         return await _respond(service, body, request)
 
     return routes
+
+
+def _model_record(name: str) -> Json:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "lacache"}
 
 
 def session_routes(service: Service) -> APIRouter:

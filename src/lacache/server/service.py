@@ -12,7 +12,6 @@ from lacache.engine.sampling import Sampling
 from lacache.server.completion import Completion
 from lacache.server.errors import NotFoundError
 from lacache.server.metrics import Metrics, RequestMetrics
-from lacache.server.openai_format import ResponseFormat
 from lacache.server.prefix_cache import PrefixCache
 from lacache.server.prompts import Prompts
 from lacache.server.response import CompletionResponse
@@ -100,12 +99,11 @@ class Service:
         prompt, origin = await run_in_threadpool(self._prompt_and_origin, request, model)
         prompts, limits = self._prompts, self.limits
         try:
-            token_text = None if request.num_top_logprobs is None else prompts.token_text
-            is_chat = isinstance(request, ChatRequest)
             response = CompletionResponse(
                 request,
                 prompt,
-                ResponseFormat(model.name, is_chat=is_chat, token_text=token_text),
+                model.name,
+                prompts.token_text,
                 prompts.token_texts,
                 RequestMetrics(self.metrics, model.name),
             )
