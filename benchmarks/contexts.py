@@ -24,7 +24,7 @@ from lacache.cache.static.sequence_tensors import SequenceTensors
 from lacache.common.records import Record, environment, write_record
 from lacache.evals.provenance import model_record
 from lacache.models import load_model
-from lacache.policies.timetable import Timetable
+from lacache.policies.schedule import Timetable
 
 BUDGET = 512
 CONTEXTS = (1_024, 4_096, 16_384, 32_768)

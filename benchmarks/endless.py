@@ -30,7 +30,7 @@ from lacache.engine.session import Session
 from lacache.evals.plots import drawing
 from lacache.evals.provenance import model_record, policy_record
 from lacache.policies import Ladder
-from lacache.policies.timetable import Timetable
+from lacache.policies.schedule import Timetable
 
 # Full and steady before the thousandth token, with as long chunks as that allows.
 CAPACITY = 576

@@ -25,7 +25,7 @@ from lacache.policies import (
     parse_budget,
     parse_policy,
 )
-from lacache.policies.policy import Member
+from lacache.policies.members import Member
 
 _MOST_HELD = 10_000_000
 

@@ -24,8 +24,7 @@ from lacache.engine.snapshot_file import Header, read_snapshot, write_snapshot
 from lacache.errors import ConfigError, InputError, LaCacheError
 from lacache.policies import bind_policy
 from lacache.policies.grammar import parse_text
-from lacache.policies.schedule import State
-from lacache.policies.timetable import Timetable
+from lacache.policies.schedule import State, Timetable
 
 _REMEDIES = {
     "dtype": "load the model in the snapshot's type",

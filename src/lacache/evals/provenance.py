@@ -49,7 +49,7 @@ def policy_record(policy: Policy) -> Record:
     if isinstance(policy, Groups):
         return {"name": name, "groups": settings}
     record: Record = {"name": name}
-    for setting in fields(policy):  # type: ignore[arg-type]
+    for setting in fields(policy):
         value = getattr(policy, setting.name)
         if "format" in setting.metadata:
             value = setting.metadata["format"](value) if value else None

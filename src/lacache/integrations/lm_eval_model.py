@@ -29,7 +29,7 @@ from lacache.version import __version__
 
 _TOKENS_PER_FORWARD = 256
 _NO_LIMIT = 1 << 40
-_SETTINGS = {f.name for kind in (*POLICIES, *BASELINES) for f in fields(kind)}  # type: ignore[arg-type]
+_SETTINGS = {f.name for kind in (*POLICIES, *BASELINES) for f in fields(kind)}
 Request = tuple[Any, list[int], list[int]]
 """Context and continuation as text (None for a window of a document), then as tokens."""
 

@@ -16,10 +16,9 @@ from lacache.policies.ladder import Ladder
 from lacache.policies.paper import Paper
 from lacache.policies.policy import BoundGroup, LayerPolicy, ModelShape, Policy
 from lacache.policies.retrieval_heads import RetrievalHeads
-from lacache.policies.schedule import UNBOUNDED, Schedule, State
+from lacache.policies.schedule import UNBOUNDED, Schedule, State, Timetable
 from lacache.policies.shrinking_window import ShrinkingWindow
 from lacache.policies.streaming import Streaming
-from lacache.policies.timetable import Timetable
 from lacache.policies.uniform import Uniform
 
 __all__ = [

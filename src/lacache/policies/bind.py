@@ -6,7 +6,8 @@ from typing import final
 from lacache.errors import ConfigError
 from lacache.policies.budget import Budget, BudgetLike, parse_budget
 from lacache.policies.groups import Group, Groups
-from lacache.policies.policy import BoundGroup, LayerPolicy, Member, ModelShape, Policy
+from lacache.policies.members import Member
+from lacache.policies.policy import BoundGroup, LayerPolicy, ModelShape, Policy
 from lacache.policies.schedule import UNBOUNDED
 
 

@@ -18,8 +18,9 @@ from lacache.errors import ConfigError, InputError
 from lacache.policies.full import Full
 from lacache.policies.groups import Group, Groups
 from lacache.policies.ladder import Ladder
+from lacache.policies.members import parse_members, parse_number
 from lacache.policies.paper import Paper
-from lacache.policies.policy import LayerPolicy, Policy, parse_members, parse_number
+from lacache.policies.policy import LayerPolicy, Policy
 from lacache.policies.retrieval_heads import RetrievalHeads
 from lacache.policies.shrinking_window import ShrinkingWindow
 from lacache.policies.streaming import Streaming
@@ -118,7 +119,7 @@ def _read(name: str) -> str:
 
 
 def _parse_settings(name: str, kind: type[Policy], text: str) -> dict[str, Any]:
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    known = {f.name: f for f in fields(kind)}
     types = get_type_hints(kind)
     given: dict[str, Any] = {}
     for part in text.split(":") if text else ():

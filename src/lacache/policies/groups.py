@@ -11,14 +11,8 @@ from typing import ClassVar, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.policies.policy import (
-    BoundGroup,
-    LayerPolicy,
-    Member,
-    ModelShape,
-    Policy,
-    format_members,
-)
+from lacache.policies.members import Member, format_members, heads_of, validate_members
+from lacache.policies.policy import BoundGroup, LayerPolicy, ModelShape, Policy
 from lacache.policies.schedule import UNBOUNDED
 
 
@@ -152,58 +146,6 @@ def mean_capacity(groups: Sequence[BoundGroup]) -> float:
         sum(min(n, s.limit(n)) * h for s, h in zip(schedules, heads, strict=True)) for n in bends
     )
     return most / sum(heads)
-
-
-def validate_members(members: object, name: str = "members") -> tuple[Member, ...]:
-    """Return members as layers and pairs (layer, KV head).
-
-    Raises:
-        ConfigError: they are no sequence, or hold something else.
-    """
-    if isinstance(members, str) or not isinstance(members, Iterable):
-        raise ConfigError(f"{name}={members!r} must be a sequence; try {name}=(0, 1, (2, 0))")
-    valid = tuple(m if isinstance(m, int) else _pair(m) for m in members)
-    for member in valid:
-        for number in member if isinstance(member, tuple) else (member,):
-            validate_int(name, number, 0)
-    return valid
-
-
-def _pair(member: object) -> tuple[int, int]:
-    if isinstance(member, Sequence) and not isinstance(member, str) and len(member) == 2:
-        return member[0], member[1]
-    raise ConfigError(f"member {member!r} must be a layer (3) or a pair (layer, KV head) (3, 0)")
-
-
-def pairs_of(members: Iterable[Member], num_heads: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the pairs (layer, KV head) of members, each once and in order of depth.
-
-    Raises:
-        ConfigError: no such layer or head.
-    """
-    return sorted({pair for member in members for pair in heads_of(member, num_heads)})
-
-
-def heads_of(member: Member, num_heads: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the pairs (layer, KV head) of a member.
-
-    Raises:
-        ConfigError: no such layer or head.
-    """
-    layer, head = member if isinstance(member, tuple) else (member, None)
-    if layer >= len(num_heads):
-        raise ConfigError(
-            f"layer {layer} of a group must be below the number of layers {len(num_heads)}; try "
-            f"layers up to {len(num_heads) - 1}"
-        )
-    if head is None:
-        return [(layer, h) for h in range(num_heads[layer])]
-    if head >= num_heads[layer]:
-        raise ConfigError(
-            f"KV head {head} of layer {layer} must be below the layer's {num_heads[layer]} KV "
-            f"heads; try heads up to {num_heads[layer] - 1}"
-        )
-    return [(layer, head)]
 
 
 def _bind(group: Group, pairs: list[tuple[int, int]]) -> BoundGroup:

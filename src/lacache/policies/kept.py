@@ -2,8 +2,7 @@
 
 from typing import final
 
-from lacache.policies.schedule import Schedule
-from lacache.policies.timetable import Timetable
+from lacache.policies.schedule import Schedule, Timetable
 
 
 @final

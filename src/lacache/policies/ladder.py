@@ -1,21 +1,14 @@
 """The ladder: the paper's policy (arXiv 2507.14204 sections 3.2 and 3.3)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, final
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
 from lacache.policies.geometry import Geometry, default_span_overlap, validate_span
-from lacache.policies.policy import (
-    EVICT_BATCH,
-    MEMBERS_FORM,
-    SINKS,
-    LayerPolicy,
-    format_members,
-    in_slots,
-    validate_slots,
-)
+from lacache.policies.members import MEMBERS_FORM, format_members
+from lacache.policies.policy import EVICT_BATCH, SINKS, LayerPolicy, in_slots, validate_slots
 from lacache.policies.schedule import Schedule, SlotRanges, State
 
 
@@ -80,6 +73,17 @@ class Ladder(LayerPolicy):
                 )
             validate_int("window_layers", layer, 0)
         object.__setattr__(self, "window_layers", tuple(sorted(set(self.window_layers))))
+
+    @classmethod
+    def like(cls, other: object, **changes: Any) -> "Ladder":
+        """Return a ladder with the settings that another object has as fields of the same names.
+
+        Args:
+            other: such as another policy; what it lacks has its default.
+            changes: settings with other values.
+        """
+        names = {f.name for f in fields(cls)} & set(vars(other))
+        return cls(**{name: getattr(other, name) for name in names} | changes)
 
     def schedule(self, num_layers: int, capacity: int) -> "LadderSchedule":
         """Return the schedule over `num_layers` layers."""

@@ -5,9 +5,8 @@ KV heads from the model, importance of heads from its profile; `bind` brings the
 """
 
 import math
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self, final
 
@@ -24,12 +23,6 @@ EVICT_BATCH = 0.1
 
 _AMPLE = 1 << 40
 """A capacity that no model fills: what fails with it fails with every one."""
-
-_MOST_LAYERS = 100_000
-"""Far beyond any model; a typing slip must not fill the memory."""
-
-Member = int | tuple[int, int]
-"""A layer with all its KV heads, or one pair (layer, KV head)."""
 
 
 @final
@@ -81,6 +74,7 @@ class BoundGroup:
         return sum(len(heads) for heads in self.heads.values())
 
 
+@dataclass(frozen=True)
 class Policy(ABC):
     """Which tokens a cache keeps. Subclasses are frozen dataclasses that validate themselves.
 
@@ -127,9 +121,9 @@ class Policy(ABC):
 
     def with_sinks(self, sinks: int) -> Self:
         """Return this policy with at least `sinks` attention sinks, such as a system prompt's."""
-        settings = {"sinks"} & {f.name for f in fields(self)}  # type: ignore[arg-type]
+        settings = {"sinks"} & {f.name for f in fields(self)}
         changes = {name: max(getattr(self, name), sinks) for name in settings}
-        return replace(self, **changes)  # type: ignore[type-var]
+        return replace(self, **changes)
 
     def __str__(self) -> str:
         return self.text()
@@ -145,14 +139,14 @@ class Policy(ABC):
             (v for v in variants if None not in v[1].values()), key=lambda v: len(v[1])
         )
         if all_settings:
-            own = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+            own = {f.name: getattr(self, f.name) for f in fields(self)}
             settings = {key: value for key, value in own.items() if value not in (None, ())}
-        formats = {f.name: f.metadata.get("format", str) for f in fields(self)}  # type: ignore[arg-type]
+        formats = {f.name: f.metadata.get("format", str) for f in fields(self)}
         return ":".join([name, *(f"{key}={formats[key](v)}" for key, v in settings.items())])
 
     def _differing(self, name: str) -> tuple[str, dict[str, Any]]:
         """Return a name, and the settings that differ from those that it stands for."""
-        known = {f.name: f.default for f in fields(self)} | dict(self.names[name])  # type: ignore[arg-type]
+        known = {f.name: f.default for f in fields(self)} | dict(self.names[name])
         own = {key: getattr(self, key) for key in known}
         return name, {key: value for key, value in own.items() if value != known[key]}
 
@@ -224,70 +218,3 @@ def in_slots(value: float, capacity: int, *, least: int = 1, most: int | None = 
     # A share such as 0.29 times 100 is a little below 29 in floating point.
     slots = math.floor(value * capacity + 1e-9)
     return max(least, slots if most is None else min(slots, most))
-
-
-def format_members(members: Sequence[Member]) -> str:
-    """Return members as text: `0-11+12.0` is the layers 0 to 11 and KV head 0 of layer 12."""
-    parts: list[str] = []
-    first = last = -2
-    for member in members:
-        if isinstance(member, tuple):
-            parts.append(f"{member[0]}.{member[1]}")
-            last = -2
-        elif member == last + 1:
-            parts[-1] = f"{first}-{member}"
-            last = member
-        else:
-            parts.append(str(member))
-            first = last = member
-    return "+".join(parts)
-
-
-def parse_number(text: str) -> int:
-    """Return a number of ASCII digits.
-
-    Raises:
-        ValueError: the text is none.
-    """
-    if not re.fullmatch("[0-9]+", text):
-        raise ValueError(text)
-    return int(text)
-
-
-def parse_members(text: str) -> tuple[Member, ...]:
-    """Return the members that `format_members` has written.
-
-    Raises:
-        ValueError: the text is none of these.
-    """
-    members: list[Member] = []
-    for part in text.split("+"):
-        layer, dot, head = part.partition(".")
-        first, dash, last = part.partition("-")
-        if dot:
-            members.append((parse_number(layer), parse_number(head)))
-        elif dash:
-            start, stop = parse_number(first), parse_number(last)
-            if not start <= stop < _MOST_LAYERS:
-                raise ValueError(f"range {part}")
-            members.extend(range(start, stop + 1))
-        else:
-            members.append(parse_number(part))
-    return tuple(members)
-
-
-def text_form(
-    parse: Callable[[str], Any], format: Callable[[Any], str], example: str
-) -> dict[str, Any]:
-    """Return the metadata of a dataclass field that is no plain number or word as text.
-
-    Args:
-        parse: text to value; raises ValueError.
-        format: value to text.
-        example: for errors.
-    """
-    return {"parse": parse, "format": format, "example": example}
-
-
-MEMBERS_FORM = text_form(parse_members, format_members, "0-2+5")
-"""The text form of layers and KV heads."""

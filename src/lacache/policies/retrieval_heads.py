@@ -9,24 +9,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
-from lacache.common.validation import validate_int, validate_number
+from lacache.common.validation import validate_number
 from lacache.errors import ConfigError
-from lacache.policies.groups import Group, Groups, pairs_of, validate_members
+from lacache.policies.groups import Group, Groups
 from lacache.policies.head_profile import layers_by_depth
 from lacache.policies.ladder import Ladder
+from lacache.policies.members import (
+    Member,
+    format_members,
+    pairs_of,
+    parse_members,
+    text_form,
+    validate_members,
+)
 from lacache.policies.policy import (
     EVICT_BATCH,
     SINKS,
     BoundGroup,
     LayerPolicy,
-    Member,
     ModelShape,
     Policy,
-    format_members,
     in_slots,
-    parse_members,
-    text_form,
-    validate_slots,
 )
 from lacache.policies.schedule import UNBOUNDED
 from lacache.policies.shrinking_window import ShrinkingWindow
@@ -132,9 +135,7 @@ class RetrievalHeads(Policy):
                 f"without_profile={self.without_profile!r} must be 'ladder' or 'depth'; try "
                 "without_profile='ladder'"
             )
-        validate_int("sinks", self.sinks, 0)
-        validate_slots("evict_batch", self.evict_batch, 1)
-        self._ladder(self.evict_batch)
+        Ladder.like(self)
 
     @property
     def needs_profile(self) -> bool:
@@ -145,7 +146,7 @@ class RetrievalHeads(Policy):
         """Return the history first, then the tiers, then the streaming heads."""
         tiers = self._tiers(shape)
         if not tiers:
-            return self._ladder(self.evict_batch).bind(shape, capacity)
+            return Ladder.like(self).bind(shape, capacity)
         least = max(1, int(capacity * self.window))
         evict_batch = in_slots(self.evict_batch, capacity, most=least - self.sinks)
         if least < self.sinks + evict_batch:
@@ -211,18 +212,7 @@ class RetrievalHeads(Policy):
         if num_layers == 1:
             # One layer alone has no ladder to stand on.
             return Streaming(sinks=self.sinks, evict_batch=evict_batch)
-        return self._ladder(evict_batch)
-
-    def _ladder(self, evict_batch: float) -> Ladder:
-        return Ladder(
-            span=self.span,
-            overlap=self.overlap,
-            sinks=self.sinks,
-            recent=self.recent,
-            evict_batch=evict_batch,
-            geometry=self.geometry,
-            unit=self.unit,
-        )
+        return Ladder.like(self, evict_batch=evict_batch)
 
 
 def split_by_importance(order: Sequence[Member], share: float, most: float) -> Tiers:

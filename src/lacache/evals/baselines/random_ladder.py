@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from lacache.common.validation import validate_int
-from lacache.policies import Ladder, LayerPolicy, Schedule, State
+from lacache.policies import State
 from lacache.policies.ladder import LadderSchedule
-from lacache.policies.policy import EVICT_BATCH, SINKS
+from lacache.policies.ladder_variant import LadderVariant, LadderVariantSchedule
 from lacache.policies.schedule import SlotRanges
 
 Units = tuple[int, ...]
@@ -20,46 +20,23 @@ Units = tuple[int, ...]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class RandomLadder(LayerPolicy):
+class RandomLadder(LadderVariant):
     """A ladder whose layers keep random units of each band, the same ones in every band.
 
     Args:
         seed: of the choice of units; another seed is another pattern of the same bytes.
-        span: see Ladder, whose bands, counts and cursor are followed, as for all below.
-        overlap: see Ladder.
-        sinks: first tokens, never evicted.
-        recent: newest tokens that no compaction touches.
-        evict_batch: slots that one compaction should free.
-        unit: neighbouring tokens that are kept or evicted together.
 
     Raises:
         ConfigError: a value out of range.
     """
 
     seed: int = 0
-    span: int | None = None
-    overlap: int | None = None
-    sinks: int = SINKS
-    recent: float | None = None
-    evict_batch: float = EVICT_BATCH
-    unit: int = 1
 
     names: ClassVar = {"random-ladder": {}}
 
     def __post_init__(self) -> None:
         validate_int("seed", self.seed, 0)
-        self.ladder()
-
-    def ladder(self) -> Ladder:
-        """Return the ladder whose counts are followed."""
-        return Ladder(
-            span=self.span,
-            overlap=self.overlap,
-            sinks=self.sinks,
-            recent=self.recent,
-            evict_batch=self.evict_batch,
-            unit=self.unit,
-        )
+        super().__post_init__()
 
     def schedule(self, num_layers: int, capacity: int) -> "UnitSchedule":
         """Return the schedule over `num_layers` layers."""
@@ -73,7 +50,7 @@ class RandomLadder(LayerPolicy):
 
 
 @final
-class UnitSchedule(Schedule):
+class UnitSchedule(LadderVariantSchedule):
     """A ladder's counts and cursor, with any units of a band for each layer.
 
     Args:
@@ -82,18 +59,8 @@ class UnitSchedule(Schedule):
     """
 
     def __init__(self, ladder: LadderSchedule, units: list[Units]) -> None:
-        self._ladder = ladder
-        self.capacity = ladder.capacity
         self._distinct = sorted(set(units))
-        self.patterns = tuple(self._distinct.index(kept) for kept in units)
-
-    def start(self) -> State:
-        """Return the ladder's first state."""
-        return self._ladder.start()
-
-    def compact(self, state: State) -> State:
-        """Return the ladder's next state."""
-        return self._ladder.compact(state)
+        super().__init__(ladder, tuple(self._distinct.index(kept) for kept in units))
 
     def evicted_slots(self, state: State, pattern: int) -> SlotRanges:
         """Return in each thinned band the units that layers of this pattern do not keep."""

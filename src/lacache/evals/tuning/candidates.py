@@ -15,7 +15,7 @@ from lacache.policies import (
     default_span_overlap,
     parse_policy,
 )
-from lacache.policies.policy import format_members
+from lacache.policies.members import format_members
 from lacache.policies.retrieval_heads import split_by_importance
 
 _LADDERS = (

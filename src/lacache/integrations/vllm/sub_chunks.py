@@ -14,8 +14,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from lacache.policies.schedule import Schedule, State
-from lacache.policies.timetable import Timetable
+from lacache.policies.schedule import Schedule, State, Timetable
 
 Integers = NDArray[np.int64]
 
