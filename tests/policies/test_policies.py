@@ -10,19 +10,22 @@ from hypothesis import strategies as st
 from lacache.errors import ConfigError
 from lacache.policies import (
     POLICIES,
+    BudgetLike,
     Full,
     Ladder,
     LayerPolicy,
     ModelShape,
     Paper,
+    Policy,
     ShrinkingWindow,
     Streaming,
     Timetable,
     Uniform,
+    bind_policy,
     kept_after,
 )
 from tests.policies.slow_window import shrunk
-from tests.policies.strategies import SizedLadder
+from tests.policies.strategies import SizedLadder, ladders
 
 NUM_LAYERS = 6
 CAPACITY = 24
@@ -103,6 +106,37 @@ def test_the_smallest_capacity_works_and_less_does_not(name: str) -> None:
     assert kept_after(schedule, 300).state.num_seen == 300
     with pytest.raises(ConfigError, match=rf"must be at (least {smallest}|most capacity)"):
         policy.schedule(NUM_LAYERS, smallest - 1)
+
+
+@given(sized=ladders(), tokens=st.integers(1, 60))
+@settings(deadline=None)
+def test_a_budget_binds_exactly_from_the_smallest_capacity_on(
+    sized: SizedLadder, tokens: int
+) -> None:
+    shape = ModelShape.of_layers(sized.num_layers)
+    smallest = sized.policy.smallest_capacity(shape)
+
+    def capacity(budget: BudgetLike) -> int:
+        return bind_policy(
+            sized.policy, budget, shape, bytes_per_token=1, prompt_tokens=tokens
+        ).capacity
+
+    assert capacity(1.0) == max(tokens, smallest)
+    assert capacity(smallest) == smallest
+    if tokens >= smallest:
+        assert capacity(tokens) == tokens
+    else:
+        with pytest.raises(ConfigError, match=f"must be at least {smallest} tokens"):
+            capacity(tokens)
+
+
+def test_the_smallest_capacity_is_not_searched_for_a_budget_that_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(Policy, "smallest_capacity")
+    shape = ModelShape.of_layers(NUM_LAYERS)
+    bound = bind_policy(LADDER, CAPACITY, shape, bytes_per_token=1, prompt_tokens=1)
+    assert bound.capacity == CAPACITY
 
 
 @pytest.mark.parametrize("name", ROWS)

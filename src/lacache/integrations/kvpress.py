@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from lacache.common.validation import validate_number
 from lacache.errors import ConfigError, InputError, MissingExtraError, UnsupportedModelError
-from lacache.policies import Ladder, ModelShape, kept_after, parse_budget
-from lacache.policies.ladder import LadderSchedule
+from lacache.policies import Ladder, ModelShape, Schedule, bind_policy, kept_after
 from lacache.policies.policy import EVICT_BATCH, SINKS
 
 try:
@@ -74,7 +73,7 @@ class LadderPress(BasePress):
 
     def __post_init__(self) -> None:
         self._validate_ratio()
-        self._ladder()
+        Ladder.like(self)
 
     def post_init_from_model(self, model: Any) -> None:
         """Refuse a model that the press does not work with; kvpress calls it before a forward.
@@ -140,34 +139,20 @@ class LadderPress(BasePress):
                 "compression_ratio=0.5"
             )
 
-    def _ladder(self) -> Ladder:
-        return Ladder(
-            span=self.span,
-            overlap=self.overlap,
-            sinks=self.sinks,
-            recent=self.recent,
-            evict_batch=self.evict_batch,
-            geometry=self.geometry,
-            unit=self.unit,
-            window_layers=self.window_layers,
-        )
-
-    def _share(self) -> float:
-        # A ratio of 0.7 is a budget of 0.3, not of 0.30000000000000004.
-        return round(1.0 - self.compression_ratio, 12)
-
-    def _schedule(self, num_layers: int, num_tokens: int) -> LadderSchedule:
-        ladder = self._ladder()
-        capacity = parse_budget(self._share()).capacity(
+    def _schedule(self, num_layers: int, num_tokens: int) -> Schedule:
+        bound = bind_policy(
+            Ladder.like(self),
+            # A ratio of 0.7 is a budget of 0.3, not of 0.30000000000000004.
+            round(1.0 - self.compression_ratio, 12),
+            ModelShape.of_layers(num_layers),
             bytes_per_token=1,
             prompt_tokens=num_tokens,
-            smallest=ladder.smallest_capacity(ModelShape.of_layers(num_layers)),
         )
-        return ladder.schedule(num_layers, capacity)
+        return bound.groups[0].schedule
 
 
 @lru_cache(maxsize=1)
-def _kept(schedule: LadderSchedule, num_tokens: int) -> tuple[list[int], ...]:
+def _kept(schedule: Schedule, num_tokens: int) -> tuple[list[int], ...]:
     """Return per layer the tokens in the cache when token `num_tokens` is inserted.
 
     Every layer asks for the same, so one result is remembered.

@@ -1,5 +1,6 @@
 """Binding: the one place where a policy and a budget meet a model and become schedules."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import final
 
@@ -105,9 +106,14 @@ def bind_policy(
     valid = validate_budget(policy, budget)
     if valid is None:
         return BoundPolicy(policy, UNBOUNDED, policy.bind(shape, UNBOUNDED), shape)
-    capacity = valid.capacity(
-        bytes_per_token=bytes_per_token,
-        prompt_tokens=prompt_tokens,
-        smallest=policy.smallest_capacity(shape),
-    )
-    return BoundPolicy(policy, capacity, policy.bind(shape, capacity), shape)
+
+    def bound(smallest: int) -> BoundPolicy:
+        capacity = valid.capacity(
+            bytes_per_token=bytes_per_token, prompt_tokens=prompt_tokens, smallest=smallest
+        )
+        return BoundPolicy(policy, capacity, policy.bind(shape, capacity), shape)
+
+    # The least capacity that works takes dozens of trials; only a budget below it needs it.
+    with suppress(ConfigError):
+        return bound(1)
+    return bound(policy.smallest_capacity(shape))
