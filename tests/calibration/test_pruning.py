@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.calibration.pruning import Pair, prune, round_sizes
+from lacache.calibration.calibrate import Pair, prune, round_sizes
 from lacache.errors import ConfigError
 
 

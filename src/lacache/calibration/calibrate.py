@@ -1,11 +1,17 @@
-"""Measure the importance of a long history for every KV head, by probes and without gradients."""
+"""Measure the importance of a long history for every KV head, by probes and without gradients.
 
-from collections.abc import Callable, Sequence
+Heads stand in for each other, so the cost of a window depends on which other heads have one. Hence
+rounds: measure every head that still sees all tokens, give windows to the cheapest share of them,
+measure again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -13,7 +19,6 @@ from torch.nn.functional import cross_entropy
 
 from lacache.calibration.emulation import Emulation
 from lacache.calibration.probes import KINDS, Probe, make_probes
-from lacache.calibration.pruning import Pair, prune, round_sizes
 from lacache.calibration.store import Journal
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, ModelError
@@ -22,6 +27,13 @@ from lacache.policies.head_profile import HeadProfile
 
 LEAST_GAP = 0.1
 """Least cost of windows in all heads, in nats per answer, for a kind of probe to count."""
+
+Pair = tuple[int, int]
+"""A layer and one of its KV heads."""
+
+Costs = Callable[[frozenset[Pair], Sequence[Pair]], list[float]]
+"""A function of `(full, pairs)`: it returns the cost when the heads `full` see all tokens, and
+then, for each of `pairs`, when that head has a window as well."""
 
 _DIGITS = 5
 # A probe is one forward, with attention from all tokens to all.
@@ -175,7 +187,7 @@ class _Measurer:
             )
 
     def costs(self, full: frozenset[Pair], pairs: Sequence[Pair]) -> list[float]:
-        """Measure costs, as `lacache.calibration.pruning.Costs` defines them."""
+        """Measure costs, as `Costs` defines them."""
         keep = self._keep(full)
         changes = [self._keep(full - {pair}) for pair in pairs]
         by_kind: dict[str, list[list[float]]] = {kind: [] for kind in self._gaps}
@@ -214,3 +226,55 @@ class _Measurer:
         for layer, head in pairs:
             keep[layer, head] = True
         return keep
+
+
+@final
+class Ranking(NamedTuple):
+    """The result of pruning; `HeadProfile` documents each field."""
+
+    importance: dict[Pair, float]
+    order: list[Pair]
+    loss_left: list[tuple[int, float]]
+
+
+def round_sizes(count: int, share: float) -> Iterator[int]:
+    """Yield how many heads still see all tokens, round by round.
+
+    Raises:
+        ConfigError: the share is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"share={share} must lie above 0 and be at most 1; try share=0.25")
+    while count:
+        yield count
+        count -= max(1, int(share * count))
+
+
+def prune(pairs: Sequence[Pair], costs: Costs, *, share: float) -> Ranking:
+    """Order pairs by the importance of a long history for them.
+
+    Args:
+        pairs: every pair of the model.
+        costs: measures the cost of windows.
+        share: share of the remaining pairs that get a window after each round; one pair at least.
+
+    Raises:
+        ConfigError: the share is not in (0, 1].
+    """
+    kept = list(pairs)
+    importance: dict[Pair, float] = {}
+    windowed: list[Pair] = []
+    loss_left: list[tuple[int, float]] = []
+    sizes = [*round_sizes(len(kept), share), 0]
+    for size, next_size in pairwise(sizes):
+        base, *measured = costs(frozenset(kept), kept)
+        cost = dict(zip(kept, measured, strict=True))
+        if not importance:
+            importance = {pair: cost[pair] - base for pair in kept}
+        loss_left.append((size, base))
+        # Ties go by depth, so that the same measurements give the same order.
+        cheapest = sorted(kept, key=lambda pair: (cost[pair], pair))[: size - next_size]
+        windowed += cheapest
+        kept = [pair for pair in kept if pair not in cheapest]
+    # With windows in all heads the loss is 1 by definition of the scale.
+    return Ranking(importance, windowed[::-1], [(0, 1.0), *loss_left[::-1]])

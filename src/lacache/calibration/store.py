@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import final
 
 from lacache.common.files import parse_json, profiles_folder
-from lacache.common.records import Record, replacing
+from lacache.common.records import Record, replacing, write_record
 from lacache.errors import InputError
 from lacache.policies.head_profile import HeadProfile, profile_json
 
@@ -22,9 +22,7 @@ def save_profile(profile: HeadProfile, path: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in profile_json(profile).items()]
-    with replacing(path) as temporary:
-        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_record(path, profile_json(profile))
 
 
 def journal_path(fingerprint: str) -> Path:
