@@ -9,25 +9,25 @@ import pytest
 
 from lacache.common.records import Record
 from lacache.errors import InputError
+from lacache.evals.report.arrange import Report, arrange
 from lacache.evals.report.figures import choose
-from lacache.evals.report.numbers import Numbers, as_record, compute
-from lacache.evals.report.rows import MeanRow, Row
 from lacache.evals.report.run import Run, budget_label
+from lacache.evals.report.tables import MeanRow, Row
 from lacache.evals.report.text import conclusions, draw_conclusions
 from lacache.evals.runs import HARNESS
 from tests.evals.report.made_up import MODEL, POLICIES, eval_record, ppl_record, study
 
 
-def numbers(*records: Record) -> Numbers:
-    return compute([Run(record, f"r:{i}") for i, record in enumerate(records, start=1)])
+def numbers(*records: Record) -> Report:
+    return arrange([Run(record, f"r:{i}") for i, record in enumerate(records, start=1)])
 
 
-def rows(found: Numbers, section: int = 0, table: int = 0) -> dict[str, Row]:
+def rows(found: Report, section: int = 0, table: int = 0) -> dict[str, Row]:
     by_budget = found.sections[section].tables[table].by_budget
     return {row.policy: row for rows in by_budget.values() for row in rows}
 
 
-def means(found: Numbers, section: int = 0) -> dict[str, MeanRow]:
+def means(found: Report, section: int = 0) -> dict[str, MeanRow]:
     return {row.policy: row for row in found.sections[section].means}
 
 
@@ -105,7 +105,7 @@ def test_other_samples_have_tables_of_their_own_and_a_note() -> None:
         eval_record("ladder", scores=OURS, samples="other ones"),
     )
     tables = found.sections[0].tables
-    assert [len(table.table.runs) for table in tables] == [1, 1]
+    assert [len(table.runs) for table in tables] == [1, 1]
     assert len({table.label for table in tables}) == 2
     assert any("2 different sets of samples" in note for note in found.notes)
 
@@ -118,7 +118,7 @@ def test_samples_of_several_seeds_are_pooled() -> None:
     ]
     found = numbers(*records)
     (table,) = found.sections[0].tables
-    assert (table.table.cell.seeds, table.table.cell.count) == ((0, 1), 4)
+    assert (table.cell.seeds, table.cell.count) == ((0, 1), 4)
     ladder = rows(found)["Ladder"]
     assert ladder.value == pytest.approx(fmean([1, 0, 1, 1]))
     assert ladder.against_base is not None
@@ -140,7 +140,7 @@ def test_policies_with_other_seeds_are_not_compared() -> None:
 def test_samples_that_may_be_the_same_are_not_pooled() -> None:
     """Of one seed, or of other counts, which begin with the same samples."""
     found = numbers(eval_record(samples="old"), eval_record(samples="new"), eval_record(seed=1))
-    assert [table.table.cell.seeds for table in found.sections[0].tables] == [(0,), (0,), (1,)]
+    assert [table.cell.seeds for table in found.sections[0].tables] == [(0,), (0,), (1,)]
     found = numbers(eval_record(scores=[1.0], seed=0), eval_record(scores=[1.0, 0.0], seed=1))
     assert len(found.sections[0].tables) == 2
 
@@ -151,7 +151,7 @@ def test_the_full_cache_serves_every_prefill_on_the_same_samples() -> None:
     chunked, dense = found.sections
     assert [table.full is None for table in chunked.tables] == [True, False]
     assert dense.tables[0].full is not None
-    assert dense.section.tables[0].full == chunked.section.tables[1].full
+    assert dense.tables[0].full == chunked.tables[1].full
 
 
 def test_a_full_cache_alone_has_a_table() -> None:
@@ -195,12 +195,12 @@ def test_versions_of_the_harness_are_never_pooled() -> None:
         eval_record("full", scores=OURS, seed=0, harness=old),
     )
     first, second = found.sections
-    assert (first.section.setting.harness, second.section.setting.harness) == (new, old)
+    assert (first.setting.harness, second.setting.harness) == (new, old)
     ladder = rows(found)["Ladder"]
     assert ladder.value == fmean(THEIRS)
     # It is compared with neither StreamingLLM nor the full cache of another version.
     assert (ladder.against_base, ladder.mean_of_full) == (None, None)
-    assert first.section.tables[0].cell.seeds == (0,)
+    assert first.tables[0].cell.seeds == (0,)
     assert list(rows(found, 1)) == ["StreamingLLM"]
     assert second.tables[0].full is not None
     assert "3 records were left out, of version" in found.notes[0]
@@ -227,7 +227,7 @@ def test_random_draws_make_one_row() -> None:
     row = rows(found)["random-ladder"]
     assert (row.draws, row.value) == (5, median(values))
     assert 0.1 <= row.low < row.high <= 0.9
-    assert draw_conclusions(found.sections[0].tables[0], found.policies) == [
+    assert draw_conclusions(found.sections[0].tables[0]) == [
         "25 %: Ladder beats 3 of 5 draws of random-ladder and ties with 1."
     ]
     few = numbers(*[drawn(i, 0.5) for i in range(3)])
@@ -239,7 +239,7 @@ def test_the_ladder_beats_draws_of_higher_perplexity() -> None:
         ppl_record({"name": "random-ladder", "seed": i}, nll=[1.0 + i / 10] * 20) for i in range(6)
     ]
     found = numbers(ppl_record("ladder", nll=[1.25] * 20), *draws)
-    assert draw_conclusions(found.sections[0].tables[0], found.policies) == [
+    assert draw_conclusions(found.sections[0].tables[0]) == [
         "256 tokens: Ladder beats 3 of 6 draws of random-ladder."
     ]
 
@@ -251,7 +251,7 @@ def test_draws_are_compared_with_the_ladder_of_their_settings() -> None:
         for i in range(4)
     ]
     found = numbers(eval_record(like, scores=[0.4]), eval_record(other, scores=[0.9]), *draws)
-    assert draw_conclusions(found.sections[0].tables[0], found.policies) == [
+    assert draw_conclusions(found.sections[0].tables[0]) == [
         "25 %: Ladder span=5 beats 0 of 4 draws of random-ladder."
     ]
 
@@ -396,7 +396,7 @@ def test_budgets_in_words() -> None:
 
 def test_figures_show_the_best_settings_of_each_policy() -> None:
     found = numbers(*study(variants=12))
-    tables = found.sections[0].section.tables
+    tables = found.sections[0].tables
     everything = choose(tables, found.policies, most=99)
     assert (len(everything.keys), everything.note) == (14, "")
     few = choose(tables, found.policies)
@@ -421,7 +421,7 @@ def test_numbers_are_plain_json() -> None:
             for name, s in (("full", [1.0, 1.0]), ("ladder", [1.0, 1.0]), ("streaming", [1.0, 0.0]))
         ],
     )
-    record = json.loads(json.dumps(as_record(found), allow_nan=False))
+    record = json.loads(json.dumps(found.record(), allow_nan=False))
     section = next(s for s in record["sections"] if s["setting"]["prefill"] == "dense")
     ladder = next(row for row in section["means"] if row["name"] == "ladder")
     assert ladder["against_base"] == [2.0, 1.0, None]

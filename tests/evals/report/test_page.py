@@ -11,7 +11,7 @@ from lacache.evals.plots.needle import NeedlePanel, plot_needle
 from lacache.evals.plots.positions import PositionLine, plot_positions
 from lacache.evals.plots.style import policy_styles
 from lacache.evals.report import Run, write_report
-from lacache.evals.report.numbers import compute
+from lacache.evals.report.arrange import arrange
 from lacache.evals.report.page import page_text
 from lacache.evals.report.text import conclusions
 from tests.evals.report.made_up import POLICIES, eval_record, ppl_record, study
@@ -30,7 +30,7 @@ def written(folder: Path, records: list[Record], **options: Any) -> str:
 
 
 def text_of(*records: Record) -> str:
-    numbers = compute([Run(record, f"r:{i}") for i, record in enumerate(records)])
+    numbers = arrange([Run(record, f"r:{i}") for i, record in enumerate(records)])
     return page_text(numbers, [[] for _ in numbers.sections])
 
 
@@ -94,7 +94,7 @@ def test_a_single_sample_has_no_interval_and_nothing_is_bold() -> None:
     row = next(line for line in text.splitlines() if "| Ladder |" in line)
     assert row.startswith("| 25 % | Ladder | 1.000 | +1.000 | 0.000 | -1.000 |")
     assert "1 sample," in text
-    assert "[" not in conclusions(compute([Run(eval_record(scores=[1.0]), "r:1")]).sections[0])[0]
+    assert "[" not in conclusions(arrange([Run(eval_record(scores=[1.0]), "r:1")]).sections[0])[0]
 
 
 def test_an_older_harness_is_noted_in_the_page() -> None:

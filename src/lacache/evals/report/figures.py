@@ -15,10 +15,9 @@ from typing import final
 from lacache.evals.plots.by_bytes import Line, Panel, Point, plot_pareto, plot_scores
 from lacache.evals.plots.needle import NeedlePanel, plot_needle
 from lacache.evals.plots.positions import PositionLine, plot_positions
-from lacache.evals.report.numbers import Numbers, SectionNumbers, TableNumbers
-from lacache.evals.report.rows import split_draws
-from lacache.evals.report.run import BASE, Run, budget_label
-from lacache.evals.report.tables import Table
+from lacache.evals.report.arrange import Report
+from lacache.evals.report.run import BASE, Run, budget_label, split_draws
+from lacache.evals.report.tables import Section, Table
 
 MOST_POLICIES = 8
 _MOST_PANELS = 12
@@ -73,11 +72,11 @@ def choose(tables: Sequence[Table], labels: Mapping[str, str], most: int = MOST_
     )
 
 
-def section_figures(number: int, part: SectionNumbers, numbers: Numbers) -> list[Figure]:
+def section_figures(number: int, part: Section, report: Report) -> list[Figure]:
     """Return the figures of a section; `number` starts the names of their files."""
-    labels, tasks = numbers.policies, numbers.tasks
-    choice = choose(part.section.tables, labels)
-    if part.section.setting.kind == "ppl":
+    labels, tasks = report.policies, report.tasks
+    choice = choose(part.tables, labels)
+    if part.setting.kind == "ppl":
         found = [*_positions(part, choice, labels), *_paretos(part, labels)]
     else:
         found = [
@@ -89,7 +88,7 @@ def section_figures(number: int, part: SectionNumbers, numbers: Numbers) -> list
     return [Figure(f"{number}-{f.name}", f.caption, f.draw) for f in found]
 
 
-def _means(part: SectionNumbers, chosen: set[str]) -> Iterator[Figure]:
+def _means(part: Section, chosen: set[str]) -> Iterator[Figure]:
     if len(part.tables) < 2:
         return
     rows = [row for row in part.means if row.is_complete]
@@ -112,11 +111,11 @@ def _means(part: SectionNumbers, chosen: set[str]) -> Iterator[Figure]:
     )
 
 
-def _scores(part: SectionNumbers, choice: Choice, labels: Mapping[str, str]) -> Iterator[Figure]:
+def _scores(part: Section, choice: Choice, labels: Mapping[str, str]) -> Iterator[Figure]:
     panels = []
     for table in part.tables:
         by_policy: dict[str, list[Run]] = defaultdict(list)
-        for run in table.table.runs:
+        for run in table.runs:
             by_policy[run.policy_key].append(run)
         lines = tuple(
             Line(
@@ -140,10 +139,10 @@ def _scores(part: SectionNumbers, choice: Choice, labels: Mapping[str, str]) -> 
 
 
 def _needles(
-    part: SectionNumbers, choice: Choice, labels: Mapping[str, str], tasks: Mapping[str, str]
+    part: Section, choice: Choice, labels: Mapping[str, str], tasks: Mapping[str, str]
 ) -> Iterator[Figure]:
     by_task: dict[str, list[Table]] = defaultdict(list)
-    for table in part.section.tables:
+    for table in part.tables:
         by_task[table.cell.task].append(table)
     for task, tables in by_task.items():
         full = [table.full for table in tables if table.full is not None]
@@ -179,13 +178,13 @@ def _by_depth(runs: Sequence[Run]) -> dict[tuple[float, int], float]:
     return {place: fmean(scores) for place, scores in found.items()}
 
 
-def _positions(part: SectionNumbers, choice: Choice, labels: Mapping[str, str]) -> Iterator[Figure]:
+def _positions(part: Section, choice: Choice, labels: Mapping[str, str]) -> Iterator[Figure]:
     for table in part.tables:
-        for budget in table.table.budgets or [""]:
-            runs = {run.policy_key: run for run in table.table.at(budget)}
+        for budget in table.budgets or [""]:
+            runs = {run.policy_key: run for run in table.at(budget)}
             shown = [runs[key] for key in choice.keys if key in runs]
-            if table.table.full is not None:
-                shown.insert(0, table.table.full)
+            if table.full is not None:
+                shown.insert(0, table.full)
             if not shown:
                 # The choice has none of this table's policies.
                 continue
@@ -206,15 +205,15 @@ def _positions(part: SectionNumbers, choice: Choice, labels: Mapping[str, str]) 
             )
 
 
-def _paretos(part: SectionNumbers, labels: Mapping[str, str]) -> Iterator[Figure]:
+def _paretos(part: Section, labels: Mapping[str, str]) -> Iterator[Figure]:
     """Draw perplexity always, and scores where there are random draws, as lines show the rest."""
-    is_ppl = part.section.setting.kind == "ppl"
+    is_ppl = part.setting.kind == "ppl"
     for table in part.tables:
         clouds: dict[tuple[str, str], list[Point]] = defaultdict(list)
         points: dict[str, list[Point]] = defaultdict(list)
-        names = {run.policy_key: run.policy for run in table.table.runs}
-        for budget in table.table.budgets:
-            alone, drawn = split_draws(table.table.at(budget))
+        names = {run.policy_key: run.policy for run in table.runs}
+        for budget in table.budgets:
+            alone, drawn = split_draws(table.at(budget))
             for label, runs in drawn.items():
                 cloud = clouds[runs[0].policy, label]
                 cloud += [Point(run.mean_bytes, run.value) for run in runs]
@@ -222,7 +221,7 @@ def _paretos(part: SectionNumbers, labels: Mapping[str, str]) -> Iterator[Figure
                 points[run.policy_key].append(Point(run.mean_bytes, run.value))
         if not clouds and (not is_ppl or sum(map(len, points.values())) < 2):
             continue
-        choice = choose([table.table], labels)
+        choice = choose([table], labels)
         yield Figure(
             f"pareto-{_slug(table.label)}.png",
             f"Values by mean bytes: {table.label}. {choice.note}".strip(),
@@ -238,7 +237,7 @@ def _paretos(part: SectionNumbers, labels: Mapping[str, str]) -> Iterator[Figure
         )
 
 
-def _full_value(table: TableNumbers) -> float | None:
+def _full_value(table: Table) -> float | None:
     return None if table.full is None else table.full.value
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lacache.common.records import Record, replacing, validate_writable
 from lacache.evals.plots.style import require_matplotlib
+from lacache.evals.report.arrange import Report, arrange
 from lacache.evals.report.figures import Figure, section_figures
-from lacache.evals.report.numbers import Numbers, SectionNumbers, TableNumbers, as_record, compute
-from lacache.evals.report.rows import MeanRow, Row
-from lacache.evals.report.run import BASE, Run, budget_label
+from lacache.evals.report.run import BASE, Run, budget_label, split_draws
+from lacache.evals.report.tables import MeanRow, Row, Section, Table
 from lacache.evals.report.text import (
     NOTHING,
     bytes_ratio,
@@ -30,20 +31,44 @@ PAGE = "report.md"
 _MOST_ROWS = 12
 """Further rows of one budget are folded."""
 _ENVIRONMENT = ("lacache", "commit", "torch", "transformers", "python", "processor", "threads")
-_MEAN_HEAD = (
-    "budget",
-    "policy",
-    "tables",
-    "mean score",
-    "with signal",
-    "mean score there",
-    "paired",
-    "of StreamingLLM's mean",
-    "bytes of StreamingLLM's",
+Columns = tuple[tuple[str, Callable[[Any], str]], ...]
+"""Headings, and how a row is shown under each."""
+
+_MEAN_COLUMNS: Columns = (
+    ("policy", lambda row: row.policy + ("" if row.is_complete else " (partly)")),
+    ("tables", lambda row: f"{row.tables} of {row.tables_in_all}"),
+    ("mean score", lambda row: number(row.mean)),
+    ("with signal", lambda row: str(row.signal_tables)),
+    ("mean score there", lambda row: with_interval(row.signal_mean)),
+    ("paired", lambda row: str(row.paired_tables or NOTHING)),
+    ("of StreamingLLM's mean", lambda row: ratio(row.against_base)),
+    ("bytes of StreamingLLM's", lambda row: bytes_ratio(row.mean_of_base)),
 )
-_PPL_HEAD = ("perplexity", "of StreamingLLM's", "of far tokens")
-_SCORE_HEAD = ("score", "minus StreamingLLM", "loss of the answer", "minus StreamingLLM")
-_BYTES_HEAD = ("mean KiB", "of StreamingLLM's", "of full", "peak KiB", "of full")
+_POLICY: Columns = (
+    ("policy", lambda row: row.policy if row.draws == 1 else f"{row.policy}, {row.draws} draws"),
+)
+_BYTES: Columns = (
+    ("mean KiB", lambda row: kib(row.mean_bytes)),
+    ("of StreamingLLM's", lambda row: bytes_ratio(row.mean_of_base)),
+    ("of full", lambda row: share(row.mean_of_full)),
+    ("peak KiB", lambda row: kib(row.peak_bytes)),
+    ("of full", lambda row: share(row.peak_of_full)),
+)
+_PPL_COLUMNS: Columns = (
+    *_POLICY,
+    ("perplexity", lambda row: with_interval(row.value, row.low, row.high)),
+    ("of StreamingLLM's", lambda row: ratio(row.against_base)),
+    ("of far tokens", lambda row: ratio(row.far_against_base)),
+    *_BYTES,
+)
+_SCORE_COLUMNS: Columns = (
+    *_POLICY,
+    ("score", lambda row: with_interval(row.value, row.low, row.high)),
+    ("minus StreamingLLM", lambda row: signed(row.against_base)),
+    ("loss of the answer", lambda row: with_interval(row.loss, row.loss_low, row.loss_high)),
+    ("minus StreamingLLM", lambda row: signed(row.loss_against_base)),
+    *_BYTES,
+)
 _LEGEND = """## How to read this
 
 - Intervals are 95 % bootstrap intervals: over samples for scores and losses of answers, over
@@ -76,7 +101,7 @@ def report_record(runs: Sequence[Run]) -> Record:
     Raises:
         InputError: runs of the same samples cannot be paired.
     """
-    return as_record(compute(runs))
+    return arrange(runs).record()
 
 
 def write_report(
@@ -97,10 +122,10 @@ def write_report(
         MissingExtraError: matplotlib is not installed.
     """
     require_matplotlib()
-    numbers = compute(runs)
+    report = arrange(runs)
     validate_writable(folder)
     by_section = [
-        section_figures(i, part, numbers) for i, part in enumerate(numbers.sections, start=1)
+        section_figures(i, part, report) for i, part in enumerate(report.sections, start=1)
     ]
     figures = [figure for several in by_section for figure in several]
     for done, figure in enumerate(figures, start=1):
@@ -110,43 +135,43 @@ def write_report(
     page = folder / PAGE
     # Written last, so that a page never links to a missing figure.
     with replacing(page) as temporary:
-        temporary.write_text(page_text(numbers, by_section), encoding="utf-8")
+        temporary.write_text(page_text(report, by_section), encoding="utf-8")
     return [page, *(folder / figure.name for figure in figures)]
 
 
-def page_text(numbers: Numbers, figures: Sequence[Sequence[Figure]]) -> str:
+def page_text(report: Report, figures: Sequence[Sequence[Figure]]) -> str:
     """Return the page in Markdown, with links to the figures of each section."""
-    parts = ["# Quality of bounded caches\n", _conclusions(numbers), _runs(numbers)]
-    for i, (part, shown) in enumerate(zip(numbers.sections, figures, strict=True), start=1):
-        parts += [f"## {i}. {part.label}\n", _means(part)]
+    parts = ["# Quality of bounded caches\n", _conclusions(report), _runs(report)]
+    for i, (part, shown) in enumerate(zip(report.sections, figures, strict=True), start=1):
+        parts += [f"## {i}. {part.setting.label}\n", _means(part)]
         for figure in shown:
             alternative = figure.caption.replace("[", "(").replace("]", ")")
             parts.append(f"![{alternative}]({figure.name})\n\n{figure.caption}\n")
-        parts += [_table(table, numbers.policies) for table in part.tables]
+        parts += map(_table, part.tables)
     return "\n".join(part for part in [*parts, _LEGEND] if part)
 
 
-def _conclusions(numbers: Numbers) -> str:
+def _conclusions(report: Report) -> str:
     lines = []
-    for i, part in enumerate(numbers.sections, start=1):
+    for i, part in enumerate(report.sections, start=1):
         if sentences := conclusions(part):
-            lines += [f"**{i}. {part.label}**\n", *(f"- {line}" for line in sentences), ""]
+            lines += [f"**{i}. {part.setting.label}**\n", *(f"- {line}" for line in sentences), ""]
     return "\n".join(lines)
 
 
-def _runs(numbers: Numbers) -> str:
+def _runs(report: Report) -> str:
     """Return the part of the page on what was run, where and with which settings."""
     rows = []
-    for i, part in enumerate(numbers.sections, start=1):
-        tables = part.section.tables
+    for i, part in enumerate(report.sections, start=1):
+        tables = part.tables
         cells = [table.cell for table in tables]
         records = sum(len(run.cell.seeds) for table in tables for run in table.all_runs)
         rows.append(
             [
                 str(i),
-                part.label,
+                part.setting.label,
                 str(records),
-                ", ".join(dict.fromkeys(numbers.tasks[cell.task] for cell in cells)),
+                ", ".join(dict.fromkeys(report.tasks[cell.task] for cell in cells)),
                 _listed({cell.length for cell in cells}),
                 _listed({cell.count for cell in cells}),
                 _listed({seed for cell in cells for seed in cell.seeds}),
@@ -154,9 +179,9 @@ def _runs(numbers: Numbers) -> str:
         )
     head = ("", "setting", "records", "tasks", "lengths", "samples", "seeds")
     text = "## What was run\n\n" + markdown_table(head, rows, left_aligned=len(head))
-    text += f"\n{_environments(numbers.runs)}\n{_settings(numbers)}"
-    if numbers.notes:
-        text += "\n" + "\n".join(f"- {note}" for note in numbers.notes) + "\n"
+    text += f"\n{_environments(report.runs)}\n{_settings(report)}"
+    if report.notes:
+        text += "\n" + "\n".join(f"- {note}" for note in report.notes) + "\n"
     return text
 
 
@@ -181,15 +206,15 @@ def _environments(runs: Sequence[Run]) -> str:
     return markdown_table(("records", *_ENVIRONMENT), rows, left_aligned=1 + len(_ENVIRONMENT))
 
 
-def _settings(numbers: Numbers) -> str:
+def _settings(report: Report) -> str:
     """Return all settings of the policies, of which the tables show only those that differ."""
     found: dict[str, Record] = {}
-    for part in numbers.sections:
+    for part in report.sections:
         for table in part.tables:
-            drawn = {label for budget in table.by_budget for label in table.draws(budget)}
-            for run in table.table.all_runs:
+            drawn = {label for b in table.budgets for label in split_draws(table.at(b))[1]}
+            for run in table.all_runs:
                 if run.policy not in drawn:
-                    found[numbers.policies[run.policy_key]] = run.record["policy"]
+                    found[report.policies[run.policy_key]] = run.record["policy"]
     lines = []
     for label, policy in sorted(found.items()):
         # A setting of None is left to the policy.
@@ -199,11 +224,10 @@ def _settings(numbers: Numbers) -> str:
     return _folded(f"Settings of {len(lines)} policies", "".join(lines))
 
 
-def _means(part: SectionNumbers) -> str:
+def _means(part: Section) -> str:
     if len(part.tables) < 2 or not part.means:
         return ""
-    rows = [(row.budget, _mean_cells(row)) for row in part.means]
-    text = "### Mean over tasks\n\n" + _by_budget(_MEAN_HEAD, rows)
+    text = "### Mean over tasks\n\n" + _by_budget(_MEAN_COLUMNS, part.means)
     if any(not row.is_complete for row in part.means):
         text += (
             "\n(partly): not run on all tables of the budget, so this mean is over other tasks "
@@ -212,87 +236,54 @@ def _means(part: SectionNumbers) -> str:
     return text
 
 
-def _mean_cells(row: MeanRow) -> list[str]:
-    return [
-        row.policy + ("" if row.is_complete else " (partly)"),
-        f"{row.tables} of {row.tables_in_all}",
-        number(row.mean),
-        str(row.signal_tables),
-        NOTHING if row.signal_mean is None else number(row.signal_mean),
-        str(row.paired_tables) if row.paired_tables else NOTHING,
-        ratio(row.against_base),
-        bytes_ratio(row.mean_of_base),
-    ]
-
-
-def _table(table: TableNumbers, policies: Mapping[str, str]) -> str:
-    cell, full, runs = table.table.cell, table.table.full, table.table.runs
-    head = ("budget", "policy", *(_PPL_HEAD if table.is_ppl else _SCORE_HEAD), *_BYTES_HEAD)
+def _table(table: Table) -> str:
+    cell, full, runs = table.cell, table.full, table.runs
+    columns = _PPL_COLUMNS if table.is_ppl else _SCORE_COLUMNS
     samples = "" if table.is_ppl else f", {cell.count} sample{'s' * (cell.count > 1)}"
     seeds = cell.seeds_label.capitalize()
     text = f"### {table.label}\n\n{seeds}{samples}, hash {cell.samples[:12]}.\n\n"
     if full is not None and runs and full.setting != runs[0].setting:
         text += f"The full cache is from a {full.setting.prefill} prefill.\n\n"
-    rows = [] if table.full is None else [("", _cells(table.full, is_ppl=table.is_ppl))]
+    rows = [] if table.full_row is None else [table.full_row]
     folded = ""
     for budget, found in table.by_budget.items():
         # StreamingLLM is never folded, as everything is compared with it.
         shown = [row for i, row in enumerate(found) if i < _MOST_ROWS or row.name == BASE]
         rest = [row for row in found if row not in shown]
-        rows += [(budget, _cells(row, is_ppl=table.is_ppl)) for row in shown]
+        rows += shown
         if rest:
             title = f"{len(rest)} more policies at {budget_label(budget)}"
-            cells = [(budget, _cells(row, is_ppl=table.is_ppl)) for row in rest]
-            folded += "\n" + _folded(title, _by_budget(head, cells))
-    text += _by_budget(head, rows) + folded
-    if sentences := draw_conclusions(table, policies):
+            folded += "\n" + _folded(title, _by_budget(columns, rest))
+    text += _by_budget(columns, rows) + folded
+    if sentences := draw_conclusions(table):
         text += "\n" + "".join(f"- {sentence}\n" for sentence in sentences)
     return text + ("\n" + _positions(table) if table.is_ppl else "")
 
 
-def _cells(row: Row, *, is_ppl: bool) -> list[str]:
-    measured = (
-        [ratio(row.against_base), ratio(row.far_against_base)]
-        if is_ppl
-        else [
-            signed(row.against_base),
-            with_interval(row.loss, row.loss_low, row.loss_high),
-            signed(row.loss_against_base),
-        ]
-    )
-    return [
-        row.policy if row.draws == 1 else f"{row.policy}, {row.draws} draws",
-        with_interval(row.value, row.low, row.high),
-        *measured,
-        kib(row.mean_bytes),
-        bytes_ratio(row.mean_of_base),
-        share(row.mean_of_full),
-        kib(row.peak_bytes),
-        share(row.peak_of_full),
-    ]
-
-
-def _positions(table: TableNumbers) -> str:
+def _positions(table: Table) -> str:
     """Return perplexity by position, where the records have the same buckets."""
-    found = [] if table.full is None else [table.full]
+    found = [] if table.full_row is None else [table.full_row]
     for rows in table.by_budget.values():
         found += [row for row in rows if row.draws == 1][:_MOST_ROWS]
     edges = {tuple((start, stop) for start, stop, _ in row.by_position) for row in found}
     if len(edges) != 1 or not (buckets := edges.pop()):
         return ""
-    head = ["budget", "policy", *(f"{int(a):,} to {int(b) - 1:,}" for a, b in buckets)]
-    cells = [(row.budget, [row.policy, *(number(v) for *_, v in row.by_position)]) for row in found]
-    return "Perplexity of tokens:\n\n" + _by_budget(head, cells)
+    places = [
+        (f"{int(start):,} to {int(stop) - 1:,}", lambda row, i=i: number(row.by_position[i][2]))
+        for i, (start, stop) in enumerate(buckets)
+    ]
+    return "Perplexity of tokens:\n\n" + _by_budget((*_POLICY, *places), found)
 
 
-def _by_budget(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+def _by_budget(columns: Columns, rows: Sequence[Row | MeanRow]) -> str:
     """Return a table that names each budget in its first row only."""
     cells = []
     last = None
-    for budget, row in rows:
-        cells.append([budget_label(budget) if budget != last else "", *row])
-        last = budget
-    return markdown_table(head, cells, left_aligned=2)
+    for row in rows:
+        budget = "" if row.budget == last else budget_label(row.budget)
+        cells.append([budget, *(show(row) for _, show in columns)])
+        last = row.budget
+    return markdown_table(["budget", *(head for head, _ in columns)], cells, left_aligned=2)
 
 
 def _folded(title: str, text: str) -> str:

@@ -1,6 +1,7 @@
 """One run of the harness, as its record describes it, and short labels for runs."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -12,6 +13,9 @@ from lacache.policies.budget import parse_budget
 FULL = "full"
 BASE = "streaming"
 """The policy that all others are compared with: StreamingLLM."""
+
+FEWEST_DRAWS = 4
+"""Least number of runs, alike but for the seed of their policy, that make one row."""
 
 _NAMES = {
     "full": "Full cache",
@@ -147,6 +151,36 @@ class Run:
         A task near its floor also scores above 0, and shows nothing of the cache.
         """
         return self.value >= 0.5
+
+
+def agreement(run: Run, other: Run) -> int:
+    """Return how many settings of the policy of `other` that of `run` shares."""
+    ours, theirs = run.record["policy"], other.record["policy"]
+    return sum(ours.get(name, ...) == value for name, value in theirs.items())
+
+
+def split_draws(runs: Sequence[Run]) -> tuple[list[Run], dict[str, list[Run]]]:
+    """Split single runs from random draws, which differ only by the seed of their policy.
+
+    Returns:
+        The single runs, and the draws by label.
+    """
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        settings = {k: v for k, v in run.record["policy"].items() if k != "seed"}
+        groups[json.dumps(settings, sort_keys=True)].append(run)
+    alone: list[Run] = []
+    drawn: dict[str, list[Run]] = {}
+    for same in groups.values():
+        if len(same) < FEWEST_DRAWS:
+            alone += same
+            continue
+        name = label = same[0].policy
+        number = 2
+        while label in drawn:
+            label, number = f"{name} {number}", number + 1
+        drawn[label] = same
+    return alone, drawn
 
 
 def budget_order(run: Run) -> tuple[float, str]:

@@ -1,17 +1,100 @@
-"""Sort runs into what can be compared: sections by setting, tables by samples."""
+"""Tables of runs on the same samples, sections of tables, and the numbers in their rows."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, median, quantiles
 from typing import final
 
-from lacache.errors import InputError
-from lacache.evals.bootstrap import mean_interval
-from lacache.evals.report.run import BASE, FULL, Cell, Run, Setting, budget_order
+from lacache.evals.bootstrap import BLOCK
+from lacache.evals.report.paired import (
+    UNKNOWN,
+    Estimate,
+    mean_difference,
+    perplexity_ratio,
+    ratio_of_means,
+)
+from lacache.evals.report.run import BASE, FULL, Cell, Run, Setting, agreement, split_draws
+
+FEWEST_FAR = 50
+"""Least number of far tokens for their perplexity to be shown."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a table. What is unknown or has no meaning is None."""
+
+    name: str
+    """The harness's name of the policy."""
+    policy: str
+    """The label of the policy."""
+    budget: str
+    draws: int = 1
+    """Number of runs in this row, more than one for a policy that draws at random. The value is
+    then their median with the interval of 95 % of them, and bytes are means."""
+    value: float
+    low: float
+    high: float
+    """Infinite for a single sample."""
+    against_base: Estimate | None = None
+    """Score minus StreamingLLM's, or perplexity over StreamingLLM's, on the same samples."""
+    far_against_base: Estimate | None = None
+    """Perplexity over StreamingLLM's of far tokens, which occurred last more than the capacity
+    before; None for scores and for few tokens."""
+    loss: float | None = None
+    """Nats of the right answer; None for perplexity."""
+    loss_low: float | None = None
+    loss_high: float | None = None
+    loss_against_base: Estimate | None = None
+    mean_bytes: float
+    peak_bytes: float
+    mean_of_base: float | None
+    """Mean bytes over those of StreamingLLM at the same budget: 1 is a fair comparison."""
+    mean_of_full: float | None
+    """Mean bytes over those of the full cache on the same samples."""
+    peak_of_full: float
+    """Peak bytes over those of a full cache at the end."""
+    by_position: tuple[tuple[float, ...], ...] = ()
+    """Perplexities as (first token, last token + 1, perplexity); empty for draws and scores."""
+
+
+@final
+@dataclass(frozen=True)
+class MeanRow:
+    """A policy at one budget, over the tables (task, length, seeds) of a section."""
+
+    name: str
+    """The harness's name of the policy."""
+    policy: str
+    """The label of the policy."""
+    budget: str
+    tables: int
+    """Number of tables with this policy at this budget."""
+    tables_in_all: int
+    """Number of tables with any policy at this budget."""
+    mean: float
+    """Mean score over `tables`; comparable where these are all."""
+    signal_tables: int
+    """Number of these tables in which the full cache shows signal."""
+    signal_mean: float | None
+    paired_tables: int
+    """Number of tables with signal and with StreamingLLM at the same budget."""
+    against_base: Estimate | None
+    """Ratio of the means over the paired tables; None without such tables, for StreamingLLM
+    itself, or where its mean is 0."""
+    mean_of_base: float | None
+    """Ratio of the mean bytes over the paired tables, averaged."""
+    mean_bytes: float
+    """Mean bytes over `tables`."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the mean is over all tables of the budget."""
+        return self.tables == self.tables_in_all
 
 
 @final
@@ -20,28 +103,19 @@ class Table:
     """Runs of the same samples under one setting, sorted by budget and then the best first."""
 
     cell: Cell
+    label: str
     runs: tuple[Run, ...]
     """Runs of bounded caches."""
     full: Run | None
     """The full cache on the same samples. It keeps all tokens with every prefill, so one with
     another prefill will do."""
+    policies: Mapping[str, str]
+    """Labels by `Run.policy_key`."""
 
-    def base(self, run: Run) -> Run | None:
-        """Return StreamingLLM at the budget of `run`, with the most settings in common, if any."""
-        same = [r for r in self.runs if r.policy == BASE and r.budget == run.budget]
-        if not same or run.policy in (BASE, FULL):
-            return None
-        ours = run.record["policy"]
-
-        def agreement(other: Run) -> int:
-            theirs = other.record["policy"]
-            return sum(ours.get(name, ...) == value for name, value in theirs.items())
-
-        return max(same, key=agreement)
-
-    def at(self, budget: str) -> list[Run]:
-        """Return the runs of one budget."""
-        return [run for run in self.runs if run.budget == budget]
+    @property
+    def is_ppl(self) -> bool:
+        """Whether the values are perplexities."""
+        return self.all_runs[0].is_ppl
 
     @property
     def budgets(self) -> list[str]:
@@ -53,6 +127,93 @@ class Table:
         """The runs of bounded caches, and that of the full cache."""
         return self.runs if self.full is None else (*self.runs, self.full)
 
+    def at(self, budget: str) -> list[Run]:
+        """Return the runs of one budget."""
+        return [run for run in self.runs if run.budget == budget]
+
+    def base(self, run: Run) -> Run | None:
+        """Return StreamingLLM at the budget of `run`, with the most settings in common, if any."""
+        same = [r for r in self.runs if r.policy == BASE and r.budget == run.budget]
+        if not same or run.policy in (BASE, FULL):
+            return None
+        return max(same, key=lambda other: agreement(run, other))
+
+    @cached_property
+    def full_row(self) -> Row | None:
+        """The row of the full cache."""
+        return None if self.full is None else self._run_row(self.full)
+
+    @cached_property
+    def by_budget(self) -> dict[str, list[Row]]:
+        """Rows from the best on, by budget from the smallest on."""
+        found = {}
+        for budget in self.budgets:
+            alone, drawn = split_draws(self.at(budget))
+            rows = [self._run_row(run) for run in alone]
+            rows += [self._draws_row(runs, label) for label, runs in drawn.items()]
+            found[budget] = sorted(rows, key=lambda row: row.value if self.is_ppl else -row.value)
+        return found
+
+    def _run_row(self, run: Run) -> Row:
+        base = self.base(run)
+        against = far_against = loss_against = None
+        if base is not None and run.is_ppl:
+            against = perplexity_ratio(run.losses, base.losses)
+            far, far_of_base = (r.far_losses(run.record["capacity"]) for r in (run, base))
+            if min(len(far), len(far_of_base)) >= FEWEST_FAR:
+                # Few of the tokens in a row are far ones.
+                block = max(1, BLOCK * len(far) // len(run.losses))
+                far_against = perplexity_ratio(far, far_of_base, block)
+        elif base is not None:
+            against = mean_difference(run.scores, base.scores)
+            loss_against = mean_difference(run.losses, base.losses)
+        is_single = len(run.losses) == 1
+        low, high = UNKNOWN if is_single else run.interval
+        has_no_loss_interval = run.is_ppl or is_single
+        loss_low, loss_high = (None, None) if has_no_loss_interval else run.record["nll_interval"]
+        return Row(
+            name=run.policy,
+            policy=self.policies[run.policy_key],
+            budget=run.budget,
+            value=run.value,
+            low=low,
+            high=high,
+            against_base=against,
+            far_against_base=far_against,
+            loss=None if run.is_ppl else float(run.record["nll"]),
+            loss_low=loss_low,
+            loss_high=loss_high,
+            loss_against_base=loss_against,
+            mean_bytes=run.mean_bytes,
+            peak_bytes=run.peak_bytes,
+            mean_of_base=None if base is None else run.mean_bytes / base.mean_bytes,
+            mean_of_full=None if self.full is None else run.mean_bytes / self.full.mean_bytes,
+            peak_of_full=run.peak_bytes / run.full_bytes,
+            by_position=tuple(tuple(bucket) for bucket in run.record.get("by_position", ())),
+        )
+
+    def _draws_row(self, runs: Sequence[Run], label: str) -> Row:
+        values = [run.value for run in runs]
+        cuts = quantiles(values, n=40, method="inclusive")
+        mean_bytes = fmean(run.mean_bytes for run in runs)
+        peak_bytes = max(run.peak_bytes for run in runs)
+        base = self.base(runs[0])
+        return Row(
+            name=runs[0].policy,
+            policy=label,
+            budget=runs[0].budget,
+            draws=len(runs),
+            value=median(values),
+            low=cuts[0],
+            high=cuts[-1],
+            loss=None if self.is_ppl else median(float(run.record["nll"]) for run in runs),
+            mean_bytes=mean_bytes,
+            peak_bytes=peak_bytes,
+            mean_of_base=None if base is None else mean_bytes / base.mean_bytes,
+            mean_of_full=None if self.full is None else mean_bytes / self.full.mean_bytes,
+            peak_of_full=peak_bytes / runs[0].full_bytes,
+        )
+
 
 @final
 @dataclass(frozen=True)
@@ -62,183 +223,56 @@ class Section:
     setting: Setting
     tables: tuple[Table, ...]
 
-
-def select_newest_harness(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Keep the runs of the newest harness for each configuration, and note what was left out.
-
-    Seeds and numbers of samples do not matter: runs of two versions are never pooled.
-    """
-
-    def configuration(run: Run) -> object:
-        setting = replace(run.setting, harness=0)
-        return (setting, run.cell.task, run.cell.length, run.policy_key, run.budget)
-
-    newest: dict[object, int] = defaultdict(int)
-    for run in runs:
-        newest[configuration(run)] = max(newest[configuration(run)], run.setting.harness)
-    kept = [run for run in runs if run.setting.harness == newest[configuration(run)]]
-    left_out = Counter(
-        run.setting.harness for run in runs if run.setting.harness < newest[configuration(run)]
-    )
-    return kept, [
-        f"{count} record{'s were' if count > 1 else ' was'} left out, of version {harness} of the "
-        "harness: a newer version has measured the same configurations."
-        for harness, count in sorted(left_out.items())
-    ]
-
-
-def select_newest_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Keep the newest run for each configuration and samples, and note what was left out."""
-    groups: dict[object, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.setting, run.cell, run.policy_key, run.budget].append(run)
-    kept, notes, same = [], [], 0
-    for repeats in groups.values():
-        newest = max(repeats, key=lambda run: str(run.record["environment"].get("time", "")))
-        kept.append(newest)
-        others = [run for run in repeats if run is not newest]
-        differing = [run for run in others if run.value != newest.value]
-        same += len(others) - len(differing)
-        notes += [
-            f"{run.source} and {newest.source} are runs of one configuration with different "
-            f"figures, {run.value:g} and {newest.value:g}; the newer one is shown."
-            for run in differing
+    @cached_property
+    def means(self) -> list[MeanRow]:
+        """The full cache, then by budget the best first; random draws are left out."""
+        if self.setting.kind == "ppl":
+            return []
+        by_policy: dict[tuple[str, str], list[tuple[Table, Run]]] = defaultdict(list)
+        in_all: dict[str, set[int]] = defaultdict(set)
+        capacities: dict[str, float] = {}
+        for number, table in enumerate(self.tables):
+            found = [] if table.full is None else [table.full]
+            for budget in table.budgets:
+                found += split_draws(table.at(budget))[0]
+            for run in found:
+                by_policy[run.budget, run.policy_key].append((table, run))
+                in_all[run.budget].add(number)
+                if run.budget:
+                    capacity = float(run.record["capacity"] or 0)
+                    capacities[run.budget] = max(capacity, capacities.get(run.budget, 0.0))
+        in_all[""] = set(range(len(self.tables)))
+        order = ["", *sorted(capacities, key=lambda budget: (capacities[budget], budget))]
+        rows = [
+            _mean_row(pairs[0][0].policies[key], budget, pairs, len(in_all[budget]))
+            for (budget, key), pairs in by_policy.items()
         ]
-    if same:
-        notes.insert(0, f"{same} records repeat a run with the same figure, and are shown once.")
-    return kept, notes
+        rows.sort(key=lambda row: (order.index(row.budget), not row.is_complete, -row.mean))
+        return rows
 
 
-def pool_seeds(runs: Sequence[Run]) -> list[Run]:
-    """Pool runs that differ only by the seed of their samples into one run of all samples.
-
-    Two policies pool to the same samples if they were run with the same seeds. Perplexity draws
-    nothing and is not pooled, nor are runs that share a seed.
-    """
-    groups: dict[object, list[Run]] = defaultdict(list)
-    for number, run in enumerate(runs):
-        cell = run.cell
-        alike = (run.setting, cell.task, cell.length, cell.count, run.policy_key, run.budget)
-        groups[number if run.is_ppl else alike].append(run)
-    pooled: list[Run] = []
-    for same in groups.values():
-        seeds = {run.record["seed"] for run in same}
-        if len(same) > 1 and len(seeds) == len(same):
-            pooled.append(_pool(sorted(same, key=lambda run: int(run.record["seed"]))))
-        else:
-            pooled += same
-    return pooled
-
-
-def _pool(runs: Sequence[Run]) -> Run:
-    records = [run.record for run in runs]
-    samples = [sample for record in records for sample in record["samples"]]
-    scores, losses = ([float(sample[name]) for sample in samples] for name in ("score", "nll"))
-    capacities = [record["capacity"] for record in records]
-    hashes = ",".join(record["samples_sha256"] for record in records)
-    record = {
-        **records[0],
-        "seeds": [record["seed"] for record in records],
-        "samples_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
-        "count": len(samples),
-        "score": fmean(scores),
-        "score_interval": list(mean_interval(scores)),
-        "nll": fmean(losses),
-        "nll_interval": list(mean_interval(losses)),
-        "capacity": None if None in capacities else fmean(capacities),
-        # Every run has equally many samples, so that means of means are means.
-        **{
-            name: fmean(record[name] for record in records)
-            for name in ("peak_bytes", "mean_bytes", "full_bytes")
-        },
-        "samples": samples,
-    }
-    return Run(record, f"{runs[0].source} and {len(runs) - 1} more")
-
-
-def arrange(runs: Sequence[Run]) -> list[Section]:
-    """Sort runs without repeats into sections and tables.
-
-    Raises:
-        InputError: perplexities of the same samples with different numbers of tokens, or scores
-            with different numbers of samples.
-    """
-    full: dict[object, list[Run]] = defaultdict(list)
-    bounded: dict[Setting, dict[Cell, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        if run.policy == FULL:
-            full[_samples(run.setting, run.cell)].append(run)
-        else:
-            bounded[run.setting][run.cell].append(run)
-    seen = {_samples(run.setting, run.cell) for run in runs if run.policy != FULL}
-    for run in runs:
-        # A full cache that nothing is compared with still has a table.
-        if run.policy == FULL and _samples(run.setting, run.cell) not in seen:
-            bounded[run.setting][run.cell] = []
-    sections = []
-    for setting in sorted(bounded, key=_setting_order):
-        tables = []
-        for cell in sorted(bounded[setting], key=_cell_order):
-            references = full[_samples(setting, cell)]
-            reference = min(references, key=lambda run: run.setting != setting, default=None)
-            table = Table(cell, tuple(sorted(bounded[setting][cell], key=_run_order)), reference)
-            _validate_pairs(table.all_runs)
-            tables.append(table)
-        sections.append(Section(setting, tuple(tables)))
-    return sections
-
-
-def separation_notes(sections: Sequence[Section], tasks: Mapping[str, str]) -> list[str]:
-    """Note which records look alike but are in tables of their own."""
-    notes = []
-    if len(sections) > 1:
-        notes.append(
-            f"The records are of {len(sections)} settings (model, numbers, measure, prefill, "
-            "version of the harness), which are shown apart and not compared with each other."
-        )
-    for section in sections:
-        alike: dict[object, list[Table]] = defaultdict(list)
-        for table in section.tables:
-            alike[table.cell.task, table.cell.length].append(table)
-        for tables in alike.values():
-            if len(tables) > 1:
-                cell = tables[0].cell
-                sets = "; ".join(
-                    f"{t.cell.count} of {t.cell.seeds_label} ({t.cell.samples[:8]})" for t in tables
-                )
-                notes.append(
-                    f"{section.setting.label}: the records of {tasks[cell.task]} at length "
-                    f"{cell.length:,} are of {len(tables)} different sets of samples, {sets}, "
-                    "which are shown apart."
-                )
-    return notes
-
-
-def _samples(setting: Setting, cell: Cell) -> object:
-    """Return what a full cache must share with bounded ones; the prefill does not matter."""
-    return (replace(setting, prefill="", first_token=""), cell)
-
-
-def _run_order(run: Run) -> tuple[object, ...]:
-    worth = run.value if run.is_ppl else -run.value
-    return (budget_order(run), worth, run.mean_bytes, run.policy_key)
-
-
-def _setting_order(setting: Setting) -> tuple[object, ...]:
-    # Perplexity last, and chunked prefill before a dense one.
-    weights = (setting.model, setting.weights, setting.dtype)
-    return (*weights, -setting.harness, setting.kind, setting.prefill, setting.first_token)
-
-
-def _cell_order(cell: Cell) -> tuple[object, ...]:
-    return (cell.task, cell.length, cell.seeds, cell.count, cell.samples)
-
-
-def _validate_pairs(runs: Sequence[Run]) -> None:
-    for run in runs[1:]:
-        if len(run.losses) != len(runs[0].losses):
-            raise InputError(
-                f"{run.source}: {len(run.losses)} losses, and {runs[0].source} has "
-                f"{len(runs[0].losses)} on samples of the same hash; one of the files is damaged, "
-                "measure it again"
-            )
+def _mean_row(
+    label: str, budget: str, found: list[tuple[Table, Run]], tables_in_all: int
+) -> MeanRow:
+    signal = [(t, run) for t, run in found if t.full is not None and t.full.has_signal]
+    pairs = [
+        (run, base)
+        for table, run in signal
+        if run.policy != FULL and (base := table.base(run)) is not None
+    ]
+    return MeanRow(
+        name=found[0][1].policy,
+        policy=label,
+        budget=budget,
+        tables=len(found),
+        tables_in_all=tables_in_all,
+        mean=fmean(run.value for _, run in found),
+        signal_tables=len(signal),
+        signal_mean=fmean(run.value for _, run in signal) if signal else None,
+        paired_tables=len(pairs),
+        against_base=ratio_of_means([(a.scores, b.scores) for a, b in pairs]) if pairs else None,
+        mean_of_base=(
+            fmean(run.mean_bytes / base.mean_bytes for run, base in pairs) if pairs else None
+        ),
+        mean_bytes=fmean(run.mean_bytes for _, run in found),
+    )

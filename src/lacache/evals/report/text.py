@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from lacache.evals.report.numbers import SectionNumbers, TableNumbers
 from lacache.evals.report.paired import UNKNOWN, Estimate
-from lacache.evals.report.rows import MeanRow
-from lacache.evals.report.run import BASE, FULL, Run, budget_label
+from lacache.evals.report.run import BASE, FULL, Run, agreement, budget_label, split_draws
+from lacache.evals.report.tables import MeanRow, Section, Table
 
 EQUAL_BYTES = 0.02
 """Mean bytes within this share of StreamingLLM's count as equal."""
@@ -32,7 +31,7 @@ def number(value: float) -> str:
     return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
-def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+def with_interval(value: float | None, low: float | None = None, high: float | None = None) -> str:
     """Format a number with its interval, if that is known."""
     if value is None:
         return NOTHING
@@ -83,45 +82,38 @@ def markdown_table(
     return "\n".join(lines) + "\n"
 
 
-def conclusions(part: SectionNumbers) -> list[str]:
+def conclusions(section: Section) -> list[str]:
     """Return a sentence for each budget; for perplexity one for each table and budget."""
-    if part.section.setting.kind != "ppl":
-        return _mean_conclusions(part.means)
-    return [_ppl_conclusion(table, budget) for table in part.tables for budget in table.by_budget]
+    if section.setting.kind == "ppl":
+        return [_ppl_conclusion(table, b) for table in section.tables for b in table.budgets]
+    full = next((row for row in section.means if row.name == FULL and row.is_complete), None)
+    budgets = dict.fromkeys(row.budget for row in section.means if row.budget)
+    return [_mean_conclusion(budget, section.means, full) for budget in budgets]
 
 
-def draw_conclusions(table: TableNumbers, labels: Mapping[str, str]) -> list[str]:
+def draw_conclusions(table: Table) -> list[str]:
     """Return how many of the random draws the ladder of the same budget and settings beats.
 
     The ladder is the one with the most settings in common with the draws, or the best of several.
     """
     sentences = []
     sign = 1 if table.is_ppl else -1
-    for budget in table.by_budget:
-        ladders = [run for run in table.table.at(budget) if run.policy == "ladder"]
-        for label, drawn in table.draws(budget).items() if ladders else ():
-            settings = drawn[0].record["policy"]
+    for budget in table.budgets:
+        ladders = [run for run in table.at(budget) if run.policy == "ladder"]
+        for label, drawn in split_draws(table.at(budget))[1].items() if ladders else ():
 
-            def fitness(run: Run, settings: Mapping[str, object] = settings) -> tuple[int, float]:
-                ours = run.record["policy"]
-                agreement = sum(ours.get(name, ...) == value for name, value in settings.items())
-                return agreement, -sign * run.value
+            def fitness(run: Run, draw: Run = drawn[0]) -> tuple[int, float]:
+                return agreement(run, draw), -sign * run.value
 
             ladder = max(ladders, key=fitness)
             worse = sum(sign * run.value > sign * ladder.value for run in drawn)
             equal = sum(run.value == ladder.value for run in drawn)
             ties = f" and ties with {equal}" if equal else ""
             sentences.append(
-                f"{budget_label(budget)}: {labels[ladder.policy_key]} beats {worse} of "
+                f"{budget_label(budget)}: {table.policies[ladder.policy_key]} beats {worse} of "
                 f"{len(drawn)} draws of {label}{ties}."
             )
     return sentences
-
-
-def _mean_conclusions(rows: Sequence[MeanRow]) -> list[str]:
-    full = next((row for row in rows if row.name == FULL and row.is_complete), None)
-    budgets = dict.fromkeys(row.budget for row in rows if row.budget)
-    return [_mean_conclusion(budget, rows, full) for budget in budgets]
 
 
 def _mean_conclusion(budget: str, rows: Sequence[MeanRow], full: MeanRow | None) -> str:
@@ -156,7 +148,7 @@ def _mean_conclusion(budget: str, rows: Sequence[MeanRow], full: MeanRow | None)
     return text + "."
 
 
-def _ppl_conclusion(table: TableNumbers, budget: str) -> str:
+def _ppl_conclusion(table: Table, budget: str) -> str:
     rows = [row for row in table.by_budget[budget] if row.draws == 1]
     subject = f"{table.label}, budget {budget_label(budget)}"
     if not rows:
