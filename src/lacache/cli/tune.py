@@ -106,14 +106,13 @@ def tune(
 
     from lacache.cli.tuning import show, show_use, tuning_bars
     from lacache.common.records import replacing, validate_replaceable
-    from lacache.evals.hub_documents import load_named_document
     from lacache.evals.plots.style import require_matplotlib, validate_png
     from lacache.evals.plots.tuning import plot_tuning
     from lacache.evals.record_file import Outcome, run_all, validate_appendable
     from lacache.evals.runner import EvalRunner
     from lacache.evals.specs import split_list
-    from lacache.evals.tuning.found import Settings, validate_minutes
-    from lacache.evals.tuning.result import tuning_record
+    from lacache.evals.tasks.documents import load_named_document
+    from lacache.evals.tuning.result import Settings, tuning_record, validate_minutes
     from lacache.evals.tuning.search import Search
     from lacache.evals.tuning.split import split_text
     from lacache.models import load_model
@@ -187,15 +186,12 @@ def _sizes(
 
 
 def _candidates(model: Any, capacity: int, texts: list[str] | None, console: Any) -> list[Policy]:
-    from lacache.evals.tuning.candidates import (
-        default_candidates,
-        given_candidates,
-        has_profile,
-    )
+    from lacache.evals.tuning.candidates import default_candidates, given_candidates
+    from lacache.models.fingerprint import model_profile
 
     if texts is not None:
         return given_candidates(model, capacity, texts)
-    if not has_profile(model):
+    if model_profile(model) is None:
         console.print(
             "This model has no profile, so no candidate gives single KV heads a long history; "
             "lacache calibrate makes one."

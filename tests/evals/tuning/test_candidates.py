@@ -10,9 +10,8 @@ from lacache.evals.tuning.candidates import (
     default_candidates,
     default_texts,
     given_candidates,
-    has_profile,
 )
-from lacache.models.fingerprint import fingerprint
+from lacache.models.fingerprint import fingerprint, model_profile
 from lacache.models.model_info import model_info
 from lacache.policies import (
     HeadProfile,
@@ -64,9 +63,9 @@ def test_candidates_can_be_parsed_at_any_depth(num_layers: int, with_profile: bo
 
 def test_candidates_fit_into_the_same_bytes_and_keep_different_tokens(model: Any) -> None:
     without = default_candidates(model, 200)
-    assert not has_profile(model)
+    assert model_profile(model) is None
     calibrated(model)
-    assert has_profile(model)
+    assert model_profile(model) is not None
     found = default_candidates(model, 200)
     assert set(found) > set(without)
     bound = [bind_candidate(model, policy, 200) for policy in found]

@@ -10,8 +10,16 @@ from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.runs import Protocol
 from lacache.evals.tasks.document_needles import DocumentNeedles
 from lacache.evals.tasks.ppl import Perplexity
-from lacache.evals.tuning.found import FULL, STREAMING, TOLERANCE, Found, Settings, recommend
-from lacache.evals.tuning.result import tuning_record, verdict
+from lacache.evals.tuning.result import (
+    FULL,
+    STREAMING,
+    TOLERANCE,
+    Found,
+    Settings,
+    recommend,
+    tuning_record,
+    verdict,
+)
 from lacache.evals.tuning.search import GUESS, Search
 from lacache.evals.tuning.split import FEWEST_EXCERPTS
 from lacache.policies import Policy
@@ -39,9 +47,9 @@ def found() -> Found:
 
 def test_what_is_best_is_found_and_recommended(found: Found) -> None:
     assert set(found.front) == {GOOD_TEXT, GOOD_RECALL, GOOD_BOTH}
-    assert found.recommended.text == GOOD_TEXT
-    assert found.recommended.recall == GOOD_RECALL
-    assert found.recommended.both == GOOD_BOTH
+    assert found.recommended["text"] == GOOD_TEXT
+    assert found.recommended["recall"] == GOOD_RECALL
+    assert found.recommended["both"] == GOOD_BOTH
     assert STREAMING in found.finalists
     assert set(found.held_out) == {STREAMING, FULL, *found.front}
     assert not found.untried
@@ -114,7 +122,7 @@ def test_time_is_kept(minutes: float, count: int, slow: float) -> None:
         return
     assert found.seconds == pytest.approx(sum(times))
     assert len(found.compared) >= min(3, count + 1)
-    assert set(found.held_out) >= {STREAMING, FULL, found.recommended.both}
+    assert set(found.held_out) >= {STREAMING, FULL, found.recommended["both"]}
     assert set(found.compared) | set(found.untried) == {STREAMING, *POLICIES[:count]}
     for part, policies in ((found.compared, found.finalists), (found.held_out, found.held_out)):
         counts = {len(part[policy]) for policy in policies}
@@ -194,7 +202,7 @@ def test_a_candidate_that_fails_is_reported_and_left_out() -> None:
     assert "it broke" in found.failed[GOOD_TEXT]
     assert GOOD_TEXT not in found.compared
     assert GOOD_TEXT not in found.untried
-    assert found.recommended.text == GOOD_BOTH
+    assert found.recommended["text"] == GOOD_BOTH
 
 
 @pytest.mark.parametrize("policy", [FULL, STREAMING])
@@ -232,19 +240,19 @@ def test_recommendations_are_the_least_by_their_rule(
     ratios = {policy: data.draw(st.sampled_from([0.9, TOLERANCE, 1.1])) for policy in by_method}
     ratios[STREAMING] = 1.0
     best = recommend(by_method, ratios)
-    assert by_method[best.text] == min(points)
-    assert by_method[best.recall][::-1] == min(point[::-1] for point in points)
+    assert by_method[best["text"]] == min(points)
+    assert by_method[best["recall"]][::-1] == min(point[::-1] for point in points)
     allowed = [point for policy, point in by_method.items() if ratios[policy] <= TOLERANCE]
-    assert by_method[best.both][::-1] == min(point[::-1] for point in allowed)
-    assert ratios[best.both] <= TOLERANCE
+    assert by_method[best["both"]][::-1] == min(point[::-1] for point in allowed)
+    assert ratios[best["both"]] <= TOLERANCE
 
 
 def test_a_perplexity_that_is_clearly_higher_is_not_for_both() -> None:
     worse, unclear = POLICIES[0], POLICIES[1]
     truth = {STREAMING: (2.9, 15.0), worse: (2.95, 2.0), unclear: (2.901, 4.0)}
     found = search(World(truth), 3, [worse, unclear])
-    assert found.recommended.recall == worse
-    assert found.recommended.both == unclear
+    assert found.recommended["recall"] == worse
+    assert found.recommended["both"] == unclear
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 from lacache.errors import ConfigError
 from lacache.evals.policies import parse_eval_policy
-from lacache.evals.tuning.found import FULL, STREAMING
+from lacache.evals.tuning.result import FULL, STREAMING
 from lacache.models.fingerprint import model_profile, model_shape
 from lacache.policies import (
     BoundPolicy,
@@ -63,11 +63,6 @@ def default_texts(shape: ModelShape) -> list[str]:
     mixed = [text for pair in zip(retrieval, _LADDERS, strict=False) for text in pair]
     rest = (*retrieval[len(_LADDERS) :], *_LADDERS[len(retrieval) :])
     return [text.format(**settings) for text in (*mixed, *rest)]
-
-
-def has_profile(model: Any) -> bool:
-    """Return whether a model, or one of the same configuration, was calibrated."""
-    return model_profile(model) is not None
 
 
 def bind_candidate(model: Any, policy: Policy, capacity: int) -> BoundPolicy:

@@ -1,14 +1,22 @@
-"""The result of a search as plain JSON, for tables and plots."""
+"""The settings of a search, and its result as plain JSON for tables and plots."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, final
 
 from lacache.common.records import Record, environment
-from lacache.evals.tuning.found import FULL, STREAMING, TOLERANCE, Found, Settings
+from lacache.common.validation import validate_int
+from lacache.errors import ConfigError
 from lacache.evals.tuning.objectives import Excerpt, against, figures, pareto_front
 from lacache.evals.tuning.split import Part
-from lacache.policies import Policy
+from lacache.policies import Full, Policy, Streaming
+
+FULL: Policy = Full()
+STREAMING: Policy = Streaming()
+
+TOLERANCE = 1.003
+"""How much higher than StreamingLLM's a perplexity may be and still count as no worse."""
 
 RULES = {
     "text": "least perplexity",
@@ -18,12 +26,87 @@ RULES = {
         f"{TOLERANCE} × StreamingLLM's"
     ),
 }
-"""By goal, what a recommendation goes by; all figures are those for comparing."""
+"""By goal, what a recommendation goes by; all figures are those for comparing. A perplexity is
+clearly above where the whole interval of the ratio is."""
 
 FEWEST_CLEAR = 5
 """So many excerpts lie on one side of a border by chance once in sixteen times."""
 
 _DIGITS = 5
+
+
+def validate_minutes(minutes: float) -> None:
+    """Raise ConfigError unless `minutes` is positive and finite."""
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes={minutes} must be above 0 and finite; try --minutes 10")
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a search, besides the model and the text.
+
+    Args:
+        capacity: tokens per layer, the same for all candidates.
+        length: tokens of an excerpt, above the capacity.
+        minutes: of measuring, all starts of the same search together.
+
+    Raises:
+        ConfigError: a value out of range, or a cache that an excerpt does not fill.
+    """
+
+    capacity: int
+    length: int
+    minutes: float
+
+    def __post_init__(self) -> None:
+        validate_int("capacity", self.capacity, 1)
+        validate_int("length", self.length, 2)
+        validate_minutes(self.minutes)
+        if self.length <= self.capacity:
+            raise ConfigError(
+                f"length={self.length} must be above the capacity {self.capacity}, else nothing "
+                f"is ever evicted; try --length {4 * self.capacity}"
+            )
+
+
+@final
+@dataclass(frozen=True)
+class Found:
+    """The result of a search."""
+
+    compared: Mapping[Policy, Sequence[Excerpt]]
+    """What was measured for comparing; StreamingLLM is among the policies, the full cache not."""
+    finalists: tuple[Policy, ...]
+    """Those that were compared on all of it, the best first."""
+    front: tuple[Policy, ...]
+    """The Pareto front among them, by perplexity."""
+    recommended: Mapping[str, Policy]
+    """By goal, a key of RULES."""
+    held_out: Mapping[Policy, Sequence[Excerpt]]
+    """Winners, StreamingLLM and the full cache on the held-out part."""
+    failed: Mapping[Policy, str]
+    untried: tuple[Policy, ...]
+    """Those for which the time did not suffice."""
+    seconds: float
+    """Time of all runs."""
+
+
+def recommend(
+    points: Mapping[Policy, tuple[float, float]], ratios: Mapping[Policy, float]
+) -> dict[str, Policy]:
+    """Choose the best policy for each goal; of equal ones the one that is better otherwise.
+
+    Args:
+        points: perplexity and loss of each policy of the front.
+        ratios: by policy, the low end of the interval of its perplexity over StreamingLLM's.
+    """
+    good = [policy for policy in points if ratios[policy] <= TOLERANCE]
+    return {
+        "text": min(points, key=lambda p: points[p]),
+        "recall": min(points, key=lambda p: points[p][::-1]),
+        "both": min(good, key=lambda p: points[p][::-1]),
+    }
 
 
 def tuning_record(
@@ -49,7 +132,6 @@ def tuning_record(
         there; `..._against` is the same against StreamingLLM, token by token and needle by needle.
         `on_front` is whether no other policy beats it there.
     """
-    best = {goal: getattr(found.recommended, goal) for goal in RULES}
     # Without the full cache, which has more bytes.
     ends = [policy for policy in found.held_out if policy != FULL]
     points = [figures(found.held_out[policy]).point for policy in ends]
@@ -63,7 +145,7 @@ def tuning_record(
         "prefill": "chunked",
         "budget": budget,
         **asdict(settings),
-        "recommended": {goal: str(policy) for goal, policy in best.items()},
+        "recommended": {goal: str(policy) for goal, policy in found.recommended.items()},
         "rules": RULES,
         "front": [str(policy) for policy in found.front],
         "policies": [

@@ -10,14 +10,6 @@ from lacache.evals.record_file import Outcome
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.document_needles import DocumentNeedles
 from lacache.evals.tasks.ppl import Perplexity
-from lacache.evals.tuning.found import (
-    FULL,
-    STREAMING,
-    Found,
-    Recommended,
-    Settings,
-    recommend,
-)
 from lacache.evals.tuning.objectives import (
     Excerpt,
     Point,
@@ -26,6 +18,7 @@ from lacache.evals.tuning.objectives import (
     pareto_front,
     ranked,
 )
+from lacache.evals.tuning.result import FULL, STREAMING, Found, Settings, recommend
 from lacache.evals.tuning.split import FEWEST_EXCERPTS, Part
 from lacache.policies import Policy
 
@@ -201,9 +194,10 @@ class Search:
             left.remove(next(p for p in reversed(left) if p != STREAMING))
         return left
 
-    def _confirm(self, best: Recommended, winners: list[Policy]) -> None:
+    def _confirm(self, best: dict[str, Policy], winners: list[Policy]) -> None:
         """Measure winners, StreamingLLM and the full cache on the held-out part."""
-        left = list(dict.fromkeys([STREAMING, best.both, best.recall, best.text, FULL]))
+        chosen = (best[goal] for goal in ("both", "recall", "text"))
+        left = list(dict.fromkeys([STREAMING, *chosen, FULL]))
         for policy in winners:
             more = [*left, policy]
             ends = self._seconds + FEWEST_EXCERPTS * (self._ends(more) - self._seconds)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lacache.errors import InputError
-from lacache.evals.hub_documents import load_named_document
+from lacache.evals.tasks.documents import load_named_document
 
 FEWEST_EXCERPTS = 2
 """Of each part: one alone does not show how much of its figures is chance."""
