@@ -8,7 +8,7 @@ import pytest
 from lacache.common.records import read_records
 from lacache.evals.baselines import BASELINES
 from lacache.evals.runner import EvalRunner
-from lacache.evals.tasks.longbench.data import load_prompt
+from lacache.evals.tasks.longbench import load_prompt
 from lacache.evals.tasks.registry import TASKS
 from lacache.policies import Ladder
 from tests.cli.conftest import Run

@@ -113,7 +113,7 @@ def _longbench() -> Iterator[Suite]:
     Different here: samsum's answers do not stop at a line's end (only their first line is scored,
     as LongBench does).
     """
-    from lacache.evals.tasks.longbench.data import DATASETS, load_prompt
+    from lacache.evals.tasks.longbench import DATASETS, load_prompt
 
     window = 3500
     # The other data sets have 200 rows (LongBench, arXiv 2308.14508, table 1).

@@ -6,8 +6,7 @@ import pytest
 
 from lacache.errors import ConfigError, InputError
 from lacache.evals.tasks.document_needles import DocumentNeedles
-from lacache.evals.tasks.fit import count_tokens
-from lacache.evals.tasks.task import Sample
+from lacache.evals.tasks.task import Sample, count_tokens
 from tests.engine.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lacache.errors import InputError, MissingExtraError
-from lacache.evals import hub_documents
-from lacache.evals.hub_documents import HUB_DOCUMENTS, load_named_document
+from lacache.evals.tasks import documents
+from lacache.evals.tasks.documents import HUB_DOCUMENTS, load_named_document
 
 
 def test_other_names_are_built_in_documents_or_files() -> None:
@@ -19,7 +19,7 @@ def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
     def missing(*modules: str, why: str, extra: str) -> None:
         raise MissingExtraError(f"{why} needs {modules[0]}: lacache[{extra}]")
 
-    monkeypatch.setattr(hub_documents, "require_modules", missing)
+    monkeypatch.setattr(documents, "require_modules", missing)
     with pytest.raises(MissingExtraError, match=r"needs datasets: lacache\[hub\]"):
         load_named_document(name)
 
@@ -29,7 +29,7 @@ def datasets(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A stand-in that answers as the package does."""
     module: Any = ModuleType("datasets")
     monkeypatch.setitem(sys.modules, "datasets", module)
-    monkeypatch.setattr(hub_documents, "require_modules", lambda *a, **k: None)
+    monkeypatch.setattr(documents, "require_modules", lambda *a, **k: None)
     return module  # type: ignore[no-any-return]
 
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.evals.tasks.fit import count_tokens, largest_fitting
+from lacache.evals.tasks.task import count_tokens, largest_fitting
 from tests.engine.tiny import tiny_tokenizer
 
 

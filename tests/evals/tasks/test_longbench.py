@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 
 from lacache.errors import ConfigError, InputError
-from lacache.evals.tasks.fit import count_tokens
 from lacache.evals.tasks.lm_eval_files import lm_eval_file
-from lacache.evals.tasks.longbench import data
-from lacache.evals.tasks.longbench.data import DATASETS, load_prompt
-from lacache.evals.tasks.longbench.longbench import LONGBENCH, cut_middle
+from lacache.evals.tasks.longbench import (
+    DATASETS,
+    LONGBENCH,
+    cut_middle,
+    load_examples,
+    load_prompt,
+)
 from lacache.evals.tasks.registry import TASKS
-from lacache.evals.tasks.task import Question
+from lacache.evals.tasks.task import Question, count_tokens
 from tests.engine.tiny import tiny_tokenizer
 
 # What a right answer looks like, where it is not any text; made up, in LongBench's format.
@@ -95,7 +98,7 @@ def test_prompts_are_lm_evals_with_the_originals_endings(
     config = yaml.safe_load(raw.replace("!function", ""))
     template = Environment(keep_trailing_newline=True).from_string(config["doc_to_text"])
     for sample in samples:
-        example = data.load_examples(dataset, folder)[sample.info["example"]]
+        example = load_examples(dataset, folder)[sample.info["example"]]
         (question,) = sample.questions
         rendered = template.render(context=example["context"], question=example["input"])
         prompt = sample.context + question.text
@@ -128,7 +131,7 @@ def test_long_contexts_lose_their_middle(dataset: str, tokenizer: Any, folder: s
         assert tokens <= length - 10
         if sample.info["cut_tokens"]:
             assert tokens > length - 20
-            context = data.load_examples(dataset, folder)[sample.info["example"]]["context"]
+            context = load_examples(dataset, folder)[sample.info["example"]]["context"]
             assert sample.context.endswith(context[-100:])
             assert f"Row {sample.info['example']} of" in sample.context
 
@@ -252,7 +255,7 @@ def test_errors_name_the_remedy(tokenizer: Any, folder: str, tmp_path: Path) -> 
 def test_damaged_files(tmp_path: Path, content: str, rule: str) -> None:
     (tmp_path / "qasper.jsonl").write_text(content)
     with pytest.raises(InputError, match=rule):
-        data.load_examples("qasper", str(tmp_path))
+        load_examples("qasper", str(tmp_path))
 
 
 def test_the_hub_has_an_archive(
@@ -267,7 +270,7 @@ def test_the_hub_has_an_archive(
         return str(archive)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    data.load_examples.cache_clear()
-    found = data.load_examples("qasper", None)
-    data.load_examples.cache_clear()
-    assert found == data.load_examples("qasper", folder)
+    load_examples.cache_clear()
+    found = load_examples("qasper", None)
+    load_examples.cache_clear()
+    assert found == load_examples("qasper", folder)

@@ -1,9 +1,8 @@
 import pytest
 
 from lacache.errors import InputError
-from lacache.evals.tasks.fit import count_tokens
 from lacache.evals.tasks.registry import parse_task
-from lacache.evals.tasks.task import Sample, Task
+from lacache.evals.tasks.task import Sample, Task, count_tokens
 from tests.engine.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from lacache.errors import ConfigError, InputError, MissingExtraError
-from lacache.evals.tasks.fit import count_tokens
 from lacache.evals.tasks.lm_eval_files import lm_eval_module
 from lacache.evals.tasks.registry import RULER, TASKS
 from lacache.evals.tasks.ruler import niah, qa, tracing
 from lacache.evals.tasks.ruler.ruler import sample_seed, seeded
-from lacache.evals.tasks.task import Question
+from lacache.evals.tasks.task import Question, count_tokens
 from tests.engine.tiny import tiny_tokenizer
 
 LENGTH = 3000
@@ -79,6 +78,10 @@ def make(name: str, data: dict[str, str], **settings: Any) -> Any:
     return RULER[name](**settings)
 
 
+def build(task: Any, size: int, index: int) -> Any:
+    return task.build(size, index=index, length=LENGTH, seed=sample_seed(task.name, 5, index))
+
+
 def test_there_are_thirteen() -> None:
     assert len(RULER) == 13
     assert all(TASKS[name] is task for name, task in RULER.items())
@@ -101,19 +104,19 @@ def test_samples_are_drawn_by_the_seed_and_fill_the_length(
     assert len({sample.questions[0].answers for sample in samples}) == 3
 
     room = LENGTH - 40
-    candidates = {
-        candidate.build(sample.info["size"]).parts(): (candidate, sample)
+    indices = {
+        build(task, sample.info["size"], index).parts(): index
         for sample in samples
-        for candidate in task.candidates(length=LENGTH, room=room, count=3, seed=5)
-        if candidate.least <= sample.info["size"]
+        for index in task.indices(3, 5)
+        if task.sizes(index, room)[0] <= sample.info["size"]
     }
     for sample in samples:
         (question,) = sample.questions
         assert question.max_new_tokens == 40
         assert count_tokens(tokenizer, sample.context, question.text) <= room
         # One line, word or document more, and it would be too long.
-        candidate, _ = candidates[sample.context, question.text]
-        larger = candidate.build(sample.info["size"] + 1).parts()
+        index = indices[sample.context, question.text]
+        larger = build(task, sample.info["size"] + 1, index).parts()
         assert count_tokens(tokenizer, *larger) > room
 
 
@@ -182,7 +185,7 @@ def test_needles_are_as_lm_eval_makes_them(
         ((document,),) = quietly(generate, tokenizer="any", max_seq_lengths=[LENGTH])
     prepare.generate_input_output = original
     size = calls[-1][0][0]
-    draft = task._build(size, haystack=text, seed=SEED)
+    draft = task.build(size, index=0, length=LENGTH, seed=SEED)
     assert draft.prompt == f"{document['input']} {document['gen_prefix']}"
     assert list(draft.answers) == document["outputs"]
 
@@ -208,7 +211,7 @@ def test_variable_tracking_is_as_lm_eval_makes_it(tokenizer: Any) -> None:
             LENGTH,
             icl_example={"input": example, "outputs": solution},
         )
-    draft = tracing.build_vt(calls[-1][0][0], seed=SEED)
+    draft = tracing.VariableTracking().build(calls[-1][0][0], index=0, length=LENGTH, seed=SEED)
     assert draft.prompt == f"{document['input']} {document['gen_prefix']}"
     assert list(draft.answers) == document["outputs"]
     context, question = draft.parts()
@@ -227,7 +230,7 @@ def test_common_words_are_as_lm_eval_makes_them(tokenizer: Any, length: int) -> 
     calls = replayed(cwe, cwe.generate_input_output, restart_cwe)
     with seeded(0):
         (document,) = quietly(cwe.sys_word_pair_random, 1, length, tokenizer)
-    draft = tracing.build_cwe(calls[-1][0][0], length=length, seed=SEED)
+    draft = tracing.CommonWords().build(calls[-1][0][0], index=0, length=length, seed=SEED)
     assert draft.prompt == f"{document['input']} {document['gen_prefix']}"
     assert list(draft.answers) == document["outputs"]
 
@@ -237,7 +240,7 @@ def test_frequent_words_are_as_lm_eval_makes_them(tokenizer: Any) -> None:
     calls = replayed(fwe, fwe.generate_input_output, restart)
     with seeded(0):
         (document,) = quietly(fwe.sys_kwext, tokenizer, LENGTH, num_samples=1)
-    draft = tracing.build_fwe(calls[-1][2][2], length=LENGTH, seed=SEED)
+    draft = tracing.FrequentWords().build(calls[-1][2][2], index=0, length=LENGTH, seed=SEED)
     assert draft.prompt == f"{document['input']} {document['gen_prefix']}"
     assert list(draft.answers) == document["outputs"]
 
@@ -247,26 +250,24 @@ def test_questions_are_as_lm_eval_makes_them(
     name: str, tokenizer: Any, data: dict[str, str]
 ) -> None:
     task = make(name, data)
-    questions, documents = task._read()
+    questions, documents = qa.read_questions(task)
     utils = lm_eval_module("ruler/qa_utils.py")
     calls = replayed(utils, utils.generate_input_output, restart)
     (document,) = quietly(
         utils.generate_samples, tokenizer, documents, questions, LENGTH, 1, pre_samples=7
     )
-    draft = qa.build_qa(
-        calls[-1][0][1], index=7, questions=questions, documents=documents, seed=SEED
-    )
+    draft = task.build(calls[-1][0][1], index=7, length=LENGTH, seed=SEED)
     assert draft.prompt == f"{document['input']} {document['gen_prefix']}"
     assert list(draft.answers) == document["outputs"]
 
 
 def test_all_documents_may_be_taken_again_and_again(tokenizer: Any, data: dict[str, str]) -> None:
     task = make("ruler-qa_hotpot", data)
-    _, documents = task._read()
+    _, documents = qa.read_questions(task)
     before = list(documents)
     samples = task.samples(tokenizer, length=50_000, count=2, seed=0)
     assert [sample.info["size"] for sample in samples] == [80, 80]
-    assert task._read()[1] == before
+    assert qa.read_questions(task)[1] == before
 
 
 def test_a_short_haystack_is_begun_again(tokenizer: Any, data: dict[str, str]) -> None:
@@ -340,9 +341,13 @@ def test_bad_settings_and_files(tmp_path: Path, tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match="max_new_tokens"):
         RULER["ruler-vt"](max_new_tokens=0)
     with pytest.raises(InputError, match=r"no \.txt files"):
-        niah.NiahSingle2(haystack=str(tmp_path)).samples(tokenizer, length=LENGTH, count=1, seed=0)
+        RULER["ruler-niah_single_2"](haystack=str(tmp_path)).samples(
+            tokenizer, length=LENGTH, count=1, seed=0
+        )
     with pytest.raises(InputError, match="neither a file nor"):
-        niah.NiahSingle2(haystack="nothing").samples(tokenizer, length=LENGTH, count=1, seed=0)
+        RULER["ruler-niah_single_2"](haystack="nothing").samples(
+            tokenizer, length=LENGTH, count=1, seed=0
+        )
     with pytest.raises(InputError, match=r"dev-v2.0.json and HF_HUB_OFFLINE.*data=FILE"):
         qa.Squad().samples(tokenizer, length=LENGTH, count=1, seed=0)
     with pytest.raises(InputError, match="must be a file"):

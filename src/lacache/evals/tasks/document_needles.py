@@ -7,17 +7,15 @@ from typing import Any, ClassVar, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import InputError
-from lacache.evals.hub_documents import load_named_document, validate_named_document
-from lacache.evals.tasks.fit import fit_context
+from lacache.evals.tasks.documents import load_named_document, validate_named_document
 from lacache.evals.tasks.needles import (
-    NEW_TOKENS,
     draw_numbers,
     draw_questions,
     introduction,
     needle,
     validate_needles,
 )
-from lacache.evals.tasks.task import Sample, Task
+from lacache.evals.tasks.task import Sample, Task, fit_context
 
 _GOLDEN = 0.6180339887498949
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
@@ -85,14 +83,7 @@ class DocumentNeedles(Task):
         def build(size: int) -> str:
             return introduction(self.needles > 1) + _hide(excerpt[:size], needles, depths)
 
-        context = fit_context(
-            tokenizer,
-            build,
-            length=length,
-            questions=[question.text for question in questions],
-            new_tokens=NEW_TOKENS * len(questions),
-            task=self.name,
-        )
+        context = fit_context(tokenizer, build, questions, length=length, task=self.name)
         if len(context) >= len(build(len(excerpt))):
             raise InputError(
                 f"the {len(part):,} characters of text {self.text} do not fill length={length}; "

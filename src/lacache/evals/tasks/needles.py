@@ -7,9 +7,8 @@ from typing import Any, ClassVar, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.evals.tasks.fit import fit_context
-from lacache.evals.tasks.haystack import NOISE, insert, sentences, validate_haystack
-from lacache.evals.tasks.task import Question, Sample, Task
+from lacache.evals.tasks.documents import NOISE, insert, sentences, validate_haystack
+from lacache.evals.tasks.task import Question, Sample, Task, fit_context
 
 NEW_TOKENS = 10
 """Tokens of an answer: seven digits, which many tokenizers encode one by one, and a space."""
@@ -98,9 +97,8 @@ class Needle(Task):
         context = fit_context(
             tokenizer,
             lambda size: introduction(False) + insert(filler(size), hidden, [depth]),
+            [asked],
             length=length,
-            questions=[asked.text],
-            new_tokens=asked.max_new_tokens,
             task=self.name,
         )
         return Sample(context, (asked,), {"depth": round(depth, 4), "length": length})
@@ -147,9 +145,8 @@ class MultiTurn(Task):
         context = fit_context(
             tokenizer,
             lambda size: introduction(True) + insert(filler(size), hidden, depths),
+            questions,
             length=length,
-            questions=[question.text for question in questions],
-            new_tokens=NEW_TOKENS * len(questions),
             task=self.name,
         )
         return Sample(context, questions, {"depths": asked_depths, "length": length})

@@ -4,9 +4,8 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from lacache.evals.tasks.fit import fit_context
-from lacache.evals.tasks.haystack import NOISE, insert, sentences
-from lacache.evals.tasks.task import Question, Sample, Task
+from lacache.evals.tasks.documents import NOISE, insert, sentences
+from lacache.evals.tasks.task import Question, Sample, Task, fit_context
 
 _BEFORE = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
@@ -65,13 +64,12 @@ def _sample(tokenizer: Any, *, key: str, depth: float, length: int, task: str) -
     needle = f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
     # Noise has a fixed start, so nothing is drawn.
     noise = sentences(NOISE, random.Random(0))
+    question = Question(_QUESTION, (key,), _NEW_TOKENS)
     context = fit_context(
         tokenizer,
         lambda size: _BEFORE + insert(noise(size), [needle], [depth]) + "\n",
+        [question],
         length=length,
-        questions=[_QUESTION],
-        new_tokens=_NEW_TOKENS,
         task=task,
     )
-    question = Question(_QUESTION, (key,), _NEW_TOKENS)
     return Sample(context, (question,), {"depth": round(depth, 4), "length": length})

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import InputError
-from lacache.evals.hub_documents import load_named_document, validate_named_document
+from lacache.evals.tasks.documents import load_named_document, validate_named_document
 
 
 @final

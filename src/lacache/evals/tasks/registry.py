@@ -4,30 +4,20 @@ from collections.abc import Callable
 
 from lacache.evals.specs import parse_spec
 from lacache.evals.tasks.document_needles import DocumentNeedles
-from lacache.evals.tasks.longbench.longbench import LONGBENCH
+from lacache.evals.tasks.longbench import LONGBENCH
 from lacache.evals.tasks.needles import MultiTurn, Needle
 from lacache.evals.tasks.passkey import Passkey, PasskeyGrid
 from lacache.evals.tasks.ppl import Perplexity
-from lacache.evals.tasks.ruler import niah
+from lacache.evals.tasks.ruler.niah import NIAH
 from lacache.evals.tasks.ruler.qa import Hotpot, Squad
 from lacache.evals.tasks.ruler.ruler import Ruler
 from lacache.evals.tasks.ruler.tracing import CommonWords, FrequentWords, VariableTracking
 from lacache.evals.tasks.task import Task
 
 _RULER: tuple[type[Ruler], ...] = (
-    niah.NiahSingle1,
-    niah.NiahSingle2,
-    niah.NiahSingle3,
-    niah.NiahMultikey1,
-    niah.NiahMultikey2,
-    niah.NiahMultikey3,
-    niah.NiahMultivalue,
-    niah.NiahMultiquery,
-    VariableTracking,
-    CommonWords,
-    FrequentWords,
-    Squad,
-    Hotpot,
+    *NIAH,
+    *(VariableTracking, CommonWords, FrequentWords),
+    *(Squad, Hotpot),
 )
 RULER: dict[str, type[Ruler]] = {task.name: task for task in _RULER}
 """RULER's 13 tasks by name."""

@@ -4,21 +4,14 @@ import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, final, overload
 
 from lacache.common.packages import package_folder
 from lacache.corpora import load_document
 from lacache.errors import InputError
-from lacache.evals.tasks.ruler.ruler import (
-    Candidate,
-    Draft,
-    Ruler,
-    generator,
-    sample_seed,
-    seeded,
-)
+from lacache.evals.tasks.ruler.ruler import Draft, Ruler, generator, seeded
 
 # As in lm-eval's niah_utils, whose import would load lm-eval's prepare_niah with its downloads.
 TEMPLATE = (
@@ -46,31 +39,26 @@ class Niah(Ruler):
     num_values: ClassVar[int] = 1
     num_queries: ClassVar[int] = 1
 
-    def candidates(self, *, length: int, room: int, count: int, seed: int) -> Iterable[Candidate]:
-        """Yield one candidate for each sample; the size counts lines, or words of an essay."""
-        haystack = self.haystack_text(room)
-        needles = max(self.num_keys, self.num_queries) * self.num_values
-        for index in range(count):
-            build = partial(
-                self._build, haystack=haystack, seed=sample_seed(self.name, seed, index)
-            )
-            yield Candidate(build, least=needles, most=room)
+    def sizes(self, index: int, room: int) -> tuple[int, int]:
+        """Return numbers of lines, or of words of an essay, from that of the needles on."""
+        return max(self.num_keys, self.num_queries) * self.num_values, room
 
     def validate(self) -> None:
         """Check that the packages for words and sentences are there."""
         super().validate()
         prepare_niah()
 
-    def haystack_text(self, room: int) -> str | list[str]:
+    def haystack_text(self, length: int) -> str | list[str]:
         """Return the text that lm-eval's generator repeats or cuts; the words of an essay."""
         text: str = prepare_niah().get_haystack(self.haystack_kind)
         return text
 
-    def _build(self, size: int, *, haystack: str | list[str], seed: int) -> Draft:
+    def build(self, size: int, *, index: int, length: int, seed: int) -> Draft:
+        """Build a prompt with `size` lines, or words of an essay."""
         with seeded(seed):
             text, answers, query = prepare_niah().generate_input_output(
                 size,
-                haystack,
+                self.haystack_text(length),
                 type_haystack=self.haystack_kind,
                 type_needle_k=self.key_kind,
                 type_needle_v=self.value_kind,
@@ -106,83 +94,34 @@ class EssayNiah(Niah):
         if self.haystack is not None:
             haystack_words(self.haystack, prepare_niah())
 
-    def haystack_text(self, room: int) -> list[str]:
+    def haystack_text(self, length: int) -> list[str]:
         """Return the words, repeated where the document is too short, as in the original."""
         words = haystack_words(self.haystack, prepare_niah())
-        return list(words) * -(-room // len(words))
+        return list(words) * -(-length // len(words))
 
 
-@final
-@dataclass(frozen=True)
-class NiahSingle1(Niah):
-    """One number among repeated sentences."""
-
-    name: ClassVar[str] = "ruler-niah_single_1"
-    haystack_kind: ClassVar[str] = "repeat"
+def _task(name: str, description: str, base: type[Niah] = EssayNiah, **kinds: Any) -> type[Niah]:
+    names = {"name": f"ruler-niah_{name}", "__doc__": description, **kinds}
+    return type(f"Niah_{name}", (base,), names)
 
 
-@final
-@dataclass(frozen=True)
-class NiahSingle2(EssayNiah):
-    """One number in essays."""
-
-    name: ClassVar[str] = "ruler-niah_single_2"
-
-
-@final
-@dataclass(frozen=True)
-class NiahSingle3(EssayNiah):
-    """One UUID in essays."""
-
-    name: ClassVar[str] = "ruler-niah_single_3"
-    value_kind: ClassVar[str] = "uuids"
-
-
-@final
-@dataclass(frozen=True)
-class NiahMultikey1(EssayNiah):
-    """One number in essays, beside three with other keys."""
-
-    name: ClassVar[str] = "ruler-niah_multikey_1"
-    num_keys: ClassVar[int] = 4
-
-
-@final
-@dataclass(frozen=True)
-class NiahMultikey2(Niah):
-    """One number among lines that all look like it."""
-
-    name: ClassVar[str] = "ruler-niah_multikey_2"
-    haystack_kind: ClassVar[str] = "needle"
-
-
-@final
-@dataclass(frozen=True)
-class NiahMultikey3(Niah):
-    """One UUID with a UUID for its key, among lines that all look like it."""
-
-    name: ClassVar[str] = "ruler-niah_multikey_3"
-    haystack_kind: ClassVar[str] = "needle"
-    key_kind: ClassVar[str] = "uuids"
-    value_kind: ClassVar[str] = "uuids"
-
-
-@final
-@dataclass(frozen=True)
-class NiahMultivalue(EssayNiah):
-    """Four numbers of one key in essays."""
-
-    name: ClassVar[str] = "ruler-niah_multivalue"
-    num_values: ClassVar[int] = 4
-
-
-@final
-@dataclass(frozen=True)
-class NiahMultiquery(EssayNiah):
-    """The numbers of four keys in essays."""
-
-    name: ClassVar[str] = "ruler-niah_multiquery"
-    num_queries: ClassVar[int] = 4
+_LINES = "One {} among lines that all look like it."
+NIAH: tuple[type[Niah], ...] = (
+    _task("single_1", "One number among repeated sentences.", Niah, haystack_kind="repeat"),
+    _task("single_2", "One number in essays."),
+    _task("single_3", "One UUID in essays.", value_kind="uuids"),
+    _task("multikey_1", "One number in essays, beside three with other keys.", num_keys=4),
+    _task("multikey_2", _LINES.format("number"), Niah, haystack_kind="needle"),
+    _task(
+        "multikey_3",
+        _LINES.format("UUID with a UUID for its key"),
+        Niah,
+        **{"haystack_kind": "needle", "key_kind": "uuids", "value_kind": "uuids"},
+    ),
+    _task("multivalue", "Four numbers of one key in essays.", num_values=4),
+    _task("multiquery", "The numbers of four keys in essays.", num_queries=4),
+)
+"""The eight tasks."""
 
 
 @final

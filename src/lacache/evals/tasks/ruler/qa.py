@@ -4,19 +4,12 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 from lacache.errors import InputError
-from lacache.evals.tasks.ruler.ruler import (
-    Candidate,
-    Draft,
-    Ruler,
-    generator,
-    sample_seed,
-    seeded,
-)
+from lacache.evals.tasks.ruler.ruler import Draft, Ruler, generator, seeded
 from lacache.evals.tasks.task import Question
 
 
@@ -37,28 +30,33 @@ class DocumentQuestion(Ruler):
 
     data: str | None = None
 
-    def candidates(self, *, length: int, room: int, count: int, seed: int) -> Iterable[Candidate]:
-        """Yield a candidate for every question in random order; the size counts documents."""
-        questions, documents = self._read()
-        order = list(range(len(questions)))
+    def indices(self, count: int, seed: int) -> Iterable[int]:
+        """Return every question in random order."""
+        order = list(range(len(read_questions(self)[0])))
         random.Random(seed).shuffle(order)
-        for index in order:
-            build = partial(
-                build_qa,
-                index=index,
-                questions=questions,
-                documents=documents,
-                seed=sample_seed(self.name, seed, index),
+        return order
+
+    def sizes(self, index: int, room: int) -> tuple[int, int]:
+        """Return numbers of documents, from those that answer the question on."""
+        questions, documents = read_questions(self)
+        # No tokenizer makes fewer tokens of a document and its heading than three.
+        return len(questions[index]["context"]), min(len(documents), room // 3)
+
+    def build(self, size: int, *, index: int, length: int, seed: int) -> Draft:
+        """Build a prompt of question number `index` with `size` documents."""
+        questions, documents = read_questions(self)
+        with seeded(seed):
+            # A copy: lm-eval shuffles the list itself where all documents are taken.
+            text, answers = qa_utils().generate_input_output(
+                index, size, qas=questions, docs=list(documents)
             )
-            # No tokenizer makes fewer tokens of a document and its heading than three.
-            most = min(len(documents), room // 3)
-            yield Candidate(build, least=len(questions[index]["context"]), most=most)
+        return Draft(f"{text} Answer:", "\n\nAnswer the question based on", tuple(answers))
 
     def validate(self) -> None:
         """Check that a named file of questions can be read."""
         super().validate()
         if self.data is not None:
-            self._read()
+            read_questions(self)
 
     def score(self, prediction: str, question: Question) -> float:
         """Return 1 if any right answer occurs in the prediction, else 0.
@@ -72,38 +70,6 @@ class DocumentQuestion(Ruler):
             (rules.string_match_part(predictions, [[answer]]) for answer in question.answers),
             default=0.0,
         )
-
-    def _read(self) -> tuple[list[dict[str, Any]], list[str]]:
-        read = getattr(qa_utils(), self.reader)
-        remedy = f"get {self.file} where there is a network and give data=FILE"
-        if self.data is None:
-            from huggingface_hub.constants import HF_HUB_OFFLINE
-
-            if HF_HUB_OFFLINE:
-                raise InputError(
-                    f"{self.name} needs {self.file} and HF_HUB_OFFLINE forbids downloads; {remedy}"
-                )
-            try:
-                found: tuple[list[dict[str, Any]], list[str]] = read()
-            except OSError as error:
-                raise InputError(
-                    f"{self.name} needs {self.file}, which cannot be downloaded "
-                    f"({type(error).__name__}); {remedy}"
-                ) from error
-            return found
-        path = Path(self.data).expanduser()
-        if not path.is_file():
-            raise InputError(f"data={self.data} must be a file; {remedy}")
-        try:
-            found = read(str(path))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"data={self.data} must be in the format of {self.file} and is not "
-                f"({type(error).__name__}: {error}); {remedy}"
-            ) from error
-        if not found[0]:
-            raise InputError(f"data={self.data} holds no question with an answer; {remedy}")
-        return found
 
 
 @final
@@ -126,21 +92,43 @@ class Hotpot(DocumentQuestion):
     reader: ClassVar[str] = "read_hotpotqa"
 
 
-def build_qa(
-    size: int,
-    *,
-    index: int,
-    questions: list[dict[str, Any]],
-    documents: list[str],
-    seed: int,
-) -> Draft:
-    """Build a prompt of question number `index` with `size` documents."""
-    with seeded(seed):
-        # A copy: lm-eval shuffles the list itself where all documents are taken.
-        text, answers = qa_utils().generate_input_output(
-            index, size, qas=questions, docs=list(documents)
-        )
-    return Draft(f"{text} Answer:", "\n\nAnswer the question based on", tuple(answers))
+@lru_cache(maxsize=1)
+def read_questions(task: DocumentQuestion) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the questions and the documents of a task; do not change the lists.
+
+    Raises:
+        InputError: they cannot be read or downloaded.
+    """
+    read = getattr(qa_utils(), task.reader)
+    remedy = f"get {task.file} where there is a network and give data=FILE"
+    if task.data is None:
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        if HF_HUB_OFFLINE:
+            raise InputError(
+                f"{task.name} needs {task.file} and HF_HUB_OFFLINE forbids downloads; {remedy}"
+            )
+        try:
+            found: tuple[list[dict[str, Any]], list[str]] = read()
+        except OSError as error:
+            raise InputError(
+                f"{task.name} needs {task.file}, which cannot be downloaded "
+                f"({type(error).__name__}); {remedy}"
+            ) from error
+        return found
+    path = Path(task.data).expanduser()
+    if not path.is_file():
+        raise InputError(f"data={task.data} must be a file; {remedy}")
+    try:
+        found = read(str(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"data={task.data} must be in the format of {task.file} and is not "
+            f"({type(error).__name__}: {error}); {remedy}"
+        ) from error
+    if not found[0]:
+        raise InputError(f"data={task.data} holds no question with an answer; {remedy}")
+    return found
 
 
 @cache

@@ -5,16 +5,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, final
 
 import numpy as np
 
 from lacache.common.validation import validate_int
 from lacache.errors import InputError
-from lacache.evals.tasks.fit import count_tokens, largest_fitting
 from lacache.evals.tasks.lm_eval_files import lm_eval_module
-from lacache.evals.tasks.task import Question, Sample, Task
+from lacache.evals.tasks.task import Question, Sample, Task, count_tokens, largest_fitting
 
 
 @final
@@ -32,16 +31,6 @@ class Draft:
         """Split the prompt into context and question."""
         cut = self.prompt.rindex(self.seam)
         return self.prompt[:cut], self.prompt[cut:]
-
-
-@final
-@dataclass(frozen=True)
-class Candidate:
-    """A sample of variable size; the task counts it in lines, words or documents."""
-
-    build: Callable[[int], Draft]
-    least: int
-    most: int
 
 
 @dataclass(frozen=True)
@@ -62,15 +51,23 @@ class Ruler(Task):
             validate_int("max_new_tokens", self.max_new_tokens, 1)
 
     @abstractmethod
-    def candidates(self, *, length: int, room: int, count: int, seed: int) -> Iterable[Candidate]:
-        """Yield candidates for samples in order; those that do not fit are skipped.
+    def build(self, size: int, *, index: int, length: int, seed: int) -> Draft:
+        """Build a prompt of a size, which the task counts in lines, words or documents.
 
         Args:
+            size: between the two `sizes`.
+            index: of the sample.
             length: tokens of a whole prompt, answer included.
-            room: tokens of a prompt without its answer.
-            count: number of samples.
-            seed: of all random choices.
+            seed: of the sample.
         """
+
+    @abstractmethod
+    def sizes(self, index: int, room: int) -> tuple[int, int]:
+        """Return the least and the greatest size of a sample that `room` tokens may hold."""
+
+    def indices(self, count: int, seed: int) -> Iterable[int]:
+        """Return the samples to try in order; those that do not fit are skipped."""
+        return range(count)
 
     def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
         """Make samples, each as large as its length allows.
@@ -84,14 +81,18 @@ class Ruler(Task):
         made: list[Sample] = []
         too_long: list[int] = []
         start = 0
-        for candidate in self.candidates(length=length, room=room, count=count, seed=seed):
+        for index in self.indices(count, seed):
             if len(made) == count:
                 break
-            size = _fit(candidate, tokenizer, room, start)
+            drawn = sample_seed(self.name, seed, index)
+            build = partial(self.build, index=index, length=length, seed=drawn)
+            tokens = partial(_tokens, build, tokenizer)
+            least, most = self.sizes(index, room)
+            size = _largest(tokens, room, least, most, start)
             if size is None:
-                too_long.append(_tokens(candidate.build(candidate.least), tokenizer) + new)
+                too_long.append(tokens(least) + new)
                 continue
-            draft, start = candidate.build(size), size
+            draft, start = build(size), size
             context, question = draft.parts()
             info = {"size": size, **draft.info}
             made.append(Sample(context, (Question(question, draft.answers, new),), info))
@@ -142,14 +143,13 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def _fit(candidate: Candidate, tokenizer: Any, room: int, start: int) -> int | None:
+def _largest(
+    tokens: Callable[[int], int], room: int, least: int, most: int, start: int
+) -> int | None:
     return largest_fitting(
-        lambda size: _tokens(candidate.build(size), tokenizer) <= room,
-        least=candidate.least,
-        most=max(candidate.least, candidate.most),
-        start=start,
+        lambda size: tokens(size) <= room, least=least, most=max(least, most), start=start
     )
 
 
-def _tokens(draft: Draft, tokenizer: Any) -> int:
-    return count_tokens(tokenizer, *draft.parts())
+def _tokens(build: Callable[[int], Draft], tokenizer: Any, size: int) -> int:
+    return count_tokens(tokenizer, *build(size).parts())
