@@ -8,16 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lacache.evals.baselines import H2O, TOVA, KeyDiff, Knorm, LagKV, SnapKV
 from lacache.evals.baselines.policy import best
-from lacache.evals.baselines.scores import (
-    accumulated,
-    keydiff,
-    knorm,
-    lagkv,
-    last_queries,
-    snapkv,
-    tova,
-)
 from tests.evals.baselines.slow_scored import keydiff_numbers, lagkv_shares, pooled_at
 
 SEEDS = st.integers(0, 2**31)
@@ -50,21 +42,25 @@ def whole(pieces: list[torch.Tensor]) -> torch.Tensor:
 def test_knorm(seed: int, num_held: int, width: int) -> None:
     keys = random(seed, 2, num_held, width)
     wanted = [[-math.hypot(*key) for key in head] for head in keys.tolist()]
-    torch.testing.assert_close(knorm(keys), torch.tensor(wanted), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        Knorm().score(keys, keys), torch.tensor(wanted), atol=1e-5, rtol=1e-5
+    )
 
 
 @given(SEEDS, st.integers(1, 12), st.integers(2, 5))
 def test_keydiff(seed: int, num_held: int, width: int) -> None:
     keys = random(seed, 2, num_held, width)
     wanted = [keydiff_numbers(head) for head in keys.tolist()]
-    torch.testing.assert_close(keydiff(keys), torch.tensor(wanted), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        KeyDiff().score(keys, keys), torch.tensor(wanted), atol=1e-4, rtol=1e-4
+    )
 
 
 @given(SEEDS, st.integers(0, 4), st.integers(2, 5), st.integers(2, 4), st.integers(0, 4))
 def test_lagkv(seed: int, sinks: int, lag: int, partitions: int, more: int) -> None:
     num_held = sinks + lag * partitions + more % lag
     keys, values = random(seed, 2, num_held, 3), random(seed + 1, 2, num_held, 3)
-    found = lagkv(keys, values, sinks=sinks, lag=lag).tolist()
+    found = LagKV(sinks=sinks, lag=lag).score(keys, values).tolist()
     for scores, k, v in zip(found, keys.tolist(), values.tolist(), strict=True):
         stop = sinks + (partitions - 1) * lag
         assert set(scores[:sinks] + scores[stop:]) == {1.0}
@@ -77,7 +73,7 @@ def test_lagkv(seed: int, sinks: int, lag: int, partitions: int, more: int) -> N
 
 def test_lagkv_gives_numbers_where_a_channel_never_changes() -> None:
     keys = torch.ones(1, 8, 3, dtype=torch.bfloat16)
-    assert sorted(lagkv(keys, keys, sinks=0, lag=4)[0, :4].tolist()) == [0, 0.25, 0.5, 0.75]
+    assert sorted(LagKV(sinks=0, lag=4).score(keys, keys)[0, :4].tolist()) == [0, 0.25, 0.5, 0.75]
 
 
 @given(SEEDS, st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 8))
@@ -87,7 +83,7 @@ def test_the_last_queries_do_not_depend_on_how_a_text_is_cut(
     cut = weights_of(seed, pieces)
     memory = None
     for piece in cut:
-        memory = last_queries(memory, piece, window)
+        memory = SnapKV(window=window).remember(memory, piece)
     assert memory is not None
     queries = whole(cut)[:, :, -window:]
     wanted = [
@@ -102,7 +98,7 @@ def test_attention_is_summed_over_queries(seed: int, pieces: list[int]) -> None:
     cut = weights_of(seed, pieces)
     memory = None
     for piece in cut:
-        memory = accumulated(memory, piece)
+        memory = H2O().remember(memory, piece)
     assert memory is not None
     wanted = [
         [fmean(sum(row[n] for row in group) for group in head) for n in range(len(head[0][0]))]
@@ -118,7 +114,7 @@ def test_tova_is_the_mean_over_all_heads(seed: int, num_held: int) -> None:
         fmean(weights[h, g, -1, n].item() for h in range(2) for g in range(2))
         for n in range(num_held)
     ]
-    found = tova(last_queries(None, weights, 1))
+    found = TOVA().score(TOVA().remember(None, weights))
     torch.testing.assert_close(found, torch.tensor([wanted, wanted]))
 
 
@@ -127,7 +123,8 @@ def test_snapkv_pools_the_mean_of_a_window(
     seed: int, window: int, before: int, kernel: int
 ) -> None:
     weights = weights_of(seed, [before + window])[0]
-    found = snapkv(last_queries(None, weights, window), kernel=kernel)
+    policy = SnapKV(window=window, kernel=kernel)
+    found = policy.score(policy.remember(None, weights))
     for head in range(2):
         mean = [
             fmean(weights[head, g, -1 - w, n].item() for g in range(2) for w in range(window))

@@ -5,10 +5,10 @@ keeps its own tokens. The attention-based ones need attention weights, so they r
 implementation of attention.
 """
 
+from lacache.evals.baselines.attention_policies import H2O, TOVA, AttentionPolicy, PyramidKV, SnapKV
 from lacache.evals.baselines.cache import ScoredCache
-from lacache.evals.baselines.counts import Counts
-from lacache.evals.baselines.policies import H2O, TOVA, KeyDiff, Knorm, LagKV, PyramidKV, SnapKV
-from lacache.evals.baselines.policy import AttentionPolicy, KeyPolicy, ScoredPolicy
+from lacache.evals.baselines.key_policies import KeyDiff, KeyPolicy, Knorm, LagKV
+from lacache.evals.baselines.policy import ScoredPolicy
 from lacache.evals.baselines.random_ladder import RandomLadder
 from lacache.policies.grammar import Kinds
 
@@ -20,7 +20,6 @@ __all__ = [
     "H2O",
     "TOVA",
     "AttentionPolicy",
-    "Counts",
     "KeyDiff",
     "KeyPolicy",
     "Knorm",

@@ -14,9 +14,10 @@ from lacache.cache.hooks import install_hooks, install_mask_hooks
 from lacache.cache.layers import layer_bytes, refuse_crop
 from lacache.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
 from lacache.evals.baselines.attention import MonitoredCache, install_attention_hooks
-from lacache.evals.baselines.counts import Counts, TokenCounts
+from lacache.evals.baselines.attention_policies import AttentionPolicy
+from lacache.evals.baselines.counts import TokenCounts
 from lacache.evals.baselines.layer import ScoredLayer
-from lacache.evals.baselines.policy import AttentionPolicy, ScoredPolicy
+from lacache.evals.baselines.policy import ScoredPolicy
 from lacache.models.decoder import find_decoder
 from lacache.models.model_info import model_info
 
@@ -69,7 +70,7 @@ class ScoredCache(MonitoredCache):
             )
         evict_batch = policy.slots_per_compaction(mean)
         _validate_room(min(capacities), evict_batch, policy)
-        counts = TokenCounts(Counts(capacities, evict_batch))
+        counts = TokenCounts(capacities, evict_batch)
         layers: list[Any] = DynamicCache(config=info.text_config).layers
         for i, layer in enumerate(info.growing):
             layers[layer.index] = ScoredLayer(policy, counts, i, layer.rotation)
@@ -115,7 +116,7 @@ class ScoredCache(MonitoredCache):
             num_seen=counts.num_seen,
             num_cached=num_cached,
             num_evicted=counts.num_seen - num_cached,
-            capacity=sum(counts.counts.capacities) // depth,
+            capacity=sum(counts.capacities) // depth,
             compactions=counts.compactions,
             bytes=sum(
                 layer_bytes(layer.keys, layer.values)

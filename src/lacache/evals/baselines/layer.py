@@ -7,8 +7,10 @@ from torch import Tensor
 
 from lacache.cache.layers import EvictingLayer
 from lacache.errors import UnsupportedModelError, UnsupportedOperationError
+from lacache.evals.baselines.attention_policies import AttentionPolicy
 from lacache.evals.baselines.counts import TokenCounts
-from lacache.evals.baselines.policy import AttentionPolicy, KeyPolicy, ScoredPolicy, best
+from lacache.evals.baselines.key_policies import KeyPolicy
+from lacache.evals.baselines.policy import ScoredPolicy, best
 from lacache.models.rotary import RotaryTables, Rotation
 
 

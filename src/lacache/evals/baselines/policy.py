@@ -1,6 +1,6 @@
-"""The base classes of policies that evict by a score of the text."""
+"""The base class of policies that evict by a score of the text, and which slots a score keeps."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass
 from typing import Self
 
@@ -32,9 +32,9 @@ class ScoredPolicy(Policy, ABC):
         validate_int("sinks", self.sinks, 0)
         validate_slots("evict_batch", self.evict_batch, 1)
 
-    @abstractmethod
     def protected(self, num_held: int) -> int:
-        """Return how many of the newest of `num_held` tokens are never evicted."""
+        """Return how many of the newest of `num_held` tokens are never evicted: here none."""
+        return 0
 
     def at(self, capacity: int) -> Self:
         """Return this policy with settings that are shares of the capacity in tokens.
@@ -62,41 +62,6 @@ class ScoredPolicy(Policy, ABC):
             f"policy {self} is a baseline of lacache eval, which has no plan; use one such as "
             "ladder or streaming"
         )
-
-
-class KeyPolicy(ScoredPolicy, ABC):
-    """A score from keys and values alone; works with any implementation of attention."""
-
-    @abstractmethod
-    def score(self, keys: Tensor, values: Tensor) -> Tensor:
-        """Return the score of each token [H, N] in each KV head; the lowest are evicted.
-
-        Args:
-            keys: rotated to their slots, as the model reads them [H, N, D].
-            values: [H, N, D].
-        """
-
-
-class AttentionPolicy(ScoredPolicy, ABC):
-    """A score from attention weights, kept from forward to forward."""
-
-    @property
-    @abstractmethod
-    def num_queries(self) -> int | None:
-        """Return how many of the newest tokens' attention the score needs; None for all."""
-
-    @abstractmethod
-    def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:
-        """Return what is known after a forward [H, M', N].
-
-        Args:
-            memory: what was known of the tokens held before [H, M, N - Q], if anything.
-            weights: attention of the new tokens [H, G, Q, N], with G query heads to a KV head.
-        """
-
-    @abstractmethod
-    def score(self, memory: Tensor) -> Tensor:
-        """Return the score of each token [H, N] in each KV head, from what is known [H, M, N]."""
 
 
 def best(scores: Tensor, count: int, *, sinks: int, protected: int) -> Tensor:

@@ -1,100 +1,61 @@
-"""The baselines that evict by score, each with its settings and its score."""
+"""The baselines that evict by a score of attention weights.
 
+Shapes: H KV heads, G query heads to a KV head, Q new tokens, N tokens held, M queries remembered. A
+larger score is kept longer. Scores are computed in float32 whatever the type of the model.
+"""
+
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, final
 
+import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool1d, pad
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.evals.baselines.policy import AttentionPolicy, KeyPolicy
-from lacache.evals.baselines.scores import (
-    accumulated,
-    keydiff,
-    knorm,
-    lagkv,
-    last_queries,
-    snapkv,
-    tova,
-)
+from lacache.evals.baselines.policy import ScoredPolicy
 from lacache.policies.policy import in_slots, validate_slots
 
 
-@final
-@dataclass(frozen=True)
-class Knorm(KeyPolicy):
-    """Keys of small norm stay (arXiv 2406.11430). No newest tokens are protected."""
+class AttentionPolicy(ScoredPolicy, ABC):
+    """A score from attention weights, kept from forward to forward."""
 
-    names: ClassVar = {"knorm": {}}
-
-    def protected(self, num_held: int) -> int:
-        """Return 0: no newest tokens are protected."""
-        return 0
-
-    def score(self, keys: Tensor, values: Tensor) -> Tensor:
-        """Return the score that `scores.knorm` defines."""
-        return knorm(keys)
-
-
-@final
-@dataclass(frozen=True)
-class KeyDiff(KeyPolicy):
-    """Keys unlike the others stay (arXiv 2504.15364). No newest tokens are protected."""
-
-    names: ClassVar = {"keydiff": {}}
+    @property
+    @abstractmethod
+    def num_queries(self) -> int | None:
+        """Return how many of the newest tokens' attention the score needs; None for all."""
 
     def protected(self, num_held: int) -> int:
-        """Return 0: no newest tokens are protected."""
-        return 0
+        """Return `num_queries`: the tokens whose attention is the score."""
+        return self.num_queries or 0
 
-    def score(self, keys: Tensor, values: Tensor) -> Tensor:
-        """Return the score that `scores.keydiff` defines."""
-        return keydiff(keys)
+    def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:
+        """Return what is known after a forward [H, M', N].
 
+        Here the attention of the newest `num_queries` tokens, averaged over the query heads of a
+        KV head, oldest first; 0 for tokens that came later.
 
-@final
-@dataclass(frozen=True)
-class LagKV(KeyPolicy):
-    """Tokens that stand out from those that follow stay (arXiv 2504.04704).
+        Args:
+            memory: what was known of the tokens held before [H, M, N - Q], if anything.
+            weights: attention of the new tokens [H, G, Q, N].
+        """
+        window = self.num_queries or 0
+        queries = weights[:, :, -window:].float().mean(dim=1)
+        if memory is not None and queries.shape[1] < window:
+            earlier = pad(memory, (0, weights.shape[-2]))
+            queries = torch.cat([earlier, queries], dim=1)[:, -window:]
+        return queries
 
-    Args:
-        sinks: first tokens, not in any partition.
-        evict_batch: slots that one compaction frees, or a share of the capacity.
-        lag: tokens of a partition; less where the capacity holds fewer than four of them, so that
-            most of the cache can be compared with what follows.
-    """
-
-    lag: int = 128
-
-    names: ClassVar = {"lagkv": {}}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validate_int("lag", self.lag, 1)
-
-    def at(self, capacity: int) -> Self:
-        """Return this policy with partitions that fit."""
-        most = (capacity - self.sinks) // 4
-        if most < 1:
-            raise ConfigError(
-                f"capacity={capacity} must be at least {self.sinks + 4} = sinks {self.sinks} + "
-                f"four partitions; try capacity={self.sinks + 4}"
-            )
-        return replace(self, lag=min(self.lag, most))
-
-    def protected(self, num_held: int) -> int:
-        """Return the length of the last whole partition and of what comes after it."""
-        return min(num_held, self.lag + (num_held - self.sinks) % self.lag)
-
-    def score(self, keys: Tensor, values: Tensor) -> Tensor:
-        """Return the score that `scores.lagkv` defines."""
-        return lagkv(keys, values, sinks=self.sinks, lag=self.lag)
+    @abstractmethod
+    def score(self, memory: Tensor) -> Tensor:
+        """Return the score of each token [H, N] in each KV head, from what is known [H, M, N]."""
 
 
 @final
 @dataclass(frozen=True)
 class TOVA(AttentionPolicy):
-    """Tokens that the newest one attends to stay (arXiv 2401.06104), and that one itself.
+    """Tokens that the newest one attends to stay (arXiv 2401.06104 section 3), and it itself.
 
     All heads of a layer keep the same tokens.
     """
@@ -106,23 +67,15 @@ class TOVA(AttentionPolicy):
         """Return 1: the newest token alone."""
         return 1
 
-    def protected(self, num_held: int) -> int:
-        """Return 1, the newest token."""
-        return 1
-
-    def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:
-        """Return the newest token's attention [H, 1, N]."""
-        return last_queries(memory, weights, 1)
-
     def score(self, memory: Tensor) -> Tensor:
-        """Return the score that `scores.tova` defines."""
-        return tova(memory)
+        """Return the attention of the newest token, averaged over all heads: the same in each."""
+        return memory[:, -1].mean(dim=0, keepdim=True).expand(memory.shape[0], -1)
 
 
 @final
 @dataclass(frozen=True)
 class H2O(AttentionPolicy):
-    """Tokens that got most attention so far stay (arXiv 2306.14048), and the newest ones.
+    """Tokens that got most attention so far stay (arXiv 2306.14048 section 4), and the newest.
 
     Args:
         sinks: first tokens, never evicted.
@@ -157,8 +110,14 @@ class H2O(AttentionPolicy):
         return in_slots(self.recent, num_held, least=0)
 
     def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:
-        """Return the attention that each token got so far [H, 1, N]."""
-        return accumulated(memory, weights)
+        """Return the attention that each token got so far [H, 1, N].
+
+        Averaged over the query heads of a KV head, where the paper has one to one.
+        """
+        total = weights.float().sum(dim=2).mean(dim=1, keepdim=True)
+        if memory is not None:
+            total[..., : memory.shape[-1]] += memory
+        return total
 
     def score(self, memory: Tensor) -> Tensor:
         """Return the sum as it stands."""
@@ -167,7 +126,7 @@ class H2O(AttentionPolicy):
 
 @dataclass(frozen=True)
 class SnapKV(AttentionPolicy):
-    """Tokens that the newest ones attend to stay, with neighbours (arXiv 2404.14469).
+    """Tokens that the newest ones attend to stay, with neighbours (arXiv 2404.14469 section 4).
 
     Args:
         sinks: first tokens, never evicted.
@@ -197,17 +156,15 @@ class SnapKV(AttentionPolicy):
         """Return the length of the window."""
         return self.window
 
-    def protected(self, num_held: int) -> int:
-        """Return the length of the window."""
-        return self.window
-
-    def remember(self, memory: Tensor | None, weights: Tensor) -> Tensor:
-        """Return the attention of the newest tokens [H, window, N]."""
-        return last_queries(memory, weights, self.window)
-
     def score(self, memory: Tensor) -> Tensor:
-        """Return the score that `scores.snapkv` defines."""
-        return snapkv(memory, kernel=self.kernel)
+        """Return the mean attention of the window to what is before it; infinite in the window.
+
+        It is pooled: a mean over `kernel` neighbouring slots, 0 beyond the ends.
+        """
+        window = memory.shape[1]
+        before = memory[..., : memory.shape[-1] - window].mean(dim=1)
+        pooled = avg_pool1d(before, self.kernel, stride=1, padding=self.kernel // 2)
+        return pad(pooled, (0, window), value=torch.inf)
 
 
 @final
