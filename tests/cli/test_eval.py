@@ -258,7 +258,7 @@ def test_the_quick_suite_is_far_smaller_than_the_small_one(run: Run) -> None:
     ("option", "value", "message"),
     [
         ("--tasks", "nothing", "task 'nothing' must be one of"),
-        ("--tasks", "digit:depth=3", "task digit has no setting 'depth'"),
+        ("--tasks", "digit:depth=3", "task 'digit' has no setting 'depth'"),
         ("--policy", "magic", "policy='magic' must be one of"),
         ("--policy", ";", "no policies were given"),
         ("--budget", "1.5", "budget=1.5 as a share"),

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lacache.common.settings_text import format_settings
 from lacache.errors import ConfigError
-from lacache.evals.specs import format_spec, parse_spec, settings_record, split_list
+from lacache.evals.specs import parse_spec, settings_record, split_list
 from lacache.evals.tasks.registry import parse_task
 
 
@@ -30,12 +31,12 @@ def parse(text: str) -> Made:
 
 @given(made=MADE)
 def test_specs_come_back_as_they_were(made: Made) -> None:
-    assert parse(format_spec("made", made)) == made
+    assert parse(format_settings("made", made)) == made
 
 
 def test_only_what_is_not_the_default_is_written() -> None:
-    assert format_spec("made", Made(3)) == "made:size=3"
-    assert format_spec("made", Made(3, word="a:b")) == "made:size=3:word=a:b"
+    assert format_settings("made", Made(3)) == "made:size=3"
+    assert format_settings("made", Made(3, word="a:b")) == "made:size=3:word=a:b"
     assert settings_record("made", Made(3)) == {
         "name": "made",
         **{"size": 3, "share": None, "word": "x"},
@@ -44,9 +45,9 @@ def test_only_what_is_not_the_default_is_written() -> None:
 
 def test_a_text_value_may_hold_colons() -> None:
     task = parse_task("ppl:text=shakespeare:hamlet:start=5")
-    assert format_spec(task.name, task) == "ppl:start=5"
+    assert format_settings(task.name, task) == "ppl:start=5"
     task = parse_task("ppl:text=wikipedia:Algae:start=5")
-    assert format_spec(task.name, task) == "ppl:text=wikipedia:Algae:start=5"
+    assert format_settings(task.name, task) == "ppl:text=wikipedia:Algae:start=5"
 
 
 @pytest.mark.parametrize(
@@ -54,13 +55,13 @@ def test_a_text_value_may_hold_colons() -> None:
     [
         ("maed:size=1", "thing 'maed' must be one of made; try made"),
         ("", "thing '' must be one of"),
-        ("made:width=3", "thing made has no setting 'width'; it has size, share, word"),
-        ("made:size", "setting 'size' of thing made has no value; try size=VALUE"),
-        ("made:size=3:size=4", "was given size twice"),
-        ("made:size=x", "size=x must be a whole number; try size=1"),
-        ("made:size=2.5", "size=2.5 must be a whole number"),
-        ("made:size=1:share=x", "share=x must be a number; try share=0.5"),
-        ("made", "thing made needs size; try made:size=VALUE"),
+        ("made:width=3", "thing 'made' has no setting 'width'; use size, share, word"),
+        ("made:size", "setting 'size' of thing 'made' has no value; write size=VALUE"),
+        ("made:size=3:size=4", "setting 'size' of thing 'made' is given twice"),
+        ("made:size=x", "size=x of thing 'made' cannot be read; try size=4"),
+        ("made:size=2.5", "size=2.5 of thing 'made' cannot be read"),
+        ("made:size=1:share=x", "share=x of thing 'made' cannot be read; try share=0.1"),
+        ("made", "thing 'made' needs size; write made:size=VALUE"),
     ],
 )
 def test_bad_specs_are_refused(text: str, message: str) -> None:

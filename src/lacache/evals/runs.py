@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from lacache.common.records import Record
+from lacache.common.settings_text import format_settings
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
 from lacache.evals.provenance import policy_record
-from lacache.evals.specs import format_spec, settings_record
+from lacache.evals.specs import settings_record
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.task import Task
 from lacache.policies import Budget, Full, Policy, parse_budget
@@ -137,7 +138,7 @@ class RunSpec:
     @property
     def task_text(self) -> str:
         """The task and its settings, as on the command line."""
-        return format_spec(self.task.name, self.task)
+        return format_settings(self.task.name, self.task)
 
     @property
     def budget_text(self) -> str:

@@ -6,14 +6,13 @@ it. Tuples are joined by `+`; layers are `0-11+14`, KV heads `12.0`. Groups are
 `groups:0-11@512@ladder:span=6/12-29@128@streaming`.
 """
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from lacache.common.files import refuse_device
+from lacache.common.settings_text import parse_settings
 from lacache.errors import ConfigError, InputError
 from lacache.policies.full import Full
 from lacache.policies.groups import Group, Groups
@@ -83,7 +82,7 @@ def parse_text(text: str, kinds: Kinds = POLICIES) -> Policy:
     kind, settings = by_name[name]
     if kind is Groups:
         return Groups(tuple(_parse_group(part, kinds) for part in rest.split("/")))
-    given = _parse_settings(name, kind, rest)
+    given = parse_settings("policy", name, kind, rest)
     make: Callable[..., Policy] = kind
     return make(**{**settings, **given})
 
@@ -116,51 +115,6 @@ def _read(name: str) -> str:
     if text.startswith("@"):
         raise InputError(f"{path} names another file; give the policy itself")
     return text
-
-
-def _parse_settings(name: str, kind: type[Policy], text: str) -> dict[str, Any]:
-    known = {f.name: f for f in fields(kind)}
-    types = get_type_hints(kind)
-    given: dict[str, Any] = {}
-    for part in text.split(":") if text else ():
-        key, equals, value = part.partition("=")
-        if key not in known:
-            raise ConfigError(
-                f"policy {name!r} has no setting {key!r}; use {', '.join(known) or 'none'}"
-            )
-        if not equals or not value:
-            raise ConfigError(f"setting {key!r} of policy {name!r} has no value; write {key}=VALUE")
-        if key in given:
-            raise ConfigError(f"setting {key!r} of policy {name!r} is given twice; give it once")
-        given[key] = _parse_value(name, known[key], types[key], value)
-    missing = [key for key, each in known.items() if each.default is MISSING and key not in given]
-    if missing:
-        settings = ":".join(f"{key}=VALUE" for key in missing)
-        raise ConfigError(f"policy {name!r} needs {', '.join(missing)}; write {name}:{settings}")
-    return given
-
-
-def _parse_value(name: str, setting: "Field[Any]", type_: Any, text: str) -> Any:
-    accepts = set(get_args(type_)) or {type_}
-    try:
-        if "parse" in setting.metadata:
-            return setting.metadata["parse"](text)
-        if str in accepts:
-            return text
-        # A float takes whole numbers too, and keeps them whole: slots are no share.
-        if re.fullmatch("-?[0-9]+", text):
-            return int(text)
-        if int in accepts or not text.isascii() or "_" in text:
-            raise ValueError
-        return float(text)
-    except ValueError as error:
-        example = setting.metadata.get("example") or ("4" if int in accepts else "0.1")
-        remedy = f"try {setting.name}={example}"
-        if "," in text:
-            remedy = "separate settings by colons, such as ladder:span=15:overlap=0"
-        raise ConfigError(
-            f"{setting.name}={text} of policy {name!r} cannot be read; {remedy}"
-        ) from error
 
 
 def _parse_group(text: str, kinds: Kinds) -> Group:
