@@ -10,7 +10,7 @@ from vllm import LLM, SamplingParams
 
 from lacache.engine.engine import Engine
 from lacache.policies import LayerPolicy, Policy
-from tests.cache.slow_cache import slow_generate
+from tests.cache.slow_cache import slow_next
 
 LENGTHS = (5, 63, 64, 130, 517, 1_100, 2_000)
 NUM_NEW = 70
@@ -94,4 +94,7 @@ def generate_slowly(
     """Generate with the slow reference."""
     sized = (budget, policy)
     recent = getattr(policy.schedule(model.config.num_hidden_layers, budget), "recent", 0)
-    return slow_generate(model, torch.tensor([list(prompt)]), sized, recent, num_new)[0].tolist()
+    tokens = list(prompt)
+    for _ in range(num_new):
+        tokens.append(int(slow_next(model, torch.tensor([tokens]), sized, recent)[0, -1]))
+    return tokens
