@@ -13,8 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lacache.cache.static.attention import Attend, fused
-from lacache.cache.static.layers import GroupedLayer
+from lacache.cache.static.attention import Attend, GroupedLayer, fused
 from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.static_cache import StaticKVCache
 from lacache.engine.cpu.kernels import KernelCompactionOps, for_one_token

@@ -49,7 +49,7 @@ class Session(TextGenerator):
         """Return what the cache holds, and how much it has seen."""
         state = self._scheduler.state(self._sequence)
         return make_report(
-            self._runner.layout.groups,
+            self._runner.layout.bound.groups,
             [kept_after(group.schedule, state.num_seen) for group in state.groups],
             compactions=max(group.num_compactions for group in state.groups),
             num_bytes=self.num_bytes(),

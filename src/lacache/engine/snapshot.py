@@ -204,7 +204,7 @@ def _keeps_the_same(made_by: Header, runner: Runner) -> bool:
             bound = bind_plan(made_by.get(_PLAN), shape)
     except LaCacheError:
         return False
-    ours = [(group.schedule, group.heads) for group in runner.layout.groups]
+    ours = [(group.schedule, group.heads) for group in runner.layout.bound.groups]
     return [(group.schedule, group.heads) for group in bound.groups] == ours
 
 
@@ -216,7 +216,7 @@ def _inconsistencies(snapshot: Snapshot, runner: Runner) -> Iterator[str]:
         yield "it has seen tokens that are not in the model's vocabulary"
     if logits is not None and len(logits) != runner.vocab_size:
         yield f"it has logits of {len(logits)} tokens, and the model has {runner.vocab_size}"
-    for number, group in enumerate(runner.layout.groups):
+    for number, group in enumerate(runner.layout.bound.groups):
         counts = snapshot.tensors.get(f"group.{number}.counts")
         if counts is None or counts.dtype != torch.int64 or counts.shape != (5,):
             continue  # restoring it raises the error

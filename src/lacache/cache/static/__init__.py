@@ -4,7 +4,8 @@
 - `layout`: head groups, layers and types, and the bytes that they take.
 - `kv_heads`: the buffers of some KV heads, how they are compacted, and keys rotated.
 - `buffers`: storage in the model's type, in eight bits, and as a ring for sliding windows.
-- `decode_inputs`: slots, masks and positions of a decode step.
-- `layers`: what the model sees as its cache in one forward; `attention` is what it calls.
+- `attention`: what the model calls, and the base of the layers that compute it.
+- `layers`: what the model sees as its cache in one forward; slots, masks and positions of a decode
+  step.
 - `sequence_tensors`: a sequence as plain tensors, for snapshots.
 """

@@ -1,4 +1,4 @@
-"""The attention function of models in the engine (docs/adr/0010).
+"""Attention of models in the engine, and the layers of a cache that compute it (docs/adr/0010).
 
 Models call the attention function that their configuration names, with what `Cache.update` returned
 as keys. The function registered here calls `attend` of those keys, which are a layer of the static
@@ -7,6 +7,7 @@ mask, and query heads that share keys need no copies of them.
 """
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from lacache.cache.layers import EvictingLayer
+from lacache.cache.static.kv_heads import KVHeads
 from lacache.common.packages import quiet_imports
 from lacache.errors import UnsupportedModelError, UnsupportedOperationError
 
@@ -107,3 +110,91 @@ def fused(
         scale=options.get("scaling"),
     )
     return output.reshape(batch, num_heads, num_new, values.shape[-1])
+
+
+VisibleKV = tuple[Tensor, Tensor, Tensor | None]
+"""Keys and values [B, H, N, D], and a mask of the visible ones, bool [B or 1, 1, 1 or Q, N]."""
+
+
+class AttendingLayer(EvictingLayer, ABC):
+    """A layer that stores new keys and values, and computes attention over all it holds."""
+
+    is_compileable = True
+
+    def __init__(self, attend: Attend) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._attend = attend
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Insert, and return this layer in place of keys and values.
+
+        The model must use the attention function `NAME`, which calls `attend`.
+
+        Args:
+            key_states: new keys [B, Hkv, Q, D], rotated by the model.
+            value_states: new values [B, Hkv, Q, D].
+            args: ignored; models pass more than a cache needs.
+            kwargs: ignored.
+        """
+        self.insert(key_states, value_states)
+        return self, self
+
+    @abstractmethod
+    def insert(self, keys: Tensor, values: Tensor) -> None:
+        """Add new keys and values [B, Hkv, Q, D]."""
+
+    @abstractmethod
+    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
+        """Return the attention output [B, Hq, Q, D] of queries [B, Hq, Q, D]."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Do nothing, as the buffers are allocated."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return sizes that no model uses, as attention makes its own masks."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return a count that no model uses, as position ids are always given."""
+        return 0
+
+
+class GroupedLayer(AttendingLayer, ABC):
+    """A layer under the policy, with its KV heads in one head group or in several."""
+
+    def __init__(self, attend: Attend, by_group: tuple[KVHeads, ...]) -> None:
+        super().__init__(attend)
+        self.by_group = by_group
+
+    @abstractmethod
+    def visible_kv(self, kv_heads: KVHeads) -> VisibleKV:
+        """Return what the new tokens attend to in the KV heads of one group."""
+
+    def select(self, states: Tensor, kv_heads: KVHeads) -> Tensor:
+        """Return the KV heads of one group among keys or values [B, Hkv, Q, D]."""
+        return states if len(self.by_group) == 1 else states[:, list(kv_heads.heads)]
+
+    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
+        """Attend group by group, and put the heads in their order."""
+        if len(self.by_group) == 1:
+            keys, values, visible = self.visible_kv(self.by_group[0])
+            return self._attend(module, query, keys, values, visible, options)
+        if options.get("s_aux") is not None:
+            raise UnsupportedOperationError(
+                "the model's attention has a number for each head, which KV heads in different "
+                "groups cannot share; use groups of whole layers"
+            )
+        num_heads = sum(len(kv_heads.heads) for kv_heads in self.by_group)
+        batch, num_queries, num_new, size = query.shape
+        by_head = query.reshape(batch, num_heads, num_queries // num_heads, num_new, size)
+        outputs: dict[int, Tensor] = {}
+        for kv_heads in self.by_group:
+            heads = kv_heads.heads
+            keys, values, visible = self.visible_kv(kv_heads)
+            queries = by_head[:, list(heads)].flatten(1, 2)
+            output = self._attend(module, queries, keys, values, visible, options)
+            outputs.update(zip(heads, output.chunk(len(heads), dim=1), strict=True))
+        return torch.cat([outputs[head] for head in range(num_heads)], dim=1)

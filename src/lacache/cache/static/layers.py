@@ -1,104 +1,83 @@
-"""Layers of the static cache for one forward; they attend over the buffers themselves."""
+"""Layers of the static cache for one forward, and the tensors that decode steps read."""
 
-from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from lacache.cache.layers import EvictingLayer
-from lacache.cache.static.attention import Attend
+from lacache.cache.sequence_state import SequenceState
+from lacache.cache.static.attention import Attend, AttendingLayer, GroupedLayer, VisibleKV
 from lacache.cache.static.buffers import RingBuffer
-from lacache.cache.static.decode_inputs import DecodeInputs
 from lacache.cache.static.kv_heads import KVHeads
-from lacache.errors import UnsupportedOperationError
-
-VisibleKV = tuple[Tensor, Tensor, Tensor | None]
-"""Keys and values [B, H, N, D], and a mask of the visible ones, bool [B or 1, 1, 1 or Q, N]."""
 
 
-class AttendingLayer(EvictingLayer, ABC):
-    """A layer that stores new keys and values, and computes attention over all it holds."""
+@final
+@dataclass(frozen=True)
+class DecodeInputs:
+    """Slots, masks and positions of every batch slot, set anew before each decode step.
 
-    is_compileable = True
+    The tensors are allocated once, so that a compiled step finds them at the same addresses.
+    """
 
-    def __init__(self, attend: Attend) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._attend = attend
-        self.is_initialized = True
+    positions: Tensor
+    """Position ids [B, 1]."""
+    active: Tensor
+    """Batch slots that bring a token, bool [B]; the others compute in vain and change nothing."""
+    slots: tuple[Tensor, ...]
+    """For each head group, the slot of the new token [B]."""
+    visible: tuple[Tensor, ...]
+    """For each head group, the slots that attention sees, bool [B, 1, 1, C]."""
+    ring_slots: dict[int, Tensor]
+    """For each window size, the slot of the new token [B]."""
+    ring_visible: dict[int, Tensor]
+    """For each window size, the slots that attention sees, bool [B, 1, 1, W]."""
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Any, Any]:
-        """Insert, and return this layer in place of keys and values.
+    @classmethod
+    def allocate(
+        cls,
+        batch_size: int,
+        capacities: Sequence[int],
+        windows: Collection[int],
+        device: torch.device,
+    ) -> "DecodeInputs":
+        """Allocate the tensors, for head groups of these capacities and these window sizes."""
 
-        The model must use the attention function `attention.NAME`, which calls `attend`.
+        def longs(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.long, device=device)
 
-        Args:
-            key_states: new keys [B, Hkv, Q, D], rotated by the model.
-            value_states: new values [B, Hkv, Q, D].
-            args: ignored; models pass more than a cache needs.
-            kwargs: ignored.
-        """
-        self.insert(key_states, value_states)
-        return self, self
+        def bools(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.bool, device=device)
 
-    @abstractmethod
-    def insert(self, keys: Tensor, values: Tensor) -> None:
-        """Add new keys and values [B, Hkv, Q, D]."""
+        return cls(
+            positions=longs(batch_size, 1),
+            active=bools(batch_size),
+            slots=tuple(longs(batch_size) for _ in capacities),
+            visible=tuple(bools(batch_size, 1, 1, capacity) for capacity in capacities),
+            ring_slots={window: longs(batch_size) for window in sorted(windows)},
+            ring_visible={window: bools(batch_size, 1, 1, window) for window in sorted(windows)},
+        )
 
-    @abstractmethod
-    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
-        """Return the attention output [B, Hq, Q, D] of queries [B, Hq, Q, D]."""
+    def update(self, sequences: Sequence[SequenceState], active: Collection[int]) -> None:
+        """Set the tensors for one token in each of the batch slots `active`."""
+        _set(self.active, [batch_slot in active for batch_slot in range(len(sequences))])
+        _set(self.positions, [[sequence.next_position()] for sequence in sequences])
+        for index, slots in enumerate(self.slots):
+            last = self.visible[index].shape[-1] - 1
+            num_cached = [sequence.groups[index].state.num_cached for sequence in sequences]
+            _set(slots, [min(slot, last) for slot in num_cached])
+            _show_up_to(self.visible[index], slots)
+        for window, slots in self.ring_slots.items():
+            # All are visible once the window is full.
+            _set(slots, [min(sequence.num_seen, window) for sequence in sequences])
+            _show_up_to(self.ring_visible[window], slots)
+            _set(slots, [sequence.num_seen % window for sequence in sequences])
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing, as the buffers are allocated."""
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return sizes that no model uses, as attention makes its own masks."""
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Return a count that no model uses, as position ids are always given."""
-        return 0
-
-
-class GroupedLayer(AttendingLayer, ABC):
-    """A layer under the policy, with its KV heads in one head group or in several."""
-
-    def __init__(self, attend: Attend, by_group: tuple[KVHeads, ...]) -> None:
-        super().__init__(attend)
-        self.by_group = by_group
-
-    @abstractmethod
-    def visible_kv(self, kv_heads: KVHeads) -> VisibleKV:
-        """Return what the new tokens attend to in the KV heads of one group."""
-
-    def select(self, states: Tensor, kv_heads: KVHeads) -> Tensor:
-        """Return the KV heads of one group among keys or values [B, Hkv, Q, D]."""
-        return states if len(self.by_group) == 1 else states[:, list(kv_heads.heads)]
-
-    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
-        """Attend group by group, and put the heads in their order."""
-        if len(self.by_group) == 1:
-            keys, values, visible = self.visible_kv(self.by_group[0])
-            return self._attend(module, query, keys, values, visible, options)
-        if options.get("s_aux") is not None:
-            raise UnsupportedOperationError(
-                "the model's attention has a number for each head, which KV heads in different "
-                "groups cannot share; use groups of whole layers"
-            )
-        num_heads = sum(len(kv_heads.heads) for kv_heads in self.by_group)
-        batch, num_queries, num_new, size = query.shape
-        by_head = query.reshape(batch, num_heads, num_queries // num_heads, num_new, size)
-        outputs: dict[int, Tensor] = {}
-        for kv_heads in self.by_group:
-            heads = kv_heads.heads
-            keys, values, visible = self.visible_kv(kv_heads)
-            queries = by_head[:, list(heads)].flatten(1, 2)
-            output = self._attend(module, queries, keys, values, visible, options)
-            outputs.update(zip(heads, output.chunk(len(heads), dim=1), strict=True))
-        return torch.cat([outputs[head] for head in range(num_heads)], dim=1)
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all tensors, whose addresses never change."""
+        rings = (*self.ring_slots.values(), *self.ring_visible.values())
+        return (self.positions, self.active, *self.slots, *self.visible, *rings)
 
 
 @final
@@ -241,3 +220,15 @@ class CausalMasks:
             seen = ones.tril(before) & ones.triu(before - window + 1)
             self._made[key] = seen[None, None]
         return self._made[key]
+
+
+def _set(target: Tensor, numbers: list[Any]) -> None:
+    """Fill a tensor without waiting for a GPU that is busy."""
+    source = torch.tensor(numbers, dtype=target.dtype, pin_memory=target.is_cuda)
+    target.copy_(source, non_blocking=True)
+
+
+def _show_up_to(visible: Tensor, last: Tensor) -> None:
+    """Make the slots of `visible` [B, 1, 1, C] true up to `last` [B], inclusive."""
+    slots = torch.arange(visible.shape[-1], device=visible.device)
+    visible.copy_((slots <= last[:, None])[:, None, None])

@@ -10,7 +10,7 @@ from lacache.cache.static.buffers import vector_bytes
 from lacache.common.validation import validate_kv_dtype
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.models.model_info import GrowingLayer, ModelInfo
-from lacache.policies import UNBOUNDED, BoundGroup, BoundPolicy, Budget
+from lacache.policies import UNBOUNDED, BoundPolicy, Budget
 
 
 @final
@@ -40,12 +40,12 @@ class CacheLayout:
                 f"layer {self.info.linear[0]} is linear attention, whose state the engine does "
                 "not hold; use LaCache and lacache.stream with this model"
             )
-        if any(group.schedule.capacity == UNBOUNDED for group in self.groups):
+        if any(group.schedule.capacity == UNBOUNDED for group in self.bound.groups):
             raise ConfigError(
                 f"{self.bound.policy} keeps every token, and the engine's memory is fixed; "
                 "try policy='balanced' with a budget, or use LaCache and lacache.stream"
             )
-        for group in self.groups:
+        for group in self.bound.groups:
             for depth, heads in group.heads.items():
                 layer = self.info.growing[depth]
                 if layer.has_sinks and len(heads) < layer.num_heads:
@@ -54,11 +54,6 @@ class CacheLayout:
                         "KV heads in different groups cannot share; use groups of whole layers"
                     )
         validate_kv_dtype(self.kv_dtype)
-
-    @property
-    def groups(self) -> tuple[BoundGroup, ...]:
-        """Head groups and their schedules."""
-        return self.bound.groups
 
     @property
     def bytes_per_sequence(self) -> int:
@@ -77,7 +72,7 @@ class CacheLayout:
             len(heads)
             * group.schedule.capacity
             * _slot_bytes(self.info.growing[depth], self.kv_dtype, self.info.dtype)
-            for group in self.groups
+            for group in self.bound.groups
             for depth, heads in group.heads.items()
         )
 

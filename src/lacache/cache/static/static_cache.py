@@ -12,10 +12,10 @@ from transformers import Cache, DynamicCache
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
 from lacache.cache.static.attention import Attend
 from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer, RingBuffer
-from lacache.cache.static.decode_inputs import DecodeInputs
 from lacache.cache.static.kv_heads import CompactionOps, KVHeads, Rotations, TorchCompactionOps
 from lacache.cache.static.layers import (
     CausalMasks,
+    DecodeInputs,
     DecodeLayer,
     DecodeRingLayer,
     PrefillLayer,
@@ -60,7 +60,9 @@ class StaticKVCache:
         self.device = device
         self.ops = ops or TorchCompactionOps()
         self._attend = attend
-        self._compaction_tables = [CompactionTables(bound.schedule) for bound in layout.groups]
+        self._compaction_tables = [
+            CompactionTables(bound.schedule) for bound in layout.bound.groups
+        ]
         self._uncommitted: list[PrefillRingLayer] = []
         needed = batch_size * layout.bytes_per_sequence
         try:
@@ -199,7 +201,7 @@ class StaticKVCache:
         reach = max(tables.schedule.capacity for tables in self._compaction_tables)
         rotations: dict[tuple[Rotation, int], Rotations] = {}
         made: dict[int, tuple[KVHeads, ...]] = {}
-        for group, bound in enumerate(self.layout.groups):
+        for group, bound in enumerate(self.layout.bound.groups):
             patterns = self._compaction_tables[group].patterns
             for depth, heads in bound.heads.items():
                 layer = info.growing[depth]
