@@ -21,7 +21,7 @@ from openai import (
 
 from lacache import Engine
 from lacache.engine.sequence import Sequence
-from lacache.server import prompts
+from lacache.server import service as service_module
 from lacache.server.service import Service
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 from tests.server.serving import (
@@ -237,20 +237,20 @@ def test_choices_share_the_tokens_of_their_prompt(monkeypatch: pytest.MonkeyPatc
         validated.append(torch.tensor(given))
         return validated[-1]
 
-    monkeypatch.setattr(prompts, "validate_tokens", validate)
+    monkeypatch.setattr(service_module, "validate_tokens", validate)
     with (
         service(max_sequences=1, waiting=2) as one,
         listening(one) as address,
         client(address) as openai,
     ):
         prefilled: list[int] = []
-        add = one.model(None).thread._scheduler.add
+        add = one.model(None).thread.scheduler.add
 
         def spy(sequence: Sequence) -> None:
             prefilled.append(sequence.to_prefill.data_ptr())
             add(sequence)
 
-        monkeypatch.setattr(one.model(None).thread._scheduler, "add", spy)
+        monkeypatch.setattr(one.model(None).thread.scheduler, "add", spy)
         settings: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 1}
         openai.completions.create(**settings, n=3)
         assert prefilled == [validated[0].data_ptr()] * 3

@@ -39,7 +39,7 @@ def write(sessions: SessionStore, engine: Engine, name: str, tokens: list[int]) 
     with engine.resume(lease.load()) as session:
         list(session.generate(tokens, max_new_tokens=0))
         lease.save(session.snapshot())
-    lease.close()
+    lease.release()
 
 
 def names(sessions: SessionStore) -> list[tuple[str, int]]:
@@ -97,8 +97,8 @@ def test_one_writer_at_a_time(folder: Path, engine: Engine) -> None:
         with pytest.raises(ConflictError, match="uses the session 'a'"):
             call("a")
     assert sessions.fork("a", "b").num_seen == 0
-    lease.close()
-    sessions.lease("a").close()
+    lease.release()
+    sessions.lease("a").release()
     sessions.delete("a")
 
 
@@ -185,7 +185,7 @@ def test_a_damaged_session_is_reported_and_stays(folder: Path, engine: Engine) -
     with pytest.raises(StorageError, match="the session 'a' is damaged") as caught:
         lease.load()
     assert str(folder) not in str(caught.value)
-    lease.close()
+    lease.release()
     sessions.create("b")
     path.write_bytes(b"")
     assert [(info.name, info.num_seen) for info in sessions.all()] == [("a", None), ("b", 0)]
@@ -257,7 +257,7 @@ def test_a_slow_disk_holds_up_no_other_session(
     saver = threading.Thread(target=lease.save, args=(snapshot,))
     saver.start()
     assert is_saving.wait(20)
-    sessions.lease("b").close()
+    sessions.lease("b").release()
     may_go_on.set()
     saver.join()
 

@@ -2,7 +2,8 @@
 
 Reading order:
 
-- `engine`: the interface for users. `sequence`: one prompt and its completion, with its status.
+- `engine`: the interface for users. `sequence`: one prompt and its completion, with its status,
+  and the validation of both.
 - `scheduler`: the queue and the batch slots; a step is schedule, run, sample. `runner`: forwards.
 - `sampling`, `sampler`: settings of sampling; logits to the next token and its log probability.
 - `session`: a sequence that keeps its batch slot; `snapshot`, `snapshot_file`: its state, saved.

@@ -11,7 +11,7 @@ from lacache.cache.report import CacheReport
 from lacache.engine.generator import TextGenerator, TokenStream
 from lacache.engine.sampler import Sampler
 from lacache.engine.sampling import Sampling
-from lacache.engine.validation import validate_eos_token_ids, validate_max_new_tokens
+from lacache.engine.sequence import validate_count, validate_eos_token_ids
 from lacache.errors import InputError
 
 
@@ -59,7 +59,7 @@ def stream(
         )
     if input_ids.shape[1] == 0:
         raise InputError("the prompt is empty and at least 1 token is needed; give some text")
-    validate_max_new_tokens(max_new_tokens)
+    validate_count("max_new_tokens", max_new_tokens)
     eos_token_ids = validate_eos_token_ids(eos_token_ids)
     sampler = sampling if isinstance(sampling, Sampler) else Sampler(sampling)
     sampler.see(input_ids)

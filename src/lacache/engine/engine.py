@@ -15,16 +15,15 @@ from lacache.engine.runner import Backend, Runner
 from lacache.engine.sampler import Sampler
 from lacache.engine.sampling import Sampling
 from lacache.engine.scheduler import Scheduler
-from lacache.engine.sequence import Sequence
+from lacache.engine.sequence import (
+    Sequence,
+    validate_count,
+    validate_eos_token_ids,
+    validate_tokens,
+)
 from lacache.engine.sequence_stream import SequenceStream
 from lacache.engine.session import Session
 from lacache.engine.snapshot import Snapshot, new_sampler, snapshot_kind, validate_snapshot
-from lacache.engine.validation import (
-    validate_eos_token_ids,
-    validate_max_new_tokens,
-    validate_tokens,
-    validate_top_logprobs,
-)
 from lacache.errors import CompilerError, ConfigError, InputError
 from lacache.models.fingerprint import model_shape
 from lacache.models.model_info import model_info
@@ -231,9 +230,9 @@ class Engine:
         sequence = Sequence(
             sampler=Sampler(sampling),
             to_prefill=validate_tokens(tokens, self._runner.vocab_size),
-            max_new_tokens=validate_max_new_tokens(max_new_tokens),
+            max_new_tokens=validate_count("max_new_tokens", max_new_tokens),
             eos_token_ids=validate_eos_token_ids(eos_token_ids),
-            top_logprobs=validate_top_logprobs(top_logprobs),
+            top_logprobs=validate_count("top_logprobs", top_logprobs),
             lookahead=_LOOKAHEAD,
             on_progress=on_progress,
         )

@@ -1,13 +1,17 @@
 """A sequence: everything that the engine knows of one running text."""
 
+import reprlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from collections.abc import Sequence as TokenSequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import final
 
 import torch
 from torch import Tensor
 
+from lacache.common.validation import validate_int
 from lacache.engine.sampler import Sampler, TokenLogprobs, token_logprobs
 from lacache.engine.snapshot import Snapshot
 from lacache.errors import InputError
@@ -151,3 +155,57 @@ class Sequence:
     def _finish_at_length(self) -> None:
         if self.num_new == self.max_new_tokens:
             self.finish_reason = "length"
+
+
+def validate_tokens(tokens: TokenSequence[int] | Tensor, vocab_size: int) -> Tensor:
+    """Return a copy of tokens [Q], int64 on the CPU.
+
+    Raises:
+        InputError: they are not in the vocabulary, or not in one dimension.
+    """
+    rule = "must be a list or a tensor of whole numbers; try tokenizer(text).input_ids"
+    try:
+        given = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"tokens={reprlib.repr(tokens)} {rule}") from error
+    if given.ndim != 1:
+        raise InputError(
+            f"tokens of shape {tuple(given.shape)} must be of shape [tokens]; give one "
+            "sequence at a time, in a flat list or tensor"
+        )
+    is_whole = not (given.is_floating_point() or given.is_complex())
+    if len(given) and (not is_whole or given.dtype == torch.bool):
+        raise InputError(f"tokens of type {given.dtype} {rule}")
+    valid = given.to("cpu", torch.long, copy=True)
+    if len(valid) and not 0 <= int(valid.min()) <= int(valid.max()) < vocab_size:
+        raise InputError(
+            f"token ids from {int(valid.min())} to {int(valid.max())} must lie in 0 to "
+            f"{vocab_size - 1}; use the tokenizer of this model"
+        )
+    return valid
+
+
+def validate_eos_token_ids(eos_token_ids: Collection[int]) -> frozenset[int]:
+    """Return the tokens that end a sequence, as a set.
+
+    Raises:
+        InputError: they are not whole numbers, or not in a collection.
+    """
+    try:
+        return frozenset(index(token) for token in eos_token_ids)
+    except TypeError as error:
+        raise InputError(
+            f"eos_token_ids={eos_token_ids!r} must be token ids in a list or a set; try "
+            "[tokenizer.eos_token_id]"
+        ) from error
+
+
+def validate_count(name: str, value: int | None) -> int | None:
+    """Return a number of tokens; None, where there is no such number, is allowed.
+
+    Raises:
+        ConfigError: it is negative, or no integer.
+    """
+    if value is not None:
+        validate_int(name, value, 0)
+    return value

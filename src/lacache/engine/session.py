@@ -13,15 +13,14 @@ from lacache.cache.report import CacheReport, make_report
 from lacache.common.validation import validate_int
 from lacache.engine.generator import TextGenerator
 from lacache.engine.scheduler import Scheduler
-from lacache.engine.sequence import Sequence
+from lacache.engine.sequence import (
+    Sequence,
+    validate_count,
+    validate_eos_token_ids,
+    validate_tokens,
+)
 from lacache.engine.sequence_stream import SequenceStream
 from lacache.engine.snapshot import Snapshot
-from lacache.engine.validation import (
-    validate_eos_token_ids,
-    validate_max_new_tokens,
-    validate_tokens,
-    validate_top_logprobs,
-)
 from lacache.errors import InputError, UnsupportedOperationError
 from lacache.policies.kept import kept_after
 
@@ -93,9 +92,9 @@ class Session(TextGenerator):
         sequence = Sequence(
             sampler=self._sequence.sampler,
             to_prefill=self._validate_tokens(tokens),
-            max_new_tokens=validate_max_new_tokens(max_new_tokens),
+            max_new_tokens=validate_count("max_new_tokens", max_new_tokens),
             eos_token_ids=validate_eos_token_ids(eos_token_ids),
-            top_logprobs=validate_top_logprobs(top_logprobs),
+            top_logprobs=validate_count("top_logprobs", top_logprobs),
             lookahead=lookahead,
             keeps_slot=True,
             on_progress=on_progress,

@@ -1,9 +1,9 @@
 """One completion of a request: its sequence in the engine, its text, and its events."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, final
 
 import torch
@@ -15,8 +15,6 @@ from lacache.engine.sampling import Sampling
 from lacache.engine.scheduler import Scheduler
 from lacache.engine.sequence import Sequence
 from lacache.engine.snapshot import Snapshot
-from lacache.server.prefix_cache import PrefixCache
-from lacache.server.session_store import Lease
 
 FinishReason = Literal["stop", "length"]
 
@@ -103,21 +101,51 @@ class Failed:
 Event = Started | Prefilled | Delta | Finished | Failed
 
 
+class StateStore(ABC):
+    """Where the state of a completion's sequence is found and stored; for the engine's thread."""
+
+    @abstractmethod
+    def find_snapshot(self, prompt: Tensor) -> tuple[Snapshot | None, int]:
+        """Return the state that a prompt [Q] continues from, and how many of its tokens it has."""
+
+    @abstractmethod
+    def on_prompt_done(self, prompt: Tensor, snapshot: Callable[[], Snapshot]) -> None:
+        """Store the state after the prompt [Q], if it is of use; `snapshot` returns it."""
+
+    @abstractmethod
+    def on_end(
+        self, tokens: Tensor, sequence: Sequence, snapshot: Callable[[], Snapshot]
+    ) -> Callable[[], None] | None:
+        """Store the state at the end.
+
+        Args:
+            tokens: prompt and completion [Q].
+            sequence: may still have the last of them to process.
+            snapshot: returns the state.
+
+        Returns:
+            What is left to do before the end is reported, in another thread, since it takes long.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let other requests continue the state; idempotent, and for any thread."""
+
+
 @final
 class Completion:
     """A completion of a prompt, run by `EngineThread` in its thread; `abort` is for any thread.
 
-    Its sequence starts from the longest known prefix of the prompt, or from a stored session. Its
-    state goes back there at the end.
-
     Args:
         prompt: token ids [Q], int64 on the CPU; of a session those that are new. Not written to.
         sampling: how tokens are chosen.
+        scheduler: of the engine; used in the engine's thread alone.
         max_new_tokens: most tokens to generate, at least 1.
         eos_token_ids: tokens that end the sequence.
         stops: strings that end the text; of this completion alone.
         detokenizer: of this completion alone.
-        origin: the prefix cache, or the lease of a session.
+        store: the prefix cache, or the lease of a session; the sequence continues from a state
+            that it has, and its own state goes there at the end.
         emit: called with every event, from other threads; must return at once. The last event is
             `Finished` or `Failed`.
         seconds: time limit from now on.
@@ -129,23 +157,26 @@ class Completion:
         prompt: Tensor,
         sampling: Sampling,
         *,
+        scheduler: Scheduler,
         max_new_tokens: int,
         eos_token_ids: frozenset[int],
         stops: StopStrings,
         detokenizer: Detokenizer,
-        origin: PrefixCache | Lease,
+        store: StateStore,
         emit: Callable[[Event], None],
         seconds: float,
         top_logprobs: int | None = None,
     ) -> None:
         self.emit = emit
         self._prompt = prompt
-        self._origin = origin
+        self._store = store
+        self._num_reused = 0
         self._stops = stops
         self._detokenizer = detokenizer
         self._deadline = time.monotonic() + seconds
-        self._is_aborted = False
-        self._scheduler: Scheduler | None = None
+        self.is_aborted = False
+        """Whether nobody reads it any more."""
+        self._scheduler = scheduler
         self._new: list[int] = []
         self._pending: list[Token] = []
         self._num_characters = 0
@@ -174,23 +205,17 @@ class Completion:
         return self._sequence.batch_slot is not None
 
     @property
-    def is_aborted(self) -> bool:
-        """Whether nobody reads it any more."""
-        return self._is_aborted
-
-    @property
     def is_expired(self) -> bool:
         """Whether it has reached its time limit."""
         return time.monotonic() > self._deadline
 
     def abort(self) -> None:
         """Set a flag; the engine thread ends the sequence before its next step."""
-        self._is_aborted = True
+        self.is_aborted = True
 
-    def start(self, scheduler: Scheduler) -> None:
+    def start(self) -> None:
         """Queue the sequence."""
-        self._scheduler = scheduler
-        scheduler.add(self._sequence)
+        self._scheduler.add(self._sequence)
 
     def advance(self) -> bool:
         """Emit the text that the last step completed; whether more may come.
@@ -222,69 +247,48 @@ class Completion:
         Returns:
             What is left to do before the end is reported, in another thread, since it takes long.
         """
-        sequence, scheduler = self._sequence, self._scheduler
-        assert scheduler is not None  # started before
+        sequence = self._sequence
         was_decoding = sequence.batch_slot is not None and len(sequence.to_prefill) == 0
-        scheduler.abort(sequence)
+        self._scheduler.abort(sequence)
         try:
             if not was_decoding:
                 return None
-            if isinstance(self._origin, Lease):
-                if self._new and self._new[-1] in sequence.eos_token_ids:
-                    sequence.drop_last()
-                return partial(self._origin.save, scheduler.snapshot(sequence))
-            if self._origin.is_on:
-                # The next prompt of a chat most often continues from the end of the reply.
-                sequence.drop_last()
-                self._cache_prefix(
-                    torch.cat([self._prompt, torch.tensor(self._new, dtype=torch.long)])
-                )
-            return None
+            tokens = torch.cat([self._prompt, torch.tensor(self._new, dtype=torch.long)])
+            return self._store.on_end(tokens, sequence, self._snapshot)
         finally:
-            scheduler.release(sequence)
+            self._scheduler.release(sequence)
 
     def discard(self) -> None:
         """End the sequence without storing its state, and free its batch slot."""
-        assert self._scheduler is not None  # started before
         self._scheduler.abort(self._sequence)
         self._scheduler.release(self._sequence)
 
     def emit_last(self, event: Finished | Failed) -> None:
         """Let other requests use the session, and emit the last event; from any thread."""
         # In this order, since the client may send its next request to the session at once.
-        if isinstance(self._origin, Lease):
-            self._origin.close()
+        self._store.release()
         self.emit(event)
 
     def _find_snapshot(self) -> Snapshot | None:
-        if isinstance(self._origin, Lease):
-            return self._origin.load()
-        snapshot = self._origin.longest(self._prompt)
-        if snapshot is not None:
-            self._sequence.to_prefill = self._sequence.to_prefill[snapshot.num_seen :]
+        snapshot, self._num_reused = self._store.find_snapshot(self._prompt)
+        self._sequence.to_prefill = self._sequence.to_prefill[self._num_reused :]
         return snapshot
 
     def _on_start(self, num_seen: int) -> None:
-        num_reused = 0 if isinstance(self._origin, Lease) else num_seen
-        self.emit(Started(num_seen, num_reused))
+        self.emit(Started(num_seen, self._num_reused))
 
     def _on_progress(self, num_tokens: int) -> None:
         self.emit(Prefilled(num_tokens))
-        if len(self._sequence.to_prefill) or isinstance(self._origin, Lease):
+        if len(self._sequence.to_prefill):
             return
         try:
-            # The same prompt may come again, or continue after another reply.
-            if self._origin.is_on:
-                self._cache_prefix(self._prompt)
+            self._store.on_prompt_done(self._prompt, self._snapshot)
         except Exception as error:
             # `advance` raises it: other sequences of the step are not concerned.
             self._sequence.error = error
 
-    def _cache_prefix(self, tokens: Tensor) -> None:
-        assert isinstance(self._origin, PrefixCache)
-        assert self._scheduler is not None  # started before
-        snapshot = self._scheduler.snapshot(self._sequence)
-        self._origin.put(tokens[: snapshot.num_seen], snapshot)
+    def _snapshot(self) -> Snapshot:
+        return self._scheduler.snapshot(self._sequence)
 
     def _append(self, token: int, logprobs: TokenLogprobs | None) -> None:
         self._new.append(token)

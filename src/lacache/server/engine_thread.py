@@ -30,13 +30,15 @@ class EngineThread:
     """
 
     def __init__(self, engine: Engine, *, waiting: int) -> None:
-        self._scheduler = engine.scheduler
+        self.scheduler = engine.scheduler
+        """Of the engine; for completions, which use it in this thread alone."""
         self.num_slots = engine.num_free
         """Batch slots."""
         self._max_open = self.num_slots + waiting
         self._inbox: queue.SimpleQueue[Completion | None] = queue.SimpleQueue()
         self._active: list[Completion] = []
-        self._num_open = 0
+        self.num_open = 0
+        """Completions that run, wait, or have a client that still reads them."""
         self._lock = threading.Lock()
         self._is_closed = False
         self._ends_at = math.inf
@@ -45,19 +47,14 @@ class EngineThread:
         self._thread.start()
 
     @property
-    def num_open(self) -> int:
-        """Completions that run, wait, or have a client that still reads them."""
-        return self._num_open
-
-    @property
     def num_running(self) -> int:
         """Batch slots in use."""
-        return self._scheduler.num_running
+        return self.scheduler.num_running
 
     @property
     def num_waiting(self) -> int:
         """Completions that wait for a batch slot."""
-        return self._scheduler.num_waiting + self._inbox.qsize()
+        return self.scheduler.num_waiting + self._inbox.qsize()
 
     @property
     def is_alive(self) -> bool:
@@ -86,9 +83,9 @@ class EngineThread:
         with self._lock:
             if self._is_closed:
                 raise ShutdownError
-            if self._num_open + len(completions) > self._max_open:
+            if self.num_open + len(completions) > self._max_open:
                 raise QueueFullError
-            self._num_open += len(completions)
+            self.num_open += len(completions)
             for completion in completions:
                 self._inbox.put(completion)
 
@@ -101,7 +98,7 @@ class EngineThread:
         for completion in completions:
             completion.abort()
         with self._lock:
-            self._num_open -= len(completions)
+            self.num_open -= len(completions)
 
     def close(self, seconds: float = 0) -> None:
         """Accept no more completions, and end the running ones; their sessions are stored.
@@ -149,11 +146,11 @@ class EngineThread:
                 # None only wakes the thread, which then sees that it is closed.
                 if completion is not None:
                     self._active.append(completion)
-                    completion.start(self._scheduler)
+                    completion.start()
 
     def _step(self) -> None:
         try:
-            self._scheduler.step()
+            self.scheduler.step()
         except Exception as error:
             # Which sequence of the step caused it is unknown. Those that wait had no part in it.
             failed = [each for each in self._active if each.has_slot]

@@ -5,7 +5,7 @@ import queue
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from lacache.engine.sampler import SamplerState
+from lacache.engine.sequence import Sequence
 from lacache.engine.snapshot import Snapshot
 from lacache.engine.snapshot_file import sweep
 from lacache.errors import InputError
+from lacache.server.completion import StateStore
 
 PrefixKey = tuple[int, str]
 """Number of tokens, and their digest."""
@@ -28,7 +30,7 @@ _MAX_UNWRITTEN = 8
 
 
 @final
-class PrefixCache:
+class PrefixCache(StateStore):
     """Snapshots in memory and in files; the least recently used are removed. For one thread.
 
     What a cache holds is a function of the tokens alone, so a sequence that continues from a
@@ -46,14 +48,29 @@ class PrefixCache:
         self._num_bytes = 0
 
     @property
-    def is_on(self) -> bool:
-        """Whether anything is stored."""
-        return self._max_bytes > 0
-
-    @property
     def num_bytes(self) -> int:
         """Bytes in memory."""
         return self._num_bytes
+
+    def find_snapshot(self, prompt: Tensor) -> tuple[Snapshot | None, int]:
+        """Return the snapshot of the longest known prefix of a prompt, and its length."""
+        found = self.longest(prompt)
+        return found, 0 if found is None else found.num_seen
+
+    def on_prompt_done(self, prompt: Tensor, snapshot: Callable[[], Snapshot]) -> None:
+        """Store the prompt, which may come again, or continue after another reply."""
+        if self._max_bytes:
+            self.put(prompt, snapshot())
+
+    def on_end(self, tokens: Tensor, sequence: Sequence, snapshot: Callable[[], Snapshot]) -> None:
+        """Store prompt and completion, where the next prompt of a chat most often continues."""
+        if self._max_bytes:
+            sequence.drop_last()
+            found = snapshot()
+            self.put(tokens[: found.num_seen], found)
+
+    def release(self) -> None:
+        """Do nothing, since requests never change a stored snapshot."""
 
     def longest(self, tokens: Tensor) -> Snapshot | None:
         """Return the snapshot of the longest known prefix from which a prompt can continue.

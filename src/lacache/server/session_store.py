@@ -5,12 +5,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import final
 
+from torch import Tensor
+
+from lacache.engine.sequence import Sequence
 from lacache.engine.snapshot import Snapshot
 from lacache.engine.snapshot_file import UNFINISHED, read_header, sweep
 from lacache.errors import InputError
+from lacache.server.completion import StateStore
 from lacache.server.errors import ConflictError, NotFoundError, StorageError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -101,7 +106,7 @@ class SessionStore:
             StorageError: it cannot be written.
         """
         with self._reserved(name):
-            self._save(self._empty, self._unused(name))
+            self._save(self._unused(name), self._empty)
         return self.info(name)
 
     def fork(self, name: str, new_name: str) -> SessionInfo:
@@ -115,7 +120,7 @@ class SessionStore:
         path = self._existing(name)
         with self._reserved(new_name):
             new_path = self._unused(new_name)
-            self._save(self._load(path), new_path)
+            self._save(new_path, self._load(path))
         return self.info(new_name)
 
     def delete(self, name: str) -> None:
@@ -161,7 +166,7 @@ class SessionStore:
                 raise StorageError(f"the session cannot be written: {error.strerror}") from error
             finally:
                 temporary.unlink(missing_ok=True)
-            self._save(found, path)
+            self._save(path, found)
         return self.info(name)
 
     def lease(self, name: str) -> "Lease":
@@ -184,9 +189,9 @@ class SessionStore:
         path = self._path(name)
         return Lease(
             num_seen,
-            load=lambda: self._load(path),
-            save=lambda snapshot: self._save(snapshot, path),
-            close=lambda: self._release(name),
+            load=partial(self._load, path),
+            save=partial(self._save, path),
+            end=partial(self._release, name),
         )
 
     def _reserve(self, name: str) -> None:
@@ -217,7 +222,7 @@ class SessionStore:
         except InputError as error:
             raise StorageError(_without_folder(error, path)) from error
 
-    def _save(self, snapshot: Snapshot, path: Path) -> None:
+    def _save(self, path: Path, snapshot: Snapshot) -> None:
         try:
             snapshot.save(path)
         except InputError as error:
@@ -248,20 +253,39 @@ class SessionStore:
 
 @final
 @dataclass(frozen=True)
-class Lease:
+class Lease(StateStore):
     """The exclusive right to continue a session, made by `SessionStore.lease`.
 
     Args:
         num_seen: tokens that the model has processed.
         load: returns the stored state, or raises StorageError.
         save: stores a new state, or raises StorageError and leaves the old one unchanged.
-        close: gives the right back; idempotent.
+        end: gives the right back; idempotent.
     """
 
     num_seen: int
     load: Callable[[], Snapshot]
     save: Callable[[Snapshot], None]
-    close: Callable[[], None]
+    end: Callable[[], None]
+
+    def find_snapshot(self, prompt: Tensor) -> tuple[Snapshot, int]:
+        """Return the stored state, which has no token of the prompt."""
+        return self.load(), 0
+
+    def on_prompt_done(self, prompt: Tensor, snapshot: Callable[[], Snapshot]) -> None:
+        """Do nothing, since a request without a reply leaves its session unchanged."""
+
+    def on_end(
+        self, tokens: Tensor, sequence: Sequence, snapshot: Callable[[], Snapshot]
+    ) -> Callable[[], None]:
+        """Return what saves the state, without the token that ended the completion."""
+        if sequence.eos_token_ids.intersection(tokens[-1:].tolist()):
+            sequence.drop_last()
+        return partial(self.save, snapshot())
+
+    def release(self) -> None:
+        """Give the right back; idempotent."""
+        self.end()
 
 
 def _without_folder(error: InputError, path: Path) -> str:

@@ -22,9 +22,8 @@ from lacache.server.app import make_app
 from lacache.server.engine_thread import EngineThread
 from lacache.server.metrics import Metrics
 from lacache.server.prefix_cache import PrefixCache, PrefixFiles
-from lacache.server.prompts import Prompts
 from lacache.server.served_model import CacheInspector, ServedModel
-from lacache.server.service import Service
+from lacache.server.service import Prompts, Service
 from lacache.server.session_store import SessionStore
 from lacache.server.settings import ServerSettings
 
