@@ -93,6 +93,12 @@ def test_sigterm_ends_the_server_and_saves_sessions(model: Path, tmp_path: Path)
         assert one.http.get("/sessions/a").json()["num_seen"] > len("the sea") - 2
 
 
+def test_sigterm_right_after_the_start_ends_the_server_cleanly(model: Path) -> None:
+    with Running(model) as one:
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(timeout=30) == 0
+
+
 def test_sessions_survive_kill_at_any_moment(model: Path, tmp_path: Path) -> None:
     """Each turn whose end was told is there, and at most one more that was not."""
     names = ["a", "b", "c"]

@@ -195,8 +195,8 @@ def serve(
             typer.echo(f"{name}: at most {max_sequences} sequences, {size} each", err=True)
         with make_service(engines, loaded.model, loaded.tokenizer, settings) as service:
             at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-            typer.echo(f"listening at {at}/v1, inspector at {at}/; Ctrl-C ends it", err=True)
-            run(service, listening, api_key=api_key)
+            line = f"listening at {at}/v1, inspector at {at}/; Ctrl-C ends it"
+            run(service, listening, api_key=api_key, on_start=lambda: typer.echo(line, err=True))
 
 
 def _cache_options(budget: str | None, policy: str, also: list[str]) -> dict[str, CacheOptions]:

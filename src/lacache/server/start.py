@@ -3,7 +3,7 @@
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -178,13 +178,20 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(service: Service, listening: socket.socket, *, api_key: str | None) -> None:
+def run(
+    service: Service,
+    listening: socket.socket,
+    *,
+    api_key: str | None,
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
     """Answer requests until Ctrl-C or SIGTERM.
 
     Args:
         service: from `make_service`.
         listening: from `listen`.
         api_key: key that clients must send.
+        on_start: called once, when it accepts connections and handles signals.
     """
     hosts = () if api_key else (*_LOOPBACK, listening.getsockname()[0])
     config = uvicorn.Config(
@@ -192,16 +199,25 @@ def run(service: Service, listening: socket.socket, *, api_key: str | None) -> N
         log_level="warning",
         timeout_graceful_shutdown=3 * _GRACE_SECONDS,
     )
-    _Server(config, service).run(sockets=[listening])
+    _Server(config, service, on_start).run(sockets=[listening])
 
 
 @final
 class _Server(uvicorn.Server):
     """Uvicorn, which on shutdown ends running sequences before their connections."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, on_start: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._service = service
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections; signals are handled already."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
