@@ -152,17 +152,18 @@ def test_concurrent_requests_get_the_same_text_as_single_ones(openai: OpenAI) ->
     [
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": [5, 10**6]}, "token ids from 5 to 1000000"),
-        ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": {"a": 1}}, "prompt={.*} must be a string or a list; send text"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": 0.001}, "temperature=0.001 must be 0"),
         ({"top_p": 0}, "top_p"),
-        ({"n": 0}, "n: "),
+        ({"n": 0}, "n=0 must be at least 1; try n=1"),
         ({"stop": ["x" * 300]}, "300 characters"),
-        ({"stop": ""}, "stop"),
-        ({"seed": -1}, "seed"),
+        ({"stop": ""}, "stop='' must be of length 1 or more; add to it"),
+        ({"seed": "x"}, "seed='x' must be an integer; try seed=1"),
+        ({"seed": -1}, "seed=-1 must be at least 0; try seed=0"),
         ({"logprobs": 30}, "logprobs"),
-        ({"echo": True}, "echo"),
+        ({"echo": True}, "echo is not supported by this server; leave it out"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"logit_bias": {"1": 5}}, "logit_bias"),
     ],
@@ -178,7 +179,7 @@ def test_invalid_fields_are_refused_with_the_reason(
 
 
 def test_unknown_models_and_paths(running: tuple[Service, str], openai: OpenAI) -> None:
-    with pytest.raises(NotFoundError, match="model 'gpt' is not here; try 'tiny'"):
+    with pytest.raises(NotFoundError, match="model 'gpt' is not served; try 'tiny'"):
         openai.completions.create(model="gpt", prompt="a")
     answer = httpx.get(f"{running[1]}/v1/nothing")
     assert answer.status_code == 404
@@ -255,7 +256,7 @@ def test_choices_share_the_tokens_of_their_prompt(monkeypatch: pytest.MonkeyPatc
         openai.completions.create(**settings, n=3)
         assert prefilled == [validated[0].data_ptr()] * 3
         # More choices than could ever run are refused before the prompt is tokenized.
-        with pytest.raises(BadRequestError, match="more than the 3 that this server accepts"):
+        with pytest.raises(BadRequestError, match="n=4 must be at most 3"):
             openai.completions.create(**settings, n=4)
         assert len(validated) == 1
 

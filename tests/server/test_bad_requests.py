@@ -193,6 +193,20 @@ def test_bad_requests_are_refused(http: httpx.Client, request: Request) -> None:
     check_refused(http, request)
 
 
+@given(one_wrong_field())
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_wrong_field_is_refused_with_rule_and_remedy(
+    http: httpx.Client, request: Request
+) -> None:
+    method, path, body = request
+    headers = {"content-type": "application/json"}
+    answer = http.request(method, path, content=body, headers=headers)
+    rule, _, remedy = answer.json()["error"]["message"].partition("; ")
+    assert rule
+    assert remedy
+    assert "nput should" not in rule
+
+
 @pytest.mark.slow
 @given(REQUESTS)
 @settings(
@@ -282,5 +296,5 @@ def test_more_choices_than_the_queue_holds_are_refused() -> None:
     with service(max_sequences=2, waiting=3) as one, TestClient(make_app(one)) as http:
         answer = http.post("/v1/completions", json=GOOD_COMPLETION | {"n": 6})
         assert answer.status_code == 400
-        assert "n=6 completions are more than the 5" in answer.json()["error"]["message"]
+        assert "n=6 must be at most 5" in answer.json()["error"]["message"]
         assert http.post("/v1/completions", json=GOOD_COMPLETION | {"n": 5}).status_code == 200

@@ -154,7 +154,7 @@ def test_invalid_session_requests_are_refused(http: httpx.Client) -> None:
     assert "n=2 must be 1 with a session" in refused(ask(session="a", n=2), 400)
     assert "session's name" in refused(http.post("/sessions", json={"name": "A B"}), 400)
     assert "name" in refused(http.post("/sessions", json={}), 400)
-    assert "is not here" in refused(http.post("/sessions", json={"name": "a", "model": "x"}), 404)
+    assert "is not served" in refused(http.post("/sessions", json={"name": "a", "model": "x"}), 404)
     good(http.post("/sessions", json={"name": "a"}))
     assert "temperature=0.005 must be 0" in refused(ask(session="a", temperature=0.005), 400)
     assert "already" in refused(http.post("/sessions", json={"name": "a"}), 409)

@@ -69,8 +69,8 @@ class EngineThread:
         """
         if n > self._max_open:
             raise InputError(
-                f"n={n} completions are more than the {self._max_open} that this server accepts at "
-                "once; ask for fewer"
+                f"n={n} must be at most {self._max_open}, the completions that this server accepts "
+                f"at once; try n={self._max_open}"
             )
 
     def submit(self, completions: list[Completion]) -> None:

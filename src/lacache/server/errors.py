@@ -1,6 +1,9 @@
 """Errors of the server, and the response to each error in OpenAI's format."""
 
+import json
 import re
+import reprlib
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
@@ -38,7 +41,7 @@ class RequestAbortedError(ServerError):
     status, kind = 499, "request_aborted"
 
     def __init__(self) -> None:
-        super().__init__("the request was aborted, since nobody reads its response any more")
+        super().__init__("the client disconnected, so the request was aborted; send it again")
 
 
 class RequestTimeoutError(ServerError):
@@ -116,7 +119,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
-        message, field = _describe(error.errors()[0])
+        message, field = _describe(error.errors())
         return JSONResponse(error_body(message, param=field or None), 400)
 
     @app.exception_handler(HTTPException)
@@ -135,13 +138,81 @@ def _is_clients(error: LaCacheError) -> bool:
 
 # Names of our types in the path of a wrong field, which clients do not know.
 _TYPE = re.compile(r"(constrained-)?str|list\[.*")
+_PLACES = ("body", "query", "path")
+
+_WRONG_TYPE = re.compile(
+    r"(string|int|float|bool|list|dict|model)_(attributes_)?(type|parsing|from.*)"
+)
+_TYPES = {
+    "string": ("a string", "send text in quotes"),
+    "int": ("an integer", "try {name}=1"),
+    "float": ("a number", "try {name}=1"),
+    "bool": ("true or false", "try {name}=true"),
+    "list": ("a list", "put it in [ ]"),
+    "dict": ("an object", "put it in {{ }}"),
+    "model": ("an object", "put it in {{ }}"),
+}
+"""Rule and remedy for values of a wrong type, by the beginning of pydantic's error type."""
+
+_RULES = {
+    "greater_than_equal": ("at least {ge}", "try {name}={ge}"),
+    "greater_than": ("above {gt}", "try a larger one"),
+    "less_than_equal": ("at most {le}", "try {name}={le}"),
+    "less_than": ("below {lt}", "try a smaller one"),
+    "string_too_short": ("of length {min_length} or more", "add to it, or leave it out"),
+    "string_too_long": ("of length {max_length} or less", "shorten it"),
+    "too_short": ("of length {min_length} or more", "add to it"),
+    "too_long": ("of length {max_length} or less", "shorten it"),
+    "literal_error": ("{expected}", "use one of them"),
+}
+"""Rule and remedy for other values, by pydantic's error type."""
 
 
-def _describe(first: dict[str, Any]) -> tuple[str, str]:
-    """Return the message of a validation error, and the field that is wrong."""
-    if first["type"] == "json_invalid":
-        return f"the body is not valid JSON: {first['ctx']['error']}", ""
-    parts = [str(part) for part in first["loc"] if part != "body"]
-    field = ".".join(part for part in parts if not _TYPE.fullmatch(part))
-    message = first["msg"].removeprefix("Value error, ")
-    return (f"{field}: {message}" if field else f"the body: {message}"), field
+def _describe(errors: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Return the message for the first wrong field, and its name.
+
+    Args:
+        errors: of pydantic; a field that may have several types has an error for each of them.
+    """
+    paths = [_path(error) for error in errors]
+    # The type that was meant is the one that fits furthest into the value.
+    path = max((each for each in paths if each[:1] == paths[0][:1]), key=len)
+    found = [error for error, each in zip(errors, paths, strict=True) if each == path]
+    matches = [_WRONG_TYPE.fullmatch(error["type"]) for error in found]
+    error = next((each for each, match in zip(found, matches, strict=True) if not match), found[0])
+    kind, context, name = error["type"], error.get("ctx", {}), ".".join(path)
+    if kind == "json_invalid":
+        return f"the body is not valid JSON: {context['error']}; mend it there", ""
+    if kind == "value_error":
+        return str(context["error"]), name
+    if kind == "missing":
+        return f"{name} is missing; add it" if name else "the body is missing; send JSON", name
+    # Fields of OpenAI's that would change the response may only have their default.
+    if context.get("max_length") == 0 or (
+        kind == "literal_error" and " or " not in context["expected"]
+    ):
+        return f"{name} is not supported by this server; leave it out", name
+    if all(matches):
+        types = dict.fromkeys(_TYPES[match[1]] for match in matches if match)
+        rule, remedy = " or ".join(a for a, _ in types), ", or ".join(b for _, b in types)
+    elif kind in _RULES:
+        rule, remedy = _RULES[kind]
+    else:
+        return f"{name or 'the body'}: {error['msg']}; correct it", name
+    numbers = {key: f"{value:.15g}" for key, value in context.items() if isinstance(value, float)}
+    values = {"name": name, **context, **numbers}
+    if not name:
+        return f"the body must be {rule.format(**values)}; send JSON as application/json", name
+    given = f"{name}={_shown(error['input'])}"
+    return f"{given} must be {rule.format(**values)}; {remedy.format(**values)}", name
+
+
+def _path(error: dict[str, Any]) -> tuple[str, ...]:
+    parts = [str(part) for part in error["loc"]]
+    start = 1 if parts[:1] and parts[0] in _PLACES else 0
+    return tuple(part for part in parts[start:] if not _TYPE.fullmatch(part))
+
+
+def _shown(value: Any) -> str:
+    """Return a value of JSON in short."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)

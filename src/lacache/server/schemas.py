@@ -39,7 +39,7 @@ class TextRequest(BaseModel, ABC):
     top_k: Annotated[int, Field(ge=0)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] = 1
     stop: _NonEmpty | Annotated[list[_NonEmpty], Field(fail_fast=True, max_length=64)] | None = None
     frequency_penalty: Literal[0] | None = None
@@ -143,7 +143,7 @@ class ChatRequest(TextRequest):
     def validate_logprobs(self) -> Self:
         """Refuse `top_logprobs` without `logprobs`."""
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError(f"top_logprobs={self.top_logprobs} needs logprobs=true")
+            raise ValueError(f"top_logprobs={self.top_logprobs} needs logprobs=true; set it")
         return self
 
 

@@ -108,7 +108,7 @@ class Prompts:
             )
         except TemplateError as error:
             raise InputError(
-                f"the chat template refuses the messages: {error}"
+                f"the chat template refuses the messages: {error}; mend their roles or order"
             ) from error
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
@@ -152,7 +152,7 @@ class Service:
             return self._default
         if name not in self.models:
             names = " or ".join(repr(each) for each in self.models)
-            raise NotFoundError(f"model {name!r} is not here; try {names}")
+            raise NotFoundError(f"model {name!r} is not served; try {names}")
         return self.models[name]
 
     def sessions(self, model: str | None) -> SessionStore:
