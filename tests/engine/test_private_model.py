@@ -19,5 +19,7 @@ def test_a_model_without_known_attention_modules() -> None:
     tiny = tiny_model("llama")
     for module in find_decoder(tiny).modules():
         vars(module).pop("layer_idx", None)
-    with pytest.raises(UnsupportedModelError, match="no attention modules with a layer_idx"):
+    with pytest.raises(
+        UnsupportedModelError, match="no attention modules like those of transformers"
+    ):
         private_model(tiny)

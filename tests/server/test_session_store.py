@@ -78,14 +78,14 @@ def test_what_is_there_already(folder: Path, engine: Engine) -> None:
     sessions = sessions_in(folder, engine)
     sessions.create("a")
     sessions.create("b")
-    with pytest.raises(ConflictError, match="is a session 'a' already"):
+    with pytest.raises(ConflictError, match="a session 'a' exists already"):
         sessions.create("a")
     with pytest.raises(ConflictError, match="already"):
         sessions.fork("a", "b")
     with pytest.raises(ConflictError, match="already"):
         sessions.import_file("b", sessions.export_file("a"))
     sessions.create("c")
-    with pytest.raises(ConflictError, match="are 3 sessions, the most"):
+    with pytest.raises(ConflictError, match="3 sessions are stored"):
         sessions.create("d")
 
 

@@ -113,7 +113,7 @@ class Engine:
             if not is_share:
                 raise ConfigError(
                     f"prompt_tokens={prompt_tokens} is for a budget that is a share of a prompt, "
-                    f"and budget={budget} is none; leave it out"
+                    f"and budget={budget} is not; leave it out"
                 )
         shape = model_shape(model, valid)
         bound = bind_within_bytes(

@@ -40,7 +40,9 @@ def bind_plan(plan: Any, shape: ModelShape) -> BoundPolicy:
     try:
         policy, capacity = _upgrade(plan)
     except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{str(plan)[:60]} is no plan of lacache 0.1") from error
+        raise ConfigError(
+            f"{str(plan)[:60]} must be a plan of lacache 0.1; save another snapshot"
+        ) from error
     return bind_policy(policy, capacity, shape, bytes_per_token=1, prompt_tokens=1)
 
 

@@ -25,13 +25,14 @@ def private_model(model: Any) -> tuple[Any, attention.Attend]:
     if len(devices) > 1 or "hf_device_map" in vars(model):
         raise UnsupportedModelError(
             f"the model lies on {', '.join(sorted(map(str, devices)))}, and the engine runs on one "
-            "device; load it without device_map, or use LaCache and lacache.stream"
+            "device; load it without device_map, or use LaCache(model, budget=512) and "
+            "lacache.stream"
         )
     modules = [m for m in decoder.modules() if "layer_idx" in vars(m) and "config" in vars(m)]
     if not modules:
         raise UnsupportedModelError(
-            f"{type(decoder).__name__} has no attention modules with a layer_idx and a config, so "
-            "the engine cannot reach them; use LaCache and lacache.stream"
+            f"{type(decoder).__name__} has no attention modules like those of transformers, so the "
+            "engine cannot run them; use LaCache(model, budget=512) and lacache.stream"
         )
     config: Any = vars(modules[-1])["config"]
     attend = attention.find_attention(modules[-1], config._attn_implementation)

@@ -40,8 +40,8 @@ def _refuse_key_access() -> Iterator[None]:
     except AttributeError as error:
         if isinstance(error.obj, GroupedLayer):
             raise UnsupportedModelError(
-                f"the model uses the {error.name} of its keys before it attends, and the "
-                "engine attends from its buffers; use lacache.LaCache"
+                f"the model uses the {error.name} of its keys before it attends, and the engine "
+                "has them in its cache alone; use LaCache(model, budget=512) and lacache.stream"
             ) from error
         raise
 

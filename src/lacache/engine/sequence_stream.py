@@ -54,7 +54,8 @@ class SequenceStream(TokenStream):
             ):
                 raise UnsupportedOperationError(
                     "the sequence waits for a batch slot, and all belong to open sessions or to "
-                    "sequences whose tokens nobody takes; close a session, or take those tokens"
+                    "sequences that pause until their tokens are taken; close a session, or take "
+                    "those tokens"
                 )
         token, self._logprobs = sequence.new.popleft()
         return token

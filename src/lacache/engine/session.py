@@ -141,9 +141,9 @@ class Session(TextGenerator):
             )
         if sequence.logits is None and self.num_seen:
             raise UnsupportedOperationError(
-                "the logits of the next token went with the token that drop_last() took out, so "
-                "the first of these tokens cannot be scored; give it to generate, with "
-                "max_new_tokens=0, and score the others"
+                "drop_last() removed the newest token and the logits after it, so the first of "
+                "these tokens cannot be scored; give it to generate, with max_new_tokens=0, and "
+                "score the others"
             )
         scores = []
         while len(given):

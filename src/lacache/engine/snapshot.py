@@ -22,7 +22,7 @@ from lacache.engine.sampler import Sampler, SamplerState
 from lacache.engine.sampling import Sampling
 from lacache.engine.snapshot_file import Header, read_snapshot, write_snapshot
 from lacache.errors import ConfigError, InputError, LaCacheError
-from lacache.policies import bind_policy
+from lacache.policies import BoundPolicy, bind_policy, mean_capacity
 from lacache.policies.grammar import parse_text
 from lacache.policies.schedule import State, Timetable
 
@@ -32,7 +32,8 @@ _REMEDIES = {
     "weights": "make the engine with the snapshot's weights",
     "model": "load the model with which it was saved",
     "positions": "load the model with the configuration with which it was saved",
-    "policy": "make the engine with the snapshot's policy, read_header(path)['policy']",
+    "policy": "make the engine with the snapshot's policy and budget, or with the exact "
+    "policy=read_header(path)['policy']",
 }
 """Entries of the header that must be equal, and what to do if one differs."""
 
@@ -181,31 +182,52 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
     """
     expected, made_by = runner.identity, snapshot.made_by
     for name, remedy in _REMEDIES.items():
-        same = name in made_by and made_by[name] == expected[name]
-        if not same and not (name == "policy" and _keeps_the_same(made_by, runner)):
-            theirs, ours = json.dumps(made_by.get(name)), json.dumps(expected[name])
-            raise InputError(
-                f"{snapshot.name} was saved with {name}={theirs}, and this engine has "
-                f"{name}={ours}; {remedy}"
-            )
+        if name in made_by and made_by[name] == expected[name]:
+            continue
+        theirs, ours = json.dumps(made_by.get(name)), json.dumps(expected[name])
+        if name == "policy":
+            bound = _bound_policy(made_by, runner)
+            if bound is not None:
+                if _keeps_the_same(bound, runner.layout.bound):
+                    continue
+                theirs = _in_short(bound)
+            ours = str(runner.layout.bound)
+        raise InputError(
+            f"{snapshot.name} was saved with {name}={theirs}, and this engine has "
+            f"{name}={ours}; {remedy}"
+        )
     reason = next(_inconsistencies(snapshot, runner), None)
     if reason is not None:
         raise InputError(f"{snapshot.name} cannot be resumed: {reason}; save another")
 
 
-def _keeps_the_same(made_by: Header, runner: Runner) -> bool:
-    """Return whether another text of a policy, or a plan of lacache 0.1, keeps the same tokens."""
+def _bound_policy(made_by: Header, runner: Runner) -> BoundPolicy | None:
+    """Return the policy of a header, a plan of lacache 0.1 too; None if it cannot work here."""
     shape = runner.layout.bound.shape
     try:
-        if "policy" in made_by:
-            policy = parse_text(made_by["policy"])
-            bound = bind_policy(policy, None, shape, bytes_per_token=1, prompt_tokens=1)
-        else:
-            bound = bind_plan(made_by.get(_PLAN), shape)
+        if "policy" not in made_by:
+            return bind_plan(made_by.get(_PLAN), shape)
+        policy = parse_text(made_by["policy"])
+        return bind_policy(policy, None, shape, bytes_per_token=1, prompt_tokens=1)
     except LaCacheError:
-        return False
-    ours = [(group.schedule, group.heads) for group in runner.layout.bound.groups]
-    return [(group.schedule, group.heads) for group in bound.groups] == ours
+        return None
+
+
+def _keeps_the_same(one: BoundPolicy, other: BoundPolicy) -> bool:
+    """Return whether policies keep the same tokens, whatever their texts are."""
+    return [(g.schedule, g.heads) for g in one.groups] == [
+        (g.schedule, g.heads) for g in other.groups
+    ]
+
+
+def _in_short(bound: BoundPolicy) -> str:
+    """Return a policy of groups and its capacity in a few words."""
+    capacity = int(mean_capacity(bound.groups))
+    texts = list(dict.fromkeys(str(group.policy) for group in bound.groups))
+    if len(texts) == 1:
+        return f"{texts[0]} at {capacity}"
+    names = dict.fromkeys(text.partition(":")[0] for text in texts)
+    return f"{len(bound.groups)} groups of {' and '.join(names)} at {capacity}"
 
 
 def _inconsistencies(snapshot: Snapshot, runner: Runner) -> Iterator[str]:

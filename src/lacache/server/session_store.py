@@ -237,9 +237,11 @@ class SessionStore:
     def _unused(self, name: str) -> Path:
         path = self._path(name)
         if path.exists():
-            raise ConflictError(f"there is a session {name!r} already; take another name")
+            raise ConflictError(f"a session {name!r} exists already; choose another name")
         if len(list(self._folder.glob(f"*{_SUFFIX}"))) >= self._max_sessions:
-            raise ConflictError(f"there are {self._max_sessions} sessions, the most; delete one")
+            raise ConflictError(
+                f"{self._max_sessions} sessions are stored, and no more can be; delete one"
+            )
         return path
 
     def _path(self, name: str) -> Path:
