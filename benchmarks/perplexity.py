@@ -20,9 +20,8 @@ from lacache.cache import LaCache
 from lacache.common.records import environment, write_record
 from lacache.corpora import load_document
 from lacache.evals.monitor import CacheMonitor
-from lacache.evals.perplexity import difference, perplexity
+from lacache.evals.perplexity import difference, perplexity, score_tokens
 from lacache.evals.provenance import model_record, policy_record, tokens_sha256
-from lacache.evals.scoring import score_tokens
 from lacache.models import load_model
 from lacache.policies import Full, Ladder, Policy, Streaming, default_span_overlap
 

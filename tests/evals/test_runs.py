@@ -9,13 +9,12 @@ import torch
 
 from lacache.common.records import Record, append_record, read_records
 from lacache.errors import ConfigError, InputError
-from lacache.evals.perplexity import perplexity
+from lacache.evals.perplexity import perplexity, score_tokens
 from lacache.evals.policies import open_cache
 from lacache.evals.provenance import tokens_sha256, weights_sha256
 from lacache.evals.record_file import failures_path, run_all
 from lacache.evals.runner import EvalRunner
 from lacache.evals.runs import Protocol, RunSpec
-from lacache.evals.scoring import score_tokens
 from lacache.evals.suite import QUICK, SMALL, Suite
 from lacache.evals.tasks.passkey import Passkey
 from lacache.evals.tasks.ppl import Perplexity

@@ -10,8 +10,8 @@ from lacache.cache import LaCache
 from lacache.common.records import Record
 from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.monitor import CacheMonitor
+from lacache.evals.perplexity import score_tokens
 from lacache.evals.provenance import model_record, policy_record, tokens_sha256
-from lacache.evals.scoring import score_tokens
 from lacache.policies import Full, Ladder, Policy, Streaming, kept_after, parse_policy
 from tests.evals.conftest import CAPACITY, POLICIES, TOKENS
 

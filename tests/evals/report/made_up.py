@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from lacache.common.records import Record
-from lacache.evals.bootstrap import mean_interval
+from lacache.evals.intervals import mean_interval
 from lacache.evals.perplexity import buckets, doubling_edges, perplexity
 from lacache.evals.runs import HARNESS
 

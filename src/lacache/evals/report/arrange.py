@@ -12,7 +12,7 @@ from typing import Any, final
 
 from lacache.common.records import Record
 from lacache.errors import InputError
-from lacache.evals.bootstrap import mean_interval
+from lacache.evals.intervals import mean_interval
 from lacache.evals.report.run import (
     FULL,
     Cell,

@@ -9,8 +9,8 @@ from functools import cached_property
 from statistics import fmean, median, quantiles
 from typing import final
 
-from lacache.evals.bootstrap import BLOCK
-from lacache.evals.report.paired import (
+from lacache.evals.intervals import (
+    BLOCK,
     UNKNOWN,
     Estimate,
     mean_difference,

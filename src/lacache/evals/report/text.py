@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lacache.evals.report.paired import UNKNOWN, Estimate
+from lacache.evals.intervals import UNKNOWN, Estimate
 from lacache.evals.report.run import BASE, FULL, Run, agreement, budget_label, split_draws
 from lacache.evals.report.tables import MeanRow, Section, Table
 

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import final
 
 from lacache.common.records import Record
-from lacache.evals.bootstrap import block_interval, mean_interval
+from lacache.evals.intervals import block_interval, mean_interval, perplexity_ratio
 from lacache.evals.perplexity import perplexity
 
 Interval = tuple[float, float]
@@ -97,16 +97,15 @@ def against(excerpts: Sequence[Excerpt], others: Sequence[Excerpt]) -> Against:
         excerpts: of the policy.
         others: of what it is compared with; the same excerpts in the same order.
     """
-    nll = [a - b for a, b in zip(_tokens(excerpts), _tokens(others), strict=True)]
     losses = [
         [a - b for a, b in zip(mine, theirs, strict=True)]
         for mine, theirs in zip(_needles(excerpts, "nlls"), _needles(others, "nlls"), strict=True)
     ]
-    low, high = block_interval(nll)
+    ratio, low, high = perplexity_ratio(_tokens(excerpts), _tokens(others))
     return Against(
         excerpts=len(excerpts),
-        ratio=math.exp(fmean(nll)),
-        ratio_interval=(math.exp(low), math.exp(high)),
+        ratio=ratio,
+        ratio_interval=(low, high),
         loss=_mean(losses),
         loss_interval=_interval(losses),
     )

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lacache.errors import InputError
+from lacache.evals.intervals import UNKNOWN, mean_difference, perplexity_ratio, ratio_of_means
 from lacache.evals.perplexity import perplexity
-from lacache.evals.report.paired import UNKNOWN, mean_difference, perplexity_ratio, ratio_of_means
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 1)), min_size=2, max_size=8)
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.errors import InputError
-from lacache.evals import bootstrap
-from lacache.evals.bootstrap import block_interval, mean_interval
+from lacache.evals import intervals
+from lacache.evals.intervals import block_interval, mean_interval
 
 VALUES = st.lists(st.floats(-5, 5), min_size=1, max_size=30)
 
@@ -26,7 +26,7 @@ def slow_percentiles(means: list[float], level: float) -> tuple[float, float]:
 
 
 def draws(count: int, size: int) -> list[list[int]]:
-    shape = (bootstrap._RESAMPLES, size)
+    shape = (intervals._RESAMPLES, size)
     found: list[list[int]] = torch.randint(
         count, shape, generator=torch.Generator().manual_seed(0)
     ).tolist()
