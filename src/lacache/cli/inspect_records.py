@@ -6,7 +6,7 @@ from typing import Any
 from lacache.cli.output import format_numbers
 from lacache.policies.bind import BoundPolicy
 from lacache.policies.groups import mean_capacity
-from lacache.policies.kept import KeptTokens, coverage, kept_after
+from lacache.policies.kept import KeptTokens, coverage, kept_after, lists_by_head
 from lacache.policies.schedule import UNBOUNDED
 
 
@@ -49,30 +49,23 @@ def groups_record(bound: BoundPolicy, num_seen: int, *, settled: bool) -> dict[s
         Counts for each group; `kept`, distinct lists of token numbers in slot order; and
         `head_to_kept`, the index of the list of each KV head of each layer.
     """
-    lists: list[list[int]] = []
-    head_to_kept = [[0] * heads for heads in bound.shape.num_heads]
-    groups = []
-    for group in bound.groups:
-        kept = kept_after(group.schedule, num_seen)
-        is_due = kept.schedule.is_full(kept.state)
-        if settled:
+    by_group = [kept_after(group.schedule, num_seen) for group in bound.groups]
+    due = [kept.schedule.is_full(kept.state) for kept in by_group]
+    if settled:
+        for kept in by_group:
             kept.settle()
-        for layer, heads in group.heads.items():
-            tokens = kept.by_pattern[group.pattern(layer)]
-            if tokens not in lists:
-                lists.append(tokens)
-            for head in heads:
-                head_to_kept[layer][head] = lists.index(tokens)
-        groups.append(
-            {
-                "heads": {str(layer): list(heads) for layer, heads in group.heads.items()},
-                "capacity": _finite(group.schedule.capacity),
-                "final_capacity": _finite(group.schedule.final_capacity),
-                "num_cached": kept.state.num_cached,
-                "cursor": kept.state.cursor,
-                "compaction_due": is_due,
-            }
-        )
+    lists, head_to_kept = lists_by_head(bound.groups, by_group, bound.shape.num_layers)
+    groups = [
+        {
+            "heads": {str(layer): list(heads) for layer, heads in group.heads.items()},
+            "capacity": _finite(group.schedule.capacity),
+            "final_capacity": _finite(group.schedule.final_capacity),
+            "num_cached": kept.state.num_cached,
+            "cursor": kept.state.cursor,
+            "compaction_due": is_due,
+        }
+        for group, kept, is_due in zip(bound.groups, by_group, due, strict=True)
+    ]
     mean = mean_capacity(bound.groups)
     held = [len(lists[number]) for heads in head_to_kept for number in heads]
     return {

@@ -1,7 +1,9 @@
 """Which tokens are kept: per pattern, original token numbers in slot order."""
 
+from collections.abc import Sequence
 from typing import final
 
+from lacache.policies.policy import BoundGroup
 from lacache.policies.schedule import Schedule, Timetable
 
 
@@ -82,6 +84,31 @@ def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
     kept.num_compactions += periods * one.num_compactions
     kept.advance(num_seen - kept.state.num_seen)
     return kept
+
+
+def lists_by_head(
+    groups: Sequence[BoundGroup], kept: Sequence[KeptTokens], num_layers: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Return what each KV head holds, as distinct lists of tokens and their indices.
+
+    Args:
+        groups: of a policy that is bound to a model.
+        kept: by group, what it holds.
+        num_layers: layers with a growing cache.
+
+    Returns:
+        Token numbers in slot order, and by layer and KV head the index of its list among them.
+    """
+    lists: list[list[int]] = []
+    heads: list[dict[int, int]] = [{} for _ in range(num_layers)]
+    for group, of_group in zip(groups, kept, strict=True):
+        for layer, its_heads in group.heads.items():
+            tokens = of_group.by_pattern[group.pattern(layer)]
+            # Different patterns hold the same tokens until the first compaction.
+            if tokens not in lists:
+                lists.append(tokens)
+            heads[layer] |= dict.fromkeys(its_heads, lists.index(tokens))
+    return lists, [[of_layer[head] for head in sorted(of_layer)] for of_layer in heads]
 
 
 def _repeat(moves: list[int], length: int, times: int) -> list[int]:

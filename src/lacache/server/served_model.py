@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lacache.policies import BoundGroup
-from lacache.policies.kept import kept_after
+from lacache.policies.kept import kept_after, lists_by_head
 from lacache.server.engine_thread import EngineThread
 from lacache.server.prefix_cache import PrefixCache
 from lacache.server.schemas import Json
@@ -32,31 +32,19 @@ class CacheInspector:
         """Return what each layer holds after a number of tokens.
 
         Returns:
-            `held`: lists of token numbers, ascending; `layers`: for each KV head of each layer the
-            index of its list in `held`; `changes_at`: the number of tokens at the next eviction;
-            `compactions` so far; `bytes` of the cache, and of a full cache.
+            `held`: distinct lists of token numbers, ascending; `layers`: for each KV head of each
+            layer the index of its list in `held`; `changes_at`: the number of tokens at the next
+            eviction; `compactions` so far; `bytes` of the cache, and of a full cache.
         """
-        held: list[list[int]] = []
-        heads: list[dict[int, int]] = [{} for _ in range(self.num_layers)]
-        changes_at, num_compactions = [], 0
-        for group in self.groups:
-            kept = kept_after(group.schedule, num_seen)
-            numbers = {}
-            for pattern, tokens in kept.by_pattern.items():
-                numbers[pattern] = len(held)
-                held.append(tokens)
-            for layer, its_heads in group.heads.items():
-                heads[layer] |= dict.fromkeys(its_heads, numbers[group.pattern(layer)])
-            num_compactions += kept.num_compactions
-            room = group.schedule.room(kept.state)
-            changes_at.append(num_seen + room + 1)
+        kept = [kept_after(group.schedule, num_seen) for group in self.groups]
+        held, layers = lists_by_head(self.groups, kept, self.num_layers)
         return {
             "num_seen": num_seen,
             "held": held,
-            "layers": [[by_head[head] for head in sorted(by_head)] for by_head in heads],
+            "layers": layers,
             "capacity": max(group.schedule.capacity for group in self.groups),
-            "changes_at": min(changes_at),
-            "compactions": num_compactions,
+            "changes_at": num_seen + 1 + min(k.schedule.room(k.state) for k in kept),
+            "compactions": sum(k.num_compactions for k in kept),
             "bytes": self.bytes_per_sequence,
             "full_bytes": self.full_bytes_per_token * num_seen,
             "full_bytes_per_token": self.full_bytes_per_token,
