@@ -2,9 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,16 +20,6 @@ from lacache.models.decoder import cache_argument
 from lacache.policies import Budget, Policy
 
 _DIGITS = 5
-
-
-@final
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one question."""
-
-    prediction: str
-    nll: float
-    """Negative log-likelihood of the whole first right answer, in nats."""
 
 
 @torch.no_grad()
@@ -88,32 +77,31 @@ def answer_sample(
     )
     cache, eos_token_ids = monitor.cache, find_eos_token_ids(model, tokenizer)
     pending = context
-    answers: list[Answer] = []
+    predictions: list[str] = []
+    losses: list[float] = []
     for question, ids in zip(sample.questions, questions, strict=True):
-        is_first = not answers
+        is_first = not predictions
         inputs = _first_inputs(context, questions, protocol) if is_first else [[*pending, *ids]]
         for number, chunk in enumerate(filter(None, inputs)):
             with monitor.monitoring(dense=protocol.is_dense and is_first and number == 0):
                 logits = cache.prefill(model, _tensor(chunk, model))
-        nll = _answer_nll(model, monitor, logits, _answer_ids(tokenizer, question))
+        losses.append(_answer_nll(model, monitor, logits, _answer_ids(tokenizer, question)))
         with monitor.monitoring():
             generated, pending = _generate(
                 model, cache, logits, question.max_new_tokens, eos_token_ids
             )
-        answers.append(Answer(tokenizer.decode(generated, skip_special_tokens=True), nll))
-    scores = [task.score(a.prediction, q) for a, q in zip(answers, sample.questions, strict=True)]
+        predictions.append(tokenizer.decode(generated, skip_special_tokens=True))
+    scores = [task.score(p, q) for p, q in zip(predictions, sample.questions, strict=True)]
     return {
         "score": round(fmean(scores), _DIGITS),
-        "nll": round(fmean(a.nll for a in answers), _DIGITS),
+        "nll": round(fmean(losses), _DIGITS),
         "scores": [round(score, _DIGITS) for score in scores],
-        "nlls": [round(a.nll, _DIGITS) for a in answers],
+        "nlls": [round(loss, _DIGITS) for loss in losses],
         "answers": [list(q.answers) for q in sample.questions],
-        "predictions": [a.prediction for a in answers],
+        "predictions": predictions,
         "prompt_tokens": prompt_tokens,
         "capacity": monitor.capacity,
-        "peak_bytes": round(monitor.peak_bytes),
-        "mean_bytes": round(monitor.mean_bytes),
-        "full_bytes": monitor.full_bytes,
+        **monitor.sizes(),
         "info": dict(sample.info),
     }
 

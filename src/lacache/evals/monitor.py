@@ -9,6 +9,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache import HookedCache
 from lacache.cache.layers import layer_bytes
+from lacache.common.records import Record
 from lacache.errors import LaCacheError
 from lacache.evals.policies import open_cache
 from lacache.models.decoder import find_decoder, given_cache
@@ -70,6 +71,14 @@ class CacheMonitor:
     def full_bytes(self) -> int:
         """Bytes that a full cache would hold now."""
         return self._num_seen * self._info.bytes_per_token + self._native_bytes()
+
+    def sizes(self) -> Record:
+        """Return the bytes that a record has: the most held, their mean, and a full cache's."""
+        return {
+            "peak_bytes": round(self.peak_bytes),
+            "mean_bytes": round(self.mean_bytes),
+            "full_bytes": self.full_bytes,
+        }
 
     @contextmanager
     def monitoring(self, *, dense: bool = False) -> Iterator["CacheMonitor"]:

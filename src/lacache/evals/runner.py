@@ -9,13 +9,12 @@ from typing import Any, final
 
 from lacache.common.records import Record, environment
 from lacache.evals.answering import answer_sample
-from lacache.evals.bootstrap import block_interval, mean_interval
+from lacache.evals.intervals import block_interval, mean_interval
 from lacache.evals.monitor import CacheMonitor, open_monitored
-from lacache.evals.perplexity import buckets, doubling_edges, last_seen, perplexity
+from lacache.evals.perplexity import buckets, doubling_edges, last_seen, perplexity, score_tokens
 from lacache.evals.policies import policy_inputs_sha256
 from lacache.evals.provenance import model_record, tokens_sha256, weights_sha256
 from lacache.evals.runs import RunSpec
-from lacache.evals.scoring import score_tokens
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.task import Sample, Task
 from lacache.models import LoadedModel
@@ -120,7 +119,7 @@ class EvalRunner:
                 for b in buckets(nll, doubling_edges(_FIRST_BUCKET, len(ids)))
             ],
             "capacity": monitor.capacity,
-            **_bytes(monitor),
+            **monitor.sizes(),
             "chunk_size": self._chunk_size,
             "tokens_per_second": round(len(ids) / seconds, 2),
             "nll": [round(value, _NLL_DIGITS) for value in nll],
@@ -203,14 +202,6 @@ def _samples_sha256(samples: Sequence[Sample]) -> str:
         for s in samples
     ]
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
-def _bytes(monitor: CacheMonitor) -> Record:
-    return {
-        "peak_bytes": round(monitor.peak_bytes),
-        "mean_bytes": round(monitor.mean_bytes),
-        "full_bytes": monitor.full_bytes,
-    }
 
 
 def _rounded(interval: tuple[float, float]) -> list[float]:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from lacache.errors import InputError
 from lacache.evals.plots.style import (
     CLOUD,
-    FAINT,
+    FRONT,
     HEADING,
     REFERENCE,
     draw_legend,
     drawing,
     legend_entries,
+    panel_grid,
     policy_styles,
 )
 
@@ -77,15 +78,12 @@ def plot_scores(panels: Sequence[Panel], title: str, path: Path) -> None:
     width = max(8.0, 4.4 * columns)
     with drawing(path, width, 1.4 + 3.2 * rows) as figure:
         figure.suptitle(title, **HEADING)
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        for i, axes in enumerate(grid.flat):
-            if i < len(panels):
-                _draw_panel(axes, panels[i], styles)
-            else:
-                axes.set_visible(False)
-        for row in grid:
-            row[0].set_ylabel("score (higher is better)")
-        entries = legend_entries(grid.flat)
+        grid = panel_grid(figure, len(panels), columns)
+        for axes, panel in zip(grid, panels, strict=True):
+            _draw_panel(axes, panel, styles)
+        for axes in grid[::columns]:
+            axes.set_ylabel("score (higher is better)")
+        entries = legend_entries(grid)
         figure.legend(
             entries.values(),
             entries.keys(),
@@ -101,8 +99,7 @@ def _draw_panel(axes: Axes, panel: Panel, styles: dict[str, dict[str, Any]]) -> 
     for line in panel.lines:
         points, style = line.by_bytes, styles[line.label]
         axes.plot(
-            [point.num_bytes / divisor for point in points],
-            [point.value for point in points],
+            *_places(points, divisor),
             **style,
             label=line.label,
             linewidth=1.8,
@@ -165,8 +162,7 @@ def plot_pareto(
         axes = figure.subplots()
         for cloud in clouds:
             axes.scatter(
-                [p.num_bytes / divisor for p in cloud.points],
-                [p.value for p in cloud.points],
+                *_places(cloud.points, divisor),
                 s=14,
                 color=CLOUD,
                 alpha=0.6,
@@ -177,19 +173,13 @@ def plot_pareto(
         reached = front(points, lower_is_better=lower_is_better)
         if len(reached) > 1:
             axes.step(
-                [p.num_bytes / divisor for p in reached],
-                [p.value for p in reached],
-                where="post",
-                color=FAINT,
-                linewidth=1,
-                linestyle=(0, (2, 2)),
+                *_places(reached, divisor),
+                **FRONT,
                 label="best with as few bytes",
-                zorder=2,
             )
         for line in lines:
             axes.plot(
-                [p.num_bytes / divisor for p in line.by_bytes],
-                [p.value for p in line.by_bytes],
+                *_places(line.by_bytes, divisor),
                 **styles[line.label],
                 linewidth=1.4,
                 markersize=7,
@@ -219,6 +209,11 @@ def plot_pareto(
         _label_bytes(axes, unit)
         axes.set_ylabel(f"{measure} ({'lower' if lower_is_better else 'higher'} is better)")
         draw_legend(figure)
+
+
+def _places(points: Sequence[Point], divisor: float) -> tuple[list[float], list[float]]:
+    """Return the coordinates of points, bytes in units of `divisor`."""
+    return [p.num_bytes / divisor for p in points], [p.value for p in points]
 
 
 def _units(num_bytes: Iterable[float]) -> tuple[float, str]:

@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import final
 
 from lacache.errors import InputError
-from lacache.evals.plots.style import HEADING, drawing
+from lacache.evals.plots.style import HEADING, drawing, panel_grid
 
 _COLUMNS = 4
 _TITLE_WIDTH = 28
@@ -48,16 +48,12 @@ def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
         # From orange to blue, distinct with every kind of colour blindness.
         colours = LinearSegmentedColormap.from_list("found", ["#D55E00", "#F5E9DC", "#0072B2"])
         figure.suptitle(title, **HEADING)
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        image = None
-        for i, axes in enumerate(grid.flat):
-            if i >= len(panels):
-                axes.set_visible(False)
-                continue
-            scores = panels[i].scores
+        grid = panel_grid(figure, len(panels), columns, sharex=True)
+        for i, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
+            scores = panel.scores
             values = [[scores.get((depth, n), float("nan")) for n in lengths] for depth in depths]
             image = axes.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
-            axes.set_title(fill(panels[i].title, _TITLE_WIDTH), fontsize=9.5)
+            axes.set_title(fill(panel.title, _TITLE_WIDTH), fontsize=9.5)
             axes.grid(visible=False)
             axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=45)
             axes.set_yticks(range(len(depths)), [f"{100 * depth:.3g}" for depth in depths])
@@ -76,8 +72,7 @@ def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
                         )
         figure.supxlabel("tokens of the prompt", fontsize=11)
         figure.supylabel("depth of the needle, %", fontsize=11)
-        assert image is not None
-        bar = figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.8, aspect=30)
+        bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, aspect=30)
         bar.set_label("score, %")
         bar.set_ticks([0, 0.5, 1], labels=["0", "50", "100"])
         bar.outline.set_visible(False)

@@ -21,6 +21,14 @@ CLOUD = "#B8B8B8"
 """The colour of random draws."""
 REFERENCE: dict[str, Any] = {"color": FAINT, "linewidth": 1.6, "linestyle": (0, (4, 2))}
 """The line of a full cache's value."""
+FRONT: dict[str, Any] = {
+    "where": "post",
+    "color": FAINT,
+    "linewidth": 1,
+    "linestyle": (0, (2, 2)),
+    "zorder": 2,
+}
+"""The steps along points that no other beats."""
 HEADING: dict[str, Any] = {"x": 0.01, "ha": "left", "weight": "bold", "size": 13}
 """The text style of a figure's title."""
 
@@ -169,6 +177,21 @@ def draw_legend(figure: Figure) -> None:
         ncols=fitting[0] if fitting else 1,
         fontsize=9.5,
     )
+
+
+def panel_grid(figure: Figure, count: int, columns: int, **options: Any) -> list[Axes]:
+    """Return the axes of `count` panels in rows of `columns`; the last row's others are hidden.
+
+    Args:
+        figure: to draw on.
+        count: panels, at least one.
+        columns: panels side by side.
+        options: further ones of matplotlib's `subplots`, such as `sharex`.
+    """
+    grid = figure.subplots(-(-count // columns), columns, sharey=True, squeeze=False, **options)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return list(grid.flat[:count])
 
 
 def mark_position(

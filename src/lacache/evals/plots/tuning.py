@@ -6,7 +6,7 @@ from typing import Any
 
 from lacache.common.records import Record
 from lacache.errors import InputError
-from lacache.evals.plots.style import CLOUD, FAINT, draw_legend, drawing, policy_styles
+from lacache.evals.plots.style import CLOUD, FRONT, draw_legend, drawing, policy_styles
 
 _FULL = "full"
 
@@ -69,12 +69,8 @@ def _panel(axes: Any, rows: Sequence[Record], part: str, styles: dict[str, dict[
     axes.step(
         [place["loss"] for place in best],
         [place["ratio"] for place in best],
-        where="post",
-        color=FAINT,
-        linewidth=1,
-        linestyle=(0, (2, 2)),
+        **FRONT,
         label="Pareto front",
-        zorder=2,
     )
     for row in rows:
         if row["policy"] not in styles:
