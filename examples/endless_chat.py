@@ -3,8 +3,7 @@
 import sys
 
 from lacache import Engine, Ladder, Sampling
-from lacache.engine.chat_template import ChatTemplate
-from lacache.engine.conversation import Conversation
+from lacache.engine.conversation import ChatTemplate, Conversation
 from lacache.models import load_model
 
 loaded = load_model("default")

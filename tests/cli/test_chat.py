@@ -6,8 +6,7 @@ import pytest
 
 from lacache import LaCache
 from lacache.engine.cache_stream import CacheGenerator
-from lacache.engine.chat_template import ChatTemplate
-from lacache.engine.conversation import Conversation
+from lacache.engine.conversation import ChatTemplate, Conversation
 from lacache.engine.sampling import Sampling
 from tests.cli.conftest import Run
 from tests.cli.test_generate import MAIN

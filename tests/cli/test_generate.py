@@ -11,7 +11,7 @@ import torch
 from transformers import tokenization_utils_base
 
 from lacache import Engine, LaCache, Streaming, stream
-from lacache.engine.chat_template import ChatTemplate
+from lacache.engine.conversation import ChatTemplate
 from lacache.engine.sampling import Sampling
 from tests.cli.conftest import Run
 from tests.engine.tiny import END, tiny_llama, tiny_tokenizer

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import tokenization_utils_base
 
-from lacache.engine.chat_template import ChatTemplate
+from lacache.engine.conversation import ChatTemplate
 from lacache.errors import ModelError
 from tests.engine.tiny import CHATML, END, tiny_tokenizer
 

@@ -6,8 +6,7 @@ import pytest
 
 from lacache import Engine, Full, LaCache, Ladder
 from lacache.engine.cache_stream import CacheGenerator, stream
-from lacache.engine.chat_template import ChatTemplate
-from lacache.engine.conversation import Conversation
+from lacache.engine.conversation import ChatTemplate, Conversation
 from tests.engine.tiny import END, tiny_llama, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lacache import Engine, LaCache, Ladder, stream
-from lacache.engine.chat_template import ChatTemplate
-from lacache.engine.conversation import Conversation
+from lacache.engine.conversation import ChatTemplate, Conversation
 from lacache.engine.detokenizer import Detokenizer, find_eos_token_ids
 from lacache.models import load_model
 from lacache.models.decoder import cache_argument

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from lacache.engine import snapshot_file
-from lacache.engine.chat_template import ChatTemplate
+from lacache.engine.conversation import ChatTemplate
 from lacache.errors import ConfigError, InputError
 from lacache.server.service import Service
 from lacache.server.settings import StorageSettings

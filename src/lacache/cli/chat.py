@@ -116,8 +116,7 @@ def chat(
     if system is not None:
         validate_text(system, "the system prompt")
 
-    from lacache.engine.chat_template import ChatTemplate
-    from lacache.engine.conversation import Conversation
+    from lacache.engine.conversation import ChatTemplate, Conversation
     from lacache.models import load_model
 
     loaded = load_model(model, dtype=dtype, threads=threads)

@@ -146,7 +146,7 @@ def generate(
 
 def _tokens(tokenizer: Any, text: str, *, chat: bool) -> list[int]:
     if chat:
-        from lacache.engine.chat_template import ChatTemplate
+        from lacache.engine.conversation import ChatTemplate
 
         return ChatTemplate(tokenizer).first(text)
     # Without the warning about prompts longer than the model's context, which are supported.

@@ -133,7 +133,7 @@ class Scheduler:
         return self.step()
 
     def abort(self, sequence: Sequence) -> None:
-        """End a sequence early; the tokens that nobody took are not yielded any more."""
+        """End a sequence early; tokens that were not taken are discarded."""
         sequence.abort()
         if sequence in self._waiting:
             self._waiting.remove(sequence)
@@ -197,7 +197,7 @@ class Scheduler:
             )
 
     def _admit(self) -> None:
-        """Abort sequences that nobody reads, and give free batch slots to those that wait."""
+        """Abort sequences without a reader, and give free batch slots to those that wait."""
         while self._to_abort:
             self.abort(self._to_abort.popleft())
         while self._waiting and self._free_slots:

@@ -175,7 +175,7 @@ class Completion:
         self._detokenizer = detokenizer
         self._deadline = time.monotonic() + seconds
         self.is_aborted = False
-        """Whether nobody reads it any more."""
+        """Whether it is not read any more."""
         self._scheduler = scheduler
         self._new: list[int] = []
         self._pending: list[Token] = []

@@ -90,7 +90,7 @@ class EngineThread:
                 self._inbox.put(completion)
 
     def abort(self, completions: list[Completion]) -> None:
-        """Abort accepted completions that nobody reads any more; once, from any thread.
+        """Abort accepted completions that are not read any more; once, from any thread.
 
         Until then they count as open, so that slow readers bound the number of unread events. It
         changes nothing for those that have finished.

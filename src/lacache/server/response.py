@@ -72,7 +72,7 @@ class CompletionResponse:
     def put(self, index: int, event: Event) -> None:
         """Add an event of the completion with this index; from any thread."""
         self._metrics.observe(event)
-        # After shutdown the loop is closed, and nobody reads the event.
+        # After shutdown the loop is closed, and the event is not needed.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event))
 

@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from starlette.concurrency import run_in_threadpool
 from torch import Tensor
 
-from lacache.engine.chat_template import ChatTemplate
+from lacache.engine.conversation import ChatTemplate
 from lacache.engine.detokenizer import Detokenizer, StopStrings
 from lacache.engine.sampling import Sampling
 from lacache.engine.sequence import validate_tokens
