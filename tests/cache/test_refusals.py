@@ -395,7 +395,7 @@ def test_a_ladder_over_one_growing_layer() -> None:
         ({"budget": -4}, "budget=-4 must be at least 1"),
         ({"budget": 4}, "budget=4 must be at least 8 tokens for this policy and model"),
         ({"budget": 1.5}, r"must be in \(0, 1\]"),
-        ({"budget": "lots"}, "budget='lots' is not a budget"),
+        ({"budget": "lots"}, "budget='lots' must be a number of tokens, a share or"),
         ({"budget": "10B"}, "holds 0 tokens"),
         ({"budget": 64, "policy": "ladder:span=2:overlap=2"}, "overlap=2 must be below span=2"),
         ({"budget": 64, "policy": "ladder:span=5"}, "span=5 must be below the number of layers 5"),
@@ -405,7 +405,7 @@ def test_a_ladder_over_one_growing_layer() -> None:
         ({"budget": 64, "policy": None}, "policy=None must be a policy or its text"),
         ({"budget": 64, "prefill": "fast"}, "prefill='fast' must be"),
         ({"budget": 64, "policy": Ladder(window_layers=(7,))}, "window_layers=7 must be below"),
-        ({"budget": "9" * 400 + "MB"}, "is not a budget"),
+        ({"budget": "9" * 400 + "MB"}, "must be a number of tokens, a share or"),
         (
             {"budget": 64, "policy": Groups((Group(Streaming(), tuple(range(5)), 64),))},
             "budget=64 cannot be given with policy 'groups:0-4@64@streaming'",

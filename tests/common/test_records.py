@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path)
     with pytest.raises(InputError, match=r"cannot write in .*/file/out: "):
         validate_writable(tmp_path / "file" / "out")
     validate_writable(tmp_path / "new" / "out")
-    assert os.listdir(tmp_path / "new" / "out") == []
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_the_environment_is_complete_json() -> None:

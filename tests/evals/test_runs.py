@@ -176,7 +176,7 @@ def test_a_text_that_is_too_short_is_refused(runner: EvalRunner, text: Path) -> 
         ({"count": 0}, "count=0 must be at least 1"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"budget": "2.5"}, "budget=2.5 as a share"),
-        ({"budget": "x"}, "budget='x' is not a budget"),
+        ({"budget": "x"}, "budget='x' must be a number of tokens, a share or"),
         ({"task": Perplexity(), "count": 1, "protocol": DENSE}, "cannot be used for perplexity"),
         ({"task": Perplexity()}, "count=4 of a perplexity run must be 1"),
     ],

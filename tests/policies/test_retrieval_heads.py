@@ -97,7 +97,7 @@ def test_the_history_has_the_ladder_s_settings() -> None:
         ({"heads": (3,)}, "heads=3 must be a sequence"),
         ({"heads": ((1, 2), (2, 3))}, "KV head 0 of layer 2 is in the groups 0 and 1"),
         ({"heads": ((10,),)}, "layer 10 of a group must be below the number of layers 10"),
-        ({"heads": (tuple(range(10)),)}, "history and tiers hold every KV head"),
+        ({"heads": (tuple(range(10)),)}, "every KV head is among the retrieval heads"),
         ({"share": 0.1}, "heads cannot be given with share=0.1"),
         ({"share": 1.5, "heads": ()}, "share=1.5 as a share must be in (0, 1)"),
         ({"without_profile": "guess"}, "without_profile='guess' must be 'ladder' or 'depth'"),

@@ -1,11 +1,14 @@
-"""Every row of README.md names existing tests, and every test of this folder is listed there."""
+"""Every row of the tables names existing tests, and every test of this folder is listed there."""
 
 import ast
 import re
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-PAGE = Path(__file__).with_name("README.md")
+TABLES = "".join(
+    Path(__file__).with_name(name).read_text(encoding="utf-8")
+    for name in ("README.md", "models.md")
+)
 NAME = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
 
@@ -19,8 +22,7 @@ def names_in(path: Path) -> set[str]:
 
 
 def test_every_row_names_existing_tests() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if re.match(r"\| (?!input|event)", line)]
+    rows = [line for line in TABLES.splitlines() if re.match(r"\| (?!input|event)", line)]
     assert len(rows) > 30
     for row in rows:
         named = NAME.findall(row.split(" | ")[-1])
@@ -30,7 +32,7 @@ def test_every_row_names_existing_tests() -> None:
 
 
 def test_every_test_of_this_folder_is_listed() -> None:
-    named = set(NAME.findall(PAGE.read_text(encoding="utf-8")))
+    named = set(NAME.findall(TABLES))
     here = {
         (f"robustness/{path.name}", name)
         for path in Path(__file__).parent.glob("test_*.py")

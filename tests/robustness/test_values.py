@@ -69,6 +69,8 @@ AT_ONCE = [
     ("serve -m MODEL --port 70000", "Invalid value for '--port'"),
     ("demo -m ./NONE", "'./NONE' does not exist"),
     ("demo -m MODEL --budget 999TiB", "budget=999TiB is 1,098,412,116,148,224 bytes"),
+    ("generate hi -m MODEL --kv-dtype int8 --policy full", "--kv-dtype int8 needs the engine"),
+    ("chat -m MODEL --kv-dtype int8 --policy full", "--kv-dtype int8 needs the engine"),
     ("demo -m MODEL --tokens 1", "tokens=1 must be at least 2"),
     ("calibrate -m ./NONE", "'./NONE' does not exist"),
     ("calibrate -m MODEL --probes 99999999999", "probes=99999999999 must be at most 1,000"),
@@ -136,13 +138,40 @@ def test_wrong_values_are_refused_before_heavy_imports(
     assert not is_heavy or "eval" in line
 
 
+BEFORE_LOADING = [
+    ("tune -m MODEL --text shakespeare:hamlet -b 64 --length 10", "length=10 must be above the"),
+    ("tune -m MODEL --text shakespeare:hamlet -b 64 --policy nope", "policy='nope' must be one"),
+    ("calibrate -m MODEL --out .", "cannot write .: it is a folder"),
+    ("eval --tasks nope", "task 'nope' must be one of passkey"),
+    ("eval -m MODEL --tasks ppl:text=nope", "text 'nope' is neither a file nor one of"),
+    ("eval -m MODEL --device nope", "device=nope must be a name that torch knows"),
+    ("eval -m MODEL --device cuda:99", "device=cuda:99 cannot be used"),
+    ("demo -m MODEL --out /proc/new", "cannot write in /proc/new"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), BEFORE_LOADING)
+def test_wrong_values_are_refused_before_a_model_is_loaded(
+    run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: str
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def must_not_load(*args: Any, **options: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("lacache.models.load_model", must_not_load)
+    monkeypatch.chdir(tmp_path)
+    assert_refused(run(*line.replace("MODEL", str(tiny)).split()), words)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (f"generate hi -m MODEL --budget {HUGE}", "which could not be allocated on cpu"),
-        (f"chat -m MODEL --budget {HUGE}", "which could not be allocated on cpu"),
-        (f"serve -m MODEL --port 0 --budget {HUGE}", "which could not be allocated on cpu"),
-        (f"serve -m MODEL --port 0 --max-sequences {HUGE}", "which could not be allocated on cpu"),
+        (f"generate hi -m MODEL --budget {HUGE}", "bytes, and this machine has"),
+        (f"chat -m MODEL --budget {HUGE}", "bytes, and this machine has"),
+        (f"serve -m MODEL --port 0 --budget {HUGE}", "bytes, and this machine has"),
+        (f"serve -m MODEL --port 0 --max-sequences {HUGE}", "try fewer sequences"),
         (f"demo -m MODEL --tokens 300 --budget {HUGE}", "bytes, and this machine has"),
         (f"demo -m MODEL --tokens {HUGE}", f"need {HUGE + 1:,}"),
         (f"calibrate -m MODEL --length {HUGE}", f"length={HUGE} must be at most 100,000"),

@@ -73,6 +73,8 @@ def calibrate(
         validate_png(plot)
         require_matplotlib()
         validate_replaceable(plot)
+    if out is not None:
+        validate_replaceable(out)
     source = load_document(DEFAULT_DOCUMENT if text is None else text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     model_fingerprint = fingerprint(loaded.model)

@@ -113,6 +113,7 @@ def chat(
     stops = tuple(stop or ())
     StopStrings(stops)
     engine_options = EngineOptions(compile=compile or False, kv_dtype=kv_dtype, weights=weights)
+    engine_options.validate_unused(options.runs_without_engine)
     if system is not None:
         validate_text(system, "the system prompt")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
+from lacache.cli.preflight import validate_bytes
 from lacache.common.files import cache_home
 from lacache.common.validation import validate_kv_dtype, validate_prefill, validate_weights
 from lacache.errors import ConfigError
@@ -51,6 +52,13 @@ class CacheOptions:
             budget = DEFAULT_BUDGET
         return cls(parsed, validate_budget(parsed, budget), prefill)
 
+    @property
+    def runs_without_engine(self) -> str:
+        """Why the options need a `LaCache`, as they have no constant size; "" where they do not."""
+        if isinstance(self.policy, Full):
+            return "a full cache runs without"
+        return "dense prefill runs without" if self.prefill == "dense" else ""
+
     def new_cache(self, model: Any) -> LaCache:
         """Return a new cache for `model`.
 
@@ -89,11 +97,14 @@ class EngineOptions:
     def validate_unused(self, why: str) -> None:
         """Check that no option was given that only an engine supports.
 
+        Args:
+            why: there is no engine; "" if there is one.
+
         Raises:
             ConfigError: one was given.
         """
         for option, value in (("--kv-dtype", self.kv_dtype), ("--weights", self.weights)):
-            if value is not None:
+            if why and value is not None:
                 raise ConfigError(f"{option} {value} needs the engine, and {why}; leave it out")
 
 
@@ -124,17 +135,14 @@ def generator_factory(
     from lacache.engine.cache_stream import CacheGenerator
     from lacache.models.model_info import model_info
 
-    # The first two have no constant size; the engine does not store the state of linear layers.
-    unsupported = {
-        "a full cache runs without": isinstance(cache_options.policy, Full),
-        "dense prefill runs without": cache_options.prefill == "dense",
-        "models with linear attention run without": bool(model_info(model).linear),
-    }
-    for why, is_so in unsupported.items():
-        if is_so:
-            engine_options.validate_unused(why)
-            cache = cache_options.new_cache(model)
-            return lambda: CacheGenerator(model, cache, sampling)
+    why = cache_options.runs_without_engine
+    if model_info(model).linear:
+        # The engine does not store their state.
+        why = "models with linear attention run without"
+    engine_options.validate_unused(why)
+    if why:
+        cache = cache_options.new_cache(model)
+        return lambda: CacheGenerator(model, cache, sampling)
     engine = new_engine(model, cache_options, engine_options, prompt_tokens=prompt_tokens)
     return lambda: engine.open(sampling)
 
@@ -162,9 +170,16 @@ def new_engine(
         UnsupportedModelError: the model is not understood.
     """
     from lacache.engine.engine import Engine
+    from lacache.models.model_info import model_info
 
     budget = cache_options.budget
     is_share = budget is not None and budget.share > 0
+    if budget is not None and budget.tokens:
+        num_bytes = budget.tokens * model_info(model).bytes_per_token
+        # Keys and values of another type take at least a quarter.
+        validate_bytes(
+            str(budget), num_bytes // (4 if engine_options.kv_dtype else 1), max_sequences
+        )
 
     def make() -> Engine:
         return Engine(

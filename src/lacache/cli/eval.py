@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
-from lacache.cli.preflight import computing_dtype
+from lacache.cli.preflight import computing_dtype, validate_device
 from lacache.common.validation import validate_dtype, validate_threads
 from lacache.errors import ConfigError
 from lacache.models import model_name
@@ -16,7 +16,6 @@ from lacache.models import model_name
 if TYPE_CHECKING:
     from lacache.evals.recipes import Recipe
     from lacache.evals.suite import Suite
-    from lacache.models import LoadedModel
 
 _SUITE = "What is run"
 
@@ -115,7 +114,10 @@ def eval(
     threads: ThreadsOption = DEFAULT_THREADS,
     out: Annotated[
         Path,
-        typer.Option(help="File of records, one JSON line a run. Runs that are in it are skipped."),
+        typer.Option(
+            help="File of records, one JSON line a run; created with its folder if missing. "
+            "Runs that are in it are skipped."
+        ),
     ] = Path("eval.jsonl"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON in place of the tables.")
@@ -169,20 +171,25 @@ def eval(
     else:
         suite: Suite = replace(QUICK if quick else SMALL, **changes)
         specs = suite.runs()
-    if dry_run:
-        from lacache.cli.eval_plan import plan_eval, show_plan
 
-        show_plan(plan_eval(specs, model, out, dtype=dtype), chosen, as_json=as_json)
+    from lacache.cli.eval_plan import plan_eval, show_plan
+
+    plan = plan_eval(specs, model, out, dtype=dtype)
+    if dry_run:
+        show_plan(plan, chosen, as_json=as_json)
         return
     model_name(model)
+    for task in dict.fromkeys(spec.task for spec in plan.left):
+        task.validate()
 
     from lacache.cli.eval_run import evaluate
     from lacache.evals.record_file import validate_appendable
     from lacache.models import load_model
 
     validate_appendable(out)
+    validate_device(device)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
-    _move(loaded, device)
+    loaded.model.to(device)  # type: ignore[arg-type]  # its stubs know no text
     evaluate(specs, loaded, out, as_json=as_json)
 
 
@@ -198,14 +205,6 @@ def _recipe(words: list[str], *, quick: bool) -> Recipe:
     if quick:
         raise ConfigError("--quick is no recipe; try --samples 2 for a part of one")
     return RECIPES[words[1]]
-
-
-def _move(loaded: LoadedModel, device: str) -> None:
-    try:
-        loaded.model.to(device)  # type: ignore[arg-type]  # its stubs know no text
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={device} cannot be used ({reason}); try --device cpu") from error
 
 
 def _number(name: str, text: str) -> int:

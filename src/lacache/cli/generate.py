@@ -110,6 +110,7 @@ def generate(
     if compile is None:
         compile = num_new is None or num_new >= WORTH_COMPILING
     engine_options = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
+    engine_options.validate_unused(options.runs_without_engine)
     text = read_prompt(prompt, file)
 
     from lacache.cli.generation import generate_text

@@ -78,6 +78,10 @@ def inspect(
         validate_int("heads", heads, 1, 256)
     parsed = parse_policy(policy)
     heads = _heads_for(parsed, heads)
+    if budget is None and parsed.takes_budget:
+        raise ConfigError(
+            "no budget was given; try budget=512 (tokens, as there is no model and no prompt)"
+        )
     if budget is not None and not parse_budget(budget).tokens:
         raise ConfigError(
             f"budget={budget} must be a number of tokens, as there is no model and no prompt; try "

@@ -18,14 +18,37 @@ def validate_loading(model: str | None, *, dtype: str, threads: int) -> None:
     model_name(model)
 
 
+def validate_device(device: str) -> None:
+    """Check that torch can compute on a device of this machine.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    import torch
+
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device={device} must be a name that torch knows, such as cpu, cuda or cuda:1; try "
+            "--device cpu"
+        ) from error
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={device} cannot be used ({reason}); try --device cpu") from error
+
+
 def validate_memory(budget: Budget | None, num_sequences: int = 1) -> None:
-    """Check that the machine has the memory for a budget in bytes of each sequence.
+    """Check that the machine has the memory for a budget of each sequence.
 
     Raises:
         ConfigError: it has less.
     """
     if budget is not None:
-        validate_bytes(str(budget), budget.num_bytes, num_sequences)
+        # Without the model, a token counts as the byte that it takes at the very least.
+        validate_bytes(str(budget), budget.num_bytes or budget.tokens, num_sequences)
 
 
 def validate_bytes(budget: str, num_bytes: int, num_sequences: int = 1) -> None:
@@ -42,9 +65,12 @@ def validate_bytes(budget: str, num_bytes: int, num_sequences: int = 1) -> None:
     needed, available = num_sequences * num_bytes, physical_bytes()
     if needed > available:
         each = f" for each of {num_sequences} sequences" if num_sequences > 1 else ""
+        least = "at least " if budget.isdecimal() else ""
+        a_quarter = available // 4 // num_sequences // 2**20
+        remedy = f"{a_quarter}MiB" if a_quarter else "fewer sequences"
         raise ConfigError(
-            f"budget={budget}{each} is {needed:,} bytes, and this machine has {available:,}; try "
-            f"{max(1, available // 4 // num_sequences // 2**20)}MiB"
+            f"budget={budget}{each} is {least}{needed:,} bytes, and this machine has "
+            f"{available:,}; try {remedy}"
         )
 
 

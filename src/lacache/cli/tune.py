@@ -74,7 +74,10 @@ def tune(
     threads: ThreadsOption = DEFAULT_THREADS,
     out: Annotated[
         Path,
-        typer.Option(help="File of records, one JSON line a run. Runs that are in it are used."),
+        typer.Option(
+            help="File of records, one JSON line a run; created with its folder if missing. "
+            "Runs that are in it are used."
+        ),
     ] = Path("tune.jsonl"),
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the Pareto front, as a PNG file.")
@@ -108,6 +111,7 @@ def tune(
     from lacache.common.records import replacing, validate_replaceable
     from lacache.evals.plots.style import require_matplotlib, validate_png
     from lacache.evals.plots.tuning import plot_tuning
+    from lacache.evals.policies import parse_eval_policy
     from lacache.evals.record_file import Outcome, run_all, validate_appendable
     from lacache.evals.runner import EvalRunner
     from lacache.evals.specs import split_list
@@ -129,6 +133,10 @@ def tune(
     if save_policy is not None:
         validate_replaceable(save_policy)
     validate_appendable(out)
+    for policy in texts or ():
+        parse_eval_policy(policy)
+    if not parsed.num_bytes:  # else the model's bytes of a token decide
+        Settings(*_sizes(parsed, length, bytes_per_token=1, context=None), minutes)
     load_named_document(text)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     info = model_info(loaded.model)
@@ -193,7 +201,7 @@ def _candidates(model: Any, capacity: int, texts: list[str] | None, console: Any
         return given_candidates(model, capacity, texts)
     if model_profile(model) is None:
         console.print(
-            "This model has no profile, so no candidate gives single KV heads a long history; "
+            "This model has no head profile, so no candidate treats retrieval heads apart; "
             "lacache calibrate makes one."
         )
     return default_candidates(model, capacity)

@@ -72,15 +72,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def validate_writable(folder: Path) -> None:
-    """Create `folder` and try whether files can be written there, before any long work.
+    """Try whether files can be written in `folder`, before any long work, and leave no trace.
+
+    A missing folder counts, as it is created with the first file.
 
     Raises:
         InputError: it cannot be created or written.
     """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
+        for path in new:
+            # Another process may have put something into it.
+            with suppress(OSError):
+                path.rmdir()
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot write in {folder}: {reason}; try another folder") from error

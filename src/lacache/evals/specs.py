@@ -31,8 +31,9 @@ def parse_spec(text: str, table: Mapping[str, Callable[..., Made]], what: str) -
     """
     name, _, settings = text.strip().partition(":")
     if name not in table:
-        near = [*get_close_matches(name, table, n=1), *table][0]
-        raise ConfigError(f"{what} {name!r} must be one of {', '.join(table)}; try {near}")
+        raise ConfigError(
+            f"{what} {name!r} must be one of {_list_for(name, table)}; try {_nearest(name, table)}"
+        )
     given = parse_settings(what, name, table[name], settings, with_colons=True)
     return table[name](**given)
 
@@ -40,3 +41,26 @@ def parse_spec(text: str, table: Mapping[str, Callable[..., Made]], what: str) -
 def settings_record(name: str, made: Any) -> Record:
     """Return a name and the fields of a frozen dataclass, as JSON holds them."""
     return {"name": name, **asdict(made)}
+
+
+def _list_for(wrong: str, names: Iterable[str]) -> str:
+    """Return names for an error: of a large family with a common start, only those asked for."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(name.partition("-")[0], []).append(name)
+    asked = families.get(wrong.partition("-")[0])
+    if asked:
+        return ", ".join(asked)
+    return ", ".join(
+        ", ".join(members)
+        if len(members) < 5
+        else f"{family}-NAME ({len(members)}; {family!r} lists them)"
+        for family, members in families.items()
+    )
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """Return up to three names like a wrong one, else the first name."""
+    known = list(names)
+    near = get_close_matches(name, known) or [n for n in known if name in n][:3]
+    return " or ".join(near or known[:1])

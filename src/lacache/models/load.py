@@ -121,7 +121,7 @@ def _load(
 ) -> LoadedModel:
     options: dict[str, Any] = {"local_files_only": path is not None, "trust_remote_code": False}
     if path is None:
-        what = f"model {name!r} is not a directory and could not be had from the hub"
+        what = f"model {name!r} is not a directory and could not be downloaded from the hub"
         remedy = f"check the name and the network, or {REMEDY}"
     else:
         what, remedy = f"model directory {path} cannot be loaded", REMEDY

@@ -184,7 +184,7 @@ def _validate_chunks(name: str, decoder: nn.Module, config: Any) -> None:
     error = _distance(joined, whole)
     if error > (5e-3 if _is_precise(whole) else 0.2):
         raise UnsupportedModelError(
-            f"{name} gives other answers when a prompt comes in pieces (relative error "
+            f"{name} gives other logits when a prompt is prefilled in chunks (relative error "
             f"{error:.2g}), as this version of transformers does not carry the state of its "
             "linear layers on; try a newer transformers"
         )

@@ -12,6 +12,7 @@ _UNITS = {"B": 1}
 _UNITS |= {f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}
 _UNITS |= {f"{p}iB": 1024**i for i, p in enumerate("KMGT", 1)}
 _EXAMPLES = "try 512 (tokens), 0.5 (share of the prompt) or '64MiB' (bytes)"
+_RULE = "must be a number of tokens, a share or a number of bytes"
 
 
 @final
@@ -88,7 +89,7 @@ def parse_budget(value: object) -> Budget:
     if isinstance(value, Budget):
         return value
     if isinstance(value, bool):
-        raise ConfigError(f"budget={value!r} is not a budget; {_EXAMPLES}")
+        raise ConfigError(f"budget={value!r} {_RULE}; {_EXAMPLES}")
     if isinstance(value, int):
         if value < 1:
             raise ConfigError(f"budget={value} must be at least 1 token; {_EXAMPLES}")
@@ -100,7 +101,7 @@ def parse_budget(value: object) -> Budget:
     if isinstance(value, str) and len(value) <= 40:
         return _parse_text(value.strip())
     shown = repr(value) if isinstance(value, str) else str(value)
-    raise ConfigError(f"budget={shown[:42]} is not a budget; {_EXAMPLES}")
+    raise ConfigError(f"budget={shown[:42]} {_RULE}; {_EXAMPLES}")
 
 
 def _parse_text(text: str) -> Budget:
@@ -112,7 +113,7 @@ def _parse_text(text: str) -> Budget:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", text)
     if match is None or match[2].lower() not in units:
         raise ConfigError(
-            f"budget={text!r} is not a budget; {_EXAMPLES}; units are {', '.join(_UNITS)}"
+            f"budget={text!r} {_RULE} with one of the units {', '.join(_UNITS)}; {_EXAMPLES}"
         )
     num_bytes = int(float(match[1]) * units[match[2].lower()])
     if num_bytes < 1:

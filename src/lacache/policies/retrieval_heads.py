@@ -166,8 +166,8 @@ class RetrievalHeads(Policy):
         ]
         if not streaming:
             raise ConfigError(
-                "history and tiers hold every KV head, so nothing is left for windows; try "
-                "policy='ladder'"
+                "every KV head is among the retrieval heads, so none is left with a window; name "
+                "fewer heads, or try policy='ladder'"
             )
         total = sum(num_heads)
 

@@ -33,7 +33,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("no score", {"score": ...}, "the record has no score"),
     ("text as score", {"score": "high"}, "score=high is of the wrong type str"),
     ("true as count", {"count": True}, "count=True is of the wrong type bool"),
-    ("budget", {"budget": "some"}, "budget='some' is not a budget"),
+    ("budget", {"budget": "some"}, "budget='some' must be a number of tokens, a share or"),
     ("policy without name", {"policy": {}}, "policy: the record has no name"),
     ("interval", {"score_interval": [0.1]}, "score_interval must be two numbers"),
     ("interval of texts", {"nll_interval": ["a", "b"]}, "nll_interval must be two numbers"),
