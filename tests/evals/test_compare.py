@@ -8,6 +8,7 @@ from lacache.errors import InputError
 from lacache.evals.compare import compare, conclusions
 
 TOKENS = 4096
+BOTH = [("streaming", "S", 0.0), ("ladder", "A", -0.1)]
 
 
 def run(name: str, label: str, add: float = 0.0, late: float = 0.0, **changes: Any) -> Record:
@@ -54,12 +55,24 @@ def test_the_winner_follows_the_numbers() -> None:
 def test_ties_are_said() -> None:
     base = run("streaming", "S")
     same = said([base, run("ladder", "A")])
-    assert "where they differ: the same" in same
+    assert "A against S on tokens from 512 on: the same perplexity." in same
     assert "(a tie)" in same
     near = said([base, run("ladder", "A", 1e-9)])
     assert "no clear winner" in near
     rows = compare([base, run("ladder", "A")])
     assert all(row.best == ("S", "A") for row in rows)
+
+
+def test_a_verdict_names_the_difference_its_error_and_the_rule() -> None:
+    base = run("streaming", "S")
+    told = said([base, run("ladder", "A", -0.1)])
+    assert "A against S on tokens from 512 on: perplexity 9.5" in told
+    assert " % lower, standard error " in told
+    assert "; above two standard errors, so A wins on perplexity. A is lower in 7 of 7 " in told
+    short = [run(name, label, add, length=1200) for name, label, add in BOTH]
+    for record in short:
+        record["nll"] = record["nll"][:1199]
+    assert "; 688 tokens are too few to name a winner. " in said(short)
 
 
 def test_speeds_within_five_per_cent_tie() -> None:

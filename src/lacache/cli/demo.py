@@ -15,7 +15,7 @@ from lacache.cli.engine_setup import DEFAULT_BUDGET
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.cli.preflight import computing_dtype, validate_bytes, validate_loading, validate_memory
 from lacache.common.validation import validate_int
-from lacache.policies.budget import parse_budget
+from lacache.policies import DEFAULT_POLICY, parse_budget
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,8 +25,13 @@ if TYPE_CHECKING:
     from lacache.models import LoadedModel
     from lacache.policies import Policy
 
-_LABELS = {"full": "full cache", "streaming": "StreamingLLM", "ladder": "LaCache ladder"}
-_POLICIES = tuple(_LABELS)
+_POLICIES = ("full", "streaming", DEFAULT_POLICY)
+_LABELS = {
+    "full": "full cache",
+    "streaming": "StreamingLLM",
+    "ladder": "LaCache ladder",
+    "balanced": "LaCache balanced",
+}
 _TOKENS = 12_288
 _LEFT_OUT = ("nll", "last_seen", "trace", "kept", "head_to_kept")
 _PLOTS = ("ladder.png", "perplexity.png", "memory.png")
@@ -56,7 +61,7 @@ def demo(
         typer.Option(
             "--policy",
             help="A policy to compare; repeat it for several. The last one continues the text. "
-            "Default: full, streaming and ladder.",
+            f"Default: full, streaming and {DEFAULT_POLICY}.",
             show_default=False,
         ),
     ] = None,
@@ -103,12 +108,14 @@ def demo(
     from lacache.evals.runs import RunSpec
     from lacache.evals.tasks.ppl import Perplexity
     from lacache.models import load_model
+    from lacache.models.fingerprint import model_profile
     from lacache.models.model_info import model_info
 
     chosen = list(dict.fromkeys(map(parse_eval_policy, policies or _POLICIES)))
     require_matplotlib()
     task = Perplexity(DEFAULT_DOCUMENT if text is None else text)
     task.validate()
+    validate_writable(out)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     # One token more than is prefilled, to continue from.
     token_ids = task.token_ids(loaded.tokenizer, length=tokens + 1)
@@ -122,7 +129,6 @@ def demo(
     specs = [RunSpec(task, policy, tokens, str(capacity)) for policy in chosen]
     for policy in chosen:
         open_cache(loaded.model, policy, capacity)
-    validate_writable(out)
 
     progress_console = Console(stderr=True)
     progress_console.print(
@@ -132,6 +138,12 @@ def demo(
         f"at most {chunk_size} tokens at once, {threads} thread{'s' * (threads > 1)}.",
         highlight=False,
     )
+    if any(policy.needs_profile for policy in chosen) and model_profile(loaded.model) is None:
+        progress_console.print(
+            "The model has no head profile, so its retrieval heads are unknown; lacache calibrate "
+            "finds them.",
+            highlight=False,
+        )
     runner = EvalRunner(loaded, chunk_size=chunk_size)
     runs: list[Record] = []
     cache: Any = None
@@ -270,8 +282,10 @@ def _continue(
     before = loaded.tokenizer.decode(token_ids[-24:])
     if console is not None:
         held = cache.report()
+        alike = held.num_cached == held.most_cached
+        where = "in each layer" if alike else "in a KV head on average"
         console.print(
-            f"{label} continues from what it holds, {held.num_cached:,} tokens in each layer and "
+            f"{label} continues from what it holds, {held.num_cached:,} tokens {where} and "
             f"{held.coverage:,} different ones in all (temperature 0.7):\n"
         )
         console.print(f"... {before}", style="dim", markup=False, end="")

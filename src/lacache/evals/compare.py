@@ -15,8 +15,8 @@ TIE_IN_SPEED = 0.05
 """Speeds closer than this share count as a tie: a machine is rarely quieter than that."""
 
 _WINDOW = 512
-_FEW = 4
-"""Fewer windows than these are too little text to name a winner."""
+_FEW = 1024
+"""Fewer tokens than these are too little text to name a winner."""
 _MIB = 2**20
 
 
@@ -180,24 +180,23 @@ def _pair(record: Record, base: Record) -> str:
     windows = list(zip(running(ours, _WINDOW), running(theirs, _WINDOW), strict=True))
     wins = sum(a.perplexity < b.perplexity for a, b in windows)
     losses = sum(a.perplexity > b.perplexity for a, b in windows)
+    compared = f"{record['label']} against {base['label']} on tokens from {start:,} on"
     gap = difference(ours, theirs)
-    percent, error = 100 * math.expm1(gap.mean), 100 * gap.error
     if gap.mean == 0:
-        verdict = "the same"
-    elif not gap.is_clear or len(windows) < _FEW:
-        verdict = (
-            f"no clear winner ({record['label']} {percent:+.2f} %, standard error {error:.2f})"
-        )
-    else:
+        return f"{compared}: the same perplexity."
+    if len(ours) < _FEW:
+        verdict = f"{len(ours):,} tokens are too few to name a winner"
+    elif gap.is_clear:
         winner = record["label"] if gap.mean < 0 else base["label"]
-        verdict = (
-            f"{winner} wins on perplexity ({record['label']} {percent:+.2f} %, "
-            f"standard error {error:.2f})"
-        )
+        verdict = f"above two standard errors, so {winner} wins on perplexity"
+    else:
+        verdict = "within two standard errors, so there is no clear winner"
+    percent = 100 * math.expm1(gap.mean)
     return (
-        f"{record['label']} against {base['label']}, from token {start:,} on, where they differ: "
-        f"{verdict}; {record['label']} is lower in {wins} of {len(windows)} windows of "
-        f"about {_WINDOW} tokens, {base['label']} in {losses}."
+        f"{compared}: perplexity {abs(percent):.2f} % {'lower' if percent < 0 else 'higher'}, "
+        f"standard error {100 * gap.error:.2f} %; {verdict}. {record['label']} is "
+        f"lower in {wins} of {len(windows)} windows of about {_WINDOW} tokens, and higher in "
+        f"{losses}."
     )
 
 

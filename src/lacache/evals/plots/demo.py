@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 # Colours of Okabe and Ito, distinct with every kind of colour blindness.
-_COLOURS = {"full": "#444444", "streaming": "#0072B2", "ladder": "#D55E00"}
-_OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = {
+    "full": "#444444",
+    "streaming": "#0072B2",
+    "ladder": "#D55E00",
+    "balanced": "#009E73",
+}
+_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
 # Lines of two caches of one size often overlap, so the lower one is wide and the upper one thin.
 _LINES: dict[str, dict[str, Any]] = {
     "full": {"linewidth": 2, "linestyle": (0, (1, 1))},
     "streaming": {"linewidth": 5, "alpha": 0.55},
     "ladder": {"linewidth": 1.8},
+    "balanced": {"linewidth": 1.8},
 }
 
 
@@ -43,12 +49,13 @@ def plot_perplexity(records: Sequence[Record], path: Path, window: int = 512) ->
     window = max(8, min(window, tokens // 16))
     base = next((r for r in records if r["policy"]["name"] == "streaming"), None)
     compared = [r for r in records if base and r is not base and r["policy"]["name"] != "full"]
-    with drawing(path, 10, 7.2 if compared else 5) as figure:
-        ratios = [2.2, 1] if compared else [1]
+    with drawing(path, 10, 5 + 2.2 * len(compared)) as figure:
+        ratios = [2.2, *(1.0 for _ in compared)]
         axes = figure.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
         top = axes[0]
         highest, lowest = 0.0, float("inf")
-        for record, style in _styled(records):
+        styled = list(_styled(records))
+        for record, style in styled:
             points = running(record["nll"], window)
             heights = [b.perplexity for b in points]
             highest, lowest = max(highest, *heights), min(lowest, *heights)
@@ -64,10 +71,11 @@ def plot_perplexity(records: Sequence[Record], path: Path, window: int = 512) ->
         top.set_title(f"Perplexity by position ({_subject(records[0])})", pad=24)
         top.set_ylabel(f"perplexity of {window} tokens\n(lower is better)")
         _mark_positions(top, records)
-        figure.legend(loc="outside lower center", ncols=len(records))
+        figure.legend(loc="outside lower center", ncols=min(3, len(records)))
+        colours = {record["label"]: style["color"] for record, style in styled}
         if base:
-            for record in compared:
-                _draw_difference(axes[1], record, base, window)
+            for panel, record in zip(axes[1:], compared, strict=True):
+                _draw_difference(panel, record, base, window, colours)
         axes[-1].set_xlabel("token")
         axes[-1].set_xlim(0, tokens)
         axes[-1].xaxis.set_major_formatter("{x:,.0f}")
@@ -113,10 +121,6 @@ def _subject(record: Record) -> str:
     return f"{record['model']['name']}, {record['task']['text']}"
 
 
-def _colour(record: Record) -> str:
-    return _COLOURS.get(record["policy"]["name"], _OTHER_COLOURS[0])
-
-
 def _styled(records: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:
     """Yield records with line styles: the first of a policy has its own, others another colour."""
     used: set[str] = set()
@@ -131,25 +135,32 @@ def _styled(records: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]
             yield record, {"color": next(others), **_LINES["ladder"]}
 
 
-def _draw_difference(axes: Axes, record: Record, base: Record, window: int) -> None:
-    """Draw bars of the perplexity of `record` over that of `base`, in per cent."""
+def _draw_difference(
+    axes: Axes, record: Record, base: Record, window: int, colours: Mapping[str, str]
+) -> None:
+    """Draw bars of the perplexity of `record` over that of `base`, in per cent.
+
+    A bar has the colour of the one that is better.
+    """
     ours, theirs = running(record["nll"], window), running(base["nll"], window)
     percent = [100 * (a.perplexity / b.perplexity - 1) for a, b in zip(ours, theirs, strict=True)]
-    axes.bar(
-        [b.start for b in ours],
-        percent,
-        [0.92 * (b.stop - b.start) for b in ours],
-        align="edge",
-        color=[_colour(record) if p < 0 else _colour(base) for p in percent],
-    )
+    for better, sign in ((record, -1), (base, 1)):
+        bars = [(b, p) for b, p in zip(ours, percent, strict=True) if sign * p > 0]
+        axes.bar(
+            [b.start for b, _ in bars],
+            [p for _, p in bars],
+            [0.92 * (b.stop - b.start) for b, _ in bars],
+            align="edge",
+            color=colours[better["label"]],
+            label=f"{better['label']} is better",
+        )
     limit = 1.25 * max(0.1, *(abs(p) for p in percent))
     axes.set_ylim(-limit, limit)
+    # Above the panel, where no bar can be.
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
     axes.axhline(0, color=INK, linewidth=1)
     axes.set_ylabel("difference in %")
-    axes.set_title(
-        f"{record['label']} against {base['label']}: below zero {record['label']} is better",
-        fontsize=11,
-    )
+    axes.set_title(f"{record['label']} against {base['label']}", fontsize=11)
 
 
 def _mark_positions(axes: Axes, records: Sequence[Record]) -> None:
