@@ -14,13 +14,13 @@ from tests.engine.tiny import tiny_tokenizer
 def test_search_agrees_with_trying_all(least: int, extra: int, limit: int, start: int) -> None:
     most = least + extra
     all_that_fit = [size for size in range(least, most + 1) if size <= limit]
-    found = largest_fitting(lambda size: size <= limit, least=least, most=most, start=start)
+    found = largest_fitting(lambda size: size, limit, least=least, most=most, start=start)
     assert found == max(all_that_fit, default=None)
 
 
 @given(good=st.sets(st.integers(0, 100)), start=st.integers(0, 100))
 def test_what_is_found_fits_and_one_more_does_not(good: set[int], start: int) -> None:
-    found = largest_fitting(good.__contains__, least=0, most=100, start=start)
+    found = largest_fitting(lambda size: size not in good, 0, least=0, most=100, start=start)
     if found is None:
         assert 0 not in good
     else:

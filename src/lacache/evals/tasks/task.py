@@ -78,17 +78,17 @@ def count_tokens(tokenizer: Any, *parts: str) -> int:
 
 
 def largest_fitting(
-    fits: Callable[[int], bool], *, least: int, most: int, start: int
+    tokens: Callable[[int], int], room: int, *, least: int, most: int, start: int
 ) -> int | None:
-    """Return the largest size in `least..most` that fits, or None if `least` does not.
+    """Return the largest size in `least..most` of at most `room` tokens, or None if there is none.
 
-    The search doubles its steps away from `start`, then halves them. Where `fits` is not quite
-    monotonic the result still fits, but a larger one may too.
+    The search doubles its steps away from `start`, then halves them. Where tokens do not quite
+    grow with the size the result still fits, but a larger one may too.
     """
     below, above = least - 1, most + 1
     size, step = min(max(start, least), most), 1
     while above - below > 1:
-        if fits(size):
+        if tokens(size) <= room:
             below = size
         else:
             above = size
@@ -129,10 +129,7 @@ def fit_context(
         return count_tokens(tokenizer, build(size), *(question.text for question in questions))
 
     size = largest_fitting(
-        lambda size: prompt_tokens(size) <= room,
-        least=0,
-        most=_MOST_SENTENCES,
-        start=max(0, room // 24),
+        prompt_tokens, room, least=0, most=_MOST_SENTENCES, start=max(0, room // 24)
     )
     if size is None:
         least = prompt_tokens(0) + new_tokens

@@ -88,7 +88,7 @@ class Ruler(Task):
             build = partial(self.build, index=index, length=length, seed=drawn)
             tokens = partial(_tokens, build, tokenizer)
             least, most = self.sizes(index, room)
-            size = _largest(tokens, room, least, most, start)
+            size = largest_fitting(tokens, room, least=least, most=max(least, most), start=start)
             if size is None:
                 too_long.append(tokens(least) + new)
                 continue
@@ -141,14 +141,6 @@ def seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(state)
         np.random.set_state(numpy_state)
-
-
-def _largest(
-    tokens: Callable[[int], int], room: int, least: int, most: int, start: int
-) -> int | None:
-    return largest_fitting(
-        lambda size: tokens(size) <= room, least=least, most=max(least, most), start=start
-    )
 
 
 def _tokens(build: Callable[[int], Draft], tokenizer: Any, size: int) -> int:
