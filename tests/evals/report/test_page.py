@@ -7,7 +7,7 @@ import pytest
 from lacache.common.records import Record
 from lacache.errors import InputError
 from lacache.evals.plots.by_bytes import Line, Panel, Point, front, plot_pareto, plot_scores
-from lacache.evals.plots.needle import NeedlePanel, plot_needle
+from lacache.evals.plots.needle import plot_needle
 from lacache.evals.plots.positions import PositionLine, plot_positions
 from lacache.evals.plots.style import policy_styles
 from lacache.evals.report import Run, write_report
@@ -158,15 +158,15 @@ def test_scores_have_a_colour_for_each_policy(tmp_path: Path) -> None:
 def test_a_found_needle_is_blue_and_a_lost_one_orange(tmp_path: Path) -> None:
     places = [(depth / 4, length) for depth in range(5) for length in (10, 20)]
     for score, colour in ((0.0, LADDER), (1.0, STREAMING)):
-        panel = NeedlePanel("t", dict.fromkeys(places, score))
-        plot_needle([panel, panel], "title", tmp_path / f"{score}.png")
+        panel = dict.fromkeys(places, score)
+        plot_needle({"t": panel, "u": panel}, "title", tmp_path / f"{score}.png")
         assert share_of(pixels(tmp_path / f"{score}.png"), colour) > 0.2
-    half = NeedlePanel("t", dict.fromkeys(places[:5], 1.0))
-    plot_needle([half, NeedlePanel("u", dict.fromkeys(places, 1.0))], "title", tmp_path / "h.png")
+    half, whole_panel = dict.fromkeys(places[:5], 1.0), dict.fromkeys(places, 1.0)
+    plot_needle({"t": half, "u": whole_panel}, "title", tmp_path / "h.png")
     whole, partly = (share_of(pixels(tmp_path / n), STREAMING) for n in ("1.0.png", "h.png"))
     assert 0.6 * whole < partly < 0.9 * whole
     with pytest.raises(InputError, match="0 scores by depth"):
-        plot_needle([NeedlePanel("t", {})], "title", tmp_path / "none.png")
+        plot_needle({"t": {}}, "title", tmp_path / "none.png")
 
 
 def test_the_end_of_the_trained_context_is_marked_if_the_document_is_longer(tmp_path: Path) -> None:
@@ -200,14 +200,14 @@ def test_random_draws_are_a_cloud_and_a_far_full_cache_does_not_squeeze(tmp_path
     def height(full: float) -> int:
         """Rows of the image that the ladder's line covers."""
         path = tmp_path / "p.png"
-        plot_pareto([ladder], [cloud], "t", path, measure="x", lower_is_better=True, full=full)
+        plot_pareto([ladder], [cloud], "t", path, lower_is_better=True, full=full)
         upper = pixels(path)[:640]
         hits = (abs(upper - [213, 94, 0]).max(axis=2) < 24).any(axis=1)
         return int(hits.sum())
 
     assert height(1e6) > 1.3 * height(16.0) > 40
     with pytest.raises(InputError, match="0 points"):
-        plot_pareto([], [], "t", tmp_path / "no.png", measure="x", lower_is_better=True)
+        plot_pareto([], [], "t", tmp_path / "no.png", lower_is_better=True)
 
 
 def test_policies_keep_their_looks() -> None:

@@ -133,20 +133,17 @@ def plot_pareto(
     title: str,
     path: Path,
     *,
-    measure: str,
     lower_is_better: bool,
     full: float | None = None,
 ) -> None:
-    """Draw values by mean bytes, with the Pareto front.
+    """Draw scores or perplexities by mean bytes, with the Pareto front.
 
     Args:
         lines: the policies with a name.
         clouds: random draws, as small grey points.
         title: title of the plot.
         path: the PNG to write.
-        measure: name of the values, such as "perplexity".
-        lower_is_better: direction of the front; if higher is better, values are scores from 0
-            to 1.
+        lower_is_better: values are perplexities; else scores from 0 to 1.
         full: value of the full cache, drawn as a horizontal line.
 
     Raises:
@@ -207,7 +204,8 @@ def plot_pareto(
             axes.plot([], [], " ", label=f"Full cache: {full:,.4g}, far {where}")
         axes.set_title(title)
         _label_bytes(axes, unit)
-        axes.set_ylabel(f"{measure} ({'lower' if lower_is_better else 'higher'} is better)")
+        measure = "perplexity (lower" if lower_is_better else "score (higher"
+        axes.set_ylabel(f"{measure} is better)")
         draw_legend(figure)
 
 

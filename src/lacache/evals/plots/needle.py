@@ -1,37 +1,34 @@
 """Plot of scores by the depth of a needle and the length, with a panel for each policy."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
-from typing import final
 
 from lacache.errors import InputError
 from lacache.evals.plots.style import HEADING, drawing, panel_grid
+
+Scores = Mapping[tuple[float, int], float]
+"""Mean scores of one policy by (depth, length)."""
 
 _COLUMNS = 4
 _TITLE_WIDTH = 28
 
 
-@final
-@dataclass(frozen=True)
-class NeedlePanel:
-    """Mean scores of one policy by (depth, length); a depth is as the task records it."""
-
-    title: str
-    scores: Mapping[tuple[float, int], float]
-
-
-def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
+def plot_needle(panels: Mapping[str, Scores], title: str, path: Path) -> None:
     """Draw a heatmap for each policy, all with the same depths, lengths and colours.
 
     Cells without a score stay white.
+
+    Args:
+        panels: by the label of the policy; a depth is as the task records it.
+        title: title of the plot.
+        path: the PNG to write.
 
     Raises:
         InputError: there are no scores, or the path is not a PNG's.
         MissingExtraError: matplotlib is not installed.
     """
-    places = sorted({place for panel in panels for place in panel.scores})
+    places = sorted(set().union(*panels.values()))
     if not places:
         raise InputError("0 scores by depth leave nothing to draw; give runs of a needle task")
     depths = sorted({depth for depth, _ in places})
@@ -49,11 +46,10 @@ def plot_needle(panels: Sequence[NeedlePanel], title: str, path: Path) -> None:
         colours = LinearSegmentedColormap.from_list("found", ["#D55E00", "#F5E9DC", "#0072B2"])
         figure.suptitle(title, **HEADING)
         grid = panel_grid(figure, len(panels), columns, sharex=True)
-        for i, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
-            scores = panel.scores
+        for i, (axes, (label, scores)) in enumerate(zip(grid, panels.items(), strict=True)):
             values = [[scores.get((depth, n), float("nan")) for n in lengths] for depth in depths]
             image = axes.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
-            axes.set_title(fill(panel.title, _TITLE_WIDTH), fontsize=9.5)
+            axes.set_title(fill(label, _TITLE_WIDTH), fontsize=9.5)
             axes.grid(visible=False)
             axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=45)
             axes.set_yticks(range(len(depths)), [f"{100 * depth:.3g}" for depth in depths])

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import final
 
 from lacache.evals.plots.by_bytes import Line, Panel, Point, plot_pareto, plot_scores
-from lacache.evals.plots.needle import NeedlePanel, plot_needle
+from lacache.evals.plots.needle import plot_needle
 from lacache.evals.plots.positions import PositionLine, plot_positions
 from lacache.evals.report.arrange import Report
 from lacache.evals.report.run import BASE, Run, budget_label, split_draws
@@ -152,9 +152,9 @@ def _needles(
             for key in choice.keys:
                 if runs := [run for run in at_budget if run.policy_key == key]:
                     shown[labels[key]] = runs
-            panels = [NeedlePanel(label, _by_depth(runs)) for label, runs in shown.items()]
-            depths = {depth for panel in panels for depth, _ in panel.scores}
-            if len(depths) < 2 or not all(panel.scores for panel in panels):
+            panels = {label: _by_depth(runs) for label, runs in shown.items()}
+            depths = {depth for scores in panels.values() for depth, _ in scores}
+            if len(depths) < 2 or not all(panels.values()):
                 continue
             title = f"Score by depth and length: {tasks[task]}, budget {budget_label(budget)}"
             yield Figure(
@@ -230,7 +230,6 @@ def _paretos(part: Section, labels: Mapping[str, str]) -> Iterator[Figure]:
                 [Line(names[key], labels[key], tuple(points[key])) for key in choice.keys],
                 [Line(name, label, tuple(cloud)) for (name, label), cloud in clouds.items()],
                 table.label,
-                measure="perplexity" if is_ppl else "score",
                 lower_is_better=is_ppl,
                 full=_full_value(table),
             ),
