@@ -488,6 +488,20 @@ OLD_GROUPS = {
 }
 
 
+def test_policies_of_groups_are_shown_in_short(path: Path) -> None:
+    opened(Engine(model(), *BY_HEAD)).save(path)
+    groups = r"policy=3 groups of ladder and streaming at \d+"
+    with pytest.raises(
+        InputError, match=rf"with {groups}, and .* has policy=ladder:\S* at \d+; make"
+    ):
+        Engine(model(), *LADDER).load(path)
+    opened(Engine(model(), *LADDER)).save(path)
+    with pytest.raises(
+        InputError, match=rf"with policy=ladder:\S* at \d+, and .* has {groups}; make"
+    ):
+        Engine(model(), *BY_HEAD).load(path)
+
+
 @pytest.mark.parametrize(("sized", "plan"), [(LADDER, OLD_LADDER), (BY_HEAD, OLD_GROUPS)])
 def test_snapshots_of_version_0_1_go_on(path: Path, sized: Sized, plan: dict[str, Any]) -> None:
     engine = Engine(model(), *sized, max_sequences=2)

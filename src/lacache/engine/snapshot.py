@@ -22,7 +22,7 @@ from lacache.engine.sampler import Sampler, SamplerState
 from lacache.engine.sampling import Sampling
 from lacache.engine.snapshot_file import Header, read_snapshot, write_snapshot
 from lacache.errors import ConfigError, InputError, LaCacheError
-from lacache.policies import BoundPolicy, bind_policy, mean_capacity
+from lacache.policies import BoundPolicy, Groups, bind_policy, mean_capacity
 from lacache.policies.grammar import parse_text
 from lacache.policies.schedule import State, Timetable
 
@@ -186,12 +186,12 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
             continue
         theirs, ours = json.dumps(made_by.get(name)), json.dumps(expected[name])
         if name == "policy":
-            bound = _bound_policy(made_by, runner)
-            if bound is not None:
-                if _keeps_the_same(bound, runner.layout.bound):
+            own, other = runner.layout.bound, _bound_policy(made_by, runner)
+            if other is not None:
+                if _keeps_the_same(other, own):
                     continue
-                theirs = _in_short(bound)
-            ours = str(runner.layout.bound)
+                theirs = _in_short(other)
+            ours = _in_short(own) if isinstance(own.policy, Groups) else str(own)
         raise InputError(
             f"{snapshot.name} was saved with {name}={theirs}, and this engine has "
             f"{name}={ours}; {remedy}"
