@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, final
 
 import torch
@@ -191,8 +192,9 @@ class Completion:
             keeps_slot=True,
             on_progress=self._on_progress,
             find_snapshot=self._find_snapshot,
-            on_start=self._on_start,
+            on_start=lambda num_seen: emit(Started(num_seen, self._num_reused)),
         )
+        self._snapshot = partial(scheduler.snapshot, self._sequence)
 
     @property
     def num_new(self) -> int:
@@ -274,9 +276,6 @@ class Completion:
         self._sequence.to_prefill = self._sequence.to_prefill[self._num_reused :]
         return snapshot
 
-    def _on_start(self, num_seen: int) -> None:
-        self.emit(Started(num_seen, self._num_reused))
-
     def _on_progress(self, num_tokens: int) -> None:
         self.emit(Prefilled(num_tokens))
         if len(self._sequence.to_prefill):
@@ -286,9 +285,6 @@ class Completion:
         except Exception as error:
             # `advance` raises it: other sequences of the step are not concerned.
             self._sequence.error = error
-
-    def _snapshot(self) -> Snapshot:
-        return self._scheduler.snapshot(self._sequence)
 
     def _append(self, token: int, logprobs: TokenLogprobs | None) -> None:
         self._new.append(token)
