@@ -36,12 +36,14 @@ def calibrate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The profile to write. Default: the folder in which profiles are looked up.",
+            help="The profile to write; creates its folder. Default: the folder in which profiles "
+            "are looked up.",
             show_default=False,
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Write a heat map, as a PNG file.")
+        Path | None,
+        typer.Option("--plot", help="Write a heat map, as a PNG file; creates its folder."),
     ] = None,
     threads: ThreadsOption = DEFAULT_THREADS,
     dtype: DtypeOption = "auto",

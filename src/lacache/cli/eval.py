@@ -115,7 +115,7 @@ def eval(
     out: Annotated[
         Path,
         typer.Option(
-            help="File of records, one JSON line a run; created with its folder if missing. "
+            help="File of records, one JSON line a run; creates its folder. "
             "Runs that are in it are skipped."
         ),
     ] = Path("eval.jsonl"),

@@ -56,14 +56,16 @@ def inspect(
         int | None,
         typer.Option(
             "--heads",
-            help="KV heads of each layer, for a policy that tells them apart. Default: 1.",
+            help="KV heads of each layer, for a policy that names single heads. Default: 1.",
             show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="Write a picture, layers by tokens, as a PNG file."),
+        typer.Option(
+            "--plot", help="Write a picture, layers by tokens, as a PNG file; creates its folder."
+        ),
     ] = None,
 ) -> None:
     """Show which tokens each layer holds after --seen tokens.

@@ -75,17 +75,19 @@ def tune(
     out: Annotated[
         Path,
         typer.Option(
-            help="File of records, one JSON line a run; created with its folder if missing. "
+            help="File of records, one JSON line a run; creates its folder. "
             "Runs that are in it are used."
         ),
     ] = Path("tune.jsonl"),
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the Pareto front, as a PNG file.")
+        Path | None,
+        typer.Option("--plot", help="Draw the Pareto front, as a PNG file; creates its folder."),
     ] = None,
     save_policy: Annotated[
         Path | None,
         typer.Option(
-            "--save-policy", help="Write the preferred policy as text, for --policy @FILE."
+            "--save-policy",
+            help="Write the preferred policy as text, for --policy @FILE; creates its folder.",
         ),
     ] = None,
     as_json: Annotated[
@@ -123,8 +125,8 @@ def tune(
     from lacache.models.model_info import model_info
 
     validate_minutes(minutes)
-    texts = None if policies is None else split_list(policies)
-    if texts == []:
+    given = None if policies is None else split_list(policies)
+    if given == []:
         raise ConfigError("no policies were given; give at least one, or leave --policy out")
     if plot is not None:
         validate_png(plot)
@@ -133,7 +135,7 @@ def tune(
     if save_policy is not None:
         validate_replaceable(save_policy)
     validate_appendable(out)
-    for policy in texts or ():
+    for policy in given or ():
         parse_eval_policy(policy)
     if not parsed.num_bytes:  # else the model's bytes of a token decide
         Settings(*_sizes(parsed, length, bytes_per_token=1, context=None), minutes)
@@ -145,7 +147,7 @@ def tune(
     settings = Settings(capacity, length, minutes)
     parts = split_text(loaded.tokenizer, text, length=length, seed=seed)
     console = Console(stderr=True, highlight=False)
-    candidates = _candidates(loaded.model, capacity, texts, console)
+    candidates = _candidates(loaded.model, capacity, given, console)
     runner = EvalRunner(loaded)
     with tuning_bars(console, minutes) as bars:
 
@@ -193,12 +195,12 @@ def _sizes(
     return capacity, length if context is None else min(length, context)
 
 
-def _candidates(model: Any, capacity: int, texts: list[str] | None, console: Any) -> list[Policy]:
+def _candidates(model: Any, capacity: int, given: list[str] | None, console: Any) -> list[Policy]:
     from lacache.evals.tuning.candidates import default_candidates, given_candidates
     from lacache.models.fingerprint import model_profile
 
-    if texts is not None:
-        return given_candidates(model, capacity, texts)
+    if given is not None:
+        return given_candidates(model, capacity, given)
     if model_profile(model) is None:
         console.print(
             "This model has no head profile, so no candidate treats retrieval heads apart; "
