@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.common.settings_text import format_settings
+from lacache.common.settings_text import format_settings, parse_settings
 from lacache.errors import ConfigError
-from lacache.evals.specs import parse_spec, settings_record, split_list
+from lacache.evals.suite import split_list
 from lacache.evals.tasks.registry import parse_task
 
 
@@ -26,7 +26,8 @@ MADE = st.builds(
 
 
 def parse(text: str) -> Made:
-    return parse_spec(text, {"made": Made}, "thing")
+    name, _, settings = text.partition(":")
+    return Made(**parse_settings("thing", name, Made, settings, with_colons=True))
 
 
 @given(made=MADE)
@@ -37,10 +38,6 @@ def test_specs_come_back_as_they_were(made: Made) -> None:
 def test_only_what_is_not_the_default_is_written() -> None:
     assert format_settings("made", Made(3)) == "made:size=3"
     assert format_settings("made", Made(3, word="a:b")) == "made:size=3:word=a:b"
-    assert settings_record("made", Made(3)) == {
-        "name": "made",
-        **{"size": 3, "share": None, "word": "x"},
-    }
 
 
 def test_a_text_value_may_hold_colons() -> None:
@@ -53,8 +50,6 @@ def test_a_text_value_may_hold_colons() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("maed:size=1", "thing 'maed' must be one of made; try made"),
-        ("", "thing '' must be one of"),
         ("made:width=3", "thing 'made' has no setting 'width'; use size, share, word"),
         ("made:size", "setting 'size' of thing 'made' has no value; write size=VALUE"),
         ("made:size=3:size=4", "setting 'size' of thing 'made' is given twice"),
@@ -67,6 +62,13 @@ def test_a_text_value_may_hold_colons() -> None:
 def test_bad_specs_are_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(text)
+
+
+def test_unknown_tasks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"task 'pasckey' must be one of .*; try passkey"):
+        parse_task("pasckey:size=1")
+    with pytest.raises(ConfigError, match="task '' must be one of"):
+        parse_task("")
 
 
 @pytest.mark.parametrize(

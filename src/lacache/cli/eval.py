@@ -143,8 +143,7 @@ def eval(
 
     from dataclasses import replace
 
-    from lacache.evals.specs import split_list
-    from lacache.evals.suite import QUICK, SMALL
+    from lacache.evals.suite import QUICK, SMALL, split_list
 
     changes: dict[str, Any] = {}
     if seed is not None:

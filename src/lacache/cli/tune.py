@@ -116,7 +116,7 @@ def tune(
     from lacache.evals.policies import parse_eval_policy
     from lacache.evals.record_file import Outcome, run_all, validate_appendable
     from lacache.evals.runner import EvalRunner
-    from lacache.evals.specs import split_list
+    from lacache.evals.suite import split_list
     from lacache.evals.tasks.documents import load_named_document
     from lacache.evals.tuning.result import Settings, tuning_record, validate_minutes
     from lacache.evals.tuning.search import Search

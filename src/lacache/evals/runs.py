@@ -1,6 +1,6 @@
 """The specification of one run: task, policy, length, budget and protocol."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, final
 
 from lacache.common.records import Record
@@ -8,7 +8,6 @@ from lacache.common.settings_text import format_settings
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
 from lacache.evals.provenance import policy_record
-from lacache.evals.specs import settings_record
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.task import Task
 from lacache.policies import Budget, Full, Policy, parse_budget
@@ -157,7 +156,7 @@ class RunSpec:
         return {
             "kind": "ppl" if self.is_perplexity else "eval",
             "harness": HARNESS,
-            "task": settings_record(self.task.name, self.task),
+            "task": {"name": self.task.name, **asdict(self.task)},
             "length": self.length,
             "count": self.count,
             "seed": self.seed,

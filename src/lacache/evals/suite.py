@@ -1,6 +1,6 @@
 """Suites of runs: every task, length and budget with every policy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -112,3 +112,9 @@ QUICK = Suite(
     samples=3,
 )
 """Three minutes at most on a laptop's core with the default model: enough to see that it works."""
+
+
+def split_list(lists: Iterable[str]) -> list[str]:
+    """Split lists at commas and semicolons into the items of one list."""
+    items = (item.strip() for text in lists for item in text.replace(";", ",").split(","))
+    return list(filter(None, items))

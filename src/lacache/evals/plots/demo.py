@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lacache.common.records import Record
 from lacache.evals.compare import validate_same_text
 from lacache.evals.perplexity import perplexity, running
+from lacache.evals.plots.positions import draw_by_position, set_log_scale
 from lacache.evals.plots.style import INK, drawing, mark_position
 
 if TYPE_CHECKING:
@@ -53,21 +54,13 @@ def plot_perplexity(records: Sequence[Record], path: Path, window: int = 512) ->
         ratios = [2.2, *(1.0 for _ in compared)]
         axes = figure.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
         top = axes[0]
-        highest, lowest = 0.0, float("inf")
+        heights: list[float] = []
         styled = list(_styled(records))
         for record, style in styled:
-            points = running(record["nll"], window)
-            heights = [b.perplexity for b in points]
-            highest, lowest = max(highest, *heights), min(lowest, *heights)
-            top.plot(
-                [(b.start + b.stop) / 2 for b in points],
-                heights,
-                **style,
-                label=f"{record['label']} ({perplexity(record['nll']):,.2f} over all)",
-            )
-        if highest > 5 * lowest:
-            top.set_yscale("log")
-            _plain_log_ticks(top)
+            label = f"{record['label']} ({perplexity(record['nll']):,.2f} over all)"
+            heights += draw_by_position(top, record["nll"], window, {**style, "label": label})
+        if max(heights) > 5 * min(heights):
+            set_log_scale(top, (1, 2, 5), "{x:,.0f}")
         top.set_title(f"Perplexity by position ({_subject(records[0])})", pad=24)
         top.set_ylabel(f"perplexity of {window} tokens\n(lower is better)")
         _mark_positions(top, records)
@@ -175,11 +168,3 @@ def _mark_positions(axes: Axes, records: Sequence[Record]) -> None:
         if position < tokens:
             ha = "left" if position < tokens / 2 else "center"
             mark_position(axes, position, text, (0, 3), ha)
-
-
-def _plain_log_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_minor_formatter(NullFormatter())

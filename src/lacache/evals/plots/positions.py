@@ -1,13 +1,18 @@
 """Plot of perplexity by position, with a line for each policy."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, Any, final
 
 from lacache.errors import InputError
 from lacache.evals.perplexity import running
 from lacache.evals.plots.style import draw_legend, drawing, mark_position, policy_styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @final
@@ -51,30 +56,16 @@ def plot_positions(
     window = max(8, min(window, tokens // 16))
     styles = policy_styles((line.policy, line.label) for line in lines)
     with drawing(path, 10, 5.2 + 0.22 * (len(lines) // 3)) as figure:
-        from matplotlib.ticker import LogLocator, NullFormatter
-
         axes = figure.subplots()
-        lowest, highest = float("inf"), 0.0
+        heights: list[float] = []
         for line in lines:
-            points = running(line.nll, window)
-            heights = [point.perplexity for point in points]
-            lowest, highest = min(lowest, *heights), max(highest, *heights)
-            style = {**styles[line.label], "marker": None}
+            style = {**styles[line.label], "marker": None, "linewidth": 1.8, "label": line.label}
             if line.policy == "full":
                 style["linestyle"] = (0, (1, 1))
-            axes.plot(
-                [(point.start + point.stop) / 2 for point in points],
-                heights,
-                **style,
-                linewidth=1.8,
-                label=line.label,
-            )
-        axes.set_yscale("log")
+            heights += draw_by_position(axes, line.nll, window, style)
         # With less than a decade between them, powers of ten alone would leave one tick or none.
-        subs = (1, 2, 5) if highest > 8 * lowest else tuple(range(1, 10))
-        axes.yaxis.set_major_locator(LogLocator(subs=subs))
-        axes.yaxis.set_major_formatter("{x:,g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        subs = (1, 2, 5) if max(heights) > 8 * min(heights) else tuple(range(1, 10))
+        set_log_scale(axes, subs, "{x:,g}")
         if trained_context is not None and trained_context < tokens:
             ha = "left" if trained_context < 0.7 * tokens else "right"
             mark_position(axes, trained_context, "trained context ends", (4, -12), ha)
@@ -84,3 +75,23 @@ def plot_positions(
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylabel(f"perplexity of {window} tokens (lower is better)")
         draw_legend(figure)
+
+
+def draw_by_position(
+    axes: Axes, nll: Sequence[float], window: int, style: dict[str, Any]
+) -> list[float]:
+    """Draw the perplexity of each window of tokens at its middle; return the perplexities."""
+    points = running(nll, window)
+    heights = [point.perplexity for point in points]
+    axes.plot([(point.start + point.stop) / 2 for point in points], heights, **style)
+    return heights
+
+
+def set_log_scale(axes: Axes, subs: tuple[int, ...], form: str) -> None:
+    """Make the vertical axis logarithmic, with plain numbers at `subs` times powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(form)
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -34,6 +34,7 @@ class Sample:
     """Further fields of the sample's record, such as the depth of a needle; plain JSON."""
 
 
+@dataclass(frozen=True)
 class Task(ABC):
     """A source of samples. Subclasses are frozen dataclasses; their fields are the settings."""
 
