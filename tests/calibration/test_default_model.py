@@ -27,7 +27,7 @@ def test_the_default_model_has_a_profile_of_its_own(dtype: str) -> None:
 
 
 def test_a_quarter_of_the_heads_finds_a_pass_key() -> None:
-    loaded = load_model(threads=1, progress=False)
+    loaded = load_model(dtype="float32", threads=1, progress=False)
     profile = find_profile(fingerprint(loaded.model))
     assert profile is not None
     emulation = Emulation(loaded.model, window=profile.window, sinks=profile.sinks)

@@ -193,7 +193,7 @@ def test_any_policies_can_be_compared(run: Run, tiny: Path, text: Path, tmp_path
 
 @pytest.mark.slow
 def test_the_real_demo(run: Run, tmp_path: Path) -> None:
-    result = run("demo", "--tokens", 2000, "--new-tokens", 20, "--out", tmp_path / "demo")
+    result = run("demo", "--tokens", 1200, "--new-tokens", 10, "--out", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     assert sorted(os.listdir(tmp_path / "demo")) == FILES
     record = read_record(tmp_path / "demo" / "demo.json")
