@@ -112,8 +112,15 @@ def conclusions(records: Sequence[Record]) -> list[str]:
         _overall(records),
         *(_pair(r, bounded[0]) for r in bounded[1:]),
         *(_full(r, bounded) for r in full if bounded),
-        _memory(records),
-        _speed(records),
+        _ordered("Peak cache bytes", records, "peak_bytes", lambda n: f"{n / _MIB:,.1f} MiB"),
+        _ordered(
+            "Prefill speed",
+            records,
+            "tokens_per_second",
+            lambda n: f"{n:,.0f} tokens/s",
+            highest=True,
+            tie=TIE_IN_SPEED,
+        ),
     ]
 
 
@@ -223,37 +230,25 @@ def _full(full: Record, bounded: Sequence[Record]) -> str:
     )
 
 
-def _memory(records: Sequence[Record]) -> str:
-    return _ordered(
-        "Peak cache bytes",
-        records,
-        lambda r: float(r["peak_bytes"]),
-        lambda r: f"{r['label']} {r['peak_bytes'] / _MIB:,.1f} MiB",
-        lambda a, b: a == b,
-    )
-
-
-def _speed(records: Sequence[Record]) -> str:
-    return _ordered(
-        "Prefill speed",
-        records,
-        lambda r: -float(r["tokens_per_second"]),
-        lambda r: f"{r['label']} {r['tokens_per_second']:,.0f} tokens/s",
-        lambda a, b: abs(a - b) <= TIE_IN_SPEED * max(abs(a), abs(b)),
-    )
-
-
 def _ordered(
     what: str,
     records: Sequence[Record],
-    metric: Callable[[Record], float],
-    shown: Callable[[Record], str],
-    alike: Callable[[float, float], bool],
+    key: str,
+    shown: Callable[[float], str],
+    *,
+    highest: bool = False,
+    tie: float = 0.0,
 ) -> str:
-    """List the runs from the best on, after the ones that tie for it."""
-    ordered = sorted(records, key=metric)
-    best = [r["label"] for r in ordered if alike(metric(r), metric(ordered[0]))]
+    """List the runs from the best on, after those whose value is within a share of the best."""
+    ordered = sorted(records, key=lambda r: float(r[key]), reverse=highest)
+    values = [float(r[key]) for r in ordered]
+    best = [
+        r["label"]
+        for r, value in zip(ordered, values, strict=True)
+        if abs(value - values[0]) <= tie * max(value, values[0])
+    ]
     winner = f"{best[0]} wins" if len(best) == 1 else f"{' and '.join(best)} tie"
     if len(best) == len(records) and len(best) > 1:
         winner = "a tie of all"
-    return f"{what}: {winner}; " + ", ".join(shown(r) for r in ordered) + "."
+    runs = (f"{r['label']} {shown(value)}" for r, value in zip(ordered, values, strict=True))
+    return f"{what}: {winner}; {', '.join(runs)}."

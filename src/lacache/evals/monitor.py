@@ -1,6 +1,6 @@
 """Monitor the bytes that a cache holds during a run, so that no policy exceeds its budget."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -163,19 +163,15 @@ class CacheMonitor:
         # Whole numbers, since a cache may use its budget to the last byte.
         return given * sum(lengths) // (len(lengths) * keys.shape[-2])
 
-    def _stored(self) -> int:
-        return sum(
-            layer_bytes(layer.keys, layer.values)
-            for layer in self.cache.layers
-            if isinstance(layer, CacheLayerMixin)
-        )
-
-    def _native_bytes(self) -> int:
+    def _stored(self, *, without: Collection[int] = ()) -> int:
         return sum(
             layer_bytes(layer.keys, layer.values)
             for index, layer in enumerate(self.cache.layers)
-            if index not in self._growing and isinstance(layer, CacheLayerMixin)
+            if index not in without and isinstance(layer, CacheLayerMixin)
         )
+
+    def _native_bytes(self) -> int:
+        return self._stored(without=self._growing)
 
 
 def open_monitored(

@@ -104,10 +104,9 @@ def perplexity(nll: Sequence[float]) -> float:
 def doubling_edges(first: int, tokens: int) -> list[int]:
     """Return the positions 0, first, 2 first, 4 first, ... and `tokens`."""
     edges = [0]
-    edge = first
-    while edge < tokens:
-        edges.append(edge)
-        edge *= 2
+    while first < tokens:
+        edges.append(first)
+        first *= 2
     return [*edges, tokens]
 
 

@@ -46,11 +46,7 @@ class Recipe:
 
 
 def _policies(ladder: str, sinks: int) -> tuple[str, ...]:
-    return (
-        "full",
-        f"streaming:sinks={sinks}:evict_batch=1",
-        f"paper:{ladder}:sinks={sinks}",
-    )
+    return ("full", f"streaming:sinks={sinks}:evict_batch=1", f"paper:{ladder}:sinks={sinks}")
 
 
 def _ruler() -> Iterator[Suite]:

@@ -76,9 +76,6 @@ class EvalRunner:
             spec: what to measure.
             on_tokens: called with the number of tokens after each forward.
 
-        Returns:
-            The record.
-
         Raises:
             LaCacheError: the run is impossible; see `answer_sample` and `score_tokens`.
         """
@@ -98,12 +95,7 @@ class EvalRunner:
         begun = time.perf_counter()
         ids: list[int] = self._inputs(spec)
         monitor = open_monitored(
-            self._model,
-            spec.policy,
-            spec.parsed_budget,
-            len(ids),
-            dense=False,
-            on_tokens=on_tokens,
+            self._model, spec.policy, spec.parsed_budget, len(ids), dense=False, on_tokens=on_tokens
         )
         reading = time.perf_counter()
         with monitor.monitoring():
@@ -159,11 +151,11 @@ class EvalRunner:
         }
 
     def _record(self, spec: RunSpec, measured: Record, begun: float) -> Record:
-        kind, *settings = spec.record().items()
+        settings = spec.record()
         return {
-            **dict([kind]),
+            "kind": settings["kind"],
             "key": self.key(spec),
-            **dict(settings),
+            **settings,
             "policy_inputs_sha256": policy_inputs_sha256(self._model, spec.policy),
             "model": self._about,
             **measured,

@@ -78,8 +78,6 @@ class H2O(AttentionPolicy):
     """Tokens that got most attention so far stay (arXiv 2306.14048 section 4), and the newest.
 
     Args:
-        sinks: first tokens, never evicted.
-        evict_batch: slots that one compaction frees, or a share of the capacity.
         recent: newest tokens, never evicted, or a share of the capacity; half as in the paper.
     """
 
@@ -129,8 +127,6 @@ class SnapKV(AttentionPolicy):
     """Tokens that the newest ones attend to stay, with neighbours (arXiv 2404.14469 section 4).
 
     Args:
-        sinks: first tokens, never evicted.
-        evict_batch: slots that one compaction frees, or a share of the capacity.
         window: newest tokens whose attention counts, never evicted; 8 as in the code of the
             PyramidKV paper's comparison, as a longer one sees more of the text than of a short
             question.
@@ -176,10 +172,6 @@ class PyramidKV(SnapKV):
     every layer, no layer goes below sinks, window and one evict_batch.
 
     Args:
-        sinks: first tokens, never evicted.
-        evict_batch: slots that one compaction frees, or a share of the mean capacity.
-        window: see SnapKV.
-        kernel: see SnapKV.
         beta: how steeply capacities fall, at least 1; 20 as in the paper's code.
     """
 

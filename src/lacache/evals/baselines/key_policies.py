@@ -72,8 +72,6 @@ class LagKV(KeyPolicy):
     is the rank in it, as a share: 0, 1/lag, ... On keys after rotation.
 
     Args:
-        sinks: first tokens, not in any partition.
-        evict_batch: slots that one compaction frees, or a share of the capacity.
         lag: tokens of a partition; less where the capacity holds fewer than four of them, so that
             most of the cache can be compared with what follows.
     """

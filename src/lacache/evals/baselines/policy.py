@@ -15,11 +15,11 @@ from lacache.policies.policy import EVICT_BATCH, SINKS, in_slots, validate_slots
 
 @dataclass(frozen=True)
 class ScoredPolicy(Policy, ABC):
-    """Each KV head keeps the tokens of highest score. Subclasses are frozen dataclasses.
+    """Each KV head keeps the tokens of highest score. Subclasses document their own settings.
 
     Args:
         sinks: first tokens, never evicted.
-        evict_batch: slots that one compaction frees, or a share of the capacity.
+        evict_batch: slots that one compaction evicts, or a share of the capacity.
 
     Raises:
         ConfigError: a value out of range.

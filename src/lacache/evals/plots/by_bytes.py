@@ -98,13 +98,7 @@ def _draw_panel(axes: Axes, panel: Panel, styles: dict[str, dict[str, Any]]) -> 
     divisor, unit = _units(sizes)
     for line in panel.lines:
         points, style = line.by_bytes, styles[line.label]
-        axes.plot(
-            *_places(points, divisor),
-            **style,
-            label=line.label,
-            linewidth=1.8,
-            markersize=5,
-        )
+        axes.plot(*_places(points, divisor), **style, label=line.label, linewidth=1.8, markersize=5)
         bands = [(p.num_bytes / divisor, p.low, p.high) for p in points if p.low is not None]
         if bands:
             places, lows, highs = zip(*bands, strict=True)
@@ -169,11 +163,7 @@ def plot_pareto(
             )
         reached = front(points, lower_is_better=lower_is_better)
         if len(reached) > 1:
-            axes.step(
-                *_places(reached, divisor),
-                **FRONT,
-                label="best with as few bytes",
-            )
+            axes.step(*_places(reached, divisor), **FRONT, label="best with as few bytes")
         for line in lines:
             axes.plot(
                 *_places(line.by_bytes, divisor),

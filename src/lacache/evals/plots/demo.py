@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,27 +10,18 @@ from lacache.common.records import Record
 from lacache.evals.compare import validate_same_text
 from lacache.evals.perplexity import perplexity, running
 from lacache.evals.plots.positions import draw_by_position, set_log_scale
-from lacache.evals.plots.style import INK, drawing, mark_position
+from lacache.evals.plots.style import INK, drawing, mark_position, policy_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MIB = 2**20
-# Colours of Okabe and Ito, distinct with every kind of colour blindness.
-_COLOURS = {
-    "full": "#444444",
-    "streaming": "#0072B2",
-    "ladder": "#D55E00",
-    "balanced": "#009E73",
-}
-_OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
 # Lines of two caches of one size often overlap, so the lower one is wide and the upper one thin.
 _LINES: dict[str, dict[str, Any]] = {
     "full": {"linewidth": 2, "linestyle": (0, (1, 1))},
     "streaming": {"linewidth": 5, "alpha": 0.55},
-    "ladder": {"linewidth": 1.8},
-    "balanced": {"linewidth": 1.8},
 }
+_THIN: dict[str, Any] = {"linewidth": 1.8}
 
 
 def plot_perplexity(records: Sequence[Record], path: Path, window: int = 512) -> None:
@@ -55,7 +46,7 @@ def plot_perplexity(records: Sequence[Record], path: Path, window: int = 512) ->
         axes = figure.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
         top = axes[0]
         heights: list[float] = []
-        styled = list(_styled(records))
+        styled = _styled(records)
         for record, style in styled:
             label = f"{record['label']} ({perplexity(record['nll']):,.2f} over all)"
             heights += draw_by_position(top, record["nll"], window, {**style, "label": label})
@@ -114,18 +105,14 @@ def _subject(record: Record) -> str:
     return f"{record['model']['name']}, {record['task']['text']}"
 
 
-def _styled(records: Sequence[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:
-    """Yield records with line styles: the first of a policy has its own, others another colour."""
-    used: set[str] = set()
-    others = iter(_OTHER_COLOURS * len(records))
-    for record in records:
-        name = record["policy"]["name"]
-        own = name in _LINES and name not in used
-        used.add(name)
-        if own:
-            yield record, {"color": _COLOURS[name], **_LINES[name]}
-        else:
-            yield record, {"color": next(others), **_LINES["ladder"]}
+def _styled(records: Sequence[Record]) -> list[tuple[Record, dict[str, Any]]]:
+    """Return records with line styles, in the colours that policies have in every plot."""
+    named = [(record["policy"]["name"], record) for record in records]
+    looks = policy_styles((name, record["label"]) for name, record in named)
+    return [
+        (record, {"color": looks[record["label"]]["color"], **_LINES.get(name, _THIN)})
+        for name, record in named
+    ]
 
 
 def _draw_difference(

@@ -130,22 +130,16 @@ def policy_styles(policies: Iterable[tuple[str, str]]) -> dict[str, dict[str, An
     Args:
         policies: name and label of each; names are the harness's, labels are all different.
     """
-    styles: dict[str, dict[str, Any]] = {}
-    taken: set[str] = set()
+    looks: dict[str, tuple[str, str]] = {}
     named = {label: name for name, label in policies}
     for label, name in named.items():
-        if name in _LOOKS and name not in taken:
-            taken.add(name)
-            styles[label] = _style(*_LOOKS[name])
-    used = {style["color"] for style in styles.values()}
+        if name in _LOOKS and _LOOKS[name] not in looks.values():
+            looks[label] = _LOOKS[name]
+    used = {colour for colour, _ in looks.values()}
     free = tuple(look for look in _OTHER_LOOKS if look[0] not in used) or _OTHER_LOOKS
-    for i, label in enumerate(label for label in named if label not in styles):
-        styles[label] = _style(*free[i % len(free)])
-    return styles
-
-
-def _style(colour: str, marker: str) -> dict[str, Any]:
-    return {"color": colour, "marker": marker}
+    for i, label in enumerate(label for label in named if label not in looks):
+        looks[label] = free[i % len(free)]
+    return {label: {"color": colour, "marker": marker} for label, (colour, marker) in looks.items()}
 
 
 def legend_entries(all_axes: Iterable[Axes]) -> dict[str, Any]:

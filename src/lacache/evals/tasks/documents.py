@@ -48,17 +48,13 @@ def validate_named_document(name: str) -> None:
         MissingExtraError: a package that it needs is not installed.
     """
     if name in _HUB:
-        _require_datasets(name)
+        require_modules("datasets", why=f"text {name!r}", extra="hub")
     else:
         load_document(name)
 
 
-def _require_datasets(name: str) -> None:
-    require_modules("datasets", why=f"text {name!r}", extra="hub")
-
-
 def _from_hub(name: str) -> Document:
-    _require_datasets(name)
+    validate_named_document(name)
     datasets = import_module("datasets")
     path, options, joint = _HUB[name]
     try:

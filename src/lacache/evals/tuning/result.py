@@ -110,12 +110,7 @@ def recommend(
 
 
 def tuning_record(
-    found: Found,
-    settings: Settings,
-    parts: tuple[Part, Part],
-    *,
-    budget: str,
-    model: str,
+    found: Found, settings: Settings, parts: tuple[Part, Part], *, budget: str, model: str
 ) -> Record:
     """Return all figures of a search.
 

@@ -10,14 +10,7 @@ from lacache.evals.record_file import Outcome
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.document_needles import DocumentNeedles
 from lacache.evals.tasks.ppl import Perplexity
-from lacache.evals.tuning.objectives import (
-    Excerpt,
-    Point,
-    against,
-    figures,
-    pareto_front,
-    ranked,
-)
+from lacache.evals.tuning.objectives import Excerpt, Point, against, figures, pareto_front, ranked
 from lacache.evals.tuning.result import FULL, STREAMING, Found, Settings, recommend
 from lacache.evals.tuning.split import FEWEST_EXCERPTS, Part
 from lacache.policies import Policy
@@ -80,21 +73,18 @@ class Search:
             ModelError: the model finds no needles even with a full cache.
             InputError: StreamingLLM or the full cache could not be measured.
         """
+        compared, held_out = self._measured
         try:
-            return self._search()
+            self._validate_signal()
+            tried = self._first_round()
+            finalists = self._halve(tried)
+            points = {policy: self._point(policy) for policy in finalists}
+            front = [finalists[i] for i in pareto_front(list(points.values()))]
+            ratios = {p: against(compared[p], compared[STREAMING]).ratio_interval[0] for p in front}
+            recommended = recommend({policy: points[policy] for policy in front}, ratios)
+            self._confirm(recommended, [policy for policy in finalists if policy in front])
         except _OutOfTime:
             raise self._too_little() from None
-
-    def _search(self) -> Found:
-        self._validate_signal()
-        tried = self._first_round()
-        finalists = self._halve(tried)
-        points = {policy: self._point(policy) for policy in finalists}
-        front = [finalists[i] for i in pareto_front(list(points.values()))]
-        compared, held_out = self._measured
-        ratios = {p: against(compared[p], compared[STREAMING]).ratio_interval[0] for p in front}
-        recommended = recommend({policy: points[policy] for policy in front}, ratios)
-        self._confirm(recommended, [policy for policy in finalists if policy in front])
         return Found(
             compared=compared,
             finalists=tuple(finalists),

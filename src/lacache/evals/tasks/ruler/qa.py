@@ -18,7 +18,6 @@ class DocumentQuestion(Ruler):
     """A question, the documents that answer it, and others.
 
     Args:
-        max_new_tokens: most tokens of an answer; None for RULER's number.
         data: the file of questions, in its original JSON; None to download it.
     """
 
