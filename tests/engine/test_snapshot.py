@@ -502,6 +502,21 @@ def test_policies_of_groups_are_shown_in_short(path: Path) -> None:
         Engine(model(), *BY_HEAD).load(path)
 
 
+def test_policies_that_are_alike_in_short_are_shown_whole(path: Path) -> None:
+    opened(Engine(model(), *BY_HEAD)).save(path)
+    members = ((1, (3, 1), (0, 0)), ((0, 1), (3, 0)), (2, 4))
+    other = Groups(
+        tuple(
+            Group(group.policy, of_group, group.capacity)
+            for group, of_group in zip(BY_HEAD[1].groups, members, strict=True)
+        )
+    )
+    with pytest.raises(
+        InputError, match=r'with policy="groups:.*, and .* has policy="groups:.*; make'
+    ):
+        Engine(model(), policy=other).load(path)
+
+
 @pytest.mark.parametrize(("sized", "plan"), [(LADDER, OLD_LADDER), (BY_HEAD, OLD_GROUPS)])
 def test_snapshots_of_version_0_1_go_on(path: Path, sized: Sized, plan: dict[str, Any]) -> None:
     engine = Engine(model(), *sized, max_sequences=2)

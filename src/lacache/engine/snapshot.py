@@ -187,11 +187,12 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
         theirs, ours = json.dumps(made_by.get(name)), json.dumps(expected[name])
         if name == "policy":
             own, other = runner.layout.bound, _bound_policy(made_by, runner)
-            if other is not None:
-                if _keeps_the_same(other, own):
-                    continue
-                theirs = _in_short(other)
-            ours = _in_short(own) if isinstance(own.policy, Groups) else str(own)
+            if other is not None and _keeps_the_same(other, own):
+                continue
+            short = theirs if other is None else _in_short(other)
+            own_short = _in_short(own) if isinstance(own.policy, Groups) else str(own)
+            if short != own_short:  # else only the whole texts show the difference
+                theirs, ours = short, own_short
         raise InputError(
             f"{snapshot.name} was saved with {name}={theirs}, and this engine has "
             f"{name}={ours}; {remedy}"
