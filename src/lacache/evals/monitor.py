@@ -64,7 +64,7 @@ class CacheMonitor:
 
     @property
     def mean_bytes(self) -> float:
-        """Mean bytes held right after each token, as if tokens were read one by one."""
+        """Mean bytes held right after each token, as if tokens came one by one."""
         return self._weighted / self._tokens if self._tokens else 0.0
 
     @property

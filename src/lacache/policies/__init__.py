@@ -1,7 +1,8 @@
 """Which tokens each layer keeps: integers only, no torch.
 
 Read `policy` first, then `schedule` and `ladder`; `bind` brings a policy, a budget and a model
-together, `grammar` reads policies as text, `reference` is the slow twin that tests trust.
+together, `grammar` reads policies as text, `members` the layers and KV heads in them, `reference`
+is the slow twin that tests trust.
 """
 
 from lacache.policies.bind import BoundPolicy, bind_policy, validate_budget

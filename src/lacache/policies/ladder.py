@@ -24,7 +24,7 @@ class Ladder(LayerPolicy):
         sinks: first tokens, never evicted.
         recent: newest tokens that no compaction touches, or a share of the capacity; by default
             half of it, or less where the sinks and one band need the room.
-        evict_batch: slots that one compaction should free, or a share of the capacity; 1 evicts
+        evict_batch: slots that one compaction should evict, or a share of the capacity; 1 evicts
             as little at once as the paper's code.
         geometry: "interleaved" (the released code) or "consecutive" (the paper's text).
         unit: neighbouring tokens that are kept or evicted together.
@@ -146,7 +146,7 @@ class LadderSchedule(Schedule):
         capacity: most tokens that a layer holds.
         sinks: first slots, never evicted.
         recent: newest slots that no compaction touches.
-        evict_batch: slots that one compaction should free.
+        evict_batch: slots that one compaction should evict.
         unit: neighbouring slots that are kept or evicted together.
         window_layers: layers that evict their oldest tokens instead.
     """

@@ -14,11 +14,11 @@ class LadderVariant(LayerPolicy, ABC):
     """Compacts when and as much as a ladder does. Subclasses choose the tokens.
 
     Args:
-        span: see Ladder, as for all others.
+        span: see Ladder.
         overlap: see Ladder.
         sinks: first tokens, never evicted.
         recent: newest tokens that no compaction touches.
-        evict_batch: slots that one compaction should free.
+        evict_batch: slots that one compaction should evict, or a share of the capacity.
         unit: neighbouring tokens that are kept or evicted together.
 
     Raises:
