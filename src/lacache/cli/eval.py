@@ -188,7 +188,13 @@ def eval(
     validate_appendable(out)
     validate_device(device)
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
-    loaded.model.to(device)  # type: ignore[arg-type]  # its stubs know no text
+    try:
+        loaded.model.to(device)  # type: ignore[arg-type]  # its stubs know no text
+    except RuntimeError as error:  # such as too little memory there
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device={device} cannot hold the model ({reason}); try --device cpu"
+        ) from error
     evaluate(specs, loaded, out, as_json=as_json)
 
 
