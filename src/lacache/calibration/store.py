@@ -39,15 +39,14 @@ def journal_path(fingerprint: str) -> Path:
 class Journal:
     """A file of measurements by key, one JSON line each, appended as they are made.
 
-    What was cut off at its end is measured again. A file of other settings, or one that is no
-    journal, is started anew.
+    What was cut off at its end is measured again. A file of other settings is started anew.
 
     Args:
         path: the file; created if missing, together with its folder.
         settings: everything that the measurements depend on.
 
     Raises:
-        InputError: the file cannot be read or written.
+        InputError: the file cannot be read or written, or a line in it is damaged.
     """
 
     def __init__(self, path: Path, settings: Record) -> None:
@@ -55,10 +54,13 @@ class Journal:
         self._known: dict[str, list[float]] = {}
         try:
             records = read_records(path)
-        except InputError:
-            records = []
+        except InputError as error:
+            raise InputError(
+                f"an interrupted calibration cannot go on: {error}; delete {path} to measure anew"
+            ) from error
         if records[:1] == [settings]:
-            self._known = {entry["key"]: entry["losses"] for entry in records[1:]}
+            entries = [entry for entry in records[1:] if {"key", "losses"} <= entry.keys()]
+            self._known = {entry["key"]: entry["losses"] for entry in entries}
         else:
             with replacing(path) as temporary:
                 append_record(temporary, settings)
