@@ -7,11 +7,16 @@ A block that cannot run where tests run has a comment before it that says why:
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from unittest import SkipTest
 
+import torch
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+from lacache import models
+from lacache.engine.cpu.linear import has_arithmetic
 
 
 def run_console(example: Example) -> None:
@@ -48,5 +53,15 @@ def run_page(path: Path) -> None:
     print(f"== {num_run} run, {num_skipped} skipped")
 
 
+def compute_quickly() -> None:
+    """Load models in float32 unless a page says otherwise, as the commands do.
+
+    A processor without 16-bit arithmetic takes ten times as long for the 16 bits of the weights.
+    """
+    if not has_arithmetic(torch.bfloat16):
+        models.load_model = partial(models.load_model, dtype="float32")
+
+
 if __name__ == "__main__":
+    compute_quickly()
     run_page(Path(sys.argv[1]))

@@ -162,7 +162,9 @@ def test_a_share_of_a_short_prompt_works(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_no_capacity_can_mend_is_refused_at_once(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"at least 2 layers|every KV head is among the retrieval heads"):
+    with pytest.raises(
+        ConfigError, match=r"at least 2 layers|every KV head is among the retrieval heads"
+    ):
         bind(name, 64, None, heads=(2,))
     with pytest.raises(ConfigError, match="sinks=-1 must be at least 0"):
         bind(f"{name}:sinks=-1", 64)
