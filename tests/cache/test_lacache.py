@@ -102,7 +102,7 @@ def test_native_linear_layers() -> None:
     ids = random_ids(60)
     if not carries_state(model):
         # transformers 5.5 forgets the state of these layers when several tokens follow.
-        with pytest.raises(UnsupportedModelError, match="in pieces"):
+        with pytest.raises(UnsupportedModelError, match="in chunks"):
             LaCache(model, *CONFIG)
         return
     cache = LaCache(model, *CONFIG)

@@ -92,8 +92,8 @@ def test_layers_with_a_state() -> None:
         mamba_n_groups=1,
     )
     tiny = AutoModelForCausalLM.from_config(config).eval()
-    # Some versions of transformers cannot read such a model in pieces at all.
-    message = "layer 0 is linear attention.*use LaCache|in pieces"
+    # Some versions of transformers cannot prefill such a model in chunks at all.
+    message = "layer 0 is linear attention.*use LaCache|in chunks"
     with pytest.raises(UnsupportedModelError, match=message):
         Runner(tiny, bind((9, Streaming(evict_batch=1)), (2,) * 3), 1, None)
 
