@@ -35,7 +35,7 @@ PIP_COMPILE := pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test checks lint format types contracts docs unit slow tests test-oldest
+.PHONY: help venv demo models test checks lint format types contracts docs unit slow tests test-oldest
 .PHONY: venv-vllm test-vllm
 .PHONY: venv-kvpress test-kvpress bench browser clean package
 
@@ -46,6 +46,10 @@ venv: $(VENV)/.ready ## make the virtual environment only
 
 demo: $(VENV)/.demo-ready ## compare three caches on a long text (first installs 1.1 GB, a minute or two)
 	HF_HUB_OFFLINE=1 $(BIN)/lacache demo
+
+# Quality is measured with it; the tests do without.
+models: $(VENV)/.demo-ready ## download Qwen2.5-Coder-1.5B-Instruct (1.1 GB) into the user's cache
+	@$(BIN)/python tools/download_model.py
 
 test: $(VENV)/.ready ## every check and every test, about 15 minutes on two cores
 	$(MAKE) -j$(WORKERS) --output-sync=target checks
