@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from lacache.policies import Groups, Ladder, ShrinkingWindow, Streaming
 from lacache.policies.reference import reference_kept
 from tests.policies.sized import Sized
+from tests.policies.slow_groups import compacted_together
 from tests.policies.slow_window import shrunk
 
 
@@ -129,24 +130,25 @@ def slow_kept(
     """Per layer, the tokens that all KV heads, or each of them, hold after `num_seen` tokens."""
     capacity, policy = sized
     if not isinstance(policy, Groups):
-        held = _of_policy(policy, capacity, num_layers, recent, num_seen)
+        batch = int(getattr(policy, "evict_batch", 0))
+        held = _of_policy(policy, capacity, num_layers, recent, num_seen, batch)
         return [[tokens] for tokens in held]
     kept: list[list[list[int]]] = [[[] for _ in range(num_heads)] for _ in range(num_layers)]
-    for group in policy.groups:
+    for group, (one, size, batch) in zip(policy.groups, compacted_together(policy), strict=True):
         pairs = [
             (member, head) if isinstance(member, int) else member
             for member in group.members
             for head in (range(num_heads) if isinstance(member, int) else (0,))
         ]
         depths = sorted({layer for layer, _ in pairs})
-        held = _of_policy(group.policy, group.capacity, len(depths), recent, num_seen)
+        held = _of_policy(one, size, len(depths), recent, num_seen, batch)
         for layer, head in pairs:
             kept[layer][head] = held[depths.index(layer)]
     return kept
 
 
 def _of_policy(
-    policy: Any, capacity: int | None, num_layers: int, recent: int, num_seen: int
+    policy: Any, capacity: int | None, num_layers: int, recent: int, num_seen: int, batch: int
 ) -> list[list[int]]:
     """The tokens of each layer; every setting is in slots."""
     if isinstance(policy, Ladder):
@@ -160,7 +162,7 @@ def _of_policy(
             overlap=policy.overlap or 0,
             sinks=policy.sinks,
             recent=recent if policy.recent is None else int(policy.recent),
-            evict_batch=int(policy.evict_batch),
+            evict_batch=batch,
             geometry=policy.geometry,
             unit=policy.unit,
             window_layers=policy.window_layers,
@@ -168,10 +170,10 @@ def _of_policy(
     tokens: list[int] = []
     for token in range(num_seen):
         if isinstance(policy, Streaming) and len(tokens) == capacity:
-            del tokens[policy.sinks : policy.sinks + int(policy.evict_batch)]
+            del tokens[policy.sinks : policy.sinks + batch]
         if isinstance(policy, ShrinkingWindow):
             assert capacity is not None
-            tokens = shrunk(policy, capacity, tokens, token)
+            tokens = shrunk(policy, capacity, tokens, token, batch)
         tokens.append(token)
     return [tokens] * num_layers
 

@@ -26,7 +26,7 @@ BY_LAYER = (
     Groups(
         (
             Group(LADDER[1], (1, 3), LADDER[0]),
-            Group(Streaming(sinks=2, evict_batch=3), (0, 2, 4), 9),
+            Group(Streaming(sinks=2, evict_batch=4), (0, 2, 4), 9),
         )
     ),
 )
@@ -35,8 +35,8 @@ BY_HEAD = (
     Groups(
         (
             Group(LADDER[1], ((0, 1), (3, 0), (3, 1)), LADDER[0]),
-            Group(Streaming(sinks=2, evict_batch=3), (1, 2, 4), 9),
-            Group(Streaming(sinks=1, evict_batch=1), ((0, 0),), 14),
+            Group(Streaming(sinks=2, evict_batch=4), (1, 2, 4), 9),
+            Group(Streaming(sinks=1, evict_batch=4), ((0, 0),), 14),
         )
     ),
 )
@@ -103,7 +103,7 @@ def test_native_layers_keep_their_own_masks() -> None:
         Groups(
             (
                 Group(LADDER[1], (0, 3), LADDER[0]),
-                Group(Streaming(sinks=2, evict_batch=3), (1, (2, 0)), 9),
+                Group(Streaming(sinks=2, evict_batch=4), (1, (2, 0)), 9),
                 one_head(),
             )
         ),
@@ -117,7 +117,7 @@ def test_native_layers_keep_their_own_masks() -> None:
 
 
 def one_head() -> Group:
-    return Group(Streaming(sinks=0, evict_batch=2), ((2, 1),), 12)
+    return Group(Streaming(sinks=0, evict_batch=4), ((2, 1),), 12)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

@@ -84,7 +84,7 @@ def test_a_window_that_shrinks_shows_both_capacities(run: Run) -> None:
     [
         (("--policy", "globl", "-b", 9), "policy='globl' must be one of balanced, local"),
         (("--policy", "global"), "no budget was given; try budget=512"),
-        (("--policy", "global", "-b", 3), "budget=3 must be at least 20 tokens"),
+        (("--policy", "global", "-b", 3), "budget=3 must be at least 24 tokens"),
         (("--policy", "balanced:heads=3", "-b", 99), "heads cannot be given with share=0.07"),
     ],
 )

@@ -30,8 +30,8 @@ BY_HEAD = (
     Groups(
         (
             Group(Ladder(span=1, sinks=2, recent=4, evict_batch=4), (1, 4, (3, 0), (0, 1)), 24),
-            Group(Streaming(sinks=2, evict_batch=3), ((0, 0), (3, 1)), 9),
-            Group(Streaming(sinks=1, evict_batch=1), (2,), 14),
+            Group(Streaming(sinks=2, evict_batch=4), ((0, 0), (3, 1)), 9),
+            Group(Streaming(sinks=1, evict_batch=4), (2,), 14),
         )
     ),
 )
@@ -147,8 +147,8 @@ def test_other_sequences_and_the_own_batch_slot_do_not_matter(family: str) -> No
                 Groups(
                     (
                         Group(Ladder(span=1, sinks=2, evict_batch=2), (0, (1, 1)), 20),
-                        Group(Streaming(sinks=2, evict_batch=3), ((1, 0),), 9),
-                        Group(Streaming(sinks=1, evict_batch=1), (2,), 14),
+                        Group(Streaming(sinks=2, evict_batch=2), ((1, 0),), 9),
+                        Group(Streaming(sinks=1, evict_batch=2), (2,), 14),
                     )
                 ),
             ),

@@ -18,8 +18,8 @@ BY_HEAD = (
     Groups(
         (
             Group(Ladder(span=1, sinks=2, recent=4, evict_batch=4), (1, (3, 0), (0, 1)), 24),
-            Group(Streaming(sinks=2, evict_batch=3), ((0, 0), (3, 1)), 9),
-            Group(Streaming(sinks=1, evict_batch=1), (2, 4), 14),
+            Group(Streaming(sinks=2, evict_batch=4), ((0, 0), (3, 1)), 9),
+            Group(Streaming(sinks=1, evict_batch=4), (2, 4), 14),
         )
     ),
 )

@@ -3,14 +3,23 @@
 from hypothesis import strategies as st
 
 from lacache.errors import ConfigError
-from lacache.policies import Full, Group, Groups, Ladder, LayerPolicy, ShrinkingWindow, Streaming
+from lacache.policies import (
+    Full,
+    Group,
+    Groups,
+    Ladder,
+    LayerPolicy,
+    ModelShape,
+    ShrinkingWindow,
+    Streaming,
+)
 
 Sized = tuple[LayerPolicy, int | None]
 """A policy and its capacity."""
 
 
 @st.composite
-def policies(draw: st.DrawFn, num_layers: int) -> Sized:
+def policies(draw: st.DrawFn, num_layers: int, evict_batch: int) -> Sized:
     """A policy that works over so many layers, with a capacity."""
     while True:
         kind = draw(st.sampled_from(["ladder", "ladder", "streaming", "shrinking", "full"]))
@@ -18,10 +27,10 @@ def policies(draw: st.DrawFn, num_layers: int) -> Sized:
         if kind == "full":
             return Full(), None
         if kind == "shrinking":
-            return draw(shrinking_windows())
+            return draw(shrinking_windows(evict_batch))
         if kind == "streaming" or num_layers == 1:
-            policy = Streaming(sinks=sinks, evict_batch=draw(st.integers(1, 3)))
-            return policy, draw(st.integers(6, 20))
+            policy = Streaming(sinks=sinks, evict_batch=evict_batch)
+            return policy, draw(st.integers(8, 20))
         span = draw(st.integers(1, num_layers - 1))
         try:
             ladder = Ladder(
@@ -29,7 +38,7 @@ def policies(draw: st.DrawFn, num_layers: int) -> Sized:
                 overlap=draw(st.integers(0, span - 1)),
                 sinks=sinks,
                 recent=draw(st.integers(0, 8)),
-                evict_batch=draw(st.sampled_from([1, 4])),
+                evict_batch=evict_batch,
                 unit=draw(st.sampled_from([1, 2])),
             )
             capacity = draw(st.integers(6, 30))
@@ -40,9 +49,13 @@ def policies(draw: st.DrawFn, num_layers: int) -> Sized:
 
 
 @st.composite
-def shrinking_windows(draw: st.DrawFn) -> tuple[ShrinkingWindow, int]:
+def shrinking_windows(
+    draw: st.DrawFn, evict_batch: int | None = None
+) -> tuple[ShrinkingWindow, int]:
     """Windows that shrink quickly enough for a short prompt to see the end of it."""
-    sinks, evict_batch = draw(st.integers(0, 3)), draw(st.integers(1, 4))
+    sinks = draw(st.integers(0, 3))
+    if evict_batch is None:
+        evict_batch = draw(st.integers(1, 4))
     least = draw(st.integers(sinks + evict_batch, 16))
     window = ShrinkingWindow(
         least=least,
@@ -63,11 +76,18 @@ def groups(draw: st.DrawFn, num_layers: int, num_heads: int, *, by_head: bool = 
         else list(range(num_layers))
     )
     members = draw(st.permutations(members))
+    evict_batch = draw(st.integers(1, 4))
     edges = sorted(draw(st.sets(st.integers(1, len(members) - 1), min_size=1, max_size=2)))
     parts = [members[a:b] for a, b in zip([0, *edges], [*edges, None], strict=True)]
-    found = []
-    for part in parts:
-        depth = len({m[0] if isinstance(m, tuple) else m for m in part})
-        policy, capacity = draw(policies(depth))
-        found.append(Group(policy, tuple(part), capacity))
-    return Groups(tuple(found))
+    while True:
+        found = []
+        for part in parts:
+            depth = len({m[0] if isinstance(m, tuple) else m for m in part})
+            policy, capacity = draw(policies(depth, evict_batch))
+            found.append(Group(policy, tuple(part), capacity))
+        try:
+            Groups(tuple(found)).bind(ModelShape((num_heads,) * num_layers))
+        except ConfigError:
+            # One of them cannot free as many slots as the others have to.
+            continue
+        return Groups(tuple(found))

@@ -1,7 +1,5 @@
 """The slow, obvious twin of a window that shrinks: one token at a time."""
 
-from typing import Any
-
 from lacache.policies import ShrinkingWindow
 
 
@@ -16,12 +14,13 @@ def may_hold(window: ShrinkingWindow, capacity: int, num_seen: int) -> int:
     return max(held, window.least)
 
 
-def shrunk(window: ShrinkingWindow, capacity: int, tokens: list[int], token: int) -> list[int]:
-    """What is left of `tokens` before token number `token` comes in; the batch is in slots."""
+def shrunk(
+    window: ShrinkingWindow, capacity: int, tokens: list[int], token: int, batch: int
+) -> list[int]:
+    """What is left of `tokens` before token number `token` comes in."""
     if len(tokens) + 1 <= may_hold(window, capacity, token + 1):
         return tokens
     tokens = list(tokens)
-    batch: Any = window.evict_batch
     while len(tokens) + batch > may_hold(window, capacity, token + batch):
         del tokens[window.sinks]
     return tokens

@@ -118,8 +118,15 @@ def test_the_default_recent_is_half_or_what_is_left(capacity: int, recent: int) 
 def test_a_share_of_the_capacity_is_rounded_down_to_slots(
     evict_batch: float, capacity: int, slots: int
 ) -> None:
-    assert Ladder(evict_batch=evict_batch).schedule(8, capacity).evict_batch == slots
     assert Streaming(evict_batch=evict_batch).schedule(8, capacity).evict_batch == slots
+
+
+@pytest.mark.parametrize(("evict_batch", "freed"), [(1, 3), (3, 3), (10, 12), (1000, 18)])
+def test_a_ladder_frees_whole_bands_and_at_most_what_a_pass_frees(
+    evict_batch: int, freed: int
+) -> None:
+    ladder = Ladder(span=1, recent=4, sinks=2, evict_batch=evict_batch)
+    assert ladder.schedule(4, 30).evict_batch == freed
 
 
 def test_each_of_span_and_overlap_has_its_own_default() -> None:

@@ -20,6 +20,7 @@ from lacache.policies import (
 )
 from lacache.policies.schedule import UNBOUNDED
 from tests.policies.group_strategies import groups
+from tests.policies.slow_groups import compacted_together
 
 WINDOW = Streaming(evict_batch=1)
 
@@ -37,13 +38,73 @@ def test_every_head_is_in_one_group_with_the_schedule_of_its_depth(data: Any) ->
         (layer, head) for group in bound for layer, heads in group.heads.items() for head in heads
     ]
     assert sorted(pairs) == [(layer, head) for layer in range(6) for head in range(3)]
-    for group, one in zip(policy.groups, bound, strict=True):
+    together = compacted_together(policy)
+    for group, one, (_, capacity, batch) in zip(policy.groups, bound, together, strict=True):
         depths = sorted({m[0] for m in group.members if isinstance(m, tuple)})
-        capacity = UNBOUNDED if group.capacity is None else group.capacity
-        schedule = group.policy.schedule(len(depths), capacity)
+        size = UNBOUNDED if capacity is None else capacity
+        alone = group.policy.schedule(len(depths), size)
         assert list(one.heads) == depths
-        assert [one.pattern(layer) for layer in depths] == list(schedule.patterns)
-        assert one.schedule == schedule
+        assert [one.pattern(layer) for layer in depths] == list(alone.patterns)
+        assert one.schedule.capacity == size
+        if len([g for g in bound if g.schedule.evict_batch]) > 1 and capacity is not None:
+            assert one.schedule.evict_batch == batch
+        else:
+            assert one.schedule == alone
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_all_groups_are_compacted_at_the_same_tokens(data: Any) -> None:
+    bound = data.draw(groups(6, 3)).bind(ModelShape((3,) * 6))
+    schedules = [group.schedule for group in bound if group.schedule.evict_batch]
+    moments = []
+    for schedule in schedules:
+        state, found = schedule.start(), set()
+        for _ in range(200):
+            if schedule.is_full(state):
+                found.add(state.num_seen)
+                state = schedule.compact(state)
+            state = state.insert(1)
+        moments.append(found)
+    # Each begins when it is full; from then on all agree.
+    for one, first in zip(moments, [schedule.capacity for schedule in schedules], strict=True):
+        for other in moments:
+            assert {n for n in other if n >= first} <= one
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            (Group(Streaming(evict_batch=4), (0,), 20), Group(Streaming(evict_batch=3), (1,), 20)),
+            "evict_batch=4 of one group must be that of all groups, which are compacted together, "
+            "and another has 3; try evict_batch=3 in all",
+        ),
+        (
+            (
+                Group(Ladder(span=1, recent=0, sinks=0, evict_batch=20), (0, 1, 2), 12),
+                Group(Streaming(evict_batch=20), (3,), 40),
+            ),
+            "evict_batch=20 is more than the 8 slots that ladder:span=1:sinks=0:recent=0:"
+            "evict_batch=20 can free at once with capacity=12",
+        ),
+    ],
+)
+def test_batches_that_groups_cannot_share_are_refused(
+    parts: tuple[Group, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Groups(parts).bind(ModelShape((1,) * 4 if len(parts[0].members) > 1 else (1, 1)))
+    assert message in str(raised.value)
+
+
+def test_shares_of_groups_become_the_smallest_batch_that_every_ladder_can_free() -> None:
+    ladder = Group(Ladder(span=1), (0, 1, 2, 3), 500)
+    window = Group(Streaming(evict_batch=0.2), (4,), 100)
+    long, short = Groups((ladder, window)).bind(ModelShape((1,) * 5))
+    # A fifth of 100 slots, in bands that free 3.
+    assert long.schedule.evict_batch == short.schedule.evict_batch == 21
+    assert (long.schedule.capacity, short.schedule.capacity) == (499, 100)
 
 
 def test_one_policy_is_one_group() -> None:

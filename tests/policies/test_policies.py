@@ -65,7 +65,7 @@ def slow_streaming(seen: int) -> list[list[int]]:
 def slow_shrinking(seen: int) -> list[list[int]]:
     tokens: list[int] = []
     for token in range(seen):
-        tokens = [*shrunk(SHRINKING, CAPACITY, tokens, token), token]
+        tokens = [*shrunk(SHRINKING, CAPACITY, tokens, token, int(SHRINKING.evict_batch)), token]
     return [tokens] * NUM_LAYERS
 
 

@@ -92,6 +92,17 @@ def test_every_pattern_loses_as_many_slots(ladder: SizedLadder, extra: int) -> N
         )
 
 
+@given(LADDER)
+@settings(max_examples=100, deadline=None)
+def test_every_compaction_frees_as_many_slots(ladder: SizedLadder) -> None:
+    schedule = ladder.schedule()
+    assert schedule.evict_batch >= 1
+    full = Timetable(schedule).compactions
+    assert {state.num_cached for state in full} == {ladder.capacity}
+    freed = {state.num_cached - schedule.compact(state).num_cached for state in full}
+    assert freed == {schedule.evict_batch}
+
+
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 5), SEEN)
 @settings(max_examples=100, deadline=None)
 def test_streaming_keeps_sinks_and_the_newest(

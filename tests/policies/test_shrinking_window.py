@@ -22,7 +22,7 @@ from tests.policies.slow_window import shrunk
 def slow_kept(sized: tuple[ShrinkingWindow, int], num_seen: int) -> list[int]:
     tokens: list[int] = []
     for token in range(num_seen):
-        tokens = [*shrunk(*sized, tokens, token), token]
+        tokens = [*shrunk(*sized, tokens, token, int(sized[0].evict_batch)), token]
     return tokens
 
 

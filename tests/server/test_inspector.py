@@ -25,8 +25,8 @@ from tests.server.serving import CAPACITY, NAME, POLICY, listening, new_engine, 
 LAYERS, KV_HEADS = 5, 2
 GROUPS = Groups(
     (
-        Group(Ladder(span=2, overlap=1, evict_batch=4), (0, 2, (3, 1), 4), 30),
-        Group(Streaming(sinks=2, evict_batch=6), (1, (3, 0)), 21),
+        Group(Ladder(span=2, overlap=1, evict_batch=3), (0, 2, (3, 1), 4), 30),
+        Group(Streaming(sinks=2, evict_batch=3), (1, (3, 0)), 21),
     )
 )
 PARTS = {

@@ -187,6 +187,12 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
         theirs, ours = json.dumps(made_by.get(name)), json.dumps(expected[name])
         if name == "policy":
             own, other = runner.layout.bound, _bound_policy(made_by, runner)
+            if other is None and _PLAN in made_by:
+                raise InputError(
+                    f"{snapshot.name} was saved with a policy of lacache 0.1 that cannot be "
+                    "continued, as its groups were compacted at different tokens; prefill its text "
+                    "again"
+                )
             if other is not None and _keeps_the_same(other, own):
                 continue
             short = theirs if other is None else _in_short(other)
@@ -199,7 +205,7 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
         )
     reason = next(_inconsistencies(snapshot, runner), None)
     if reason is not None:
-        raise InputError(f"{snapshot.name} cannot be resumed: {reason}; save another")
+        raise InputError(f"{snapshot.name} cannot be resumed: {reason}")
 
 
 def _bound_policy(made_by: Header, runner: Runner) -> BoundPolicy | None:
@@ -234,11 +240,14 @@ def _in_short(bound: BoundPolicy) -> str:
 def _inconsistencies(snapshot: Snapshot, runner: Runner) -> Iterator[str]:
     seen, last, logits = snapshot.sampler.seen, snapshot.last, snapshot.logits
     if last is not None and last >= runner.vocab_size:
-        yield f"its newest token {last} is not in the model's vocabulary"
+        yield f"its newest token {last} is not in the model's vocabulary; save another"
     if len(seen) and not 0 <= int(seen.min()) <= int(seen.max()) < runner.vocab_size:
-        yield "it has seen tokens that are not in the model's vocabulary"
+        yield "it has seen tokens that are not in the model's vocabulary; save another"
     if logits is not None and len(logits) != runner.vocab_size:
-        yield f"it has logits of {len(logits)} tokens, and the model has {runner.vocab_size}"
+        yield (
+            f"it has logits of {len(logits)} tokens, and the model has {runner.vocab_size}; save "
+            "another"
+        )
     for number, group in enumerate(runner.layout.bound.groups):
         counts = snapshot.tensors.get(f"group.{number}.counts")
         if counts is None or counts.dtype != torch.int64 or counts.shape != (5,):
@@ -246,7 +255,11 @@ def _inconsistencies(snapshot: Snapshot, runner: Runner) -> Iterator[str]:
         stands = State(*counts.tolist()[:3])
         due = Timetable(group.schedule).state_at(snapshot.num_seen)
         if stands not in (due, group.schedule.settle(due)):
-            yield f"after {snapshot.num_seen} tokens a cache cannot be in state {tuple(stands)}"
+            yield (
+                f"after {snapshot.num_seen} tokens a cache holds {due.num_cached} and not "
+                f"{stands.num_cached} tokens (or stands elsewhere in its pass), as with a version "
+                "whose compactions freed other numbers of slots; prefill the text again"
+            )
 
 
 def new_sampler(snapshot: Snapshot, sampling: Sampling | None) -> Sampler:

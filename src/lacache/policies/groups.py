@@ -5,7 +5,8 @@ bytes. What each group keeps still depends on counts alone. One group of all lay
 case.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -13,7 +14,7 @@ from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
 from lacache.policies.members import Member, format_members, heads_of, validate_members
 from lacache.policies.policy import BoundGroup, LayerPolicy, ModelShape, Policy
-from lacache.policies.schedule import UNBOUNDED
+from lacache.policies.schedule import UNBOUNDED, Schedule
 
 
 @final
@@ -128,10 +129,11 @@ class Groups(Policy):
                         f"KV head {head} of layer {layer} is in no group; add {layer} (the whole "
                         f"layer) or ({layer}, {head}) to the members of one"
                     )
-        return tuple(
-            _bind(group, sorted(pair for pair, n in owner.items() if n == number))
-            for number, group in enumerate(self.groups)
-        )
+        members = [
+            _by_layer(pair for pair, n in owner.items() if n == number)
+            for number in range(len(self.groups))
+        ]
+        return _with_one_batch(self.groups, members)
 
 
 def mean_capacity(groups: Sequence[BoundGroup]) -> float:
@@ -148,9 +150,69 @@ def mean_capacity(groups: Sequence[BoundGroup]) -> float:
     return most / sum(heads)
 
 
-def _bind(group: Group, pairs: list[tuple[int, int]]) -> BoundGroup:
+def _by_layer(pairs: Iterable[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
+    """Return the KV heads of each layer, both in increasing order."""
     heads: dict[int, tuple[int, ...]] = {}
-    for layer, head in pairs:
+    for layer, head in sorted(pairs):
         heads[layer] = (*heads.get(layer, ()), head)
-    capacity = UNBOUNDED if group.capacity is None else group.capacity
-    return BoundGroup(group.policy.schedule(len(heads), capacity), heads, group.policy)
+    return heads
+
+
+def _with_one_batch(
+    groups: Sequence[Group], members: Sequence[Mapping[int, tuple[int, ...]]]
+) -> tuple[BoundGroup, ...]:
+    """Return bound groups that all compact at the same tokens, by the same number of slots.
+
+    Else chunks of a prompt would end at every compaction of any group. The batch is that given in
+    slots, or the smallest of shares, rounded up to what all ladders can free. Capacities are
+    lowered by less than a batch, so that the groups are full at the same tokens.
+
+    Args:
+        groups: the groups.
+        members: for each, the KV heads of each of its layers.
+
+    Raises:
+        ConfigError: evict batches in slots differ, or a group cannot free as many at once.
+    """
+    sizes = [UNBOUNDED if group.capacity is None else group.capacity for group in groups]
+    bound = [
+        BoundGroup(group.policy.schedule(len(heads), size), heads, group.policy)
+        for group, heads, size in zip(groups, members, sizes, strict=True)
+    ]
+    bounded = [each.schedule for each in bound if each.schedule.evict_batch]
+    if len(bounded) < 2:
+        return tuple(bound)
+    unit = math.lcm(*(schedule.evict_unit for schedule in bounded))
+    batch = -(-_batch_of(groups, bounded) // unit) * unit
+    first = min(schedule.capacity for schedule in bounded)
+    return tuple(
+        _with_batch(each, batch, each.schedule.capacity - (each.schedule.capacity - first) % batch)
+        if each.schedule.evict_batch
+        else each
+        for each in bound
+    )
+
+
+def _batch_of(groups: Sequence[Group], schedules: Sequence[Schedule]) -> int:
+    """Return the evict batch that groups give in slots, else the smallest of their shares."""
+    given = {getattr(group.policy, "evict_batch", None) for group in groups}
+    slots = sorted(value for value in given if isinstance(value, int))
+    if len(slots) > 1:
+        raise ConfigError(
+            f"evict_batch={slots[-1]} of one group must be that of all groups, which are compacted "
+            f"together, and another has {slots[0]}; try evict_batch={slots[0]} in all"
+        )
+    return slots[0] if slots else min(schedule.evict_batch for schedule in schedules)
+
+
+def _with_batch(group: BoundGroup, batch: int, capacity: int) -> BoundGroup:
+    depth = len(group.heads)
+    policy = group.policy.with_evict_batch(batch, depth, capacity)
+    schedule = policy.schedule(depth, capacity)
+    if schedule.evict_batch != batch:
+        raise ConfigError(
+            f"evict_batch={batch} is more than the {schedule.evict_batch} slots that "
+            f"{group.policy} can free at once with capacity={capacity}, and all groups are "
+            f"compacted together; try evict_batch={schedule.evict_batch} or a larger capacity"
+        )
+    return BoundGroup(schedule, group.heads, policy)

@@ -24,8 +24,8 @@ class Ladder(LayerPolicy):
         sinks: first tokens, never evicted.
         recent: newest tokens that no compaction touches, or a share of the capacity; by default
             half of it, or less where the sinks and one band need the room.
-        evict_batch: slots that one compaction should evict, or a share of the capacity; 1 evicts
-            as little at once as the paper's code.
+        evict_batch: slots that each compaction evicts, or a share of the capacity; rounded up to
+            whole bands. 1 evicts as little at once as the paper's code.
         geometry: "interleaved" (the released code) or "consecutive" (the paper's text).
         unit: neighbouring tokens that are kept or evicted together.
         window_layers: layers, counted over those with a growing cache, that evict their oldest
@@ -146,7 +146,8 @@ class LadderSchedule(Schedule):
         capacity: most tokens that a layer holds.
         sinks: first slots, never evicted.
         recent: newest slots that no compaction touches.
-        evict_batch: slots that one compaction should evict.
+        evict_batch: slots that one compaction should evict; rounded up to whole bands, and at most
+            what a pass evicts.
         unit: neighbouring slots that are kept or evicted together.
         window_layers: layers that evict their oldest tokens instead.
     """
@@ -166,13 +167,13 @@ class LadderSchedule(Schedule):
         self.capacity = capacity
         self.sinks = sinks
         self.recent = recent
-        self.evict_batch = evict_batch
         self.unit = unit
-        self._band, self._kept, self._freed = (
-            geometry.band * unit,
-            geometry.kept * unit,
-            geometry.freed * unit,
-        )
+        self._band, self._kept = geometry.band * unit, geometry.kept * unit
+        self.evict_unit = geometry.freed * unit
+        most = (capacity - recent - sinks) // self._band
+        # Always as many, so that chunks between compactions are equally long.
+        self._bands = min(-(-evict_batch // self.evict_unit), most)
+        self.evict_batch = self._bands * self.evict_unit
         # One past the last phase.
         self._window = geometry.freed + 1
         self.patterns = tuple(
@@ -186,32 +187,29 @@ class LadderSchedule(Schedule):
 
     def compact(self, state: State) -> State:
         """Thin the next bands from the cursor on."""
-        cursor, bands = self._bands(state)
+        cursor = self._first_slot(state)
         return State(
-            state.num_seen, state.num_cached - bands * self._freed, cursor + bands * self._kept
+            state.num_seen,
+            state.num_cached - self.evict_batch,
+            cursor + self._bands * self._kept,
         )
 
     def evicted_slots(self, state: State, pattern: int) -> SlotRanges:
         """Return the slots outside the kept run of each thinned band; a window's oldest slots."""
-        cursor, bands = self._bands(state)
         if pattern == self._window:
-            return [(self.sinks, self.sinks + bands * self._freed)]
+            return [(self.sinks, self.sinks + self.evict_batch)]
+        cursor = self._first_slot(state)
         first = pattern * self.unit
         last = first + self._kept
         ranges = []
-        for start in range(cursor, cursor + bands * self._band, self._band):
+        for start in range(cursor, cursor + self._bands * self._band, self._band):
             if first > 0:
                 ranges.append((start, start + first))
             if last < self._band:
                 ranges.append((start + last, start + self._band))
         return ranges
 
-    def _bands(self, state: State) -> tuple[int, int]:
-        """Return from which slot on, and how many bands, this compaction thins."""
-        limit = state.num_cached - self.recent
-        cursor = state.cursor
-        available = (limit - cursor) // self._band
-        if available <= 0:
-            cursor = self.sinks
-            available = (limit - cursor) // self._band
-        return cursor, min(-(-self.evict_batch // self._freed), available)
+    def _first_slot(self, state: State) -> int:
+        """Return from which slot on this compaction thins; a pass with too few bands is over."""
+        left = state.num_cached - self.recent - state.cursor
+        return state.cursor if left >= self._bands * self._band else self.sinks

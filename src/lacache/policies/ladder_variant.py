@@ -57,6 +57,7 @@ class LadderVariantSchedule(Schedule, ABC):
     def __init__(self, ladder: LadderSchedule, patterns: tuple[int, ...]) -> None:
         self._ladder = ladder
         self.capacity = ladder.capacity
+        self.evict_batch, self.evict_unit = ladder.evict_batch, ladder.evict_unit
         self.patterns = patterns
 
     def start(self) -> State:

@@ -1,6 +1,6 @@
 """The ladder as the paper's released code runs it (github.com/GATECH-EIC/LaCache)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from lacache.common.validation import validate_int
@@ -33,6 +33,8 @@ class Paper(LayerPolicy):
     sinks: int = SINKS
 
     names: ClassVar = {"paper": {}}
+    evict_batch: ClassVar[int] = 1
+    """As the released code; not a setting."""
 
     def __post_init__(self) -> None:
         validate_int("overlap", self.overlap, 0)
@@ -52,8 +54,12 @@ class Paper(LayerPolicy):
             overlap=self.overlap,
             sinks=self.sinks,
             recent=num_layers + 1 - Geometry(num_layers, span, self.overlap).freed,
-            evict_batch=1,
+            evict_batch=self.evict_batch,
         )
+
+    def with_evict_batch(self, evict_batch: int, num_layers: int, capacity: int) -> Ladder:
+        """Return the ladder that the released code runs, with another evict batch."""
+        return replace(self.resolved(num_layers, capacity), evict_batch=evict_batch)
 
     def released_capacity(self, cache_size: int, num_layers: int) -> int:
         """Return the most tokens that the released code holds with its `cache_size`."""

@@ -177,6 +177,19 @@ class LayerPolicy(Policy, ABC):
         """Return a policy with the same schedule, and every setting given in slots and layers."""
         return self
 
+    def with_evict_batch(self, evict_batch: int, num_layers: int, capacity: int) -> "LayerPolicy":
+        """Return a policy with this number of slots that a compaction frees.
+
+        Args:
+            evict_batch: in slots.
+            num_layers: of the schedule, for settings that follow from it.
+            capacity: of the schedule, likewise.
+        """
+        if "evict_batch" not in {f.name for f in fields(self)}:
+            return self
+        changes: dict[str, Any] = {"evict_batch": evict_batch}
+        return replace(self, **changes)
+
     def bind(self, shape: ModelShape, capacity: int) -> tuple[BoundGroup, ...]:
         """Return one group of all KV heads."""
         heads = {layer: tuple(range(n)) for layer, n in enumerate(shape.num_heads)}

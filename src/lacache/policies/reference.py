@@ -52,13 +52,14 @@ def reference_kept(
         nonlocal cursor
         num_cached = len(layers[0])
         limit = num_cached - recent
-        available = (limit - cursor) // (band * unit)
-        if available <= 0:
-            cursor = sinks
-            available = (limit - cursor) // (band * unit)
         thinned = 0
-        while thinned < available and thinned * freed_units * unit < evict_batch:
+        while (
+            thinned * freed_units * unit < evict_batch
+            and sinks + (thinned + 1) * band * unit <= limit
+        ):
             thinned += 1
+        if cursor + thinned * band * unit > limit:
+            cursor = sinks
         gone = thinned * freed_units * unit
         for layer, tokens in enumerate(layers):
             if layer in window_layers:

@@ -70,8 +70,8 @@ class RetrievalHeads(Policy):
         without_profile: what a model without a profile gets: "ladder", one ladder over all
             layers, or "depth", a history for the layers that are likely by their depth.
         sinks: first tokens, never evicted.
-        evict_batch: tokens from one compaction to the next, or a share of the capacity; a full
-            history frees as many, or a little more.
+        evict_batch: slots that each compaction frees in every KV head, or a share of the capacity;
+            rounded up to what the ladder of the retrieval heads can free.
         span: of the history's ladder; see Ladder, as for all below.
         overlap: of the history's ladder.
         recent: newest tokens of the history that no compaction touches.
@@ -148,13 +148,6 @@ class RetrievalHeads(Policy):
         if not tiers:
             return Ladder.like(self).bind(shape, capacity)
         least = max(1, int(capacity * self.window))
-        evict_batch = in_slots(self.evict_batch, capacity, most=least - self.sinks)
-        if least < self.sinks + evict_batch:
-            raise ConfigError(
-                f"window={self.window} of capacity={capacity} is {least} tokens, and at least "
-                f"{self.sinks + evict_batch} = sinks {self.sinks} + evict_batch {evict_batch} are "
-                "needed; try a larger budget or window"
-            )
         num_heads = shape.num_heads
         pairs = [pairs_of(members, num_heads) for members in tiers]
         named = {pair for tier in pairs for pair in tier}
@@ -172,17 +165,14 @@ class RetrievalHeads(Policy):
         total = sum(num_heads)
 
         def capacity_of(num_before: int) -> int:
-            """Tokens that so many heads can hold while all others have their window.
+            """Tokens that so many heads can hold while all others have their window."""
+            return least + (capacity - least) * total // num_before
 
-            Less a few, so that the tiers compact at the same tokens and the history is full at
-            one of them, which makes for longer chunks.
-            """
-            tokens = least + (capacity - least) * total // num_before
-            return tokens - (tokens - capacity) % evict_batch
-
-        history = self._history(len({layer for layer, _ in pairs[0]}), evict_batch)
-        groups = [Group(history, tuple(pairs[0]), capacity_of(len(pairs[0])))]
         num_before = len(pairs[0])
+        depth = len({layer for layer, _ in pairs[0]})
+        evict_batch = self._batch(depth, capacity, least, capacity_of(num_before))
+        history = self._history(depth, evict_batch)
+        groups = [Group(history, tuple(pairs[0]), capacity_of(num_before))]
         for tier in (*pairs[1:], streaming):
             window = ShrinkingWindow(
                 least=least,
@@ -207,6 +197,33 @@ class RetrievalHeads(Policy):
         else:
             return ()
         return split_by_importance(order, self.share, self.most)
+
+    def _batch(self, depth: int, capacity: int, least: int, history_capacity: int) -> int:
+        """Return the slots that every group frees at once: a multiple of what the history can.
+
+        Args:
+            depth: layers of the history.
+            capacity: of which `evict_batch` may be a share; a share is cut to what can be freed.
+            least: capacity of the streaming heads in the end.
+            history_capacity: tokens that the history may hold.
+
+        Raises:
+            ConfigError: the window or the history is too small.
+        """
+        unit = self._history(depth, 1).schedule(depth, history_capacity).evict_unit
+        batch = -(-in_slots(self.evict_batch, capacity) // unit) * unit
+        if isinstance(self.evict_batch, float):
+            batch = max(unit, min(batch, (least - self.sinks) // unit * unit))
+            # The history loses up to a batch of its capacity, to be full when the others are.
+            history = self._history(depth, batch)
+            batch = history.schedule(depth, history_capacity - batch + 1).evict_batch
+        if least < self.sinks + batch:
+            raise ConfigError(
+                f"window={self.window} of capacity={capacity} is {least} tokens, and at least "
+                f"{self.sinks + batch} = sinks {self.sinks} + evict_batch {batch} are needed; try "
+                "a larger budget or window"
+            )
+        return batch
 
     def _history(self, num_layers: int, evict_batch: int) -> LayerPolicy:
         if num_layers == 1:

@@ -46,6 +46,10 @@ class Schedule(ABC):
     """Most tokens that a layer ever holds, the newest included."""
     patterns: tuple[int, ...]
     """Per layer, the number of its pattern."""
+    evict_batch: int = 0
+    """Slots that a compaction frees; a window that shrinks may free more. 0 if none ever runs."""
+    evict_unit: int = 1
+    """Slots that can only be freed together: every `evict_batch` is a multiple."""
     steady_from: int = 0
     """Tokens seen from which on slots and cursor alone decide, and so the schedule is periodic."""
 

@@ -1,5 +1,6 @@
 """Random policies of bounded size."""
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from lacache.errors import ConfigError
@@ -57,7 +58,7 @@ def histories(draw: st.DrawFn, num_layers: int, num_heads: int) -> tuple[int, Re
     pairs = draw(st.permutations(pairs))
     edges = sorted(draw(st.sets(st.integers(1, len(pairs) - 1), min_size=1, max_size=3)))
     history, *tiers = (tuple(pairs[a:b]) for a, b in zip([0, *edges[:-1]], edges, strict=True))
-    return (
+    sized = (
         draw(st.integers(16, 24)),
         RetrievalHeads(
             heads=(history, *tuple(tiers)),
@@ -69,6 +70,12 @@ def histories(draw: st.DrawFn, num_layers: int, num_heads: int) -> tuple[int, Re
             recent=draw(st.integers(0, 3)),
         ),
     )
+    try:
+        bind(sized, (num_heads,) * num_layers)
+    except ConfigError:
+        # A small window or history cannot free as many slots as the other has to.
+        assume(False)
+    return sized
 
 
 @st.composite
