@@ -27,8 +27,8 @@ def rotate(keys: Tensor, shifts: Tensor, inv_freq: Tensor) -> Tensor:
     half = len(inv_freq)
     angles = shifts[:, None].double() * inv_freq.double()
     first, second = keys[..., :half].double(), keys[..., half : 2 * half].double()
-    turned = torch.polar(torch.ones_like(angles), angles) * torch.complex(first, second)
-    moved = torch.cat([turned.real, turned.imag], dim=-1).to(keys.dtype)
+    rotated = torch.polar(torch.ones_like(angles), angles) * torch.complex(first, second)
+    moved = torch.cat([rotated.real, rotated.imag], dim=-1).to(keys.dtype)
     return torch.cat([moved, keys[..., 2 * half :]], dim=-1)
 
 
@@ -83,7 +83,7 @@ def slow_attention(
             return kept(number)[growing.index(layer)]
         return [list(range(max(0, number + 1 - text.sliding_window), number + 1))]
 
-    def turned(layer: int, keys: Tensor, tokens: list[int]) -> Tensor:
+    def rotated(layer: int, keys: Tensor, tokens: list[int]) -> Tensor:
         """Keys [B, H, N, D] as the newest of them sees them."""
         if not has_rope[layer]:
             return keys
@@ -101,13 +101,13 @@ def slow_attention(
             now = query[:, :, number : number + 1]
             if len(heads) == 1:
                 [tokens] = heads
-                seen = turned(layer, keys[:, :, tokens], tokens)
+                seen = rotated(layer, keys[:, :, tokens], tokens)
                 out.append(attend(module, now, seen, values[:, :, tokens], None, **options)[0])
                 continue
             shared = query.shape[1] // keys.shape[1]
             by_head = []
             for head, tokens in enumerate(heads):
-                seen = turned(layer, keys[:, head : head + 1, tokens], tokens)
+                seen = rotated(layer, keys[:, head : head + 1, tokens], tokens)
                 own_queries = now[:, head * shared : (head + 1) * shared]
                 scores = own_queries @ seen.transpose(-1, -2) * options["scaling"]
                 by_head.append(scores.softmax(-1) @ values[:, head : head + 1, tokens])

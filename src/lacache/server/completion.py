@@ -103,7 +103,7 @@ Event = Started | Prefilled | Delta | Finished | Failed
 
 
 class StateStore(ABC):
-    """Where the state of a completion's sequence is found and stored; for the engine's thread."""
+    """Store of the states that sequences continue from; used in the engine's thread."""
 
     @abstractmethod
     def find_snapshot(self, prompt: Tensor) -> tuple[Snapshot | None, int]:
