@@ -36,7 +36,13 @@ def test_the_bytes_are_those_of_the_capacity(
     if int(window * capacity) < 4 + evict_batch:
         return
     policy = RetrievalHeads(heads=(tuple(pairs),), window=window, evict_batch=evict_batch)
-    groups = policy.bind(SHAPE, capacity)
+    try:
+        groups = policy.bind(SHAPE, capacity)
+    except ConfigError as error:
+        # A short history has too few whole bands.
+        if f"evict_batch={evict_batch} is more than" not in str(error):
+            raise
+        assume(False)
     assert {(n, h) for n, heads in groups[0].heads.items() for h in heads} == pairs
     assert mean_capacity(groups) == capacity
     in_the_end = sum(group.schedule.final_capacity * group.num_heads for group in groups) / 30
