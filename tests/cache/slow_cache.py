@@ -1,9 +1,9 @@
 """The slow, obvious twin: no cache, keys unrotated, every position computed afresh.
 
-Every token stands at position 0, so keys and queries come unrotated. Each query attends alone, to
-the tokens that its layer holds at that moment: what a query at slot q sees of a key at slot s is
-the key rotated by `s - q`, with the textbook formula. Which tokens a layer holds comes from the
-slow reference of the core, token numbers and all.
+Every token is given at position 0, so keys and queries come unrotated. Each query attends alone, to
+the tokens that its layer holds at that moment: what a query at position q sees of a key at position
+k is the key rotated by `k - q`, with the textbook formula. Which tokens a layer holds comes from
+the slow reference of the core, token numbers and all; `slow_positions` says where they stand.
 """
 
 import sys
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from lacache.policies import Groups, Ladder, ShrinkingWindow, Streaming
+from lacache.policies import Full, Groups, Ladder, ShrinkingWindow, Streaming
 from lacache.policies.reference import reference_kept
 from tests.policies.sized import Sized
 from tests.policies.slow_groups import compacted_together
@@ -77,19 +77,22 @@ def slow_attention(
     def kept(number: int) -> list[list[list[int]]]:
         return slow_kept(sized, len(growing), text.num_key_value_heads, recent, number + 1)
 
-    def visible(layer: int, number: int) -> list[list[int]]:
-        """Tokens that all KV heads of a layer, or each of them, see with token `number`."""
-        if layer in growing:
-            return kept(number)[growing.index(layer)]
-        return [list(range(max(0, number + 1 - text.sliding_window), number + 1))]
+    standing = slow_positions(sized, kept, text.max_position_embeddings)
 
-    def rotated(layer: int, keys: Tensor, tokens: list[int]) -> Tensor:
+    def visible(layer: int, number: int) -> list[tuple[list[int], list[int]]]:
+        """Tokens and their positions, for all KV heads of a layer or each, with token `number`."""
+        if layer in growing:
+            depth = growing.index(layer)
+            return list(zip(kept(number)[depth], standing(number)[depth], strict=True))
+        tokens = list(range(max(0, number + 1 - text.sliding_window), number + 1))
+        return [(tokens, tokens)]
+
+    def rotated(layer: int, keys: Tensor, positions: list[int]) -> Tensor:
         """Keys [B, H, N, D] as the newest of them sees them."""
         if not has_rope[layer]:
             return keys
-        places = torch.arange(len(tokens)) if layer in growing else torch.tensor(tokens)
         inv_freq = buffers.get("inv_freq", buffers.get(f"{types[layer]}_inv_freq"))
-        return turn(keys, places - places[-1], inv_freq)
+        return turn(keys, torch.tensor(positions) - positions[-1], inv_freq)
 
     def attention(
         module: Any, query: Tensor, keys: Tensor, values: Tensor, *_: Any, **options: Any
@@ -100,14 +103,14 @@ def slow_attention(
             heads = visible(layer, number)
             now = query[:, :, number : number + 1]
             if len(heads) == 1:
-                [tokens] = heads
-                seen = rotated(layer, keys[:, :, tokens], tokens)
+                [(tokens, positions)] = heads
+                seen = rotated(layer, keys[:, :, tokens], positions)
                 out.append(attend(module, now, seen, values[:, :, tokens], None, **options)[0])
                 continue
             shared = query.shape[1] // keys.shape[1]
             by_head = []
-            for head, tokens in enumerate(heads):
-                seen = rotated(layer, keys[:, head : head + 1, tokens], tokens)
+            for head, (tokens, positions) in enumerate(heads):
+                seen = rotated(layer, keys[:, head : head + 1, tokens], positions)
                 own_queries = now[:, head * shared : (head + 1) * shared]
                 scores = own_queries @ seen.transpose(-1, -2) * options["scaling"]
                 by_head.append(scores.softmax(-1) @ values[:, head : head + 1, tokens])
@@ -122,6 +125,85 @@ def slow_attention(
         return AttentionInterface()[own](module, *args, **options)
 
     return attention
+
+
+Kept = Callable[[int], list[list[list[int]]]]
+"""The tokens of each layer, for all its KV heads or each, with the newest token's number."""
+
+
+def slow_positions(sized: Sized, kept: Kept, trained_length: int) -> Kept:
+    """Where the tokens of `kept` stand when the newest of them attends."""
+    rules = _rules(sized, kept(0))
+    # Of every token, for each layer and head; tokens that were renumbered stand elsewhere.
+    places: list[list[dict[int, int]]] = [[{} for _ in heads] for heads in rules]
+    base = 0
+    seen: list[list[list[list[int]]]] = []
+
+    def compacts(number: int) -> bool:
+        return any(
+            len(now) <= len(before)
+            for one, other in zip(kept(number), kept(number - 1), strict=True)
+            for now, before in zip(one, other, strict=True)
+        )
+
+    def advance(number: int) -> None:
+        nonlocal base
+        held = kept(number)
+        originals = any(name == "original" for heads in rules for name, _ in heads)
+        if number and originals and compacts(number):
+            following = number + 1
+            while following - base <= trained_length and not compacts(following):
+                following += 1
+            if following - base > trained_length:
+                base = number - max(len(tokens) - 1 for heads in held for tokens in heads)
+                for place, heads in zip(places, held, strict=True):
+                    for one, tokens in zip(place, heads, strict=True):
+                        slots = enumerate(tokens[:-1], number - base - len(tokens) + 1)
+                        one.update({token: slot for slot, token in slots})
+        standing = []
+        for place, heads, how in zip(places, held, rules, strict=True):
+            for one in place:
+                one[number] = number - base
+            standing.append([_stand(*each) for each in zip(heads, place, how, strict=True)])
+        seen.append(standing)
+
+    def positions(number: int) -> list[list[list[int]]]:
+        while len(seen) <= number:
+            advance(len(seen))
+        return seen[number]
+
+    return positions
+
+
+def _rules(sized: Sized, held: list[list[list[int]]]) -> list[list[tuple[str, int]]]:
+    """For each layer and head, what its policy calls positions, and its sinks."""
+    _, policy = sized
+    if not isinstance(policy, Groups):
+        return [[_rule(policy) for _ in heads] for heads in held]
+    rules = [[_rule(Full()) for _ in heads] for heads in held]
+    for group in policy.groups:
+        for member in group.members:
+            layer, only = (member, None) if isinstance(member, int) else member
+            for head in range(len(rules[layer])):
+                if only in (None, head):
+                    rules[layer][head] = _rule(group.policy)
+    return rules
+
+
+def _rule(policy: Any) -> tuple[str, int]:
+    return ("slots", 0) if isinstance(policy, Full) else (policy.positions, policy.sinks)
+
+
+def _stand(tokens: list[int], places: dict[int, int], rule: tuple[str, int]) -> list[int]:
+    """Where the tokens of a head stand, in slot order."""
+    name, sinks = rule
+    if name == "slots":
+        return list(range(len(tokens)))
+    standing = [places[token] for token in tokens]
+    for sink in range(sinks):
+        if len(tokens) > sinks:
+            standing[sink] = standing[sinks] - sinks + sink
+    return standing
 
 
 def slow_kept(

@@ -1,5 +1,8 @@
 """The dense protocol: read with a full cache, then compact down."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from transformers import DynamicCache
 
@@ -40,11 +43,12 @@ def test_keeps_what_the_schedule_keeps_of_the_dense_states() -> None:
     assert cache.report().compactions == 1
 
 
-def test_decoding_goes_on_at_slots() -> None:
-    """One token after a dense prefill, attended to by hand over the first layer's slots."""
+@pytest.mark.parametrize("positions", ["original", "slots"])
+def test_decoding_goes_on_where_the_keys_stand(positions: str) -> None:
+    """One token after a dense prefill, attended to by hand over the first layer's keys."""
     model = tiny_model("llama", num_hidden_layers=5)
     ids = random_ids(70)
-    cache = LaCache(model, *CONFIG, prefill="dense")
+    cache = LaCache(model, CONFIG[0], replace(CONFIG[1], positions=positions), prefill="dense")
     full = DynamicCache(config=model.config)
     model(ids, **cache_argument(model, full))
     cache.prefill(model, ids)
@@ -64,14 +68,16 @@ def test_decoding_goes_on_at_slots() -> None:
     tokens = kept.by_pattern[schedule(CONFIG, 5).patterns[0]]
     inv_freq = model.model.rotary_emb.inv_freq
     old = full.layers[0]
-    slots = torch.arange(len(tokens))
+    stand = torch.arange(len(tokens)) if positions == "slots" else torch.tensor(tokens)
+    if positions == "original":
+        stand[:2] = stand[2] + torch.tensor([-2, -1])
     unrotated = rotate(old.keys[:, :, tokens], -torch.tensor(tokens), inv_freq)
-    here = torch.tensor([len(tokens)])
+    here = torch.tensor([len(tokens) if positions == "slots" else 70])
     hidden = seen["hidden"]
     query = rotate(attention.q_proj(hidden).view(1, 1, 4, 8).transpose(1, 2), here, inv_freq)
     key = rotate(attention.k_proj(hidden).view(1, 1, 2, 8).transpose(1, 2), here, inv_freq)
     value = attention.v_proj(hidden).view(1, 1, 2, 8).transpose(1, 2)
-    keys = torch.cat([rotate(unrotated, slots, inv_freq), key], dim=2).repeat_interleave(2, 1)
+    keys = torch.cat([rotate(unrotated, stand, inv_freq), key], dim=2).repeat_interleave(2, 1)
     values = torch.cat([old.values[:, :, tokens], value], dim=2).repeat_interleave(2, 1)
     weights = (query @ keys.transpose(2, 3) / 8**0.5).softmax(-1)
     expected = attention.o_proj((weights @ values).transpose(1, 2).reshape(1, 1, 32))

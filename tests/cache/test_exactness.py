@@ -3,6 +3,7 @@
 from functools import cache as memoize
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from lacache import Full, LaCache, Ladder, Streaming
 from lacache.errors import ConfigError
 from lacache.models.decoder import cache_argument
+from lacache.policies import Group, Groups
 from tests.cache.slow_cache import slow_logits
 from tests.cache.tiny_models import random_ids, tiny_model
+from tests.policies.sized import Sized
 
 MODEL_LAYERS = 5
 
@@ -37,6 +40,7 @@ def ladders(draw: st.DrawFn) -> tuple[int, Ladder]:
                     geometry=draw(st.sampled_from(["interleaved", "consecutive"])),
                     unit=draw(st.sampled_from([1, 2])),
                     window_layers=draw(st.sampled_from([(), (0,), (1, 4)])),
+                    positions=draw(st.sampled_from(["original", "slots"])),
                 ),
             )
             config[1].schedule(MODEL_LAYERS, config[0])
@@ -80,6 +84,53 @@ def test_counted_and_slot_positions_mix(
             else:
                 last = model()(chunk, **cache_argument(model(), cache)).logits[:, -1]
         torch.testing.assert_close(last, expected[:, start - 1], atol=1e-4, rtol=0)
+
+
+RENUMBERED: dict[str, Sized] = {
+    "ladder": (18, Ladder(span=2, sinks=2, recent=5, evict_batch=3)),
+    "window": (12, Streaming(sinks=0, evict_batch=4)),
+    "groups": (
+        None,
+        Groups(
+            (
+                Group(Ladder(span=1, sinks=2, recent=4, evict_batch=2), (0, 2, (3, 0)), 22),
+                Group(Streaming(sinks=1, evict_batch=2), (1, (3, 1)), 10),
+                Group(Streaming(sinks=1, evict_batch=2, positions="slots"), (4,), 10),
+            )
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("trained_length", [15, 30, 50])
+@pytest.mark.parametrize("policy", RENUMBERED)
+def test_keys_are_renumbered_before_the_trained_length(policy: str, trained_length: int) -> None:
+    sized = RENUMBERED[policy]
+    tiny = tiny_model("llama", max_position_embeddings=trained_length)
+    ids = random_ids(160)
+    expected = slow_logits(tiny, ids, sized)
+    cache = LaCache(tiny, *sized)
+    logits, positions = [], []
+    with torch.no_grad():
+        for chunk in ids.split(7, dim=1):
+            logits.append(tiny(chunk, **cache_argument(tiny, cache)).logits)
+            positions.append(int(cache.next_positions(1)))
+    torch.testing.assert_close(torch.cat(logits, 1), expected, atol=1e-4, rtol=0)
+    capacity = max(group.schedule.capacity for group in cache.policy.groups)
+    assert max(positions) < max(trained_length, capacity)
+    # Farther than the capacity, where the model was trained on that.
+    assert max(positions) > min(trained_length, 150) - 10
+
+
+def test_native_layers_see_positions_that_never_go_back() -> None:
+    tiny = tiny_model("gemma3", max_position_embeddings=30)
+    ids = random_ids(120)
+    expected = slow_logits(tiny, ids, RENUMBERED["ladder"])
+    cache = LaCache(tiny, *RENUMBERED["ladder"])
+    with torch.no_grad():
+        found = tiny(ids, **cache_argument(tiny, cache)).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert int(cache.next_positions(1)) == 120
 
 
 def test_streaming_is_a_ladder_of_window_layers() -> None:

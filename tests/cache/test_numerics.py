@@ -10,7 +10,7 @@ from tests.cache.slow_cache import rotate
 from tests.cache.tiny_models import tiny_model
 from tests.policies.sized import schedule
 
-CONFIG = (64, Ladder(span=2, sinks=4, recent=20, evict_batch=1))
+CONFIG = (64, Ladder(span=2, sinks=4, recent=20, evict_batch=1, positions="slots"))
 
 
 def read_keys(dtype: torch.dtype, num_tokens: int) -> tuple[torch.Tensor, int, LayerGroup]:

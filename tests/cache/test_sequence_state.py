@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -11,23 +11,16 @@ from lacache.cache.layer_group import LayerGroup
 from lacache.cache.layers import BoundedLayer
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, GroupState
 from lacache.policies import Ladder
-from lacache.policies.schedule import Schedule, State
+from lacache.policies.schedule import Schedule
+from tests.cache.drawn_positions import Positions
 from tests.cache.static.policy_strategies import schedules
 
 POSITIONS = ("slots", "counted", "far")
-CHUNKS = st.lists(st.tuples(st.integers(1, 20), st.sampled_from(POSITIONS)))
-
-
-def first_position(settled: State, positions: str, far: int) -> int:
-    return {
-        "slots": settled.num_cached,
-        "counted": settled.num_seen,
-        "far": settled.num_cached + far,
-    }[positions]
+CHUNKS = st.lists(st.tuples(st.integers(1, 20), st.sampled_from(POSITIONS), st.booleans()))
 
 
 class SlowGroup:
-    """A list of `(token, original position)` for each pattern."""
+    """A list of `(token, position given)` for each pattern; renumbered keys count as given anew."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -36,14 +29,21 @@ class SlowGroup:
         self.num_compactions = 0
         self.held: dict[int, list[tuple[int, int]]] = {p: [] for p in set(schedule.patterns)}
 
-    def forward(self, num_new: int, first: int) -> None:
-        if self.schedule.is_full(self.state):
+    def forward(self, num_new: int, first: int, *, renumber: bool) -> None:
+        sinks = self.schedule.sinks
+        compacts = self.schedule.is_full(self.state)
+        if compacts:
             for pattern, held in self.held.items():
                 for start, stop in reversed(self.schedule.evicted_slots(self.state, pattern)):
                     del held[start:stop]
             self.state = self.schedule.compact(self.state)
             self.num_compactions += 1
         self.origin = first - self.state.num_cached
+        if renumber and compacts and self.schedule.positions == "original":
+            for held in self.held.values():
+                held[sinks:] = [
+                    (token, self.origin + slot) for slot, (token, _) in enumerate(held)
+                ][sinks:]
         for held in self.held.values():
             held.extend((self.state.num_seen + n, first + n) for n in range(num_new))
         self.state = self.state.insert(num_new)
@@ -55,46 +55,58 @@ class SlowGroup:
 
     def positions(self) -> Tensor:
         """Positions of all keys now [patterns, N]."""
-        slots = self.origin + torch.arange(self.state.num_cached)
-        return slots.expand(len(self.held), -1)
+        num_keys, sinks = self.state.num_cached, self.schedule.sinks
+        if self.schedule.positions == "slots":
+            return (self.origin + torch.arange(num_keys)).expand(len(self.held), -1)
+        positions = self.column(1)
+        for sink in range(sinks if num_keys > sinks else 0):
+            positions[:, sink] = positions[:, sinks] - sinks + sink
+        return positions
 
 
 class Slots:
-    """What `KVHeads.apply` does, on numbers: [patterns, capacity], -1 where nothing is."""
+    """What `KVHeads` does, on numbers: [patterns, capacity], -1 where nothing is."""
 
     def __init__(self, schedule: Schedule, num_patterns: int) -> None:
         shape = (num_patterns, schedule.capacity)
         self.positions, self.unrotated, self.tokens = (torch.full(shape, -1) for _ in range(3))
+        moving = schedule.sinks if schedule.positions == "original" else schedule.capacity
+        self.unrotated = self.unrotated[:, :moving]
 
     def apply(self, plan: GatherPlan) -> None:
-        newer = slice(plan.num_saved, plan.num_cached)
+        moving = self.unrotated.shape[1]
+        newer = slice(min(plan.num_saved, moving), min(plan.num_cached, moving))
         self.unrotated[:, newer] = self.positions[:, newer]
         for pattern, (start, stop) in enumerate(plan.to_rotate):
             positions, unrotated = self.positions[pattern], self.unrotated[pattern]
             if plan.surviving is not None:
                 slots = plan.surviving[pattern]
+                changed = plan.first_changed[pattern]
                 for held, first in (
-                    (unrotated, start),
-                    (self.tokens[pattern], start),
-                    (positions, stop),
+                    (unrotated, changed),
+                    (self.tokens[pattern], changed),
+                    (positions, max(changed, stop)),
                 ):
-                    held[first : len(slots)] = held[slots[first:]]
+                    chosen = slots[: held.shape[0]]
+                    held[first : len(chosen)] = held[chosen[first:]]
+            if plan.in_place is not None:
+                positions[moving : plan.in_place.shape[1]] += plan.in_place[pattern, moving:]
             positions[start:stop] = unrotated[start:stop] + plan.shifts[pattern, start:stop]
 
 
 @given(schedules(), CHUNKS)
 @settings(max_examples=100)
 def test_gather_plans_keep_the_right_tokens_at_the_right_positions(
-    schedule: Schedule, chunks: list[tuple[int, str]]
+    schedule: Schedule, chunks: list[tuple[int, str, bool]]
 ) -> None:
     tables = CompactionTables(schedule)
-    group, slow = GroupState(tables), SlowGroup(schedule)
+    group, slow, where = GroupState(tables), SlowGroup(schedule), Positions(schedule)
     slots = Slots(schedule, len(tables.patterns))
-    for wanted, positions in chunks:
+    for wanted, positions, drawn in chunks:
         settled = group.settled()
         num_new = min(wanted, group.room())
-        first = first_position(settled, positions, 7)
-        plan = group.begin(first)
+        first, renumber = where.draw(group.state, positions, drawn)
+        plan = group.begin(first, renumber=renumber)
         assert group.begin(first) is None
         assert group.state == settled
         if plan is not None:
@@ -104,7 +116,7 @@ def test_gather_plans_keep_the_right_tokens_at_the_right_positions(
         slots.tokens[:, start:stop] = torch.arange(num_new) + group.state.num_seen
         group.commit(num_new)
 
-        slow.forward(num_new, first)
+        slow.forward(num_new, first, renumber=renumber)
         assert group.state == slow.state
         assert group.origin == slow.origin
         assert group.num_compactions == slow.num_compactions
@@ -127,22 +139,22 @@ class AddingRotation:
 @given(schedules(), CHUNKS)
 @settings(max_examples=100)
 def test_layers_of_the_transformers_cache_hold_and_return_the_same(
-    schedule: Schedule, chunks: list[tuple[int, str]]
+    schedule: Schedule, chunks: list[tuple[int, str, bool]]
 ) -> None:
-    """Keys are original positions, and values are token numbers."""
+    """Keys are the positions at which they were given, and values are token numbers."""
     rotation: Any = AddingRotation()
-    group, slow = LayerGroup(schedule), SlowGroup(schedule)
+    group, slow, where = LayerGroup(schedule), SlowGroup(schedule), Positions(schedule)
     layers = [BoundedLayer(group, p, rotation) for p in range(len(group.patterns))]
-    for wanted, positions in chunks:
+    for wanted, positions, drawn in chunks:
         num_new = min(wanted, group.room())
-        first = first_position(group.settled(), positions, 7)
+        first, renumber = where.draw(group.state, positions, drawn)
         tokens = (torch.arange(num_new) + group.state.num_seen).view(1, 1, -1, 1)
         keys = (torch.arange(num_new) + first).view(1, 1, -1, 1)
-        group.begin(num_new, first)
+        group.begin(num_new, first, renumber=renumber)
         returned = torch.stack([layer.update(keys, tokens)[0] for layer in layers])
         group.commit()
 
-        slow.forward(num_new, first)
+        slow.forward(num_new, first, renumber=renumber)
         assert group.state == slow.state
         assert group.num_compactions == slow.num_compactions
         assert torch.equal(returned[:, 0, 0, :, 0], slow.positions())
@@ -159,11 +171,12 @@ def test_layers_of_the_transformers_cache_hold_and_return_the_same(
 def test_only_slots_between_changes_are_rotated(
     schedule: Schedule, positions: str, num_tokens: int
 ) -> None:
+    assume(schedule.positions == "slots")
     tables = CompactionTables(schedule)
-    group = GroupState(tables)
+    group, where = GroupState(tables), Positions(schedule)
     held: list[list[tuple[int, int]]] = [[] for _ in tables.patterns]
     for token in range(num_tokens):
-        first = first_position(group.settled(), positions, token // 5)
+        first, _ = where.draw(group.state, positions, False)
         plan = group.begin(first)
         if plan is not None:
             assert len(plan.to_rotate) == len(held)

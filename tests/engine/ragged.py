@@ -128,6 +128,7 @@ def in_slots(schedule: LadderSchedule) -> Sized:
         span=geometry.span,
         overlap=geometry.overlap,
         sinks=schedule.sinks,
+        positions=schedule.positions,
         recent=schedule.recent,
         evict_batch=schedule.evict_batch,
         geometry=geometry.kind,

@@ -331,8 +331,18 @@ def test_another_call_may_follow_an_interrupted_one() -> None:
     assert torch.equal(read(shaken, 1, TEXT[:7]), read(calm, 1, TEXT[:7]))
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_sequences_past_the_trained_length_are_renumbered_one_by_one(family: str) -> None:
+    tiny = tiny_model(family, max_position_embeddings=40)
+    ragged = Ragged(new_runner(tiny, LADDER, 3, None), seed=3)
+    for _ in range(40):
+        ragged.random_call()
+    ragged.check(tiny, LADDER)
+    assert any(sequence.base for sequence in ragged.runner.cache.sequences)
+
+
 @pytest.mark.parametrize(
-    ("family", "broken"), [("llama", (KVHeads, "apply")), ("gemma3", (PrefillRingLayer, "commit"))]
+    ("family", "broken"), [("llama", (KVHeads, "gather")), ("gemma3", (PrefillRingLayer, "commit"))]
 )
 def test_an_interrupted_change_is_noticed(
     family: str, broken: tuple[type, str], monkeypatch: pytest.MonkeyPatch

@@ -24,12 +24,13 @@ def policies(draw: st.DrawFn, num_layers: int, evict_batch: int) -> Sized:
     while True:
         kind = draw(st.sampled_from(["ladder", "ladder", "streaming", "shrinking", "full"]))
         sinks = draw(st.integers(0, 3))
+        positions = draw(st.sampled_from(["original", "slots"]))
         if kind == "full":
             return Full(), None
         if kind == "shrinking":
             return draw(shrinking_windows(evict_batch))
         if kind == "streaming" or num_layers == 1:
-            policy = Streaming(sinks=sinks, evict_batch=evict_batch)
+            policy = Streaming(sinks=sinks, evict_batch=evict_batch, positions=positions)
             return policy, draw(st.integers(8, 20))
         span = draw(st.integers(1, num_layers - 1))
         try:
@@ -40,6 +41,7 @@ def policies(draw: st.DrawFn, num_layers: int, evict_batch: int) -> Sized:
                 recent=draw(st.integers(0, 8)),
                 evict_batch=evict_batch,
                 unit=draw(st.sampled_from([1, 2])),
+                positions=positions,
             )
             capacity = draw(st.integers(6, 30))
             ladder.schedule(num_layers, capacity)

@@ -55,6 +55,7 @@ def ladders(draw: st.DrawFn, most_capacity: int = 60) -> SizedLadder:
                     geometry=draw(st.sampled_from(["interleaved", "consecutive"])),
                     unit=draw(st.sampled_from([1, 1, 2, 3])),
                     window_layers=draw(st.sampled_from([(), (0,), (0, 1)])),
+                    positions=draw(st.sampled_from(["original", "slots"])),
                 ),
                 num_layers,
                 draw(st.integers(2, most_capacity)),

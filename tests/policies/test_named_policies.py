@@ -101,7 +101,7 @@ def test_without_a_profile_only_global_guesses() -> None:
 def test_paper_is_the_released_configuration() -> None:
     policy = Paper()
     assert policy.released_capacity(299, 32) == 300
-    expected = Ladder(span=16, overlap=0, recent=32, evict_batch=1)
+    expected = Ladder(span=16, overlap=0, recent=32, evict_batch=1, positions="slots")
     assert policy.schedule(32, 300) == expected.schedule(32, 300)
 
 
@@ -119,7 +119,7 @@ def test_explicit_groups_are_the_same_without_profile_and_budget(name: str) -> N
     [
         ("ladder:span=6", "ladder:span=6:overlap=0"),
         ("ladder:span=6", "ladder:span=6:evict_batch=51:recent=256"),
-        ("paper", "ladder:span=6:overlap=0:recent=12:evict_batch=1"),
+        ("paper", "ladder:span=6:overlap=0:recent=12:evict_batch=1:positions=slots"),
         ("balanced:most=0.0", "retrieval:share=0.07:window=0.75"),
     ],
 )

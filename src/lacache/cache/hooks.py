@@ -54,10 +54,14 @@ def _before_forward(
         earlier.append(output[0])
         start += length
     call = _cut(call, start, num_new)
+    positions = cache.next_positions(num_new - start).to(device)
     if given is None:
         # Without position ids, some decoders count from 0 in every call.
-        call["position_ids"] = cache.next_positions(num_new - start).to(device)[None]
-    cache.begin(num_new - start, int(call["position_ids"].flatten()[0]))
+        call["position_ids"] = positions[None]
+    else:
+        # One text has one result, whether positions are given or not.
+        call["position_ids"] = positions.expand_as(call["position_ids"])
+    cache.begin(num_new - start, int(positions[0]))
     cache.earlier_hidden = earlier
     return (), call
 

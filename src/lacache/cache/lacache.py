@@ -28,6 +28,8 @@ from lacache.policies import (
     parse_policy,
     validate_budget,
 )
+from lacache.policies.query_positions import QueryPositions
+from lacache.policies.schedule import State
 
 Prefill = Literal["chunked", "dense"]
 
@@ -82,6 +84,7 @@ class LaCache(HookedCache):
             bytes_per_token=info.bytes_per_token,
         )
         self._prefill = prefill
+        self._base = 0
         self._start(1)
         install_hooks(decoder)
         if len(self._groups) > 1:
@@ -173,20 +176,18 @@ class LaCache(HookedCache):
             )
 
     def next_positions(self, num_new: int) -> Tensor:
-        """Return the position ids [Q] of the next forward: slots, where the model allows.
-
-        With several groups they are the slots of the largest, whose positions change least often.
-        """
-        state = max(self._groups, key=lambda group: group.schedule.capacity).settled()
-        # Native sliding layers keep rotated keys, so positions must be original positions.
-        first = state.num_seen if self._info.has_native else state.num_cached
+        """Return the position ids [Q] of the next forward."""
+        first = self._positions.position(self._base, self._states())
         return torch.arange(first, first + num_new)
 
     def begin(self, num_new: int, first_position: int) -> None:
         """Open a forward of `num_new` tokens, and compact if a compaction is due."""
         dense = self._is_dense()
+        base = self._positions.base(self._base, self._states())
+        renumber = base != self._base
         for group in self._groups:
-            group.begin(num_new, first_position, dense=dense)
+            group.begin(num_new, first_position, dense=dense, renumber=renumber)
+        self._base = base
         if self._info.has_native:
             # Native layers do not report changes, and may change before any other layer.
             for group in self._groups:
@@ -252,6 +253,17 @@ class LaCache(HookedCache):
             whole = len(by_heads) == 1
             layers[index] = next(iter(by_heads.values())) if whole else SplitLayer(by_heads)
         self.layers = layers
+
+        self._positions = QueryPositions(
+            tuple(group.schedule for group in self._groups),
+            self._info.trained_length,
+            # Native sliding layers keep rotated keys.
+            self._info.has_native,
+        )
+        self._base = 0
+
+    def _states(self) -> list[State]:
+        return [group.state for group in self._groups]
 
     def _is_dense(self) -> bool:
         return self._prefill == "dense" and self._num_seen == 0

@@ -24,6 +24,8 @@ class _Forward:
     """What a dense prefill stores of the new tokens; None if it is not one."""
     surviving: Tensor | None
     """Slots [patterns, N] that a compaction leaves; None without one."""
+    in_place: Tensor | None
+    """How far stored keys [patterns, N] move where they are; None, as a rule, for not at all."""
     touched: bool
     """Whether anything has changed, so that the forward cannot be tried again."""
 
@@ -33,7 +35,8 @@ class LayerGroup:
     """The layers of one head group; all hold equally many tokens of every sequence in the batch.
 
     A forward is bracketed: `begin` plans, each layer applies the plan, `commit` counts. Layers
-    store unrotated keys only, and `to_slots` rotates them for the attention of one forward.
+    store unrotated keys only, and `to_positions` rotates those that move, for the attention of one
+    forward.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -61,7 +64,7 @@ class LayerGroup:
 
     @property
     def state(self) -> State:
-        """Counts before the open forward, after its compaction."""
+        """Counts before the open forward, after its compaction; else those that it will find."""
         return self._group_state.state
 
     def settled(self) -> State:
@@ -84,11 +87,17 @@ class LayerGroup:
         state = self.settled()
         return state.num_cached + num_new, state.num_evicted
 
-    def begin(self, num_new: int, first_position: int, *, dense: bool = False) -> None:
-        """Open a forward of `num_new` tokens from `first_position` on; compact if it is due.
+    def begin(
+        self, num_new: int, first_position: int, *, dense: bool = False, renumber: bool = False
+    ) -> None:
+        """Open a forward; compact if it is due.
 
-        With `dense` the new tokens attend to each other in full, and only those that the schedule
-        keeps are stored.
+        Args:
+            num_new: tokens of the forward.
+            first_position: position of the first.
+            dense: the new tokens attend to each other in full, and only those that the schedule
+                keeps are stored.
+            renumber: see `GroupState.begin`.
 
         Raises:
             UnsupportedOperationError: the last forward was interrupted.
@@ -105,14 +114,17 @@ class LayerGroup:
             dense=kept_after(self.schedule, num_new) if dense else None,
             # If the last forward failed early, its compaction is still to be applied.
             surviving=failed.surviving if failed is not None else None,
+            in_place=failed.in_place if failed is not None else None,
             touched=True,
         )
         if not dense:
-            plan = self._group_state.begin(first_position)
+            plan = self._group_state.begin(first_position, renumber=renumber)
             if plan is not None:
                 self._rotations.clear()
                 if plan.surviving is not None:
                     forward.surviving = plan.surviving
+                if plan.in_place is not None:
+                    forward.in_place = plan.in_place
         forward.touched = False
 
     def commit(self) -> None:
@@ -162,8 +174,15 @@ class LayerGroup:
             return torch.tensor(tokens, dtype=torch.long)
         return None if forward.surviving is None else forward.surviving[pattern]
 
-    def to_slots(self, keys: Tensor, pattern: int, rotation: Rotation | None) -> Tensor:
-        """Return keys [B, H, N + Q, D], stored and new, rotated to their slots."""
+    def renumbered(self, keys: Tensor, pattern: int, rotation: Rotation | None) -> Tensor:
+        """Return stored keys [B, H, N, D] after the compaction, moved where it renumbers them."""
+        in_place = self._open_forward().in_place
+        if in_place is None or rotation is None:
+            return keys
+        return rotation.rotate(keys, rotation.tables(in_place[pattern].to(keys.device)))
+
+    def to_positions(self, keys: Tensor, pattern: int, rotation: Rotation | None) -> Tensor:
+        """Return keys [B, H, N + Q, D], stored and new, where they stand in this forward."""
         if rotation is None:
             return keys
         tables = self._rotary_tables(pattern, rotation, keys.device)

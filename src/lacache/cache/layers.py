@@ -119,7 +119,7 @@ class BoundedLayer(PolicyLayer):
             kwargs: ignored.
 
         Returns:
-            Keys, rotated to their slots, and values, each [B, Hkv, N + Q, D].
+            Keys where they stand, and values, each [B, Hkv, N + Q, D].
 
         Raises:
             UnsupportedOperationError: called outside of the model's forward.
@@ -132,9 +132,10 @@ class BoundedLayer(PolicyLayer):
             self.keys = _select(key_states, slots)
             self.values = _select(value_states, slots)
             return key_states, value_states
-        self.keys = torch.cat([_select(self.keys, slots), key_states], dim=-2)
+        kept = self.group.renumbered(_select(self.keys, slots), self.pattern, self._rotation)
+        self.keys = torch.cat([kept, key_states], dim=-2)
         self.values = torch.cat([_select(self.values, slots), value_states], dim=-2)
-        return self.group.to_slots(self.keys, self.pattern, self._rotation), self.values
+        return self.group.to_positions(self.keys, self.pattern, self._rotation), self.values
 
     def reset(self) -> None:
         """Remove all tokens, and free their memory."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lacache.errors import UnsupportedOperationError
+from lacache.policies.query_positions import QueryPositions
 from lacache.policies.schedule import Schedule, State
 
 _MAX_TABLES = 128
@@ -45,7 +46,11 @@ class CompactionTables:
 @final
 @dataclass(frozen=True)
 class GatherPlan:
-    """A plan of what a compaction, or a change of positions, does to a head group's layers."""
+    """A plan of what a compaction, or a change of positions, does to a head group's layers.
+
+    The first slots have a copy of their keys as the model gave them ("unrotated"), from which they
+    are rotated: all slots where keys stand at their slots, else the sinks alone.
+    """
 
     num_cached: int
     """Slots in use before."""
@@ -53,22 +58,29 @@ class GatherPlan:
     """Slots before this one have a copy among the unrotated keys; later slots do not yet."""
     surviving: Tensor | None
     """Slots that survive, for each pattern [patterns, N]; None without a compaction."""
+    first_changed: tuple[int, ...]
+    """For each pattern, the first slot whose token another takes the place of."""
     shifts: Tensor
-    """Distance of each surviving key from its original position [patterns, N]."""
+    """Distance of each unrotated key from its original position [patterns, N]."""
     to_rotate: tuple[tuple[int, int], ...]
     """For each pattern, the slots `(start, stop)` whose keys must be rotated by their shifts.
 
     Keys before `start` keep slots and positions; keys from `stop` on keep positions only.
     """
+    in_place: Tensor | None = None
+    """Distance by which the key in each slot is rotated where it is [patterns, N], rounded once
+    more, for the slots without unrotated keys; None, as a rule, for none."""
 
 
 @final
 class GroupState:
     """Counts and positions of one sequence in the KV heads that share one schedule.
 
-    The key in slot s stands at position `origin + s`. Models use slots (0 .. capacity - 1) as
-    positions, or transformers' growing count, where `origin` is `num_evicted`. Only differences
-    matter, so both can be mixed. Between two gather plans nothing but counts changes.
+    The newest key stands at position `origin + num_cached - 1`. Where the schedule says "slots",
+    the key in each slot s stands at `origin + s`; models use slots (0 .. capacity - 1) as
+    positions, or transformers' growing count, where `origin` is `num_evicted`. Where it says
+    "original", keys stay where they are, and the sinks stand right before the oldest of them. Only
+    differences matter, so all can be mixed. Between two gather plans nothing but counts changes.
     """
 
     def __init__(self, tables: CompactionTables) -> None:
@@ -95,17 +107,25 @@ class GroupState:
         return self._original_positions.shape[1]
 
     def original_positions(self) -> Tensor:
-        """Return the positions [patterns, N] at which the model gave the keys in the slots."""
+        """Return the positions [patterns, N] at which the model gave the keys in the slots.
+
+        A key that was renumbered counts as given where it stands since.
+        """
         patterns, known = self._original_positions.shape
         newer = self.origin + torch.arange(known, self.state.num_cached)
         return torch.cat([self._original_positions, newer.expand(patterns, -1)], dim=1)
 
     def shifts(self) -> Tensor:
-        """Return the distances [patterns, num_saved] of the keys from their original positions."""
-        return self.origin + torch.arange(self.num_saved) - self._original_positions
+        """Return how far unrotated keys [patterns, N] stand from their original positions."""
+        given = self._original_positions
+        return (self._positions(given) - given)[:, : self._num_unrotated]
 
-    def begin(self, first_position: int) -> GatherPlan | None:
+    def begin(self, first_position: int, *, renumber: bool = False) -> GatherPlan | None:
         """Prepare for tokens from `first_position` on; run a compaction that is due.
+
+        Args:
+            first_position: position of the next token.
+            renumber: move keys at original positions to their slots, counted from `origin`.
 
         Returns:
             What the layers must do now; None for nothing.
@@ -116,17 +136,31 @@ class GroupState:
         if after is before and origin == self.origin:
             return None
         original_positions = self.original_positions()
-        num_saved, former_origin = self.num_saved, self.origin
+        former_positions = self._positions(original_positions)
+        num_saved = self.num_saved
         surviving = None
         if after is not before:
             surviving = self._compaction_tables.surviving(before)
             original_positions = original_positions.gather(1, surviving)
+            former_positions = former_positions.gather(1, surviving)
             self.num_compactions += 1
         self.state, self.origin = after, origin
+        in_place = None
+        if renumber and self.schedule.positions == "original":
+            in_place = origin + torch.arange(after.num_cached) - original_positions
+            in_place[:, : self.schedule.sinks] = 0
+            original_positions = original_positions + in_place
         self._original_positions = original_positions
-        former = torch.arange(after.num_cached) if surviving is None else surviving
-        to_rotate = self._to_rotate(surviving, former_origin + former)
-        return GatherPlan(before.num_cached, num_saved, surviving, self.shifts(), to_rotate)
+        first_changed, to_rotate = self._changes(surviving, former_positions)
+        return GatherPlan(
+            before.num_cached,
+            num_saved,
+            surviving,
+            first_changed,
+            self.shifts(),
+            to_rotate,
+            in_place,
+        )
 
     def restore(
         self, state: State, origin: int, num_compactions: int, original_positions: Tensor
@@ -137,46 +171,69 @@ class GroupState:
             state: its counts.
             origin: its origin.
             num_compactions: its number of compactions.
-            original_positions: of its keys [patterns, N], which are all unrotated.
+            original_positions: of its keys [patterns, N], of which the first are all unrotated.
 
         Returns:
             What the layers must do now.
         """
         self.state, self.origin, self.num_compactions = state, origin, num_compactions
         self._original_positions = original_positions
-        num_cached = state.num_cached
-        to_rotate = ((0, num_cached),) * len(original_positions)
-        return GatherPlan(num_cached, num_cached, None, self.shifts(), to_rotate)
+        num_cached, patterns = state.num_cached, len(original_positions)
+        first_changed = (num_cached,) * patterns
+        to_rotate = ((0, self._num_unrotated),) * patterns
+        return GatherPlan(num_cached, num_cached, None, first_changed, self.shifts(), to_rotate)
 
     def commit(self, num_new: int) -> None:
         """Count new tokens that no compaction separates."""
         self.state = self.state.insert(num_new)
 
-    def _to_rotate(
+    @property
+    def _num_unrotated(self) -> int:
+        """Saved slots that may move."""
+        known = self.num_saved
+        return known if self.schedule.positions == "slots" else min(self.schedule.sinks, known)
+
+    def _positions(self, original_positions: Tensor) -> Tensor:
+        """Return where keys [patterns, N] stand that the model gave at these positions."""
+        sinks, num_keys = self.schedule.sinks, original_positions.shape[1]
+        if self.schedule.positions == "slots":
+            return (self.origin + torch.arange(num_keys)).expand_as(original_positions)
+        if num_keys <= sinks:
+            return original_positions
+        # Right before the oldest other token.
+        moved = original_positions[:, sinks : sinks + 1] + torch.arange(-sinks, 0)
+        return torch.cat([moved, original_positions[:, sinks:]], dim=1)
+
+    def _changes(
         self, surviving: Tensor | None, former_positions: Tensor
-    ) -> tuple[tuple[int, int], ...]:
-        """Return the slots to rotate, given the former positions [patterns or 1, N]."""
-        slots = torch.arange(self.num_saved)
-        moved = (former_positions != self.origin + slots).expand_as(self._original_positions)
-        changed = moved if surviving is None else moved | (surviving != slots)
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """Return `first_changed` and `to_rotate`, given former positions [patterns, N]."""
+        num_keys, patterns = self.num_saved, len(self._original_positions)
+        first_changed = (num_keys,) * patterns
+        if surviving is not None:
+            first_changed = tuple(map(_first, surviving != torch.arange(num_keys)))
+        moved = former_positions != self._positions(self._original_positions)
         to_rotate = []
-        for changed_slots, moved_slots in zip(changed, moved, strict=True):
-            start = _first(changed_slots)
+        for changed, moved_slots in zip(
+            first_changed, moved[:, : self._num_unrotated], strict=True
+        ):
+            start = min(changed, _first(moved_slots))
             stop = len(moved_slots) - _first(moved_slots.flip(0))
             to_rotate.append((start, max(start, stop)))
-        return tuple(to_rotate)
+        return first_changed, tuple(to_rotate)
 
 
 @final
 class SequenceState:
     """Counts and positions of one sequence in every head group; the buffers hold its tokens."""
 
-    def __init__(self, tables: Sequence[CompactionTables], *, count_on: bool) -> None:
+    def __init__(self, tables: Sequence[CompactionTables], positions: QueryPositions) -> None:
         self.groups = [GroupState(each) for each in tables]
         self.is_changing = False
         """Whether slots or counts are changing now; if no call is running, one was interrupted."""
-        # Native sliding layers keep rotated keys, so positions must be original positions.
-        self._count_on = count_on
+        self.base = 0
+        """Tokens seen at position 0, where positions count on; see QueryPositions."""
+        self._positions = positions
 
     @property
     def num_seen(self) -> int:
@@ -188,12 +245,8 @@ class SequenceState:
         return min(group.room() for group in self.groups)
 
     def next_position(self) -> int:
-        """Return the position id of the next token: its slot, where the model allows.
-
-        With several groups it is the slot in the largest, where positions change least often.
-        """
-        largest = max(self.groups, key=lambda group: group.schedule.capacity).settled()
-        return largest.num_seen if self._count_on else largest.num_cached
+        """Return the position id of the next token."""
+        return self._positions.position(self.base, self._states())
 
     def begin(self) -> list[GatherPlan | None]:
         """Return, for each head group, what its layers must do before the next token.
@@ -205,8 +258,11 @@ class SequenceState:
         """
         self.validate_complete()
         position = self.next_position()
+        base = self._positions.base(self.base, self._states())
         self.is_changing = True
-        return [group.begin(position) for group in self.groups]
+        plans = [group.begin(position, renumber=base != self.base) for group in self.groups]
+        self.base = base
+        return plans
 
     def validate_complete(self) -> None:
         """Raise UnsupportedOperationError if an earlier change was interrupted."""
@@ -226,6 +282,9 @@ class SequenceState:
         """Count new tokens in every head group."""
         for group in self.groups:
             group.commit(num_new)
+
+    def _states(self) -> list[State]:
+        return [group.state for group in self.groups]
 
 
 def _first(marks: Tensor) -> int:

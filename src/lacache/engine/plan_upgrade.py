@@ -58,6 +58,8 @@ def _upgrade(plan: Mapping[str, Any]) -> tuple[Any, int | None]:
         settings["growing_heads"] = settings.pop("history_heads")
     if name == "history":
         settings["heads"] = (settings.pop("history"), *settings.pop("tiers"))
+    if name != "full":
+        settings["positions"] = "slots"
     return _POLICIES[name](**settings), capacity
 
 

@@ -82,6 +82,12 @@ class ModelInfo:
         return tuple(layer.num_heads for layer in self.growing)
 
     @property
+    def trained_length(self) -> int | None:
+        """Positions that the model was trained on, as its configuration says."""
+        length: int | None = getattr(self.text_config, "max_position_embeddings", None)
+        return length
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes of keys and values of one token of one sequence, over all growing layers."""
         return sum(layer.bytes_per_token for layer in self.growing)

@@ -8,7 +8,15 @@ from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
 from lacache.policies.geometry import Geometry, default_span_overlap, validate_span
 from lacache.policies.members import MEMBERS_FORM, format_members
-from lacache.policies.policy import EVICT_BATCH, SINKS, LayerPolicy, in_slots, validate_slots
+from lacache.policies.policy import (
+    DEFAULT_POSITIONS,
+    EVICT_BATCH,
+    SINKS,
+    LayerPolicy,
+    in_slots,
+    validate_positions,
+    validate_slots,
+)
 from lacache.policies.schedule import Schedule, SlotRanges, State
 
 
@@ -30,6 +38,7 @@ class Ladder(LayerPolicy):
         unit: neighbouring tokens that are kept or evicted together.
         window_layers: layers, counted over those with a growing cache, that evict their oldest
             tokens instead.
+        positions: "original" or "slots"; see `lacache.policies.schedule.POSITIONS`.
 
     Raises:
         ConfigError: from the constructor for what is wrong at any depth, from `schedule` for what
@@ -44,6 +53,7 @@ class Ladder(LayerPolicy):
     geometry: str = "interleaved"
     unit: int = 1
     window_layers: tuple[int, ...] = field(default=(), metadata=MEMBERS_FORM)
+    positions: str = DEFAULT_POSITIONS
 
     names: ClassVar = {"ladder": {}}
 
@@ -51,6 +61,7 @@ class Ladder(LayerPolicy):
         validate_int("sinks", self.sinks, 0)
         validate_slots("evict_batch", self.evict_batch, 1)
         validate_int("unit", self.unit, 1)
+        validate_positions(self.positions)
         if self.recent is not None:
             validate_slots("recent", self.recent, 0)
         if self.span is not None:
@@ -114,6 +125,7 @@ class Ladder(LayerPolicy):
             evict_batch=in_slots(self.evict_batch, capacity),
             unit=self.unit,
             window_layers=self.window_layers,
+            positions=self.positions,
         )
 
     def resolved(self, num_layers: int, capacity: int) -> "Ladder":
@@ -150,6 +162,7 @@ class LadderSchedule(Schedule):
             what a pass evicts.
         unit: neighbouring slots that are kept or evicted together.
         window_layers: layers that evict their oldest tokens instead.
+        positions: where keys stand.
     """
 
     def __init__(
@@ -162,12 +175,14 @@ class LadderSchedule(Schedule):
         evict_batch: int,
         unit: int,
         window_layers: tuple[int, ...],
+        positions: str,
     ) -> None:
         self.geometry = geometry
         self.capacity = capacity
         self.sinks = sinks
         self.recent = recent
         self.unit = unit
+        self.positions = positions
         self._band, self._kept = geometry.band * unit, geometry.kept * unit
         self.evict_unit = geometry.freed * unit
         most = (capacity - recent - sinks) // self._band

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from lacache.policies.ladder import Ladder, LadderSchedule
-from lacache.policies.policy import EVICT_BATCH, SINKS, LayerPolicy
+from lacache.policies.policy import DEFAULT_POSITIONS, EVICT_BATCH, SINKS, LayerPolicy
 from lacache.policies.schedule import Schedule, State
 
 
@@ -20,6 +20,7 @@ class LadderVariant(LayerPolicy, ABC):
         recent: newest tokens that no compaction touches.
         evict_batch: slots that one compaction should evict, or a share of the capacity.
         unit: neighbouring tokens that are kept or evicted together.
+        positions: "original" or "slots"; see `lacache.policies.schedule.POSITIONS`.
 
     Raises:
         ConfigError: a value out of range.
@@ -31,6 +32,7 @@ class LadderVariant(LayerPolicy, ABC):
     recent: float | None = None
     evict_batch: float = EVICT_BATCH
     unit: int = 1
+    positions: str = DEFAULT_POSITIONS
 
     def __post_init__(self) -> None:
         self.ladder()
@@ -58,6 +60,7 @@ class LadderVariantSchedule(Schedule, ABC):
         self._ladder = ladder
         self.capacity = ladder.capacity
         self.evict_batch, self.evict_unit = ladder.evict_batch, ladder.evict_unit
+        self.sinks, self.positions = ladder.sinks, ladder.positions
         self.patterns = patterns
 
     def start(self) -> State:

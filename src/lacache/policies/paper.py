@@ -16,8 +16,8 @@ class Paper(LayerPolicy):
 
     It evicts as little at once as it can, so a chunked prefill goes nearly token by token. The
     code compacts right after the token that overflows, this schedule right before the next one:
-    the same tokens, once a compaction that is due has run. The code holds up to
-    `released_capacity` tokens for its `cache_size`.
+    the same tokens, once a compaction that is due has run. Keys stand at their slots. The code
+    holds up to `released_capacity` tokens for its `cache_size`.
 
     Args:
         span: layers in a row that keep a token (the paper's S); by default half of the layers.
@@ -55,6 +55,7 @@ class Paper(LayerPolicy):
             sinks=self.sinks,
             recent=num_layers + 1 - Geometry(num_layers, span, self.overlap).freed,
             evict_batch=self.evict_batch,
+            positions="slots",
         )
 
     def with_evict_batch(self, evict_batch: int, num_layers: int, capacity: int) -> Ladder:

@@ -13,13 +13,16 @@ from typing import Any, ClassVar, Self, final
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
 from lacache.policies.head_profile import HeadProfile
-from lacache.policies.schedule import Schedule
+from lacache.policies.schedule import POSITIONS, Schedule
 
 SINKS = 4
 """Attention sinks, where the user gives no number (StreamingLLM, arXiv 2309.17453)."""
 
 EVICT_BATCH = 0.1
 """Share of the capacity that one compaction frees, where the user gives none."""
+
+DEFAULT_POSITIONS = "original"
+"""Where keys stand, if the user does not say."""
 
 _AMPLE = 1 << 40
 """A capacity that no model fills: what fails with it fails with every one."""
@@ -215,6 +218,14 @@ def validate_slots(name: str, value: object, least: int) -> None:
             )
         return
     validate_int(name, value, least)
+
+
+def validate_positions(value: object) -> None:
+    """Raise ConfigError unless `value` says where keys stand."""
+    if value not in POSITIONS:
+        raise ConfigError(
+            f"positions={value!r} must be 'original' or 'slots'; try positions=original"
+        )
 
 
 def in_slots(value: float, capacity: int, *, least: int = 1, most: int | None = None) -> int:

@@ -23,6 +23,7 @@ from lacache.policies.members import (
     validate_members,
 )
 from lacache.policies.policy import (
+    DEFAULT_POSITIONS,
     EVICT_BATCH,
     SINKS,
     BoundGroup,
@@ -77,6 +78,7 @@ class RetrievalHeads(Policy):
         recent: newest tokens of the history that no compaction touches.
         geometry: "interleaved" or "consecutive".
         unit: neighbouring tokens that are kept or evicted together.
+        positions: "original" or "slots"; see `lacache.policies.schedule.POSITIONS`.
 
     Raises:
         ConfigError: a value out of range; from `bind` for groups that cannot work in that model.
@@ -94,6 +96,7 @@ class RetrievalHeads(Policy):
     recent: float | None = None
     geometry: str = "interleaved"
     unit: int = 1
+    positions: str = DEFAULT_POSITIONS
 
     names: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "balanced": {"share": 0.07, "most": 0.3, "window": 0.75},
@@ -180,6 +183,7 @@ class RetrievalHeads(Policy):
                 window_heads=len(tier),
                 sinks=self.sinks,
                 evict_batch=evict_batch,
+                positions=self.positions,
             )
             num_before += len(tier)
             groups.append(Group(window, tuple(tier), capacity_of(num_before)))
@@ -228,7 +232,7 @@ class RetrievalHeads(Policy):
     def _history(self, num_layers: int, evict_batch: int) -> LayerPolicy:
         if num_layers == 1:
             # One layer alone has no ladder to stand on.
-            return Streaming(sinks=self.sinks, evict_batch=evict_batch)
+            return Streaming(sinks=self.sinks, evict_batch=evict_batch, positions=self.positions)
         return Ladder.like(self, evict_batch=evict_batch)
 
 

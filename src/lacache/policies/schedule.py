@@ -14,6 +14,13 @@ from typing import NamedTuple, final
 UNBOUNDED = sys.maxsize
 """The capacity of a cache that never compacts."""
 
+POSITIONS = ("original", "slots")
+"""Where the keys of a bounded cache can stand when a query attends to them (docs/adr/0022).
+
+"original": a token keeps its place in the text, and the sinks stand right before the oldest other
+token. "slots": the key in slot s stands at position s, as in StreamingLLM and the paper.
+"""
+
 SlotRanges = list[tuple[int, int]]
 """Slots as half-open runs `(start, stop)`, increasing and apart."""
 
@@ -50,6 +57,9 @@ class Schedule(ABC):
     """Slots that a compaction frees; a window that shrinks may free more. 0 if none ever runs."""
     evict_unit: int = 1
     """Slots that can only be freed together: every `evict_batch` is a multiple."""
+    sinks: int = 0
+    """First slots, never evicted."""
+    positions: str = "slots"
     steady_from: int = 0
     """Tokens seen from which on slots and cursor alone decide, and so the schedule is periodic."""
 

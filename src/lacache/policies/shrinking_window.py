@@ -5,7 +5,15 @@ from typing import ClassVar, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.policies.policy import EVICT_BATCH, SINKS, LayerPolicy, in_slots, validate_slots
+from lacache.policies.policy import (
+    DEFAULT_POSITIONS,
+    EVICT_BATCH,
+    SINKS,
+    LayerPolicy,
+    in_slots,
+    validate_positions,
+    validate_slots,
+)
 from lacache.policies.schedule import Schedule, SlotRanges, State
 
 
@@ -25,6 +33,7 @@ class ShrinkingWindow(LayerPolicy):
         window_heads: KV heads with this window.
         sinks: first tokens, never evicted.
         evict_batch: tokens from one compaction to the next, or a share of the capacity.
+        positions: "original" or "slots"; see `lacache.policies.schedule.POSITIONS`.
 
     Raises:
         ConfigError: a value out of range.
@@ -35,6 +44,7 @@ class ShrinkingWindow(LayerPolicy):
     window_heads: int
     sinks: int = SINKS
     evict_batch: float = EVICT_BATCH
+    positions: str = DEFAULT_POSITIONS
 
     names: ClassVar = {"shrinking": {}}
 
@@ -44,6 +54,7 @@ class ShrinkingWindow(LayerPolicy):
         validate_int("sinks", self.sinks, 0)
         validate_slots("evict_batch", self.evict_batch, 1)
         validate_int("least", self.least, 1)
+        validate_positions(self.positions)
 
     def schedule(self, num_layers: int, capacity: int) -> "ShrinkingWindowSchedule":
         """Return the schedule, the same at any depth.
@@ -80,6 +91,7 @@ class ShrinkingWindowSchedule(Schedule):
         self._policy = policy
         self.capacity = capacity
         self.sinks = policy.sinks
+        self.positions = policy.positions
         self.evict_batch = evict_batch
         total = capacity * (policy.growing_heads + policy.window_heads)
         history_capacity = (total - policy.least * policy.window_heads) // policy.growing_heads

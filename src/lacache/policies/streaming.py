@@ -5,7 +5,15 @@ from typing import ClassVar, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.policies.policy import EVICT_BATCH, SINKS, LayerPolicy, in_slots, validate_slots
+from lacache.policies.policy import (
+    DEFAULT_POSITIONS,
+    EVICT_BATCH,
+    SINKS,
+    LayerPolicy,
+    in_slots,
+    validate_positions,
+    validate_slots,
+)
 from lacache.policies.schedule import Schedule, SlotRanges, State
 
 
@@ -18,6 +26,7 @@ class Streaming(LayerPolicy):
         sinks: first tokens, never evicted.
         evict_batch: slots that one compaction frees, or a share of the capacity; 1 as in
             StreamingLLM.
+        positions: "original" or "slots"; see `lacache.policies.schedule.POSITIONS`.
 
     Raises:
         ConfigError: a value out of range.
@@ -25,12 +34,14 @@ class Streaming(LayerPolicy):
 
     sinks: int = SINKS
     evict_batch: float = EVICT_BATCH
+    positions: str = DEFAULT_POSITIONS
 
     names: ClassVar = {"streaming": {}}
 
     def __post_init__(self) -> None:
         validate_int("sinks", self.sinks, 0)
         validate_slots("evict_batch", self.evict_batch, 1)
+        validate_positions(self.positions)
 
     def schedule(self, num_layers: int, capacity: int) -> "StreamingSchedule":
         """Return the schedule, the same at any depth."""
@@ -41,7 +52,7 @@ class Streaming(LayerPolicy):
                 f"capacity={capacity} must be at least {smallest} = sinks {self.sinks} + "
                 f"evict_batch {evict_batch}; try capacity={smallest}"
             )
-        return StreamingSchedule(capacity, self.sinks, evict_batch, num_layers)
+        return StreamingSchedule(self, capacity, evict_batch, num_layers)
 
     def resolved(self, num_layers: int, capacity: int) -> "Streaming":
         """Return this policy with the evict batch in slots."""
@@ -52,9 +63,10 @@ class Streaming(LayerPolicy):
 class StreamingSchedule(Schedule):
     """The oldest tokens after the sinks are evicted; the cursor stays at the sinks."""
 
-    def __init__(self, capacity: int, sinks: int, evict_batch: int, num_layers: int) -> None:
+    def __init__(self, policy: Streaming, capacity: int, evict_batch: int, num_layers: int) -> None:
         self.capacity = capacity
-        self.sinks = sinks
+        self.sinks = policy.sinks
+        self.positions = policy.positions
         self.evict_batch = evict_batch
         self.patterns = (0,) * num_layers
 

@@ -17,6 +17,7 @@ from tests.policies import strategies
 from tests.policies.group_strategies import groups, shrinking_windows
 from tests.policies.sized import Sized, bind
 
+POSITIONS = st.sampled_from(["original", "slots"])
 KINDS = ("ladder", "window", "shrinking", "layers", "heads", "history", "named")
 NAMED = ("balanced", "local", "global", "paper")
 
@@ -37,6 +38,7 @@ def ladders(draw: st.DrawFn, num_layers: int) -> tuple[int, Ladder]:
                     geometry=draw(st.sampled_from(["interleaved", "consecutive"])),
                     unit=draw(st.sampled_from([1, 2])),
                     window_layers=draw(st.sampled_from([(), (0,), (1, num_layers - 1)])),
+                    positions=draw(POSITIONS),
                 ),
             )
             config[1].schedule(num_layers, config[0])
@@ -68,6 +70,7 @@ def histories(draw: st.DrawFn, num_layers: int, num_heads: int) -> tuple[int, Re
             span=1 if len({layer for layer, _ in history}) > 1 else None,
             overlap=None,
             recent=draw(st.integers(0, 3)),
+            positions=draw(POSITIONS),
         ),
     )
     try:
@@ -85,7 +88,8 @@ def sized_policies(draw: st.DrawFn, num_layers: int, num_heads: int) -> Sized:
     if kind == "ladder":
         return draw(ladders(num_layers))
     if kind == "window":
-        return (draw(st.integers(6, 20)), Streaming(sinks=draw(st.integers(0, 3)), evict_batch=2))
+        sinks, positions = draw(st.integers(0, 3)), draw(POSITIONS)
+        return draw(st.integers(6, 20)), Streaming(sinks=sinks, evict_batch=2, positions=positions)
     if kind == "shrinking":
         window, capacity = draw(shrinking_windows())
         return capacity, window

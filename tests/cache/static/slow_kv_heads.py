@@ -9,16 +9,21 @@ from lacache.cache.static.kv_heads import CompactionOps, KVHeads, Rotations
 from lacache.models.model_info import model_info
 from lacache.models.rotary import Rotation
 from lacache.policies import Ladder, Schedule, Streaming
+from tests.cache.drawn_positions import Positions
 from tests.cache.tiny_models import tiny_model
 from tests.policies.sized import Sized
 
 CPU = torch.device("cpu")
 HEADS, SIZE, BATCH_SLOT = 2, 8, 1
-POSITIONS = ("slots", "counted", "shared")
+POSITIONS = ("slots", "counted", "far")
 TIGHT: dict[str, Sized] = {
     "ladder": (14, Ladder(span=2, sinks=2, recent=4, evict_batch=1)),
     # All its keys change slots, and where positions count on, none of them is rotated.
     "window": (9, Streaming(sinks=0, evict_batch=1)),
+    "ladder at slots": (
+        14,
+        Ladder(span=2, sinks=2, recent=4, evict_batch=1, positions="slots"),
+    ),
 }
 """They compact before every token."""
 
@@ -46,12 +51,33 @@ def equal(buffer: Buffer, other: Buffer, stop: int) -> bool:
 
 
 class Slow:
-    """A list of the tokens of one pattern, written into empty buffers at every check."""
+    """A list of the tokens of one pattern, written into empty buffers at every check.
 
-    def __init__(self, heads: KVHeads, make: tuple[int, str | None, torch.dtype]) -> None:
+    Args:
+        heads: what is checked.
+        make: how its buffers are made.
+        schedule: with the sinks, and whether keys stand at their slots.
+    """
+
+    def __init__(
+        self, heads: KVHeads, make: tuple[int, str | None, torch.dtype], schedule: Schedule
+    ) -> None:
         self.heads = heads
         self.make = make
+        self.sinks = schedule.sinks
+        self.by_slot = schedule.positions == "slots"
         self.tokens: list[tuple[Tensor, Tensor, int]] = []
+
+    def renumber(self, origin: int) -> None:
+        """Rotate all but the sinks to their slots, from where they stand."""
+        for slot, (key, value, stood) in enumerate(self.tokens):
+            if slot >= self.sinks:
+                one = buffer(1, *self.make[1:])
+                one.write(BATCH_SLOT, 0, key)
+                shift = torch.tensor([origin + slot - stood])
+                if self.heads.rotations is not None:
+                    key = ROTATION.rotate(one.read(BATCH_SLOT, 1), ROTATION.tables(shift))
+                self.tokens[slot] = (key, value, origin + slot)
 
     def buffers(self, origin: int) -> list[Buffer]:
         """Return rotated keys, values and unrotated keys."""
@@ -60,11 +86,19 @@ class Slow:
             unrotated.write(BATCH_SLOT, slot, key)
             values.write(BATCH_SLOT, slot, value)
         stood = torch.tensor([position for _, _, position in self.tokens], dtype=torch.long)
-        anew = unrotated.read(BATCH_SLOT, len(stood))
-        if self.heads.rotations is not None:
-            shifts = origin + torch.arange(len(stood)) - stood
-            anew = ROTATION.rotate(anew, ROTATION.tables(shifts))
-        keys.write(BATCH_SLOT, 0, anew)
+        stand = origin + torch.arange(len(stood))
+        if not self.by_slot:
+            stand = stood.clone()
+            for sink in range(self.sinks if len(stood) > self.sinks else 0):
+                stand[sink] = stood[self.sinks] - self.sinks + sink
+        for slot, (key, _, _) in enumerate(self.tokens):
+            anew = unrotated.read(BATCH_SLOT, slot + 1, slot)
+            if self.heads.rotations is None or stand[slot] == stood[slot]:
+                anew = key
+            else:
+                shift = stand[slot : slot + 1] - stood[slot]
+                anew = ROTATION.rotate(anew, ROTATION.tables(shift))
+            keys.write(BATCH_SLOT, slot, anew)
         return [keys, values, unrotated]
 
     def check(self, origin: int, num_saved: int) -> None:
@@ -72,20 +106,32 @@ class Slow:
         assert equal(self.heads.keys, keys, len(self.tokens))
         assert equal(self.heads.values, values, len(self.tokens))
         if self.heads.unrotated_keys is not None:
-            assert equal(self.heads.unrotated_keys, unrotated, num_saved)
+            saved = min(num_saved, self.heads.num_unrotated)
+            assert equal(self.heads.unrotated_keys, unrotated, saved)
 
 
 def apply(kv_heads: KVHeads, plan: GatherPlan) -> None:
     """Apply a gather plan as the static cache does."""
-    tables = None
-    if kv_heads.rotations is not None:
-        start, stop = plan.to_rotate[kv_heads.pattern]
-        tables = kv_heads.rotations.tables(plan.shifts[kv_heads.pattern, start:stop])
-    kv_heads.apply(BATCH_SLOT, plan, tables)
+    kv_heads.save(BATCH_SLOT, plan.num_saved, plan.num_cached)
+    kv_heads.gather(BATCH_SLOT, plan)
+    if kv_heads.rotations is None:
+        return
+    first = kv_heads.num_unrotated
+    if plan.in_place is not None:
+        again = kv_heads.rotations.tables(plan.in_place[kv_heads.pattern, first:])
+        kv_heads.rotate(BATCH_SLOT, first, again, in_place=True)
+    start, stop = plan.to_rotate[kv_heads.pattern]
+    tables = kv_heads.rotations.tables(plan.shifts[kv_heads.pattern, start:stop])
+    kv_heads.rotate(BATCH_SLOT, start, tables, in_place=False)
 
 
 def make_kv_heads(
-    pattern: int, make: tuple[int, str | None, torch.dtype], ops: CompactionOps, *, rotates: bool
+    pattern: int,
+    make: tuple[int, str | None, torch.dtype],
+    ops: CompactionOps,
+    num_unrotated: int,
+    *,
+    rotates: bool,
 ) -> KVHeads:
     return KVHeads(
         group=0,
@@ -93,7 +139,7 @@ def make_kv_heads(
         pattern=pattern,
         keys=buffer(*make),
         values=buffer(*make),
-        unrotated_keys=buffer(*make) if rotates else None,
+        unrotated_keys=buffer(num_unrotated, *make[1:]) if rotates and num_unrotated else None,
         rotations=ROTATIONS if rotates else None,
         ops=ops,
     )
@@ -111,27 +157,28 @@ def follow(
     tables_of = CompactionTables(schedule)
     group = GroupState(tables_of)
     make = (schedule.capacity, stored_in, dtype)
+    moving = schedule.capacity if schedule.positions == "slots" else schedule.sinks
     slow = [
-        Slow(make_kv_heads(pattern, make, ops, rotates=rotates), make)
+        Slow(make_kv_heads(pattern, make, ops, moving, rotates=rotates), make, schedule)
         for pattern in range(len(tables_of.patterns))
         for rotates in (True, False)
     ]
+    where = Positions(schedule)
     generator = torch.Generator().manual_seed(len(chunks))
     for number, wanted in enumerate(chunks):
         num_new = min(wanted, group.room())
-        settled = group.settled()
-        first = {
-            "slots": settled.num_cached,
-            "counted": settled.num_seen,
-            # Back and forth, as where a larger group compacts too.
-            "shared": settled.num_cached + (settled.num_seen + number) % 4,
-        }[positions]
-        plan = group.begin(first)
+        # Back and forth, as where a larger group compacts too.
+        far = (group.state.num_seen + number) % 4
+        first, renumber = where.draw(group.state, positions, positions != "slots", far)
+        compacts = schedule.is_full(group.state)
+        plan = group.begin(first, renumber=renumber)
         if plan is not None:
             for one in slow:
                 if plan.surviving is not None:
                     kept = plan.surviving[one.heads.pattern]
                     one.tokens = [one.tokens[slot] for slot in kept]
+                if renumber and compacts and not one.by_slot:
+                    one.renumber(group.origin)
                 apply(one.heads, plan)
         slot = group.state.num_cached
         for one in slow:
@@ -152,10 +199,11 @@ def follow(
     for one in slow:
         if one.heads.unrotated_keys is None:
             continue
-        anew = make_kv_heads(one.heads.pattern, make, ops, rotates=True)
+        anew = make_kv_heads(one.heads.pattern, make, ops, moving, rotates=True)
         assert anew.unrotated_keys is not None
-        _, values, unrotated = one.buffers(group.origin)
-        anew.unrotated_keys.copy_slots(BATCH_SLOT, 0, held, unrotated)
+        keys, values, unrotated = one.buffers(group.origin)
+        anew.unrotated_keys.copy_slots(BATCH_SLOT, 0, min(moving, held), unrotated)
+        anew.keys.copy_slots(BATCH_SLOT, min(moving, held), held, keys)
         anew.values.copy_slots(BATCH_SLOT, 0, held, values)
         apply(anew, restored)
         assert equal(anew.keys, one.heads.keys, held)

@@ -18,9 +18,10 @@ from lacache.models.model_info import model_info
 from lacache.policies import Full, Group, Groups, Ladder, Streaming
 from tests.cache.static.policy_strategies import sized_policies
 from tests.cache.tiny_models import FAMILIES, SHAPE, tiny_model
-from tests.policies.sized import bind
+from tests.policies.sized import Sized, bind
 
 LADDER = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
+AT_SLOTS = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3, positions="slots"))
 
 
 @memoize
@@ -52,22 +53,24 @@ def test_bytes_are_those_of_the_buffers(family: str, data: Any, rows: int) -> No
     assert sum(t.untyped_storage().nbytes() for t in tensors) == cache.num_bytes
 
 
-def layout(family: str) -> CacheLayout:
+def layout(family: str, sized: Sized = LADDER) -> CacheLayout:
     info = model_info(model(family))
-    return CacheLayout(info, bind(LADDER, info.num_heads))
+    return CacheLayout(info, bind(sized, info.num_heads))
 
 
 def test_bytes_by_hand() -> None:
-    # 2 KV heads of 8 numbers in 4 bytes, keys twice.
-    assert layout("llama").bytes_per_sequence == 5 * 16 * 3 * 2 * 8 * 4
+    # 2 KV heads of 8 numbers in 4 bytes, and the keys of 2 sinks twice.
+    assert layout("llama").bytes_per_sequence == 5 * (16 * 2 + 2) * 2 * 8 * 4
+    # All keys twice.
+    assert layout("llama", AT_SLOTS).bytes_per_sequence == 5 * 16 * 3 * 2 * 8 * 4
     # A layer without positions has its keys once.
-    without = layout("smollm3").bytes_per_sequence
+    without = layout("smollm3", AT_SLOTS).bytes_per_sequence
     assert without == (4 * 3 + 2) * 16 * 2 * 8 * 4
     # Three windows of 8 tokens, keys once.
-    mixed = layout("gemma3").bytes_per_sequence
+    mixed = layout("gemma3", AT_SLOTS).bytes_per_sequence
     assert mixed == (4 * 3 * 16 + 3 * 2 * 8) * 2 * 8 * 4
     half = model_info(tiny_model("llama").bfloat16())
-    narrow = CacheLayout(half, bind(LADDER, half.num_heads))
+    narrow = CacheLayout(half, bind(AT_SLOTS, half.num_heads))
     assert narrow.bytes_per_sequence == 5 * 16 * 3 * 2 * 8 * 2
 
 

@@ -26,6 +26,7 @@ from tests.policies.sized import bind, bind_to
 
 CPU = torch.device("cpu")
 LADDER = (24, Ladder(span=2, overlap=0, sinks=2, evict_batch=3))
+AT_SLOTS = (24, Ladder(span=2, overlap=0, sinks=2, evict_batch=3, positions="slots"))
 NAMES = sorted(KV_DTYPES)
 MODEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS, HEADS, SLOTS, SIZE = 2, 3, 7, 8
@@ -225,8 +226,8 @@ def test_memory_is_known_before_it_is_there(
 def test_sixteen_bits_become_eight_and_a_scale(name: str) -> None:
     info = model_info(tiny_model("llama").to(torch.bfloat16))
     numbers = 5 * 2 * 24 * 3  # layers, KV heads, slots; keys twice and values
-    assert CacheLayout(info, bind(LADDER, info.num_heads)).bytes_per_sequence == numbers * 8 * 2
-    eight = CacheLayout(info, bind(LADDER, info.num_heads), name)
+    assert CacheLayout(info, bind(AT_SLOTS, info.num_heads)).bytes_per_sequence == numbers * 8 * 2
+    eight = CacheLayout(info, bind(AT_SLOTS, info.num_heads), name)
     assert eight.bytes_per_sequence == numbers * (8 + 2)
 
 

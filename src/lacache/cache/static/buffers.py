@@ -43,6 +43,11 @@ class Buffer(ABC):
         """
 
     @property
+    def num_slots(self) -> int:
+        """Slots of each batch slot."""
+        return self.tensors()[0].shape[2]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes over all batch slots."""
         return sum(t.numel() * t.element_size() for t in self.tensors())

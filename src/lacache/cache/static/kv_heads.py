@@ -128,9 +128,10 @@ class Rotations:
 class KVHeads:
     """Keys and values of the KV heads of one layer that are in one head group.
 
-    Keys are stored twice (docs/adr/0009): unrotated, which is never rotated in place, and rotated
-    to their slots, as attention reads them, which each gather plan computes anew from the first.
-    Layers without positions store them once.
+    Keys are stored as attention reads them. Those that move are stored unrotated besides
+    (docs/adr/0009, 0022), and every gather plan rotates them anew from there: the sinks where keys
+    stand at original positions, all of them where they stand at their slots, none in layers
+    without positions.
     """
 
     group: int
@@ -140,31 +141,52 @@ class KVHeads:
     pattern: int
     """Index of the layer's pattern in the tables of the head group."""
     keys: Buffer
-    """Keys rotated to their slots."""
+    """Keys at their positions."""
     values: Buffer
     unrotated_keys: Buffer | None
-    """Keys as the model gave them; slots from `GroupState.num_saved` on are in `keys` only."""
+    """The first slots' keys as the model gave them, up to `GroupState.num_saved`."""
     rotations: Rotations | None
     ops: CompactionOps
 
-    def apply(self, batch_slot: int, plan: GatherPlan, tables: RotaryTables | None) -> None:
-        """Apply a gather plan to one batch slot; `tables` rotate the slots `plan.to_rotate`."""
-        start, stop = plan.to_rotate[self.pattern]
-        if self.unrotated_keys is not None:
-            self.unrotated_keys.copy_slots(batch_slot, plan.num_saved, plan.num_cached, self.keys)
-        if plan.surviving is not None:
-            slots = plan.surviving[self.pattern]
-            self._gather(self.values, batch_slot, slots, start)
-            if self.unrotated_keys is not None:
-                self._gather(self.unrotated_keys, batch_slot, slots, start)
-            first = start if self.unrotated_keys is None else stop
+    @property
+    def num_unrotated(self) -> int:
+        """Slots that unrotated keys have room for."""
+        return 0 if self.unrotated_keys is None else self.unrotated_keys.num_slots
+
+    def save(self, batch_slot: int, num_saved: int, num_cached: int) -> None:
+        """Copy the unrotated keys of slots `num_saved` to `num_cached` that are in `keys` only."""
+        stop = min(num_cached, self.num_unrotated)
+        if self.unrotated_keys is not None and num_saved < stop:
+            self.unrotated_keys.copy_slots(batch_slot, num_saved, stop, self.keys)
+
+    def gather(self, batch_slot: int, plan: GatherPlan) -> None:
+        """Move the slots that survive a compaction, after `save`."""
+        if plan.surviving is None:
+            return
+        slots = plan.surviving[self.pattern]
+        first = plan.first_changed[self.pattern]
+        self._gather(self.values, batch_slot, slots, first)
+        if self.unrotated_keys is None:
             self._gather(self.keys, batch_slot, slots, first)
-        if self.unrotated_keys is None or self.rotations is None:
             return
-        if tables is None or start == stop:
+        self._gather(self.unrotated_keys, batch_slot, slots[: self.num_unrotated], first)
+        # The keys before are rotated anew.
+        self._gather(self.keys, batch_slot, slots, max(first, plan.to_rotate[self.pattern][1]))
+
+    def rotate(self, batch_slot: int, start: int, tables: RotaryTables, *, in_place: bool) -> None:
+        """Rotate keys from slot `start` on, as many as `tables` are long.
+
+        Args:
+            batch_slot: the sequence's.
+            start: first slot.
+            tables: from `rotations`.
+            in_place: from where the keys stand, in place of from their unrotated copies.
+        """
+        source = self.keys if in_place else self.unrotated_keys
+        if source is None or self.rotations is None or not len(tables[0]):
             return
-        unrotated = self.unrotated_keys.read(batch_slot, stop, start)
-        rotated = self.ops.rotate(unrotated, *tables, self.rotations.partners)
+        keys = source.read(batch_slot, start + len(tables[0]), start)
+        rotated = self.ops.rotate(keys, *tables, self.rotations.partners)
         self.keys.write(batch_slot, start, rotated)
 
     def insert(self, batch_slot: int, slot: int, keys: Tensor, values: Tensor) -> None:

@@ -10,7 +10,7 @@ from lacache.cache.static.buffers import vector_bytes
 from lacache.common.validation import validate_kv_dtype
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.models.model_info import GrowingLayer, ModelInfo
-from lacache.policies import UNBOUNDED, BoundPolicy, Budget
+from lacache.policies import UNBOUNDED, BoundPolicy, Budget, Schedule
 
 
 @final
@@ -70,23 +70,10 @@ class CacheLayout:
         """Bytes of one sequence in the layers under the policy, unrotated keys included."""
         return sum(
             len(heads)
-            * group.schedule.capacity
-            * _slot_bytes(self.info.growing[depth], self.kv_dtype, self.info.dtype)
+            * _head_bytes(self.info.growing[depth], group.schedule, self.kv_dtype, self.info.dtype)
             for group in self.bound.groups
             for depth, heads in group.heads.items()
         )
-
-
-def _allocated_bytes_per_token(info: ModelInfo, kv_dtype: str | None = None) -> int:
-    """Return the bytes that buffers take for one token, over all layers under the policy.
-
-    Unlike `ModelInfo.bytes_per_token`, they count unrotated keys and scales.
-
-    Raises:
-        ConfigError: there is no such kv_dtype.
-    """
-    validate_kv_dtype(kv_dtype)
-    return sum(layer.num_heads * _slot_bytes(layer, kv_dtype, info.dtype) for layer in info.growing)
 
 
 def bind_within_bytes(
@@ -109,7 +96,10 @@ def bind_within_bytes(
     Raises:
         ConfigError: too few bytes for the policy, or no such kv_dtype.
     """
-    per_token = _allocated_bytes_per_token(info, kv_dtype)
+    validate_kv_dtype(kv_dtype)
+    per_token = sum(
+        layer.num_heads * sum(_vectors_bytes(layer, kv_dtype, info.dtype)) for layer in info.growing
+    )
     limit = 0 if budget is None else budget.num_bytes
     while True:
         bound = bind(per_token)
@@ -118,8 +108,26 @@ def bind_within_bytes(
         per_token = max(per_token + 1, -(-per_token * taken // limit))
 
 
-def _slot_bytes(layer: GrowingLayer, kv_dtype: str | None, dtype: torch.dtype) -> int:
-    """Return the bytes of one token in one KV head of a layer."""
-    copies = 1 if layer.rotation is None else 2
-    keys = copies * vector_bytes(layer.key_size, kv_dtype, dtype)
-    return keys + vector_bytes(layer.value_size, kv_dtype, dtype)
+def num_unrotated(layer: GrowingLayer, schedule: Schedule) -> int:
+    """Return the slots of a layer whose keys move, and which are stored unrotated besides."""
+    if layer.rotation is None:
+        return 0
+    return schedule.capacity if schedule.positions == "slots" else schedule.sinks
+
+
+def _head_bytes(
+    layer: GrowingLayer, schedule: Schedule, kv_dtype: str | None, dtype: torch.dtype
+) -> int:
+    """Return the bytes of one KV head of a layer in one sequence."""
+    key, value = _vectors_bytes(layer, kv_dtype, dtype)
+    return schedule.capacity * (key + value) + num_unrotated(layer, schedule) * key
+
+
+def _vectors_bytes(
+    layer: GrowingLayer, kv_dtype: str | None, dtype: torch.dtype
+) -> tuple[int, int]:
+    """Return the bytes of a key and of a value of one KV head."""
+    return (
+        vector_bytes(layer.key_size, kv_dtype, dtype),
+        vector_bytes(layer.value_size, kv_dtype, dtype),
+    )

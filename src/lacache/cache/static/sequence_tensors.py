@@ -15,12 +15,16 @@ from lacache.policies.schedule import State
 SequenceTensors = dict[str, Tensor]
 """By name, on the CPU; N is the number of slots in use, whatever the capacity.
 
+`base`: of the positions, int64 []; see `QueryPositions`.
 `group.0.counts`: num_seen, num_cached, cursor, origin and num_compactions, int64 [5].
 `group.0.original_positions`: of the keys in the slots, int64 [patterns, N].
-`layer.1.heads.0.unrotated_keys.0`: keys as the model gave them [H, N, D], or as many tensors as the
-buffer stores; `keys` instead where a layer has no positions. `values` likewise.
+`layer.1.heads.0.unrotated_keys.0`: of the slots whose keys move, the keys as the model gave them
+[H, M, D], or as many tensors as the buffer stores. `keys`: of the other slots [H, N - M, D], where
+there are any. `values` [H, N, D].
 `layer.2.ring.keys.0`: of a sliding-window layer. `values` likewise.
 """
+
+_BASE = "base"
 
 _NAMES_OF_0_1 = {
     r"\.came_in_at$": ".original_positions",
@@ -31,7 +35,7 @@ _NAMES_OF_0_1 = {
 
 def upgrade_tensors(tensors: SequenceTensors) -> SequenceTensors:
     """Rename the tensors of a snapshot of lacache 0.1; newer ones do not change."""
-    upgraded = {}
+    upgraded = {} if _BASE in tensors else {_BASE: torch.tensor(0)}
     for name, tensor in tensors.items():
         for old, new in _NAMES_OF_0_1.items():
             name = re.sub(old, new, name)
@@ -49,12 +53,9 @@ def export_sequence(cache: StaticKVCache, batch_slot: int) -> SequenceTensors:
     sequence.validate_complete()
     for kv_heads in cache.all_kv_heads():
         group = sequence.groups[kv_heads.group]
-        if kv_heads.unrotated_keys is not None:
-            # The next gather plan would do this first, and may do it again.
-            kv_heads.unrotated_keys.copy_slots(
-                batch_slot, group.num_saved, group.state.num_cached, kv_heads.keys
-            )
-    tensors = {}
+        # The next gather plan would do this first, and may do it again.
+        kv_heads.save(batch_slot, group.num_saved, group.state.num_cached)
+    tensors = {_BASE: torch.tensor(sequence.base)}
     for index, group in enumerate(sequence.groups):
         counts = (*group.state, group.origin, group.num_compactions)
         tensors[f"group.{index}.counts"] = torch.tensor(counts)
@@ -75,6 +76,7 @@ def restore_sequence(cache: StaticKVCache, batch_slot: int, tensors: SequenceTen
     remaining = _Remaining(tensors)
     sequence = cache.sequences[batch_slot]
     sequence.is_changing = True
+    sequence.base = int(remaining.take(_BASE, (), torch.int64))
     plans = [_restore(group, f"group.{i}", remaining) for i, group in enumerate(sequence.groups)]
     for name, slots in _slots_in_use(cache, batch_slot).items():
         slots.copy_(remaining.take(name, tuple(slots.shape), slots.dtype))
@@ -92,22 +94,23 @@ def _slots_in_use(cache: StaticKVCache, batch_slot: int) -> SequenceTensors:
         for index, kv_heads in enumerate(by_group):
             name = f"layer.{layer}.heads.{index}"
             num_cached = sequence.groups[kv_heads.group].state.num_cached
-            unrotated = kv_heads.unrotated_keys
-            if unrotated is None:
-                views |= _views(f"{name}.keys", kv_heads.keys, batch_slot, num_cached)
-            else:
-                views |= _views(f"{name}.unrotated_keys", unrotated, batch_slot, num_cached)
-            views |= _views(f"{name}.values", kv_heads.values, batch_slot, num_cached)
+            num_moving = min(kv_heads.num_unrotated, num_cached)
+            if kv_heads.unrotated_keys is not None:
+                unrotated = kv_heads.unrotated_keys
+                views |= _views(f"{name}.unrotated_keys", unrotated, batch_slot, 0, num_moving)
+            if num_moving < num_cached:
+                views |= _views(f"{name}.keys", kv_heads.keys, batch_slot, num_moving, num_cached)
+            views |= _views(f"{name}.values", kv_heads.values, batch_slot, 0, num_cached)
     for layer, ring in cache.rings.items():
         num_cached = min(sequence.num_seen, ring.window)
-        views |= _views(f"layer.{layer}.ring.keys", ring.keys, batch_slot, num_cached)
-        views |= _views(f"layer.{layer}.ring.values", ring.values, batch_slot, num_cached)
+        views |= _views(f"layer.{layer}.ring.keys", ring.keys, batch_slot, 0, num_cached)
+        views |= _views(f"layer.{layer}.ring.values", ring.values, batch_slot, 0, num_cached)
     return views
 
 
-def _views(name: str, buffer: Buffer, batch_slot: int, num_cached: int) -> SequenceTensors:
+def _views(name: str, buffer: Buffer, batch_slot: int, start: int, stop: int) -> SequenceTensors:
     stored = enumerate(buffer.tensors())
-    return {f"{name}.{index}": tensor[batch_slot, :, :num_cached] for index, tensor in stored}
+    return {f"{name}.{index}": tensor[batch_slot, :, start:stop] for index, tensor in stored}
 
 
 def _restore(group: GroupState, name: str, remaining: "_Remaining") -> GatherPlan:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, final
 
 import torch
@@ -21,10 +22,11 @@ from lacache.cache.static.layers import (
     PrefillLayer,
     PrefillRingLayer,
 )
-from lacache.cache.static.layout import CacheLayout
+from lacache.cache.static.layout import CacheLayout, num_unrotated
 from lacache.common.validation import physical_bytes
 from lacache.errors import ConfigError
 from lacache.models.rotary import RotaryTables, Rotation
+from lacache.policies.query_positions import QueryPositions
 
 
 @final
@@ -63,6 +65,11 @@ class StaticKVCache:
         self._compaction_tables = [
             CompactionTables(bound.schedule) for bound in layout.bound.groups
         ]
+        self._positions = QueryPositions(
+            tuple(tables.schedule for tables in self._compaction_tables),
+            layout.info.trained_length,
+            layout.info.has_native,
+        )
         self._uncommitted: list[PrefillRingLayer] = []
         needed = batch_size * layout.bytes_per_sequence
         try:
@@ -166,21 +173,32 @@ class StaticKVCache:
 
     def apply(self, batch_slot: int, group: int, plan: GatherPlan) -> None:
         """Apply a gather plan to every layer of a head group."""
-        tables: dict[tuple[int, int], RotaryTables] = {}
         if plan.surviving is not None:
             plan = replace(plan, surviving=plan.surviving.to(self.device))
-        for kv_heads in self.all_kv_heads():
-            if kv_heads.group != group:
+
+        @cache
+        def tables(pattern: int, rotations: Rotations) -> RotaryTables:
+            return rotations.tables(plan.shifts[pattern, slice(*plan.to_rotate[pattern])])
+
+        @cache
+        def tables_in_place(pattern: int, rotations: Rotations, start: int) -> RotaryTables:
+            assert plan.in_place is not None
+            return rotations.tables(plan.in_place[pattern, start:])
+
+        for heads in self.all_kv_heads():
+            if heads.group != group:
                 continue
-            rotations = kv_heads.rotations
-            if rotations is None:
-                kv_heads.apply(batch_slot, plan, None)
+            heads.save(batch_slot, plan.num_saved, plan.num_cached)
+            heads.gather(batch_slot, plan)
+            if heads.rotations is None:
                 continue
-            key = (kv_heads.pattern, id(rotations))
-            if key not in tables:
-                start, stop = plan.to_rotate[kv_heads.pattern]
-                tables[key] = rotations.tables(plan.shifts[kv_heads.pattern, start:stop])
-            kv_heads.apply(batch_slot, plan, tables[key])
+            if plan.in_place is not None:
+                start = heads.num_unrotated
+                again = tables_in_place(heads.pattern, heads.rotations, start)
+                heads.rotate(batch_slot, start, again, in_place=True)
+            start, _ = plan.to_rotate[heads.pattern]
+            anew = tables(heads.pattern, heads.rotations)
+            heads.rotate(batch_slot, start, anew, in_place=False)
 
     def _compact(self, batch_slot: int) -> None:
         sequence = self.sequences[batch_slot]
@@ -190,7 +208,7 @@ class StaticKVCache:
         sequence.is_changing = False
 
     def _empty_sequence(self) -> SequenceState:
-        return SequenceState(self._compaction_tables, count_on=self.layout.info.has_native)
+        return SequenceState(self._compaction_tables, self._positions)
 
     def _buffers(self) -> list[Buffer]:
         rings = [buffer for ring in self.rings.values() for buffer in (ring.keys, ring.values)]
@@ -217,7 +235,9 @@ class StaticKVCache:
                     pattern=patterns.index(bound.pattern(depth)),
                     keys=self._allocate(shape, key_size),
                     values=self._allocate(shape, layer.value_size),
-                    unrotated_keys=None if rotation is None else self._allocate(shape, key_size),
+                    unrotated_keys=self._allocate((*shape[:2], moving), key_size)
+                    if (moving := num_unrotated(layer, bound.schedule))
+                    else None,
                     rotations=None if rotation is None else rotations[rotation, key_size],
                     ops=self.ops,
                 )
