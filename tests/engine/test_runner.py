@@ -404,9 +404,10 @@ def test_a_model_in_training_is_run_as_it_is_meant() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_no_drift_in_low_precision(family: str) -> None:
+@pytest.mark.parametrize("positions", ["original", "slots"])
+def test_no_drift_in_low_precision(family: str, positions: str) -> None:
     """Hundreds of compactions in bfloat16 leave keys that were rotated once."""
-    sized = (10, Streaming(sinks=2, evict_batch=1))
+    sized = (10, Streaming(sinks=2, evict_batch=1, positions=positions))
     low = tiny_model(family).bfloat16()
     ids = random_ids(220, seed=2)
     runner = new_runner(low, sized, 1, None)
@@ -427,11 +428,11 @@ def test_no_drift_in_low_precision(family: str) -> None:
         (part,) = runner.cache.kv_heads[layer.index]
         assert part.unrotated_keys is not None
         (unrotated,), (keys,) = part.unrotated_keys.tensors(), part.keys.tensors()
-        slots = torch.arange(group.state.num_cached)
-        shifts = (group.origin + slots - group.original_positions())[0]
-        # Slots, or numbers of tokens where other layers count on.
-        assert int(shifts.abs().max()) >= (200 if runner.cache.rings else 7)
-        moved = slice(0, group.num_saved)
+        shifts = group.shifts()[0]
+        # Slots, or numbers of tokens where sinks move or other layers count on.
+        counts_on = runner.cache.rings or positions == "original"
+        assert int(shifts.abs().max()) >= (200 if counts_on else 7)
+        moved = slice(0, len(shifts))
         once = layer.rotation.rotate(unrotated[:, :, moved], layer.rotation.tables(shifts[moved]))
         assert torch.equal(keys[:, :, moved], once)
 

@@ -15,7 +15,7 @@ from lacache.policies.schedule import State
 SequenceTensors = dict[str, Tensor]
 """By name, on the CPU; N is the number of slots in use, whatever the capacity.
 
-`base`: of the positions, int64 []; see `QueryPositions`.
+`base`: of the positions, int64 [1]; see `QueryPositions`.
 `group.0.counts`: num_seen, num_cached, cursor, origin and num_compactions, int64 [5].
 `group.0.original_positions`: of the keys in the slots, int64 [patterns, N].
 `layer.1.heads.0.unrotated_keys.0`: of the slots whose keys move, the keys as the model gave them
@@ -35,7 +35,7 @@ _NAMES_OF_0_1 = {
 
 def upgrade_tensors(tensors: SequenceTensors) -> SequenceTensors:
     """Rename the tensors of a snapshot of lacache 0.1; newer ones do not change."""
-    upgraded = {} if _BASE in tensors else {_BASE: torch.tensor(0)}
+    upgraded = {} if _BASE in tensors else {_BASE: torch.tensor([0])}
     for name, tensor in tensors.items():
         for old, new in _NAMES_OF_0_1.items():
             name = re.sub(old, new, name)
@@ -55,7 +55,7 @@ def export_sequence(cache: StaticKVCache, batch_slot: int) -> SequenceTensors:
         group = sequence.groups[kv_heads.group]
         # The next gather plan would do this first, and may do it again.
         kv_heads.save(batch_slot, group.num_saved, group.state.num_cached)
-    tensors = {_BASE: torch.tensor(sequence.base)}
+    tensors = {_BASE: torch.tensor([sequence.base])}
     for index, group in enumerate(sequence.groups):
         counts = (*group.state, group.origin, group.num_compactions)
         tensors[f"group.{index}.counts"] = torch.tensor(counts)
@@ -76,7 +76,7 @@ def restore_sequence(cache: StaticKVCache, batch_slot: int, tensors: SequenceTen
     remaining = _Remaining(tensors)
     sequence = cache.sequences[batch_slot]
     sequence.is_changing = True
-    sequence.base = int(remaining.take(_BASE, (), torch.int64))
+    sequence.base = int(remaining.take(_BASE, (1,), torch.int64))
     plans = [_restore(group, f"group.{i}", remaining) for i, group in enumerate(sequence.groups)]
     for name, slots in _slots_in_use(cache, batch_slot).items():
         slots.copy_(remaining.take(name, tuple(slots.shape), slots.dtype))
