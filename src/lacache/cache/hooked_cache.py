@@ -47,7 +47,7 @@ class HookedCache(Cache, ABC):
 
     @abstractmethod
     def next_positions(self, num_new: int) -> Tensor:
-        """Return the position ids [Q] of the next forward, where the caller gives none."""
+        """Return the position ids [Q] of the next forward, which replace the caller's."""
 
     @abstractmethod
     def begin(self, num_new: int, first_position: int) -> None:

@@ -2,8 +2,8 @@
 
 A transformers cache receives keys and values only. It cannot see padding, and cannot cut a prompt
 that is longer than the free slots. So the decoder gets two torch forward hooks, which act only on
-calls with a `HookedCache`: they refuse padding, cut long inputs at the compactions, and bracket
-each forward so that an interrupted one is noticed.
+calls with a `HookedCache`: they refuse padding, cut long inputs at the compactions, set the
+position ids (docs/adr/0022), and bracket each forward so that an interrupted one is noticed.
 
 transformers makes one mask for all full-attention layers, with the size of the first. Where layers
 or KV heads hold different numbers of tokens, a pre-hook gives each attention module its own mask.

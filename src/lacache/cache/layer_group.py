@@ -35,8 +35,9 @@ class LayerGroup:
     """The layers of one head group; all hold equally many tokens of every sequence in the batch.
 
     A forward is bracketed: `begin` plans, each layer applies the plan, `commit` counts. Layers
-    store unrotated keys only, and `to_positions` rotates those that move, for the attention of one
-    forward.
+    store each key once, as the model gave it or where a compaction has renumbered it.
+    `to_positions` rotates those that move (the sinks, or all keys where they stand at their slots)
+    for the attention of one forward.
     """
 
     def __init__(self, schedule: Schedule) -> None:

@@ -73,7 +73,9 @@ class PolicyLayer(EvictingLayer, ABC):
 
 @final
 class BoundedLayer(PolicyLayer):
-    """Unrotated keys and values, each [B, Hkv, N, D], of one head group of a layer.
+    """Keys and values, each [B, Hkv, N, D], of one head group of a layer.
+
+    Keys are stored as the model gave them, or where a compaction has renumbered them.
 
     Args:
         group: counts and positions of the head group.

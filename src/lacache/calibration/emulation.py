@@ -1,7 +1,7 @@
 """Emulate windows by masks: some KV heads see only sinks and a window, without a cache.
 
-Tokens keep their original positions. A cache with positions by slot computes something else, but
-the mask hides the same tokens from a head, at the price of a plain forward.
+Tokens keep their original positions, the sinks too, which a cache moves. Else the mask hides from a
+head what a cache would have evicted, at the price of a plain forward.
 """
 
 import inspect

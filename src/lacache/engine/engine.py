@@ -60,8 +60,9 @@ class Engine:
     Args:
         model: a causal language model of transformers, on one device; it stays unchanged, and its
             weights are shared, not copied.
-        budget: tokens per layer, or bytes of one sequence such as "64MiB"; both count keys twice
-            where positions move them (docs/adr/0009). A share needs `prompt_tokens`.
+        budget: tokens per layer, or bytes of one sequence such as "64MiB", which count the keys
+            that move twice: the sinks', or all with positions=slots (docs/adr/0009, 0022). A share
+            needs `prompt_tokens`.
         policy: which tokens are kept, as an object or as text; see `LaCache`.
         prompt_tokens: length of the prompt of which the budget is a share.
         max_sequences: batch slots, for as many sequences at a time. The memory of all is allocated

@@ -1,9 +1,9 @@
 """Rotate keys to other positions with the model's own rotary embedding (docs/adr/0002).
 
-A key is stored as the model gave it, rotated to its original position, and never overwritten
-("unrotated" from here on). Attention reads it rotated once, by the distance from its original
-position. So there is one rounding, however often the cache was compacted, and a token that never
-moved is returned bit for bit.
+A key that moves is stored as the model gave it, rotated to its original position ("unrotated" from
+here on). Attention reads it rotated once, by the distance from there. So there is one rounding,
+however often the cache was compacted. Keys that keep their original positions are read bit for bit;
+only a compaction that renumbers rotates them in place (docs/adr/0022).
 """
 
 import inspect

@@ -201,7 +201,7 @@ class KVHeads:
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
-        """All buffers: keys, values and, with positions, unrotated keys."""
+        """All buffers: keys, values and, where keys move, unrotated keys."""
         unrotated = () if self.unrotated_keys is None else (self.unrotated_keys,)
         return (self.keys, self.values, *unrotated)
 

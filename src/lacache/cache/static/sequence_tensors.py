@@ -44,7 +44,7 @@ def upgrade_tensors(tensors: SequenceTensors) -> SequenceTensors:
 
 
 def export_sequence(cache: StaticKVCache, batch_slot: int) -> SequenceTensors:
-    """Copy what a batch slot holds to the CPU: keys unrotated, used slots only.
+    """Copy what a batch slot holds to the CPU: used slots only, keys that move unrotated.
 
     Raises:
         UnsupportedOperationError: the last change of the sequence was interrupted.

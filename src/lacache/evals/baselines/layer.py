@@ -19,7 +19,7 @@ class ScoredLayer(EvictingLayer):
     """Holds keys as the model gave them, values, each [1, H, N, D], and original positions.
 
     The token in slot s stands at the position of the next token minus N, plus s: slots, up to a
-    shift that is the same for all.
+    shift that is the same for all. Baselines have no other positions (docs/adr/0022).
     """
 
     def __init__(
