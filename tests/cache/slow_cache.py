@@ -77,7 +77,12 @@ def slow_attention(
     def kept(number: int) -> list[list[list[int]]]:
         return slow_kept(sized, len(growing), text.num_key_value_heads, recent, number + 1)
 
-    standing = slow_positions(sized, kept, text.max_position_embeddings)
+    rope = text.rope_parameters
+    trained_length = text.max_position_embeddings
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        # Beyond it frequencies would change.
+        trained_length = rope.get("original_max_position_embeddings") or trained_length
+    standing = slow_positions(sized, kept, trained_length)
 
     def visible(layer: int, number: int) -> list[tuple[list[int], list[int]]]:
         """Tokens and their positions, for all KV heads of a layer or each, with token `number`."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 
-from lacache import Group, Groups, LaCache, Ladder, Streaming
+from lacache import Engine, Group, Groups, LaCache, Ladder, Streaming
 from lacache.cache.sequence_state import CompactionTables
 from lacache.errors import (
     ConfigError,
@@ -18,16 +18,9 @@ from lacache.errors import (
     UnsupportedOperationError,
 )
 from lacache.models.decoder import cache_argument
-from tests.cache.tiny_models import FAMILIES, SHAPE, random_ids, tiny_model
+from tests.cache.tiny_models import FAMILIES, LONGROPE, SHAPE, random_ids, tiny_model
 
 CONFIG = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "short_factor": [1.0] * 4,
-    "long_factor": [2.0] * 4,
-    "original_max_position_embeddings": 64,
-}
 MLA = {
     "num_key_value_heads": 4,
     "q_lora_rank": 16,
@@ -43,16 +36,6 @@ MLA = {
     "first_k_dense_replace": 1,
 }
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
-    "dynamic rope": (
-        lambda: tf.LlamaConfig(
-            **SHAPE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-        ),
-        "rope_type='dynamic' changes its frequencies",
-    ),
-    "longrope": (
-        lambda: tf.Phi3Config(**SHAPE, rope_parameters=LONGROPE),
-        "rope_type='longrope' changes its frequencies",
-    ),
     "no rope parameters": (
         lambda: tf.GPTJConfig(
             vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=64
@@ -426,3 +409,25 @@ def test_tokens_of_a_native_layer() -> None:
         cache.kept_tokens(0)
     with pytest.raises(InputError, match="layer_idx=7 must be in 0 to 6"):
         cache.kept_tokens(7)
+
+
+@pytest.mark.parametrize("family", ["phi3-longrope", "llama-dynamic"])
+def test_rotary_frequencies_that_would_change(family: str) -> None:
+    tiny = tiny_model(family)
+    for budget, policy in ((41, "ladder"), (None, "full")):
+        with pytest.raises(ConfigError, match=r"must be at most 40, the positions .*budget=20"):
+            LaCache(tiny, budget, policy)
+        with pytest.raises(ConfigError, match=r"must be at most 40|keeps every token"):
+            Engine(tiny, budget, policy)
+    cache = LaCache(tiny, 20, "streaming", prefill="dense")
+    with pytest.raises(InputError, match=r"of 41 tokens must be at most 40.*prefill='chunked'"):
+        cache.prefill(tiny, random_ids(41))
+    cache.reset()
+    assert cache.prefill(tiny, random_ids(40)).isfinite().all()
+
+
+def test_positions_that_never_start_over_and_frequencies_that_change() -> None:
+    rope = dict.fromkeys(("sliding_attention", "full_attention"), LONGROPE)
+    tiny = tiny_model("gemma3", rope_parameters=rope)
+    with pytest.raises(UnsupportedModelError, match=r"after \d+ positions, .*another rope_type"):
+        LaCache(tiny, 20)

@@ -63,6 +63,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [2.0] * 4,
+    "original_max_position_embeddings": 40,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaConfig(**SHAPE),
@@ -78,6 +86,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
             "rope_theta": 1e4,
             "partial_rotary_factor": 0.5,
         },
+    ),
+    "phi3-longrope": lambda: Phi3Config(
+        **SHAPE, original_max_position_embeddings=40, rope_parameters=LONGROPE
+    ),
+    "llama-dynamic": lambda: LlamaConfig(
+        **SHAPE | {"max_position_embeddings": 40}, rope_parameters=DYNAMIC
     ),
     "gpt-neox": lambda: GPTNeoXConfig(**SHAPE),
     "gemma3": lambda: Gemma3TextConfig(**SHAPE | HYBRID, head_dim=8),

@@ -262,7 +262,7 @@ def test_ctrl_c_stops_an_endless_text_cleanly(tiny: Path) -> None:
         ("--budget 0.0", "budget=0.0 as a share must be in (0, 1]"),
         ("--budget 1.5", "budget=1.5 as a share must be in (0, 1]"),
         ("--budget 5", "budget=5 must be at least 8 tokens for this policy"),
-        ("--budget 3KiB", "a budget of 3072 bytes holds 3 tokens of 960 bytes"),
+        ("--budget 3KiB", "a budget of 3072 bytes holds 4 tokens of 640 bytes"),
         ("--budget lots", "budget='lots' must be a number of tokens, a share or"),
         ("--budget 5parsecs", "budget='5parsecs' must be a number of tokens, a share or"),
         ("--policy ladder:span=2:overlap=2", "overlap=2 must be below span=2"),

@@ -1,6 +1,8 @@
 """Named sessions: whole at any moment, in their folder, one writer at a time."""
 
+import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from lacache.errors import InputError
 from lacache.server.errors import ConflictError, NotFoundError, StorageError
 from lacache.server.session_store import SessionStore
 from lacache.server.settings import StorageSettings
-from tests.server.serving import CAPACITY, POLICY, new_engine, service
+from tests.engine.tiny import tiny_llama
+from tests.server.serving import CAPACITY, NAME, POLICY, new_engine, service
 
 
 @pytest.fixture(scope="module")
@@ -275,10 +278,17 @@ def write_version_0_1(path: Path) -> str:
     return Snapshot.load(path).kind[:16]
 
 
+def at_slots() -> dict[str, Engine]:
+    """Return an engine whose keys stand at their slots, as in version 0.1."""
+    policy = replace(POLICY, positions="slots")
+    return {NAME: Engine(tiny_llama(), CAPACITY, policy, max_sequences=2, chunk_size=16)}
+
+
 @pytest.fixture
-def served(tmp_path: Path, engine: Engine) -> Path:
+def served(tmp_path: Path) -> Path:
     """Return the folder that a server made, with a session."""
-    with service(storage=StorageSettings(folder=tmp_path)):
+    engine = at_slots()[NAME]
+    with service(storage=StorageSettings(folder=tmp_path), engines=at_slots()):
         pass
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     sessions = sessions_in(folder / "sessions", engine)
@@ -287,10 +297,18 @@ def served(tmp_path: Path, engine: Engine) -> Path:
     return folder
 
 
-def test_sessions_of_version_0_1_are_found(tmp_path: Path, served: Path) -> None:
+def test_sessions_of_version_0_1_are_found(
+    tmp_path: Path, served: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It named the folder of an engine by a plan in JSON, which its snapshots have too."""
     old = served.rename(tmp_path / write_version_0_1(served / "sessions" / "a.lacache"))
-    with service(storage=StorageSettings(folder=tmp_path)) as one:
+    with service(storage=StorageSettings(folder=tmp_path)):
+        assert f"Sessions of lacache 0.1 stay in {old}: " in (said := capsys.readouterr().err)
+        assert "positions=slots" in said
+    assert old.exists()
+    (unused,) = (path for path in tmp_path.iterdir() if path.is_dir() and path != old)
+    shutil.rmtree(unused)
+    with service(storage=StorageSettings(folder=tmp_path), engines=at_slots()) as one:
         (model,) = one.models.values()
         assert model.sessions is not None
         assert names(model.sessions) == [("a", 2)]
@@ -307,7 +325,7 @@ def test_folders_of_other_engines_are_left_alone(
     write_version_0_1(imported)
     other = served.rename(tmp_path / "0123456789abcdef")
     monkeypatch.setattr(Snapshot, "load", lambda path: pytest.fail(f"{path} was loaded"))
-    with service(storage=StorageSettings(folder=tmp_path)) as one:
+    with service(storage=StorageSettings(folder=tmp_path), engines=at_slots()) as one:
         (model,) = one.models.values()
         assert model.sessions is not None
         assert model.sessions.all() == []

@@ -28,7 +28,6 @@ from lacache.policies import (
     parse_policy,
     validate_budget,
 )
-from lacache.policies.query_positions import QueryPositions
 from lacache.policies.schedule import State
 
 Prefill = Literal["chunked", "dense"]
@@ -183,6 +182,8 @@ class LaCache(HookedCache):
     def begin(self, num_new: int, first_position: int) -> None:
         """Open a forward of `num_new` tokens, and compact if a compaction is due."""
         dense = self._is_dense()
+        if dense:
+            self._info.validate_dense(num_new)
         base = self._positions.base(self._base, self._states())
         renumber = base != self._base
         for group in self._groups:
@@ -254,12 +255,7 @@ class LaCache(HookedCache):
             layers[index] = next(iter(by_heads.values())) if whole else SplitLayer(by_heads)
         self.layers = layers
 
-        self._positions = QueryPositions(
-            tuple(group.schedule for group in self._groups),
-            self._info.trained_length,
-            # Native sliding layers keep rotated keys.
-            self._info.has_native,
-        )
+        self._positions = self._info.query_positions([group.schedule for group in self._groups])
         self._base = 0
 
     def _states(self) -> list[State]:

@@ -6,7 +6,7 @@ the same. A model that does not pass is refused, so a misread rotary embedding c
 answers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 from weakref import WeakKeyDictionary
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from lacache.errors import UnsupportedModelError
+from lacache.errors import ConfigError, InputError, UnsupportedModelError
 from lacache.models.decoder import cache_argument, find_decoder
-from lacache.models.rotary import Rotation, find_rotations
+from lacache.models.rotary import Rotation, find_rotations, fixed_length
+from lacache.policies.query_positions import QueryPositions
+from lacache.policies.schedule import UNBOUNDED, Schedule
 
 FAR = 20_011
 """A position so large that every known rescaling of queries by position shows."""
@@ -75,17 +77,50 @@ class ModelInfo:
     """Indices of layers with a recurrent state instead of keys and values, or with both."""
     dtype: torch.dtype
     """Type of keys and values."""
+    fixed_length: int | None = None
+    """Positions within which rotary frequencies stay as they are; None for all."""
 
     @property
     def num_heads(self) -> tuple[int, ...]:
         """Number of KV heads of each growing layer."""
         return tuple(layer.num_heads for layer in self.growing)
 
-    @property
-    def trained_length(self) -> int | None:
-        """Positions that the model was trained on, as its configuration says."""
-        length: int | None = getattr(self.text_config, "max_position_embeddings", None)
-        return length
+    def query_positions(self, schedules: Sequence[Schedule]) -> QueryPositions:
+        """Return where the tokens of a cache stand, with a schedule for each head group.
+
+        Raises:
+            ConfigError: a capacity beyond the length at which rotary frequencies change.
+            UnsupportedModelError: positions can never start over, and would pass that length.
+        """
+        trained_length: int | None = getattr(self.text_config, "max_position_embeddings", None)
+        if self.fixed_length is not None:
+            self._validate_fixed(max(schedule.capacity for schedule in schedules))
+            trained_length = self.fixed_length
+        # Native sliding layers keep rotated keys.
+        return QueryPositions(tuple(schedules), trained_length, count_on=self.has_native)
+
+    def validate_dense(self, num_tokens: int) -> None:
+        """Raise InputError for a dense prefill that is too long for the rotary frequencies."""
+        if self.fixed_length is not None and num_tokens > self.fixed_length:
+            raise InputError(
+                f"a dense prefill of {num_tokens} tokens must be at most {self.fixed_length}, the "
+                "positions after which the model's rotary frequencies change; try "
+                "prefill='chunked'"
+            )
+
+    def _validate_fixed(self, capacity: int) -> None:
+        if self.has_native:
+            raise UnsupportedModelError(
+                f"the model's rotary frequencies change after {self.fixed_length} positions, which "
+                "its sliding or linear layers count without end; set another rope_type in its "
+                "config"
+            )
+        if self.fixed_length is not None and capacity > self.fixed_length:
+            many = "endless" if capacity == UNBOUNDED else str(capacity)
+            raise ConfigError(
+                f"capacity={many} must be at most {self.fixed_length}, the positions after which "
+                f"the model's rotary frequencies change; try budget={self.fixed_length // 2}"
+            )
 
     @property
     def bytes_per_token(self) -> int:
@@ -138,10 +173,12 @@ def _probe(model: Any, decoder: nn.Module) -> ModelInfo:
             "memory is bounded already; use it without this cache"
         )
     rotations = find_rotations(decoder, [types[i] for i in growing])
+    fixed = fixed_length(decoder.config)
+    far = FAR if fixed is None else min(FAR, fixed - 2)
     near_cache, near_hidden = _run(name, decoder, config, 0)
-    far_cache, far_hidden = _run(name, decoder, config, FAR)
+    far_cache, far_hidden = _run(name, decoder, config, far)
     layers = tuple(
-        _layer_info(i, rotations[types[i]], near_cache.layers[i], far_cache.layers[i])
+        _layer_info(i, rotations[types[i]], near_cache.layers[i], far_cache.layers[i], far)
         for i in growing
     )
     with_sinks = _layers_with_sinks(decoder)
@@ -152,8 +189,7 @@ def _probe(model: Any, decoder: nn.Module) -> ModelInfo:
     if _is_precise(near_hidden) and change > 5e-3:
         raise UnsupportedModelError(
             f"the output of {name} changes with absolute positions (relative error {change:.2g}), "
-            "so positions by slot would change its answers; use a model in which only distances "
-            "matter"
+            "so moving keys would change its answers; use a model in which only distances matter"
         )
     linear = tuple(
         i for i, layer in enumerate(empty.layers) if "LinearAttention" in type(layer).__name__
@@ -168,15 +204,15 @@ def _probe(model: Any, decoder: nn.Module) -> ModelInfo:
     has_native = len(growing) < len(empty.layers)
     first: Any = near_cache.layers[growing[0]]
     dtype: torch.dtype = first.keys.dtype
-    return ModelInfo(layers, has_native, config, sliding, linear, dtype)
+    return ModelInfo(layers, has_native, config, sliding, linear, dtype, fixed)
 
 
 def _refuse_scaled_queries(name: str, config: Any) -> None:
     parameters = getattr(config, "rope_parameters", None) or {}
     if getattr(config, "attn_temperature_tuning", False) or "llama_4_scaling_beta" in parameters:
         raise UnsupportedModelError(
-            f"{name} scales its queries by absolute position, so positions by slot would change "
-            "its answers; use a model in which only distances matter"
+            f"{name} scales its queries by absolute position, so moving keys would change its "
+            "answers; use a model in which only distances matter"
         )
 
 
@@ -237,7 +273,9 @@ def _cut(
         start += length
 
 
-def _layer_info(index: int, rotations: tuple[Rotation, ...], near: Any, far: Any) -> GrowingLayer:
+def _layer_info(
+    index: int, rotations: tuple[Rotation, ...], near: Any, far: Any, distance: int
+) -> GrowingLayer:
     if near.keys is None:
         raise UnsupportedModelError(
             f"layer {index} never filled its cache, so what it attends to is unknown; "
@@ -246,7 +284,9 @@ def _layer_info(index: int, rotations: tuple[Rotation, ...], near: Any, far: Any
     # The first token sees only itself, so all but its rotation is the same at both positions.
     near_keys, far_keys = near.keys[:, :, :1], far.keys[:, :, :1]
     candidates: list[tuple[float, Rotation | None]] = [(_distance(near_keys, far_keys), None)]
-    candidates += [(_rotated_distance(each, near_keys, far_keys), each) for each in rotations]
+    candidates += [
+        (_rotated_distance(each, near_keys, far_keys, distance), each) for each in rotations
+    ]
     error, rotation = min(candidates, key=lambda pair: pair[0])
     error = max(error, _distance(near.values[:, :, :1], far.values[:, :, :1]))
     if error > (5e-3 if _is_precise(near_keys) else 5e-2):
@@ -274,8 +314,8 @@ def _sliding_info(index: int, layer: Any) -> SlidingLayer:
     )
 
 
-def _rotated_distance(rotation: Rotation, near: Tensor, far: Tensor) -> float:
-    shifts = torch.full((near.shape[-2],), FAR, device=near.device)
+def _rotated_distance(rotation: Rotation, near: Tensor, far: Tensor, distance: int) -> float:
+    shifts = torch.full((near.shape[-2],), distance, device=near.device)
     try:
         return _distance(rotation.rotate(near.float(), rotation.tables(shifts)), far)
     except (RuntimeError, TypeError, ValueError, IndexError):  # made for other shapes

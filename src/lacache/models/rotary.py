@@ -19,7 +19,8 @@ from lacache.errors import UnsupportedModelError
 RotaryTables = tuple[Tensor, Tensor]
 """cos and sin, each [1, N, d] in float32, with the model's attention scaling taken out."""
 
-LENGTH_DEPENDENT = ("dynamic", "longrope")
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Rotary types whose frequencies change where a position is beyond the original length."""
 
 
 @final
@@ -39,10 +40,11 @@ class Rotation:
     def tables(self, shifts: Tensor) -> RotaryTables:
         """Return the tables that move keys by `shifts` [N] positions, which may be negative."""
         probe = torch.empty(0, dtype=torch.float32, device=shifts.device)
-        origin_cos, _ = self._rotary(probe, position_ids=shifts.new_zeros(1, 1), **self._arguments)
-        cos, sin = self._rotary(probe, position_ids=shifts[None], **self._arguments)
+        positions = torch.cat([shifts.new_zeros(1), shifts])[None]
+        cos, sin = self._rotary(probe, position_ids=positions, **self._arguments)
         # At position 0 the cosine is the attention scaling, which stored keys already include.
-        return cos / origin_cos, sin / origin_cos
+        scaling = cos[:, :1]
+        return cos[:, 1:] / scaling, sin[:, 1:] / scaling
 
     def rotate(self, keys: Tensor, tables: RotaryTables) -> Tensor:
         """Return keys [B, H, N, D] moved by the shifts of `tables`, rounded once to their type."""
@@ -60,22 +62,14 @@ def find_rotations(decoder: nn.Module, layer_types: list[str]) -> dict[str, tupl
     """Return, for each type of layer, the rotations that its keys may have undergone.
 
     Raises:
-        UnsupportedModelError: no rotary embedding, or one that depends on the length.
+        UnsupportedModelError: no rotary embedding.
     """
     rotary = dict(decoder.named_children()).get("rotary_emb")
     if rotary is None:
         raise UnsupportedModelError(
-            f"{type(decoder).__name__} has no rotary embedding; positions by slot need one, and "
-            "only rotary models are supported"
+            f"{type(decoder).__name__} has no rotary embedding, and keys that move need one; use "
+            "a rotary model"
         )
-    config: Any = decoder.config
-    for rope_type in _rope_types(getattr(config, "rope_parameters", None)):
-        if rope_type in LENGTH_DEPENDENT:
-            raise UnsupportedModelError(
-                f"rope_type={rope_type!r} changes its frequencies with the length of the text, so "
-                "stored keys would no longer fit; use a model with default, linear, llama3 or "
-                "yarn scaling, or set another rope_type in its config"
-            )
     if "layer_type" in inspect.signature(type(rotary).forward).parameters:
         return {name: _candidates(rotary, name) for name in set(layer_types)}
     return dict.fromkeys(layer_types, _candidates(rotary, None))
@@ -85,12 +79,26 @@ def _candidates(rotary: nn.Module, layer_type: str | None) -> tuple[Rotation, ..
     return tuple(Rotation(rotary, layer_type, leading=leading) for leading in (False, True))
 
 
-def _rope_types(parameters: Any) -> list[str]:
-    """Return the rope types of a config, which nests them where types of layers differ."""
+def fixed_length(config: Any) -> int | None:
+    """Return the positions within which rotary frequencies stay as they are; None for all.
+
+    Args:
+        config: of the decoder; types of layers may have rotary parameters of their own.
+    """
+    lengths = [
+        parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+        for parameters in _rope_parameters(getattr(config, "rope_parameters", None))
+        if parameters["rope_type"] in _LENGTH_DEPENDENT
+    ]
+    return min(lengths, default=None)
+
+
+def _rope_parameters(parameters: Any) -> list[dict[str, Any]]:
+    """Return all rotary parameters of a config, which nests them where types of layers differ."""
     if not isinstance(parameters, dict):
         return []
-    own = [parameters["rope_type"]] if "rope_type" in parameters else []
-    return own + [t for value in parameters.values() for t in _rope_types(value)]
+    own = [parameters] if "rope_type" in parameters else []
+    return own + [nested for value in parameters.values() for nested in _rope_parameters(value)]
 
 
 def _apply_function(rotary: nn.Module) -> Callable[..., Tensor]:

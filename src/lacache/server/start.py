@@ -4,7 +4,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
@@ -12,6 +12,7 @@ from typing import Any, final
 import uvicorn
 from filelock import FileLock, Timeout
 
+from lacache.common.packages import notice_once
 from lacache.engine.detokenizer import find_eos_token_ids
 from lacache.engine.engine import Engine
 from lacache.engine.snapshot import Snapshot, kind_of_version_0_1
@@ -113,13 +114,15 @@ def _adopt_sessions(storage: Path, folder: Path, engine: Engine) -> None:
         return
     for path in sorted(storage.glob("*/sessions/*.lacache")):
         old = path.parents[1]
-        with suppress(InputError):
+        try:
             kind = kind_of_version_0_1(read_header(path))
             # Sessions of version 0.1 that were imported lie in folders of other kinds.
             if kind is not None and old.name == _folder_name(kind):
                 engine.validate_snapshot(Snapshot.load(path))
                 old.rename(folder)
                 return
+        except InputError as error:
+            notice_once(f"Sessions of lacache 0.1 stay in {old}: {error}")
 
 
 def _folder_name(kind: str) -> str:

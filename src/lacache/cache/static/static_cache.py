@@ -26,7 +26,6 @@ from lacache.cache.static.layout import CacheLayout, num_unrotated
 from lacache.common.validation import physical_bytes
 from lacache.errors import ConfigError
 from lacache.models.rotary import RotaryTables, Rotation
-from lacache.policies.query_positions import QueryPositions
 
 
 @final
@@ -65,10 +64,8 @@ class StaticKVCache:
         self._compaction_tables = [
             CompactionTables(bound.schedule) for bound in layout.bound.groups
         ]
-        self._positions = QueryPositions(
-            tuple(tables.schedule for tables in self._compaction_tables),
-            layout.info.trained_length,
-            layout.info.has_native,
+        self._positions = layout.info.query_positions(
+            [bound.schedule for bound in layout.bound.groups]
         )
         self._uncommitted: list[PrefillRingLayer] = []
         needed = batch_size * layout.bytes_per_sequence

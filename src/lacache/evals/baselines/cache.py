@@ -163,6 +163,7 @@ class ScoredCache(MonitoredCache):
     def expect_prompt(self, num_tokens: int) -> None:
         """Note the length of a dense input: the longest chunk of it so far."""
         if self._dense and self._counts.num_seen == 0:
+            self._info.validate_dense(num_tokens)
             self._counts.dense_tokens = max(self._counts.dense_tokens, num_tokens)
 
     def next_chunk(self, num_tokens: int) -> int:
