@@ -248,6 +248,9 @@ def _inconsistencies(snapshot: Snapshot, runner: Runner) -> Iterator[str]:
             f"it has logits of {len(logits)} tokens, and the model has {runner.vocab_size}; save "
             "another"
         )
+    base = snapshot.tensors.get("base")
+    if base is not None and base.numel() and not 0 <= int(base[0]) <= snapshot.num_seen:
+        yield f"its positions count from token {int(base[0])} of {snapshot.num_seen}; save another"
     for number, group in enumerate(runner.layout.bound.groups):
         counts = snapshot.tensors.get(f"group.{number}.counts")
         if counts is None or counts.dtype != torch.int64 or counts.shape != (5,):
