@@ -87,10 +87,11 @@ def test_any_policy_reaches_the_cache(run: Run, tiny: Path, tmp_path: Path) -> N
     record = generate_json(run, *common, "--budget", 24, "--policy", "paper")
     paper = LaCache(model, 24, "paper")
     list(stream(model, torch.tensor([ids]), paper, max_new_tokens=40))
-    # The engine stores unrotated and rotated keys.
-    held = {name: value for name, value in record["cache"].items() if name != "bytes"}
-    assert held == {n: v for n, v in asdict(paper.report()).items() if n != "bytes"}
+    # With positions by slot the engine stores unrotated and rotated keys.
+    counts = {name: n for name, n in record["cache"].items() if "bytes" not in name}
+    assert counts == {n: v for n, v in asdict(paper.report()).items() if "bytes" not in n}
     assert record["cache"]["bytes"] == Engine(model, 24, "paper").bytes_per_sequence
+    assert record["cache"]["held_bytes"] == paper.report().bytes * 3 // 2
 
 
 def test_settings_of_a_policy_reach_the_cache(run: Run, tiny: Path) -> None:

@@ -164,6 +164,9 @@ def test_bytes(address: str) -> None:
     for num_seen in (0, 7, 1_000):
         told = inspect(address, seen=num_seen)
         assert told["bytes"] == engine.bytes_per_sequence
+        held = kept_after(POLICY.schedule(LAYERS, CAPACITY), num_seen).state.num_cached
+        sinks_again = min(held, POLICY.sinks) * of_token // 2
+        assert told["held_bytes"] == held * of_token + sinks_again
         assert told["full_bytes"] == num_seen * of_token
 
 
@@ -461,6 +464,7 @@ def test_a_long_text_stays_quick(browser: Browser, address: str) -> None:
             "changes_at": seen + 10,
             "compactions": seen // 10,
             "bytes": 1,
+            "held_bytes": 1,
             "full_bytes": seen,
             "full_bytes_per_token": 1,
         }

@@ -138,6 +138,8 @@ def test_metrics_count() -> None:
             ("lacache_running_sequences", NAME): 0,
             ("lacache_waiting_sequences", NAME): 0,
             ("lacache_sequence_bytes", NAME): new_engine().bytes_per_sequence,
+            ("lacache_reserved_bytes", NAME): new_engine().num_bytes,
+            ("lacache_held_bytes", NAME): 0,
             ("lacache_prefix_cache_bytes", NAME): one.model(None).prefix_cache.num_bytes,
             ("lacache_responses_total", "/v1/completions", "200"): 2,
             ("lacache_responses_total", "/v1/completions", "400"): 1,

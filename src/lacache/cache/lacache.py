@@ -124,14 +124,14 @@ class LaCache(HookedCache):
 
     def report(self) -> CacheReport:
         """Return the cache's counts of tokens, and its bytes."""
+        layers = (*self._bounded_layers(), *self._native_layers())
+        num_bytes = sum(layer_bytes(layer.keys, layer.values) for layer in layers)
         return make_report(
             self._bound.groups,
             [group.kept() for group in self._groups],
             compactions=max(group.num_compactions for group in self._groups),
-            num_bytes=sum(
-                layer_bytes(layer.keys, layer.values)
-                for layer in (*self._bounded_layers(), *self._native_layers())
-            ),
+            num_bytes=num_bytes,
+            held_bytes=num_bytes,
         )
 
     def reset(self) -> None:

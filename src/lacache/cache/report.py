@@ -26,6 +26,9 @@ class CacheReport:
     capacity: int
     compactions: int
     bytes: int
+    """Bytes that are reserved: of the engine, however few tokens it holds."""
+    held_bytes: int
+    """Of these, the bytes of the tokens held."""
     coverage: int
     """Distinct tokens that at least one layer still holds."""
     most_cached: int
@@ -33,7 +36,12 @@ class CacheReport:
 
 
 def make_report(
-    groups: Sequence[BoundGroup], kept: Sequence[KeptTokens], compactions: int, num_bytes: int
+    groups: Sequence[BoundGroup],
+    kept: Sequence[KeptTokens],
+    *,
+    compactions: int,
+    num_bytes: int,
+    held_bytes: int,
 ) -> CacheReport:
     """Return the report over all head groups.
 
@@ -41,7 +49,8 @@ def make_report(
         groups: the bound policy's head groups.
         kept: the tokens that each group holds.
         compactions: the largest number of compactions of any group.
-        num_bytes: bytes over all layers and sequences.
+        num_bytes: bytes that are reserved over all layers and sequences.
+        held_bytes: of these, the bytes of the tokens held.
     """
     states = [each.state for each in kept]
     heads = [group.num_heads for group in groups]
@@ -55,6 +64,7 @@ def make_report(
         capacity=int(mean_capacity(groups)),
         compactions=compactions,
         bytes=num_bytes,
+        held_bytes=held_bytes,
         coverage=coverage(dict(enumerate(held))),
         most_cached=max(state.num_cached for state in states),
     )

@@ -133,7 +133,7 @@ class GroupState:
         before = self.state
         after = self.settled()
         origin = first_position - after.num_cached
-        if after is before and origin == self.origin:
+        if after is before and origin == self.origin and not renumber:
             return None
         original_positions = self.original_positions()
         former_positions = self._positions(original_positions)

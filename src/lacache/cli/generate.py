@@ -27,7 +27,7 @@ from lacache.cli.options import (
     TopPOption,
     WeightsOption,
 )
-from lacache.cli.output import format_bytes, report_record
+from lacache.cli.output import format_memory, report_record
 from lacache.cli.preflight import validate_loading, validate_memory
 from lacache.cli.terminal import read_prompt
 from lacache.engine.detokenizer import StopStrings
@@ -138,7 +138,7 @@ def generate(
         typer.echo(
             f"prefill: {run.prompt_tokens:,} tokens ({run.prefill_rate:,.0f}/s), decode: "
             f"{run.new_tokens:,} ({run.decode_rate:,.1f}/s), {what} {report.num_cached:,}, in "
-            f"{format_bytes(report.bytes)} of memory",
+            f"{format_memory(report)} of memory",
             err=True,
         )
     if run.finish_reason == "interrupt":

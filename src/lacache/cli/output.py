@@ -38,8 +38,16 @@ def report_table(report: CacheReport, pinned: int) -> Table:
     table.add_row("of these never evicted", f"{min(pinned, report.num_cached):,}")
     table.add_row("held by some layer", f"{report.coverage:,}")
     table.add_row("compactions", f"{report.compactions:,}")
-    table.add_row("memory", format_bytes(report.bytes))
+    table.add_row("memory", format_memory(report))
     return table
+
+
+def format_memory(report: CacheReport) -> str:
+    """Return the bytes that a cache takes, and of reserved ones how many are held."""
+    size = format_bytes(report.bytes)
+    if report.held_bytes == report.bytes:
+        return size
+    return f"{size} ({format_bytes(report.held_bytes)} held)"
 
 
 def format_bytes(num_bytes: int) -> str:

@@ -15,6 +15,7 @@ from lacache.cli.options import (
     ModelOption,
     WeightsOption,
 )
+from lacache.cli.output import format_bytes
 from lacache.cli.preflight import validate_loading, validate_memory
 from lacache.common.packages import require_modules
 from lacache.errors import ConfigError
@@ -191,8 +192,10 @@ def serve(
             for suffix, cache in caches.items()
         }
         for name, each in engines.items():
-            size = f"{each.bytes_per_sequence / 2**20:.1f} MiB"
-            typer.echo(f"{name}: at most {max_sequences} sequences, {size} each", err=True)
+            size, total = map(format_bytes, (each.bytes_per_sequence, each.num_bytes))
+            typer.echo(
+                f"{name}: at most {max_sequences} sequences, {size} each, {total} in all", err=True
+            )
         with make_service(engines, loaded.model, loaded.tokenizer, settings) as service:
             at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
             line = f"listening at {at}/v1, inspector at {at}/; Ctrl-C ends it"

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lacache.cache.static.layout import bind_within_bytes
+from lacache.cache.static.layout import CacheLayout, bind_within_bytes
 from lacache.common.validation import validate_int
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Backend, Runner
@@ -164,6 +164,16 @@ class Engine:
     def bytes_per_sequence(self) -> int:
         """Bytes of keys and values of one sequence, however long it gets."""
         return self._runner.layout.bytes_per_sequence
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the tokens that all sequences hold now, of `num_bytes`."""
+        return sum(map(self._runner.held_bytes, self._runner.cache.sequences))
+
+    @property
+    def layout(self) -> CacheLayout:
+        """Head groups, layers, types and bytes of the cache."""
+        return self._runner.layout
 
     @property
     def kind(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lacache.cache.sequence_state import SequenceState
 from lacache.cache.static.attention import Attend, GroupedLayer, fused
 from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.static_cache import StaticKVCache
@@ -108,6 +109,11 @@ class Runner:
         }
         same: dict[str, Any] = json.loads(json.dumps(identity))
         return same
+
+    def held_bytes(self, sequence: SequenceState) -> int:
+        """Return the bytes of the tokens that a sequence holds."""
+        num_cached = [group.state.num_cached for group in sequence.groups]
+        return self.layout.held_bytes(sequence.num_seen, num_cached)
 
     def prefill(self, batch_slot: int, tokens: Tensor) -> Tensor:
         """Process tokens [Q] of a batch slot, at most its `room()`; the last one's logits [V]."""

@@ -52,6 +52,7 @@ class Session(TextGenerator):
             [kept_after(group.schedule, state.num_seen) for group in state.groups],
             compactions=max(group.num_compactions for group in state.groups),
             num_bytes=self.num_bytes(),
+            held_bytes=self._runner.held_bytes(state),
         )
 
     def num_bytes(self) -> int:

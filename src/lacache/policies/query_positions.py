@@ -28,16 +28,15 @@ class QueryPositions:
     count_on: bool
 
     def base(self, base: int, states: Sequence[State]) -> int:
-        """Return the base that the next token finds; it changes where its compaction renumbers.
+        """Return the base that the next token finds; where it changes, keys are renumbered.
+
+        It changes with a compaction, or after a dense prefill.
 
         Args:
             base: that the last token found; 0 at the start.
             states: of the head groups; a compaction that is due has not run yet.
         """
         if self.trained_length is None or not self._has_original:
-            return base
-        pairs = list(zip(self.schedules, states, strict=True))
-        if not any(schedule.is_full(state) for schedule, state in pairs):
             return base
         settled = self._settled(states)
         room = min(schedule.room(s) for schedule, s in zip(self.schedules, settled, strict=True))

@@ -30,6 +30,7 @@ class EngineThread:
     """
 
     def __init__(self, engine: Engine, *, waiting: int) -> None:
+        self._engine = engine
         self.scheduler = engine.scheduler
         """Of the engine; for completions, which use it in this thread alone."""
         self.num_slots = engine.num_free
@@ -45,6 +46,16 @@ class EngineThread:
         self._saver = ThreadPoolExecutor(1, "lacache saver")
         self._thread = threading.Thread(target=self._run, name="lacache engine", daemon=True)
         self._thread.start()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the KV cache of all batch slots."""
+        return self._engine.num_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the tokens that all sequences hold now."""
+        return self._engine.held_bytes
 
     @property
     def num_running(self) -> int:

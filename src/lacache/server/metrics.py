@@ -117,8 +117,10 @@ _GAUGES: dict[str, tuple[str, Callable[[ServedModel], int]]] = {
     "waiting_sequences": ("Sequences in the queue.", lambda s: s.thread.num_waiting),
     "sequence_bytes": (
         "KV cache of one sequence, constant.",
-        lambda s: s.inspector.bytes_per_sequence,
+        lambda s: s.inspector.layout.bytes_per_sequence,
     ),
+    "reserved_bytes": ("KV cache of all batch slots, constant.", lambda s: s.thread.num_bytes),
+    "held_bytes": ("KV cache of the tokens held now.", lambda s: s.thread.held_bytes),
     "prefix_cache_bytes": ("Prefix cache in memory.", lambda s: s.prefix_cache.num_bytes),
 }
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from lacache.policies import BoundGroup
+from lacache.cache.static.layout import CacheLayout
 from lacache.policies.kept import kept_after, lists_by_head
 from lacache.server.engine_thread import EngineThread
 from lacache.server.prefix_cache import PrefixCache
@@ -17,16 +17,10 @@ class CacheInspector:
     """Computes what a cache holds from the number of tokens alone, as the cache does itself.
 
     Args:
-        groups: the policy's groups, bound to the model.
-        num_layers: layers with a growing cache.
-        bytes_per_sequence: bytes of one sequence, which never change.
-        full_bytes_per_token: bytes per token of a cache that keeps every token.
+        layout: of the cache.
     """
 
-    groups: tuple[BoundGroup, ...]
-    num_layers: int
-    bytes_per_sequence: int
-    full_bytes_per_token: int
+    layout: CacheLayout
 
     def after(self, num_seen: int) -> Json:
         """Return what each layer holds after a number of tokens.
@@ -34,20 +28,23 @@ class CacheInspector:
         Returns:
             `held`: distinct lists of token numbers, ascending; `layers`: for each KV head of each
             layer the index of its list in `held`; `changes_at`: the number of tokens at the next
-            eviction; `compactions` so far; `bytes` of the cache, and of a full cache.
+            eviction; `compactions` so far; `bytes` that are reserved, `held_bytes` of them in
+            use, and the bytes of a full cache.
         """
-        kept = [kept_after(group.schedule, num_seen) for group in self.groups]
-        held, layers = lists_by_head(self.groups, kept, self.num_layers)
+        info, groups = self.layout.info, self.layout.bound.groups
+        kept = [kept_after(group.schedule, num_seen) for group in groups]
+        held, layers = lists_by_head(groups, kept, len(info.growing))
         return {
             "num_seen": num_seen,
             "held": held,
             "layers": layers,
-            "capacity": max(group.schedule.capacity for group in self.groups),
+            "capacity": max(group.schedule.capacity for group in groups),
             "changes_at": num_seen + 1 + min(k.schedule.room(k.state) for k in kept),
             "compactions": sum(k.num_compactions for k in kept),
-            "bytes": self.bytes_per_sequence,
-            "full_bytes": self.full_bytes_per_token * num_seen,
-            "full_bytes_per_token": self.full_bytes_per_token,
+            "bytes": self.layout.bytes_per_sequence,
+            "held_bytes": self.layout.held_bytes(num_seen, [k.state.num_cached for k in kept]),
+            "full_bytes": info.bytes_per_token * num_seen,
+            "full_bytes_per_token": info.bytes_per_token,
         }
 
 

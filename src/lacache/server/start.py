@@ -18,7 +18,6 @@ from lacache.engine.engine import Engine
 from lacache.engine.snapshot import Snapshot, kind_of_version_0_1
 from lacache.engine.snapshot_file import read_header
 from lacache.errors import ConfigError, InputError
-from lacache.models.model_info import model_info
 from lacache.server.app import make_app
 from lacache.server.engine_thread import EngineThread
 from lacache.server.metrics import Metrics
@@ -96,13 +95,7 @@ def _served_model(name: str, engine: Engine, model: Any, settings: ServerSetting
         )
         if storage.memory_bytes and storage.disk_bytes:
             files = PrefixFiles(folder / "prefixes", engine.kind, storage.disk_bytes)
-    info = model_info(model)
-    inspector = CacheInspector(
-        engine.policy.groups,
-        len(info.growing),
-        engine.bytes_per_sequence,
-        info.bytes_per_token,
-    )
+    inspector = CacheInspector(engine.layout)
     thread = EngineThread(engine, waiting=settings.limits.waiting)
     prefix_cache = PrefixCache(storage.memory_bytes, files)
     return ServedModel(name, thread, prefix_cache, sessions, inspector)

@@ -1,6 +1,7 @@
 """The layout of a static cache's buffers, and the bytes that they take."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -57,22 +58,42 @@ class CacheLayout:
 
     @property
     def bytes_per_sequence(self) -> int:
-        """Bytes of one sequence, whatever its length."""
-        dtype = self.info.dtype
-        rings = (
-            layer.num_heads * layer.window * (layer.key_size + layer.value_size) * dtype.itemsize
-            for layer in self.info.sliding
-        )
-        return self.growing_bytes + sum(rings)
+        """Bytes that are reserved for one sequence, whatever its length."""
+        return self.growing_bytes + self._sliding_bytes(sys.maxsize)
 
     @property
     def growing_bytes(self) -> int:
         """Bytes of one sequence in the layers under the policy, unrotated keys included."""
+        return self._group_bytes([group.schedule.capacity for group in self.bound.groups])
+
+    def held_bytes(self, num_seen: int, num_cached: Sequence[int]) -> int:
+        """Return the bytes of the tokens that one sequence holds.
+
+        Args:
+            num_seen: its tokens.
+            num_cached: for each head group, the tokens in each of its KV heads.
+        """
+        return self._group_bytes(num_cached) + self._sliding_bytes(num_seen)
+
+    def _group_bytes(self, num_slots: Sequence[int]) -> int:
         return sum(
-            len(heads)
-            * _head_bytes(self.info.growing[depth], group.schedule, self.kv_dtype, self.info.dtype)
-            for group in self.bound.groups
+            len(heads) * self._head_bytes(self.info.growing[depth], group.schedule, slots)
+            for group, slots in zip(self.bound.groups, num_slots, strict=True)
             for depth, heads in group.heads.items()
+        )
+
+    def _head_bytes(self, layer: GrowingLayer, schedule: Schedule, num_slots: int) -> int:
+        """Return the bytes of so many slots in one KV head of a layer."""
+        key, value = _vectors_bytes(layer, self.kv_dtype, self.info.dtype)
+        return num_slots * (key + value) + min(num_slots, num_unrotated(layer, schedule)) * key
+
+    def _sliding_bytes(self, num_seen: int) -> int:
+        return sum(
+            layer.num_heads
+            * min(layer.window, num_seen)
+            * (layer.key_size + layer.value_size)
+            * self.info.dtype.itemsize
+            for layer in self.info.sliding
         )
 
 
@@ -113,14 +134,6 @@ def num_unrotated(layer: GrowingLayer, schedule: Schedule) -> int:
     if layer.rotation is None:
         return 0
     return schedule.capacity if schedule.positions == "slots" else schedule.sinks
-
-
-def _head_bytes(
-    layer: GrowingLayer, schedule: Schedule, kv_dtype: str | None, dtype: torch.dtype
-) -> int:
-    """Return the bytes of one KV head of a layer in one sequence."""
-    key, value = _vectors_bytes(layer, kv_dtype, dtype)
-    return schedule.capacity * (key + value) + num_unrotated(layer, schedule) * key
 
 
 def _vectors_bytes(

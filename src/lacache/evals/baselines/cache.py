@@ -112,17 +112,19 @@ class ScoredCache(MonitoredCache):
         seen = torch.zeros(counts.num_seen, dtype=torch.bool)
         for layer in self._scored_layers():
             seen[layer.tokens().flatten().cpu()] = True
+        num_bytes = sum(
+            layer_bytes(layer.keys, layer.values)
+            for layer in self.layers
+            if isinstance(layer, CacheLayerMixin)
+        )
         return CacheReport(
             num_seen=counts.num_seen,
             num_cached=num_cached,
             num_evicted=counts.num_seen - num_cached,
             capacity=sum(counts.capacities) // depth,
             compactions=counts.compactions,
-            bytes=sum(
-                layer_bytes(layer.keys, layer.values)
-                for layer in self.layers
-                if isinstance(layer, CacheLayerMixin)
-            ),
+            bytes=num_bytes,
+            held_bytes=num_bytes,
             coverage=int(seen.sum()),
             most_cached=max(counts.held),
         )

@@ -50,7 +50,7 @@ export class Counters {
     put("held", number(mean));
     put("held-more", `per layer (mean); ${number(any)} in at least one`);
     put("bytes", bytes(answer.bytes));
-    put("bytes-more", `fixed; full cache: ${bytes(full)}`);
+    put("bytes-more", `fixed, ${bytes(answer.held_bytes)} in use; full cache: ${bytes(full)}`);
     put("compactions", number(answer.compactions));
     put("last-layer", `layer ${answer.layers.length - 1}`);
     put("middle-token", number(this.ladder.extent / 2));
