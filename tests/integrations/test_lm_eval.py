@@ -265,6 +265,7 @@ def test_lm_eval_runs_a_task(folder: Path, task_folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_of_lm_eval(
     folder: Path,
     task_folder: Path,
