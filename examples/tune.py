@@ -10,9 +10,9 @@ from lacache.models import load_model
 
 # A scene, to be quick; give it all that you have. Ten minutes are the most that it takes.
 Path("scene.txt").write_text(load_document("shakespeare:hamlet").content[:3500])
-policies = "--policy ladder:evict_batch=0.25 --policy balanced"
-options = f"--text scene.txt --budget 64 --length 256 {policies} --save-policy policy.txt"
+policies = "--policy ladder:evict_batch=0.25 --policy balanced:evict_batch=0.25"
+options = f"--text scene.txt --budget 128 --length 256 {policies} --save-policy policy.txt"
 subprocess.run([sys.executable, "-m", "lacache", "tune", *options.split()], check=True)
 
-cache = LaCache(load_model("default").model, 64, "@policy.txt")
+cache = LaCache(load_model("default").model, 128, "@policy.txt")
 print(cache.policy)

@@ -7,6 +7,7 @@ A block that cannot run where tests run has a comment before it that says why:
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from unittest import SkipTest
@@ -27,17 +28,15 @@ def read_json(example: Example) -> None:
     json.loads(example.parsed)
 
 
-PARSERS = (
-    PythonCodeBlockParser(),
-    CodeBlockParser(language="console", evaluator=run_console),
-    CodeBlockParser(language="json", evaluator=read_json),
-    SkipParser(),
-)
-
-
-def run_page(path: Path) -> None:
+def run_page(path: Path, run_console: Callable[[Example], None] = run_console) -> None:
+    parsers = (
+        PythonCodeBlockParser(),
+        CodeBlockParser(language="console", evaluator=run_console),
+        CodeBlockParser(language="json", evaluator=read_json),
+        SkipParser(),
+    )
     num_run, num_skipped = 0, 0
-    for example in Sybil(PARSERS).parse(path).examples():
+    for example in Sybil(parsers).parse(path).examples():
         where = f"{path.name}:{example.line}"
         print("==", where, flush=True)
         try:

@@ -4,15 +4,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lacache.models import model_folder
-
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 OF_OTHER_TESTS = {
+    "README.md": "the last test of this file",
     "serving.md": "tests/server/test_docs.py, which has a server",
     "examples.md": "tests/docs/test_examples.py",
 }
@@ -26,17 +26,6 @@ def kinds_of_blocks(page: Path) -> list[str]:
 
 
 WITH_BLOCKS = [page for page in PAGES if page.name not in OF_OTHER_TESTS and kinds_of_blocks(page)]
-HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-def hub_with(folder: Path, home: Path) -> None:
-    """Lay a model into a hub's cache, as if it had been downloaded."""
-    repository = home / "hub" / f"models--{HUB_NAME.replace('/', '--')}"
-    revision = "0" * 40
-    (repository / "snapshots").mkdir(parents=True)
-    (repository / "snapshots" / revision).symlink_to(folder)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(revision)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -46,31 +35,40 @@ def test_blocks_say_what_they_are(page: Path) -> None:
     assert all(re.search(r'next "\w', line) for line in skipping)
 
 
+def check(output: str, page: Path) -> None:
+    told = re.search(r"== (\d+) run, (\d+) skipped", output)
+    assert told is not None
+    assert int(told[1]) + int(told[2]) == len(kinds_of_blocks(page))
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "book.txt").write_text("The sea was calm, and the sky was blue. " * 150)
+    return tmp_path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
-def test_blocks_run(page: Path, tmp_path: Path) -> None:
-    folder = model_folder(progress=False)
-    assert folder is not None
-    hub_with(folder, tmp_path / "home")
-    here = tmp_path / "here"
-    (here / "images").mkdir(parents=True)
-    (here / "book.txt").write_text("The sea was calm, and the sky was blue. " * 150)
-    environment = os.environ | {
-        "HF_HOME": str(tmp_path / "home"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [sys.executable, "-m", "tests.docs.run_page", str(page)]
+def test_blocks_run(page: Path, here: Path, run_forked: Callable[[Path, Path], str]) -> None:
+    check(run_forked(page, here), page)
+
+
+@pytest.mark.slow
+def test_the_readme_runs_with_the_real_model_and_the_installed_command(here: Path) -> None:
+    page = ROOT / "README.md"
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", "tests.docs.run_page", str(page)],
         cwd=here,
-        env=environment,
+        env=os.environ
+        | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-5000:]
-    told = re.search(r"== (\d+) run, (\d+) skipped", done.stdout)
-    assert told is not None
-    assert int(told[1]) + int(told[2]) == len(kinds_of_blocks(page))
+    check(done.stdout, page)

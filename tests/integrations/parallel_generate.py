@@ -1,6 +1,6 @@
 """Generate with a bounded cache, alone or as one of several processes that share a model.
 
-python -m torch.distributed.run --nproc-per-node 2 parallel_generate.py MODEL_FOLDER RESULT
+python -m torch.distributed.run --nproc-per-node 2 parallel_generate.py RESULT MODEL_FOLDER...
 """
 
 import json
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.distributed import DistributedConfig
 
 from lacache import LaCache, Ladder
 from lacache.models.decoder import cache_argument
@@ -24,6 +23,8 @@ def generate(folder: str) -> dict[str, Any]:
     """Return the generated tokens and the bytes of this process's cache."""
     shared: dict[str, Any] = {}
     if "RANK" in os.environ:
+        from transformers.distributed import DistributedConfig
+
         shared["distributed_config"] = DistributedConfig(tp_plan="auto")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **shared)
     cache = LaCache(model, 16, LADDER)
@@ -36,5 +37,5 @@ def generate(folder: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = generate(sys.argv[1])
-    Path(f"{sys.argv[2]}.{os.environ.get('RANK', 'alone')}").write_text(json.dumps(found))
+    found = [generate(folder) for folder in sys.argv[2:]]
+    Path(f"{sys.argv[1]}.{os.environ['RANK']}").write_text(json.dumps(found))

@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,11 @@ def test_the_command_line_of_lm_eval(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Slow, as lm-eval reads the files of its thousands of tasks."""
+    from lm_eval.tasks import TaskManager
+
+    # Else it reads the files of its thousands of tasks.
+    quick = partialmethod(TaskManager.__init__, include_defaults=False)
+    monkeypatch.setattr(TaskManager, "__init__", quick)
     out = task_folder / "out"
     arguments = ["run", "--model", "lacache", "--tasks", "tiny_generation", "--device", "cpu"]
     arguments += [

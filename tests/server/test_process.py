@@ -18,6 +18,7 @@ import pytest
 
 from lacache import Engine
 from tests.engine.tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tests.server.serving import NAME, listening, service
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +115,7 @@ def test_sessions_survive_kill_at_any_moment(model: Path, tmp_path: Path) -> Non
                 turns[name].append(f"turn {len(turns[name])}, ")
                 told[name].append(ask(http, name, turns[name][-1]))
 
-    for killing in range(5):
+    for killing in range(3):
         with Running(model, "--folder", str(tmp_path)) as one:
             for name in names:
                 if killing == 0:
@@ -148,10 +149,10 @@ def test_sessions_survive_kill_at_any_moment(model: Path, tmp_path: Path) -> Non
 CHATS = [{"role": "user", "content": "the sea"}]
 
 
-def test_curl(model: Path) -> None:
-    with Running(model) as one:
+def test_curl() -> None:
+    with service() as one, listening(one) as address:
         body = json.dumps({"messages": CHATS, "max_tokens": 5, "temperature": 0})
-        command = ["curl", "-sS", f"{one.address}/v1/chat/completions", "-d", body]
+        command = ["curl", "-sS", f"{address}/v1/chat/completions", "-d", body]
         found = subprocess.run(
             [*command, "-H", "Content-Type: application/json"], capture_output=True, check=True
         )
@@ -159,10 +160,10 @@ def test_curl(model: Path) -> None:
         assert told["usage"]["completion_tokens"] == 5
 
 
-def test_llm(model: Path, tmp_path: Path) -> None:
+def test_llm(tmp_path: Path) -> None:
     """https://llm.datasette.io"""
-    with Running(model) as one:
-        entry = {"model_id": "here", "model_name": "tiny", "api_base": f"{one.address}/v1"}
+    with service() as one, listening(one) as address:
+        entry = {"model_id": "here", "model_name": NAME, "api_base": f"{address}/v1"}
         # JSON is YAML too.
         (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([entry]))
         settings = {
@@ -180,7 +181,7 @@ def test_llm(model: Path, tmp_path: Path) -> None:
         )
         assert found.returncode == 0, found.stderr
         body = {"messages": CHATS, "max_tokens": 5, "temperature": 0}
-        answer = one.http.post("/chat/completions", json=body).json()
+        answer = httpx.post(f"{address}/v1/chat/completions", json=body).json()
         assert found.stdout.strip() == answer["choices"][0]["message"]["content"].strip()
 
 
