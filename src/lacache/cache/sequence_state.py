@@ -133,6 +133,7 @@ class GroupState:
         before = self.state
         after = self.settled()
         origin = first_position - after.num_cached
+        renumber = renumber and self.schedule.positions == "original"
         if after is before and origin == self.origin and not renumber:
             return None
         original_positions = self.original_positions()
@@ -146,7 +147,7 @@ class GroupState:
             self.num_compactions += 1
         self.state, self.origin = after, origin
         in_place = None
-        if renumber and self.schedule.positions == "original":
+        if renumber:
             in_place = origin + torch.arange(after.num_cached) - original_positions
             in_place[:, : self.schedule.sinks] = 0
             original_positions = original_positions + in_place
@@ -196,11 +197,9 @@ class GroupState:
     def _positions(self, original_positions: Tensor) -> Tensor:
         """Return where keys [patterns, N] stand that the model gave at these positions."""
         sinks, num_keys = self.schedule.sinks, original_positions.shape[1]
-        if self.schedule.positions == "slots":
+        # Where only sinks are left, the next token is the oldest other one.
+        if self.schedule.positions == "slots" or num_keys <= sinks:
             return (self.origin + torch.arange(num_keys)).expand_as(original_positions)
-        if num_keys <= sinks:
-            return original_positions
-        # Right before the oldest other token.
         moved = original_positions[:, sinks : sinks + 1] + torch.arange(-sinks, 0)
         return torch.cat([moved, original_positions[:, sinks:]], dim=1)
 
