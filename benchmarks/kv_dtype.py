@@ -1,14 +1,16 @@
-"""What keys and values in eight bits cost: perplexity of the same tokens in the engine.
+"""What keys and values in eight bits cost: perplexity at equal tokens and at equal bytes.
 
 Metric: exp of the mean negative log-likelihood of the tokens from the 512th on, prefilled
 chunk by chunk, each token scored given what the buffers hold; the paired difference to the
-model's own type in per cent, with its standard error; and the bytes of one sequence.
+model's own type in per cent, with its standard error; and the bytes of a slot, which count the
+model's own type as 16 bits, whatever type it computes in here.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -18,19 +20,22 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.nn.functional import cross_entropy
 
-from lacache.cache.static.buffers import KV_DTYPES
+from lacache.cache.static.buffers import KV_DTYPES, vector_bytes
 from lacache.common.records import environment, write_record
 from lacache.corpora import load_document
 from lacache.engine.runner import Runner
 from lacache.evals.perplexity import difference, perplexity
 from lacache.evals.provenance import model_record, tokens_sha256
 from lacache.models import load_model
+from lacache.models.model_info import ModelInfo, model_info
 from lacache.policies import DEFAULT_POLICY
 
 RESULT = Path(__file__).parent / "results" / "kv_dtype.json"
-TEXTS = ("shakespeare:macbeth", "wikipedia:Algae")
+TEXTS = ("shakespeare:macbeth", "wikipedia:Algae", "wikipedia:Anarchism")
+POLICIES = (DEFAULT_POLICY, "ladder", "streaming")
 BUDGET = 512
 CHUNK_SIZE = 128
+SHOWN = ("text", "policy", "kv_dtype", "budget", "perplexity", "against_own_type_percent")
 
 
 def score(runner: Runner, token_ids: Sequence[int], advance: Callable[[int], None]) -> list[float]:
@@ -54,24 +59,41 @@ def score(runner: Runner, token_ids: Sequence[int], advance: Callable[[int], Non
     return nll
 
 
+def equal_budget(info: ModelInfo, kv_dtype: str | None) -> int:
+    """Return the tokens of a type in the bytes that `BUDGET` tokens take in 16 bits."""
+    layer = info.growing[0]
+    own, narrow = (
+        sum(vector_bytes(size, name, torch.bfloat16) for size in (layer.key_size, layer.value_size))
+        for name in (None, kv_dtype)
+    )
+    return BUDGET * own // narrow
+
+
 def main() -> None:
-    """Read every text with every type, write and print the record."""
+    """Read every text with every policy and type, write and print the record."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--tokens", type=int, default=4096)
     options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--dtype", default="float32")
     given = options.parse_args()
-    loaded = load_model(threads=given.threads)
-    bound = bind(loaded.model, DEFAULT_POLICY, BUDGET, with_profile=True)
-    kv_dtypes = (None, *KV_DTYPES)
+    loaded = load_model(threads=given.threads, dtype=given.dtype)
+    info = model_info(loaded.model)
+    runs = [
+        (name, budget)
+        for name in (None, *KV_DTYPES)
+        for budget in sorted({BUDGET, equal_budget(info, name)})
+    ]
     rows = []
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("reading", total=len(TEXTS) * len(kv_dtypes) * given.tokens)
-        for name in TEXTS:
+        total = len(TEXTS) * len(POLICIES) * len(runs) * given.tokens
+        task = progress.add_task("reading", total=total)
+        for name, policy in product(TEXTS, POLICIES):
             content = load_document(name).content
             token_ids = loaded.tokenizer(content, verbose=False)["input_ids"][: given.tokens]
             own: list[float] = []
-            for kv_dtype in kv_dtypes:
-                progress.update(task, description=f"{name}, {kv_dtype}")
+            for kv_dtype, budget in runs:
+                progress.update(task, description=f"{name}, {policy}, {kv_dtype}")
+                bound = bind(loaded.model, policy, budget, with_profile=policy == DEFAULT_POLICY)
                 runner = Runner(loaded.model, bound, 1, None, kv_dtype)
                 nll = score(runner, token_ids, lambda n: progress.advance(task, n))
                 scored = nll[BUDGET - 1 :]
@@ -81,29 +103,39 @@ def main() -> None:
                     "text": name,
                     "tokens": len(token_ids),
                     "tokens_sha256": tokens_sha256(token_ids),
-                    "kv_dtype": kv_dtype or str(loaded.model.dtype).removeprefix("torch."),
+                    "policy": policy,
+                    "kv_dtype": kv_dtype or "own",
+                    "budget": budget,
                     "perplexity": round(perplexity(scored), 4),
                     "against_own_type_percent": round(100 * math.expm1(gap.mean), 3),
                     "standard_error_percent": round(100 * gap.error, 3),
-                    "sequence_bytes": runner.layout.bytes_per_sequence,
                 }
                 rows.append(row)
-                progress.console.print(name, row["kv_dtype"], row["perplexity"])
-    costs = {
-        kv_dtype: round(
-            fmean(r["against_own_type_percent"] for r in rows if r["kv_dtype"] == kv_dtype), 3
-        )
-        for kv_dtype in KV_DTYPES
-    }
+                progress.console.print(*(row[key] for key in SHOWN))
+    costs = [
+        {
+            "policy": policy,
+            "kv_dtype": kv_dtype or "own",
+            "budget": budget,
+            "mean_against_own_type_percent": round(
+                fmean(
+                    row["against_own_type_percent"]
+                    for row in rows
+                    if (row["policy"], row["kv_dtype"], row["budget"])
+                    == (policy, kv_dtype or "own", budget)
+                ),
+                3,
+            ),
+        }
+        for policy, (kv_dtype, budget) in product(POLICIES, runs)
+    ]
     record = {
         "benchmark": "kv_dtype",
         "prefill": "chunked",
         "model": model_record(loaded.model, loaded.name),
-        "budget": BUDGET,
-        "policy": DEFAULT_POLICY,
         "chunk_size": CHUNK_SIZE,
         "scored_from_token": BUDGET,
-        "mean_against_own_type_percent": costs,
+        "costs": costs,
         "rows": rows,
         "environment": environment(),
     }
