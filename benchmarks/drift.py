@@ -25,7 +25,7 @@ from lacache.policies import kept_after
 
 RESULTS = Path(__file__).parent / "results"
 # Token by token once full: each compaction moves all tokens behind the cursor by one slot.
-POLICY = Ladder(span=2, overlap=1, evict_batch=1)
+POLICY = Ladder(span=2, overlap=1, evict_batch=1, positions="slots")
 CAPACITY = 1280
 COMPACTIONS = 1_000
 POINTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
