@@ -18,7 +18,7 @@ from lacache.policies.schedule import POSITIONS, Schedule
 SINKS = 4
 """Attention sinks, where the user gives no number (StreamingLLM, arXiv 2309.17453)."""
 
-EVICT_BATCH = 0.1
+EVICT_BATCH = 0.125
 """Share of the capacity that one compaction frees, where the user gives none."""
 
 DEFAULT_POSITIONS = "original"
