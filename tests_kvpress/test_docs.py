@@ -33,5 +33,6 @@ def test_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert examples[0].namespace["answer"]
     assert presses == {
         "lacache": LadderPress(),
-        "lacache_original_positions": LadderPress(rerotate=False),
+        "lacache_slots": LadderPress(positions="slots"),
+        "lacache_not_rerotated": LadderPress(rerotate=False),
     }

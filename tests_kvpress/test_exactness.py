@@ -20,8 +20,11 @@ FAMILIES = (
     "phi3",  # half of each key is rotated
 )
 DEEP = {"num_hidden_layers": 9}
+TRAINED_LENGTH = 100
+RENUMBERED = "a context beyond the trained length"
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
+    "slots": {"options": {"positions": "slots"}},
     "a ratio that binary numbers do not have": {"ratio": 0.7},
     "little evicted": {"ratio": 0.1, "options": {"span": 4, "overlap": 2}},
     "nearly all evicted": {"ratio": 0.99, "options": {"span": 2, "overlap": 1}},
@@ -56,6 +59,10 @@ def compared(
     cases = {family: case(folder / family, {"evict_batch": 12}) for family in FAMILIES}
     for name, settings in SETTINGS.items():
         cases[name] = case(folder / "deep", **settings)
+    short = tiny_model("llama", **DEEP, max_position_embeddings=TRAINED_LENGTH)
+    short.save_pretrained(folder / "short")
+    # A compaction is due after that many tokens.
+    cases[RENUMBERED] = case(folder / "short", context=160)
     found = lacache_side(main_python, list(cases.values()), folder)
     return dict(zip(cases, zip(cases.values(), found, strict=True), strict=True))
 
@@ -79,7 +86,7 @@ def case(
     )
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *SETTINGS])
+@pytest.mark.parametrize("name", [*FAMILIES, *SETTINGS, RENUMBERED])
 def test_equal(name: str, compared: dict[str, tuple[Case, dict[str, Any]]]) -> None:
     asked, found = compared[name]
     pressed = press_side(asked, len(found["tokens"]), found["question"])
@@ -98,12 +105,32 @@ def test_the_cases_cover_what_their_names_say(
     assert len(compared["a long question"][1]["tokens"]) > 20
 
 
-def test_original_positions_give_other_logits(
-    compared: dict[str, tuple[Case, dict[str, Any]]],
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("llama", {"rerotate": False}),
+        ("llama", {"positions": "slots"}),
+        ("slots", {"positions": "original"}),
+        ("slots", {"rerotate": False}),
+        (RENUMBERED, {"rerotate": False}),
+    ],
+)
+def test_other_positions_give_other_logits(
+    name: str, other: dict[str, Any], compared: dict[str, tuple[Case, dict[str, Any]]]
 ) -> None:
     """A press that forgets to re-rotate keys would fail `test_equal`."""
-    asked, found = compared["llama"]
-    left = replace(asked, options=asked.options | {"rerotate": False})
-    pressed = press_side(left, len(found["tokens"]), found["question"])
+    asked, found = compared[name]
+    pressed = press_side(
+        replace(asked, options=asked.options | other), len(found["tokens"]), found["question"]
+    )
     assert pressed["held"] == [len(tokens) for tokens in found["kept"]]
     assert not torch.allclose(pressed["logits"], torch.tensor(found["logits"]), atol=1e-2)
+
+
+def test_a_renumbered_context_equals_slots(
+    compared: dict[str, tuple[Case, dict[str, Any]]],
+) -> None:
+    asked, found = compared[RENUMBERED]
+    slots = replace(asked, options=asked.options | {"positions": "slots"})
+    pressed = press_side(slots, len(found["tokens"]), found["question"])
+    torch.testing.assert_close(pressed["logits"], torch.tensor(found["logits"]), atol=1e-4, rtol=0)

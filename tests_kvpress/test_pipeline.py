@@ -103,10 +103,12 @@ def test_keys_of_16_bits_are_rounded_once() -> None:
     ids = random_ids(2_000)
     with torch.no_grad():
         whole = model(ids).past_key_values.layers[0].keys
-        with LadderPress(0.9)(model):
+        with LadderPress(0.9, positions="slots")(model):
             pressed = model(ids).past_key_values.layers[0].keys
         attention = model.model.layers[0].self_attn
-        exact = LadderPress(0.9).compress(attention, ids, whole.float(), whole, None, {})[0]
+        exact = LadderPress(0.9, positions="slots").compress(
+            attention, ids, whole.float(), whole, None, {}
+        )[0]
     assert pressed.dtype == torch.bfloat16
     assert torch.equal(pressed, exact.bfloat16())
     assert not torch.equal(pressed, exact)

@@ -30,7 +30,10 @@ CONFIGS = {
     "llama": lambda: LlamaConfig(**WIDE),
     "llama-llama3-rope": lambda: LlamaConfig(**WIDE, rope_parameters=LLAMA3),
     "llama-linear": lambda: LlamaConfig(**WIDE, rope_parameters=LINEAR),
-    "llama-yarn": lambda: LlamaConfig(**WIDE, rope_parameters=YARN),
+    # 256 positions: four times those that YaRN extends. Longer texts are renumbered.
+    "llama-yarn": lambda: LlamaConfig(
+        **WIDE | {"max_position_embeddings": 256}, rope_parameters=YARN
+    ),
     "mistral": lambda: MistralConfig(**WIDE, sliding_window=None),
     "qwen2": lambda: Qwen2Config(**WIDE),
     "qwen3": lambda: Qwen3Config(**WIDE, head_dim=32),
@@ -40,9 +43,17 @@ CONFIGS = {
 }
 
 
-def saved(family: str, folder: Path) -> tuple[Any, Path]:
-    """Save a model of a family; return the model, in float32, and its folder."""
+def saved(family: str, folder: Path, **changes: Any) -> tuple[Any, Path]:
+    """Save a model of a family; return the model, in float32, and its folder.
+
+    Args:
+        family: of `CONFIGS`.
+        folder: where its own folder is made.
+        changes: to its configuration.
+    """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family]()).float().eval()
+    config = CONFIGS[family]()
+    config.update(changes)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
     model.save_pretrained(folder / family)
     return model, folder / family

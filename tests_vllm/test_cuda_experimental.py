@@ -1,5 +1,6 @@
 """The experimental CUDA backend on a CPU, with a stand-in for FlashAttention in plain torch."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +15,13 @@ from vllm.v1.attention.backends import fa_utils
 from lacache.integrations.vllm import rotary
 from lacache.integrations.vllm.attention import MetadataBuilder
 from lacache.integrations.vllm.cuda_experimental import ExperimentalCudaImpl
-from lacache.integrations.vllm.sub_chunks import ScheduleArrays
-from lacache.policies import Ladder, kept_after
+from lacache.integrations.vllm.kv_cache import numbers_per_slot
+from lacache.integrations.vllm.sub_chunks import copies_per_page
+from lacache.policies import Ladder
+from tests.integrations.vllm.slow_positions import SlowPositions
 
 HEADS, SIZE, PAGE = 2, 32, 16
-SCHEDULE = Ladder(span=3, overlap=1, evict_batch=5).schedule(6, 40)
+POLICY = Ladder(span=3, overlap=1, evict_batch=5)
 CHUNKS = [(7, 60, 0), (1, 1, 90), (30, 0, 1), (1, 25, 1)]
 
 
@@ -61,7 +64,12 @@ def rotated(states: Tensor, positions: Tensor) -> Tensor:
     return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
 
 
-def test_sub_chunks_attend_to_the_kept_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("positions", "trained_length"), [("slots", 4096), ("original", 4096), ("original", 60)]
+)
+def test_sub_chunks_attend_to_the_kept_tokens(
+    positions: str, trained_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with set_current_vllm_config(VllmConfig()):
         layer = RotaryEmbedding(SIZE, SIZE, 4096, 1e4, True, torch.float32)
     monkeypatch.setattr(rotary, "_MODEL_ROTARIES", [layer])
@@ -71,9 +79,13 @@ def test_sub_chunks_attend_to_the_kept_tokens(monkeypatch: pytest.MonkeyPatch) -
     same = {"alibi_slopes": None, "logits_soft_cap": 0, "sinks": None, "sliding_window": (-1, -1)}
     impl.__dict__ |= {"head_size": SIZE, "scale": SIZE**-0.5, "vllm_flash_attn_version": 2} | same
     pages = torch.tensor([[4, 1, 7], [2, 9, 3], [8, 5, 6]], dtype=torch.int32)
-    kv_cache = torch.zeros(10, HEADS, PAGE, 3 * SIZE)
+    schedule = replace(POLICY, positions=positions).schedule(6, 40)
+    extra = numbers_per_slot(copies_per_page(schedule, PAGE), PAGE, SIZE, 4)
+    kv_cache = torch.zeros(10, HEADS, PAGE, 2 * SIZE + extra)
     layer = SimpleNamespace(layer_name="model.layers.4.self_attn.attn")
-    builder = MetadataBuilder(ScheduleArrays(SCHEDULE), [layer.layer_name], PAGE)
+    builder = MetadataBuilder(schedule, trained_length, [layer.layer_name], PAGE)
+    slow = [SlowPositions(schedule, trained_length) for _ in range(3)]
+    pattern = schedule.patterns[4]
     keys: list[list[Tensor]] = [[], [], []]
     values: list[list[Tensor]] = [[], [], []]
     checked = 0
@@ -93,14 +105,16 @@ def test_sub_chunks_attend_to_the_kept_tokens(monkeypatch: pytest.MonkeyPatch) -
                 at = int(starts[sequence]) + number
                 keys[sequence].append(k[at])
                 values[sequence].append(v[at])
-                kept = kept_after(SCHEDULE, before[sequence] + number + 1)
-                own = kept.by_pattern[SCHEDULE.patterns[4]]
-                slots = torch.arange(len(own))
+                slow[sequence].insert()
+                own = slow[sequence].kept.by_pattern[pattern]
+                standing = torch.tensor(slow[sequence].standing(pattern))
+                if positions == "slots":
+                    standing = torch.arange(len(own))
                 expected = scaled_dot_product_attention(
-                    rotated(q[at][None], slots[-1:]).transpose(0, 1)[None],
-                    rotated(torch.stack([keys[sequence][i] for i in own]), slots).transpose(0, 1)[
-                        None
-                    ],
+                    rotated(q[at][None], standing[-1:]).transpose(0, 1)[None],
+                    rotated(torch.stack([keys[sequence][i] for i in own]), standing).transpose(
+                        0, 1
+                    )[None],
                     torch.stack([values[sequence][i] for i in own]).transpose(0, 1)[None],
                     enable_gqa=True,
                 )[0].transpose(0, 1)

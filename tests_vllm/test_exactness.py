@@ -46,11 +46,31 @@ def test_families(family: str, tmp_path: Path) -> None:
         (512, "ladder:span=4:sinks=0:window_layers=0", 8192),
         (48, "paper:span=3", 1024),
         (64, "streaming:evict_batch=1", 512),
-        (200, "streaming:evict_batch=33", 100),
+        (200, "streaming:evict_batch=33:positions=slots", 100),
     ],
 )
 def test_policies_and_chunks(llama: tuple[Any, Path], budget: int, policy: str, chunk: int) -> None:
     model, folder = llama
+    prompts = random_prompts()
+    settings = {"budget": budget, "policy": policy}
+    with serving(folder, settings, max_num_batched_tokens=chunk) as llm:
+        found = generate(llm, prompts)
+    assert found == generate_by_engine(model, budget, policy, prompts)
+
+
+@pytest.mark.parametrize(
+    ("budget", "policy", "chunk"),
+    [
+        (64, "ladder:span=3:overlap=1:evict_batch=8", 512),
+        # Two compactions for each trained length.
+        (140, "streaming:sinks=3:evict_batch=20", 100),
+    ],
+)
+def test_texts_beyond_the_trained_length(
+    budget: int, policy: str, chunk: int, tmp_path: Path
+) -> None:
+    """Keys are renumbered up to twenty times."""
+    model, folder = saved("llama", tmp_path, max_position_embeddings=150)
     prompts = random_prompts()
     settings = {"budget": budget, "policy": policy}
     with serving(folder, settings, max_num_batched_tokens=chunk) as llm:

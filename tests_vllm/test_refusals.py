@@ -1,6 +1,7 @@
 """Configurations that would give wrong results are refused at the start, with the reason."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,10 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.custom_op import op_registry_oot
 
 from lacache.errors import ConfigError, UnsupportedOperationError
-from lacache.integrations.vllm import process
+from lacache.integrations.vllm import process, rotary
 from lacache.integrations.vllm.plugin import register
 from lacache.integrations.vllm.process import Process, validate_config
-from lacache.integrations.vllm.rotary import SUPPORTED
+from lacache.integrations.vllm.rotary import SUPPORTED, validate_num_positions
 from lacache.integrations.vllm.settings import Settings
 from lacache.policies import Streaming
 from tests.cache.tiny_models import HYBRID
@@ -140,6 +141,17 @@ def test_rotary_layers_keep_the_names_that_switch_them() -> None:
     register()
     for layer in SUPPORTED:
         assert op_registry_oot[layer.__name__].name == layer.name == "rotary_embedding"
+
+
+def test_positions_that_the_rotary_layer_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = SimpleNamespace(cos_sin_cache=range(4096))
+    monkeypatch.setattr(rotary, "_MODEL_ROTARIES", [layer])
+    validate_num_positions(Streaming().schedule(2, 4096), 4096)
+    validate_num_positions(Streaming(positions="slots").schedule(2, 64), 8192)
+    with pytest.raises(ConfigError, match="budget=5000 must be at most 4096"):
+        validate_num_positions(Streaming().schedule(2, 5000), 4096)
+    with pytest.raises(ConfigError, match=r"max_position_embeddings=8192 .* try positions=slots"):
+        validate_num_positions(Streaming().schedule(2, 64), 8192)
 
 
 def test_settings_from_the_environment(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

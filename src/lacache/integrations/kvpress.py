@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lacache.common.validation import validate_number
 from lacache.errors import ConfigError, InputError, MissingExtraError, UnsupportedModelError
 from lacache.policies import Ladder, ModelShape, Schedule, bind_policy, kept_after
-from lacache.policies.policy import EVICT_BATCH, SINKS
+from lacache.policies.policy import DEFAULT_POSITIONS, EVICT_BATCH, SINKS
+from lacache.policies.query_positions import QueryPositions
 
 try:
     from kvpress import SUPPORTED_MODELS, BasePress
@@ -52,8 +53,10 @@ class LadderPress(BasePress):
         geometry: "interleaved" (the released code) or "consecutive" (the paper's text).
         unit: neighbouring tokens that are kept or evicted together.
         window_layers: layers that evict their oldest tokens, as StreamingLLM does.
-        rerotate: re-rotate keys so that kept tokens have consecutive positions, as in LaCache;
-            false leaves them at their original positions, as kvpress's own presses do.
+        positions: "original" moves only the sinks, to right before the oldest other token; "slots"
+            gives all kept tokens consecutive positions.
+        rerotate: re-rotate the keys that `positions` moves, as LaCache does; false leaves all of
+            them where they are, as kvpress's own presses do.
 
     Raises:
         ConfigError: a value that cannot work; from applying the press where it depends on the
@@ -69,6 +72,7 @@ class LadderPress(BasePress):
     geometry: str = "interleaved"
     unit: int = 1
     window_layers: tuple[int, ...] = ()
+    positions: str = DEFAULT_POSITIONS
     rerotate: bool = True
 
     def __post_init__(self) -> None:
@@ -120,14 +124,24 @@ class LadderPress(BasePress):
             return keys, values
         _refuse_padding(kwargs.get("attention_mask"))
         layer: Any = module
-        num_layers = layer.config.num_hidden_layers
-        kept = _kept(self._schedule(num_layers, num_tokens), num_tokens)
+        config = layer.config
+        schedule = self._schedule(config.num_hidden_layers, num_tokens)
+        trained_length = getattr(config, "max_position_embeddings", None)
+        kept, at_slots = _kept(schedule, num_tokens, trained_length)
         tokens = torch.tensor(kept[layer.layer_idx], device=keys.device)
         keys, values = keys[:, :, tokens], values[:, :, tokens]
-        if self.rerotate:
+        if not self.rerotate:
+            return keys, values
+        if at_slots:
             # The next token has position N, so the last slot has position N - 1.
             positions = torch.arange(num_tokens - len(tokens), num_tokens, device=keys.device)
-            keys = _rotate(layer, keys, positions - tokens)
+        else:
+            # Once a ladder has evicted, it still has more than its sinks.
+            oldest = int(tokens[schedule.sinks]) if len(tokens) < num_tokens else schedule.sinks
+            positions = torch.arange(oldest - schedule.sinks, oldest, device=keys.device)
+            positions = positions[: len(tokens)]
+        moved = len(positions)
+        keys[:, :, :moved] = _rotate(layer, keys[:, :, :moved], positions - tokens[:moved])
         return keys, values
 
     def _validate_ratio(self) -> None:
@@ -152,14 +166,21 @@ class LadderPress(BasePress):
 
 
 @lru_cache(maxsize=1)
-def _kept(schedule: Schedule, num_tokens: int) -> tuple[list[int], ...]:
-    """Return per layer the tokens in the cache when token `num_tokens` is inserted.
+def _kept(
+    schedule: Schedule, num_tokens: int, trained_length: int | None
+) -> tuple[tuple[list[int], ...], bool]:
+    """Return what is in the cache when token `num_tokens` is inserted.
 
     Every layer asks for the same, so one result is remembered.
+
+    Returns:
+        The tokens that each layer keeps, and whether all of them stand at their slots.
     """
     kept = kept_after(schedule, num_tokens)
+    base = QueryPositions((schedule,), trained_length, count_on=False).base(0, [kept.state])
     kept.settle()
-    return tuple(kept.by_pattern[pattern] for pattern in schedule.patterns)
+    tokens = tuple(kept.by_pattern[pattern] for pattern in schedule.patterns)
+    return tokens, schedule.positions == "slots" or base > 0
 
 
 def _validate_layers(config: Any) -> None:

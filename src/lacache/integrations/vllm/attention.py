@@ -12,15 +12,23 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from lacache.integrations.vllm.positions import OriginalPositions
 from lacache.integrations.vllm.process import PROCESS
-from lacache.integrations.vllm.rotary import model_rotary, rotate, validate_capacity
+from lacache.integrations.vllm.rotary import (
+    model_rotary,
+    rotate,
+    rotate_back,
+    validate_num_positions,
+)
+from lacache.integrations.vllm.schedule_arrays import Integers, ScheduleArrays
 from lacache.integrations.vllm.sub_chunks import (
-    Integers,
     Moves,
-    ScheduleArrays,
+    SinkMoves,
     SubChunk,
+    copies_per_page,
     split_step,
 )
+from lacache.policies.schedule import Schedule
 
 _SLOTS_PER_COPY = 16_384
 
@@ -46,62 +54,125 @@ class PageSlots:
 
 @final
 @dataclass(frozen=True)
-class SlotMoves:
+class MoveTensors:
     """The tensors of `Moves`."""
 
     sources: PageSlots
     targets: PageSlots
-    positions: Tensor
+    positions: Tensor | None
+    lower: Tensor | None
 
     @classmethod
-    def from_numpy(cls, moves: Moves, page_size: int, device: torch.device) -> "SlotMoves":
+    def from_numpy(cls, moves: Moves, page_size: int, device: torch.device) -> "MoveTensors":
         """Copy moves to a device."""
+        positions, lower = (
+            None if array is None else torch.from_numpy(array).to(device, non_blocking=True)
+            for array in (moves.positions, moves.lower)
+        )
         return cls(
             PageSlots.from_numpy(moves.sources, page_size, device),
             PageSlots.from_numpy(moves.targets, page_size, device),
-            torch.from_numpy(moves.positions).to(device, non_blocking=True),
+            positions,
+            lower,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class SinkTensors:
+    """The tensors of `SinkMoves`."""
+
+    copies: PageSlots
+    slots: PageSlots
+    positions: Tensor
+
+    @classmethod
+    def from_numpy(
+        cls, sinks: SinkMoves, page_size: int, num_copies: int, device: torch.device
+    ) -> "SinkTensors":
+        """Copy moves of sinks to a device; see `copies_per_page` for `num_copies`."""
+        return cls(
+            PageSlots.from_numpy(sinks.copies, num_copies, device),
+            PageSlots.from_numpy(sinks.slots, page_size, device),
+            torch.from_numpy(sinks.positions).to(device, non_blocking=True),
         )
 
 
 class Pages(ABC):
-    """Pages of a layer, in three parts: rotated keys, values and unrotated keys.
+    """Pages of a layer: rotated keys and values by slot, and copies of unrotated keys.
 
-    `values` and `unrotated_keys` are [pages, KV heads, page size, head size], in any strides. Each
-    backend keeps rotated keys in the layout of its kernel.
+    `values` are [pages, KV heads, page size, head size], in any strides. Each backend keeps rotated
+    keys in the layout of its kernel. Copies are those of the sinks or, with slots as positions, of
+    all keys: [pages, KV heads, copies, groups, numbers], where groups of numbers make up a key.
     """
 
     values: Tensor
-    unrotated_keys: Tensor
+    copies: Tensor
 
     @abstractmethod
     def store(self, slots: PageSlots, rotated_keys: Tensor, values: Tensor) -> None:
         """Write what the kernel reads, [tokens, KV heads, head size] each, to slots."""
 
+    @abstractmethod
+    def keys_at(self, slots: PageSlots) -> Tensor:
+        """Read the rotated keys of slots: [tokens, KV heads, head size]."""
+
     @final
     def write(self, slots: PageSlots, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Write unrotated keys and values, [tokens, KV heads, head size] each, to slots."""
-        self.unrotated_keys[slots.page, :, slots.offset] = keys
+        """Write unrotated keys, rotated to positions, and values to slots.
+
+        Args:
+            slots: [tokens].
+            positions: [tokens].
+            keys: [tokens, KV heads, head size].
+            values: as `keys`.
+        """
         rotated = keys.clone(memory_format=torch.contiguous_format)
         rotate(model_rotary(), rotated, positions)
         self.store(slots, rotated, values)
 
     @final
-    def move(self, moves: SlotMoves, pattern: int) -> None:
+    def save(self, copies: PageSlots, keys: Tensor) -> None:
+        """Store unrotated keys [tokens, KV heads, head size] as they are."""
+        parts = keys.reshape(*keys.shape[:2], *self.copies.shape[-2:])
+        self.copies[copies.page, :, copies.offset] = parts
+
+    @final
+    def move(self, moves: MoveTensors, pattern: int) -> None:
         """Move the slots that a compaction keeps in layers of a pattern.
 
         In parts, since vLLM sets no memory aside for copies. Within a sequence sources and targets
         increase and no source is before its target, so no part overwrites a later source.
         """
-        for start in range(0, moves.positions.shape[0], _SLOTS_PER_COPY):
+        for start in range(0, moves.targets.flat.shape[0], _SLOTS_PER_COPY):
             part = slice(start, start + _SLOTS_PER_COPY)
             sources, targets = moves.sources[pattern, part], moves.targets[part]
-            keys = self.unrotated_keys[sources.page, :, sources.offset]
-            self.write(targets, moves.positions[part], keys, self.values_at(sources))
+            values = self.values_at(sources)
+            if moves.positions is not None:
+                keys = self.unrotated_at(sources)
+                self.save(targets, keys)
+                self.write(targets, moves.positions[pattern, part], keys, values)
+                continue
+            keys = self.keys_at(sources)
+            if moves.lower is not None:
+                keys = rotate_back(model_rotary(), keys, moves.lower[pattern, part])
+            self.store(targets, keys, values)
+
+    @final
+    def rotate_sinks(self, sinks: SinkTensors, pattern: int) -> None:
+        """Rotate sinks anew, in layers of a pattern."""
+        keys = self.unrotated_at(sinks.copies)
+        self.write(sinks.slots, sinks.positions[pattern], keys, self.values_at(sinks.slots))
 
     @final
     def values_at(self, slots: PageSlots) -> Tensor:
         """Read the values of slots: [tokens, KV heads, head size]."""
         return self.values[slots.page, :, slots.offset]
+
+    @final
+    def unrotated_at(self, copies: PageSlots) -> Tensor:
+        """Read unrotated keys: [tokens, KV heads, head size]."""
+        return self.copies[copies.page, :, copies.offset].flatten(-2)
 
 
 @final
@@ -116,7 +187,10 @@ class SubChunkTensors:
         block_table: [sequences, pages], int32.
         positions: [tokens].
         slots: [tokens].
-        moves: compactions to run first, if any.
+        saved: [saved], indices among the sub-chunk's tokens; None for all.
+        copies: [saved].
+        moves: to run first, if any.
+        sinks: to rotate anew after `moves`, if any.
         max_query_len: most tokens of a sequence.
         max_length: most slots of a sequence.
         kernel_plan: what the kernel prepares for a sub-chunk, if anything.
@@ -128,7 +202,10 @@ class SubChunkTensors:
     block_table: Tensor
     positions: Tensor
     slots: PageSlots
-    moves: SlotMoves | None
+    saved: Tensor | None
+    copies: PageSlots
+    moves: MoveTensors | None
+    sinks: SinkTensors | None
     max_query_len: int
     max_length: int
     kernel_plan: Any
@@ -141,7 +218,7 @@ class LadderMetadata:
 
     Args:
         sub_chunks: in the order in which they run.
-        pattern_of_layer: index of each layer's pattern in `SlotMoves.sources`, by layer name.
+        pattern_of_layer: index of each layer's pattern in `MoveTensors.sources`, by layer name.
     """
 
     sub_chunks: Sequence[SubChunkTensors]
@@ -158,18 +235,25 @@ class MetadataBuilder:
 
     Args:
         schedule: of every sequence.
+        trained_length: positions that the model was trained on.
         layer_names: vLLM's, which contain the layers' numbers.
         page_size: slots in a page.
     """
 
     def __init__(
-        self, schedule: ScheduleArrays, layer_names: Iterable[str], page_size: int
+        self, schedule: Schedule, trained_length: int, layer_names: Iterable[str], page_size: int
     ) -> None:
-        self._schedule = schedule
+        self._schedule = ScheduleArrays(schedule)
+        self._original = (
+            OriginalPositions(self._schedule, trained_length)
+            if schedule.positions == "original"
+            else None
+        )
+        self._pages_per_sequence = -(-schedule.capacity // page_size)
         self._page_size = page_size
-        self._pattern_of_layer = {
-            name: schedule.pattern_of_layer[extract_layer_index(name)] for name in layer_names
-        }
+        self._num_copies = copies_per_page(schedule, page_size)
+        patterns = self._schedule.pattern_of_layer
+        self._pattern_of_layer = {name: patterns[extract_layer_index(name)] for name in layer_names}
 
     @classmethod
     def from_config(
@@ -178,13 +262,13 @@ class MetadataBuilder:
         """Return the builder for the model of this process.
 
         Raises:
-            ConfigError: the model has fewer positions than the budget has slots.
+            ConfigError: the model's rotary layer has fewer positions than keys may stand at.
         """
-        settings = PROCESS.settings()
-        assert settings is not None
-        validate_capacity(settings.budget)
-        schedule = settings.schedule(config.model_config.get_total_num_hidden_layers())
-        return cls(ScheduleArrays(schedule), layer_names, page_size)
+        schedule = PROCESS.schedule()
+        assert schedule is not None
+        trained_length = config.model_config.hf_text_config.max_position_embeddings
+        validate_num_positions(schedule, trained_length)
+        return cls(schedule, trained_length, layer_names, page_size)
 
     def build(
         self, step: CommonAttentionMetadata, seq_lens: Tensor, plan_kernel: KernelPlanner
@@ -197,12 +281,13 @@ class MetadataBuilder:
             plan_kernel: see `KernelPlanner`.
         """
         # The rows of vLLM's block table fit the longest request; a ladder uses the first pages.
-        width = -(-self._schedule.capacity // self._page_size)
-        block_table = step.block_table_tensor[: step.num_reqs, :width]
+        block_table = step.block_table_tensor[: step.num_reqs, : self._pages_per_sequence]
         starts = step.query_start_loc_cpu[: step.num_reqs + 1].numpy().astype(np.int64)
         num_seen = seq_lens[: step.num_reqs].numpy().astype(np.int64) - np.diff(starts)
         pages = block_table.cpu().numpy().astype(np.int64)
-        sub_chunks = split_step(self._schedule, num_seen, starts, pages, self._page_size)
+        sub_chunks = split_step(
+            self._schedule, self._original, num_seen, starts, pages, self._page_size
+        )
         num_tokens = int(starts[-1])
         return LadderMetadata(
             [self._tensors(one, block_table, num_tokens, plan_kernel) for one in sub_chunks],
@@ -212,21 +297,24 @@ class MetadataBuilder:
     def _tensors(
         self, one: SubChunk, block_table: Tensor, num_tokens: int, plan_kernel: KernelPlanner
     ) -> SubChunkTensors:
-        device = block_table.device
+        device, page_size, num_copies = block_table.device, self._page_size, self._num_copies
 
         def put(array: Any) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
         starts, lengths = put(one.starts.astype(np.int32)), put(one.lengths.astype(np.int32))
-        moves = one.moves
+        moves, sinks = one.moves, one.sinks
         return SubChunkTensors(
             tokens=None if len(one.tokens) == num_tokens else put(one.tokens),
             starts=starts,
             lengths=lengths,
             block_table=block_table[put(one.sequences)],
             positions=put(one.positions),
-            slots=PageSlots.from_numpy(one.slots, self._page_size, device),
-            moves=moves and SlotMoves.from_numpy(moves, self._page_size, device),
+            slots=PageSlots.from_numpy(one.slots, page_size, device),
+            saved=None if len(one.saved) == len(one.tokens) else put(one.saved),
+            copies=PageSlots.from_numpy(one.copies, num_copies, device),
+            moves=moves and MoveTensors.from_numpy(moves, page_size, device),
+            sinks=sinks and SinkTensors.from_numpy(sinks, page_size, num_copies, device),
             max_query_len=int(np.diff(one.starts).max()),
             max_length=int(one.lengths.max()),
             kernel_plan=plan_kernel(starts, lengths),
@@ -260,10 +348,15 @@ def attend_by_sub_chunk(
     for one in metadata.sub_chunks:
         if one.moves is not None:
             pages.move(one.moves, pattern)
+        if one.sinks is not None:
+            pages.rotate_sinks(one.sinks, pattern)
         num_tokens = one.positions.shape[0]
         # vLLM may pad beyond the step's tokens.
         chosen = slice(num_tokens) if one.tokens is None else one.tokens
-        pages.write(one.slots, one.positions, key[chosen], value[chosen])
+        keys = key[chosen]
+        if one.copies.flat.shape[0]:
+            pages.save(one.copies, keys if one.saved is None else keys[one.saved])
+        pages.write(one.slots, one.positions, keys, value[chosen])
         rotated = query[chosen].clone(memory_format=torch.contiguous_format)
         rotate(model_rotary(), rotated, one.positions)
         if one.tokens is None:

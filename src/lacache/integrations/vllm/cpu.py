@@ -1,5 +1,6 @@
 """Ladder attention on CPU, through vLLM's kernel."""
 
+from functools import lru_cache
 from typing import Any, final
 
 import numpy as np
@@ -54,8 +55,8 @@ class LadderCpuBackend(CPUAttentionBackend):
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
         """Bound a layer's cache by the budget, if there is one."""
-        settings = PROCESS.settings()
-        return spec if settings is None else LadderSpec.from_full(spec, settings.budget)
+        schedule = PROCESS.schedule()
+        return spec if schedule is None else LadderSpec.from_full(spec, schedule)
 
 
 @final
@@ -75,7 +76,7 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
             # Its pages reorder values, and compactions move values.
             self.isa = "vec"
             self._set_isa_to_layers(layer_names)
-        validate_value_layout(self.isa, self.block_size, self.head_dim, kv_cache_spec.dtype)
+        validate_layout(self.isa, self.block_size, self.head_dim, kv_cache_spec.dtype)
         self._metadata = MetadataBuilder.from_config(vllm_config, layer_names, self.block_size)
 
     def build(
@@ -134,7 +135,7 @@ class LadderCpuImpl(CPUAttentionBackendImpl):
             query: [tokens, heads, head size], unrotated.
             key: [tokens, KV heads, head size], unrotated.
             value: [tokens, KV heads, head size].
-            kv_cache: [pages, KV heads, page size, 3 * head size].
+            kv_cache: see `CpuPages`.
             attn_metadata: None while vLLM warms up.
             output: as `query`, written to.
             output_scale: refused.
@@ -144,7 +145,7 @@ class LadderCpuImpl(CPUAttentionBackendImpl):
             raise NotImplementedError("quantised output of attention on CPU")
         if attn_metadata is None:
             return output
-        pages = CpuPages(kv_cache, layer.isa)
+        pages = CpuPages(kv_cache, self.head_size, layer.isa)
 
         def attend(one: SubChunkTensors, rotated: Tensor, found: Tensor) -> None:
             ops.cpu_attention_with_kv_cache(
@@ -176,14 +177,23 @@ class CpuPages(Pages):
     """Pages whose rotated keys are in the layout of vLLM's CPU kernel, which writes them.
 
     Args:
-        kv_cache: [pages, KV heads, page size, 3 * head size].
+        kv_cache: [pages, KV heads, page size, key, value and a part of a copy].
+        head_size: of keys and values.
         isa: vLLM's name for the layout.
     """
 
-    def __init__(self, kv_cache: Tensor, isa: str) -> None:
-        num_pages, num_heads, page_size, _ = kv_cache.shape
-        parts = kv_cache.view(num_pages, num_heads, 3 * page_size, -1).chunk(3, dim=2)
-        self.rotated_keys, self.values, self.unrotated_keys = parts
+    def __init__(self, kv_cache: Tensor, head_size: int, isa: str) -> None:
+        num_pages, num_heads, page_size, size = kv_cache.shape
+        flat = kv_cache.view(num_pages, num_heads, page_size * size)
+
+        def part(first: int, count: int) -> Tensor:
+            numbers = flat[..., first * head_size : (first + count) * head_size]
+            return numbers.view(num_pages, num_heads, count, head_size)
+
+        self.rotated_keys = part(0, page_size)
+        self.values = part(page_size, page_size)
+        num_copies = page_size * (size - 2 * head_size) // head_size
+        self.copies = part(2 * page_size, num_copies).unsqueeze(-2)
         self._isa = isa
 
     def store(self, slots: PageSlots, rotated_keys: Tensor, values: Tensor) -> None:
@@ -192,21 +202,76 @@ class CpuPages(Pages):
             rotated_keys, values, self.rotated_keys, self.values, slots.flat, self._isa
         )
 
+    def keys_at(self, slots: PageSlots) -> Tensor:
+        """Read rotated keys from where the kernel wrote them."""
+        num_pages, num_heads, page_size, head_size = self.rotated_keys.shape
+        places, strides = _key_places(self._isa, page_size, head_size, self.rotated_keys.dtype)
+        if strides is not None:
+            # Several times faster. The kernel takes only keys that are contiguous.
+            stored = self.rotated_keys
+            plain = stored.as_strided(stored.shape, (*stored.stride()[:2], *strides))
+            return plain[slots.page, :, slots.offset].contiguous()
+        flat = self.rotated_keys.view(num_pages, num_heads, page_size * head_size)
+        heads = torch.arange(num_heads)[:, None]
+        return flat[slots.page[:, None, None], heads, places[slots.offset][:, None]]
 
-def validate_value_layout(isa: str, page_size: int, head_size: int, dtype: torch.dtype) -> None:
-    """Check that vLLM's kernel writes values where they can be read back.
+
+@lru_cache(maxsize=8)
+def _key_places(
+    isa: str, page_size: int, head_size: int, dtype: torch.dtype
+) -> tuple[Tensor, tuple[int, int] | None]:
+    """Return where vLLM's kernel writes the numbers of keys.
+
+    Returns:
+        Indices [page size, head size] among the numbers of a page and KV head; and their strides,
+        if they have any.
 
     Raises:
-        UnsupportedOperationError: it reorders them on this processor.
+        UnsupportedOperationError: some number has no place of its own.
     """
-    pages = CpuPages(torch.zeros(2, 1, page_size, 3 * head_size, dtype=dtype), isa)
+    total = page_size * head_size
+    numbers = torch.arange(total)
+    found = torch.zeros_like(numbers)
+    slots = PageSlots.from_numpy(np.arange(page_size), page_size, torch.device("cpu"))
+    # Every type has the whole numbers up to 256, so numbers are written digit by digit.
+    unit = 1
+    while unit < total:
+        pages = CpuPages(torch.zeros(1, 1, page_size, 2 * head_size, dtype=dtype), head_size, isa)
+        digits = (numbers // unit % 256).to(dtype).view(page_size, 1, head_size)
+        pages.store(slots, digits, digits)
+        found += unit * pages.rotated_keys.flatten().long()
+        unit *= 256
+    if not found.sort().values.equal(numbers):
+        raise UnsupportedOperationError(
+            f"vLLM's layout of keys on this processor ({isa}) is not known, so a ladder cannot "
+            "move them; try positions=slots in the policy, or use lacache.Engine"
+        )
+    places = found.argsort().view(page_size, head_size)
+    strides = int(places[1, 0]), int(places[0, 1])
+    evenly = torch.arange(page_size)[:, None] * strides[0] + torch.arange(head_size) * strides[1]
+    return places, strides if places.equal(evenly) else None
+
+
+def validate_layout(isa: str, page_size: int, head_size: int, dtype: torch.dtype) -> None:
+    """Check that keys and values can be read back from where vLLM's kernel writes them.
+
+    Raises:
+        UnsupportedOperationError: it reorders values on this processor, or keys in an unknown way.
+    """
+    kv_cache = torch.zeros(2, 2, page_size, 2 * head_size, dtype=dtype)
+    pages = CpuPages(kv_cache, head_size, isa)
     slots = PageSlots.from_numpy(
         np.arange(2 * page_size)[::-1].copy(), page_size, torch.device("cpu")
     )
-    values = torch.arange(2 * page_size * head_size).view(-1, 1, head_size).to(dtype)
-    pages.store(slots, values, values)
+    keys, values = torch.arange(8 * page_size * head_size).view(2, -1, 2, head_size).to(dtype)
+    pages.store(slots, keys, values)
     if not pages.values_at(slots).equal(values):
         raise UnsupportedOperationError(
             f"vLLM reorders values within a page on this processor ({isa}), so a ladder cannot "
+            "move them; use lacache.Engine"
+        )
+    if not pages.keys_at(slots).equal(keys):
+        raise UnsupportedOperationError(
+            f"vLLM's layout of keys on this processor ({isa}) is not known, so a ladder cannot "
             "move them; use lacache.Engine"
         )

@@ -31,6 +31,8 @@ from lacache.integrations.vllm.attention import (
 from lacache.integrations.vllm.kv_cache import LadderSpec
 from lacache.integrations.vllm.process import PROCESS
 
+_ALIGNMENT = 16
+"""FlashAttention reads 16 bytes at once."""
 _LOGGER = logging.getLogger("vllm.lacache")
 
 
@@ -68,9 +70,9 @@ class ExperimentalCudaBackend(FlashAttentionBackend):
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
         """Bound a layer's cache by the budget."""
-        settings = PROCESS.settings()
-        assert settings is not None
-        return LadderSpec.from_full(spec, settings.budget)
+        schedule = PROCESS.schedule()
+        assert schedule is not None
+        return LadderSpec.from_full(spec, schedule, _ALIGNMENT)
 
 
 @final
@@ -167,18 +169,29 @@ class ExperimentalCudaImpl(FlashAttentionImpl):
 
 @final
 class ExperimentalCudaPages(Pages):
-    """Pages whose three parts are in plain order.
+    """Pages whose parts are in plain order.
 
     Args:
-        kv_cache: [pages, KV heads, page size, 3 * head size], in any strides.
+        kv_cache: [pages, KV heads, page size, key, value and a part of a copy], in any strides.
         head_size: of keys and values.
     """
 
     def __init__(self, kv_cache: Tensor, head_size: int) -> None:
-        parts = torch.split(kv_cache, head_size, dim=-1)
-        self.rotated_keys, self.values, self.unrotated_keys = parts
+        num_pages, num_heads, page_size, size = kv_cache.shape
+        numbers = size - 2 * head_size
+        self.rotated_keys, self.values, parts = torch.split(
+            kv_cache, [head_size, head_size, numbers], dim=-1
+        )
+        slots_per_copy = head_size // max(1, numbers)
+        num_copies = page_size // slots_per_copy
+        parts = parts[:, :, : num_copies * slots_per_copy]
+        self.copies = parts.view(num_pages, num_heads, num_copies, slots_per_copy, numbers)
 
     def store(self, slots: PageSlots, rotated_keys: Tensor, values: Tensor) -> None:
         """Write rotated keys and values."""
         self.rotated_keys[slots.page, :, slots.offset] = rotated_keys
         self.values[slots.page, :, slots.offset] = values
+
+    def keys_at(self, slots: PageSlots) -> Tensor:
+        """Read rotated keys."""
+        return self.rotated_keys[slots.page, :, slots.offset]

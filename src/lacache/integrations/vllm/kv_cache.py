@@ -10,14 +10,18 @@ from vllm.utils.torch_utils import get_dtype_size
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheSpec
 
+from lacache.integrations.vllm.sub_chunks import copies_per_page
+from lacache.policies import Schedule
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class LadderSpec(AttentionSpec):
     """Cache of one layer: a fixed number of pages for a sequence of any length.
 
-    A slot holds a rotated key, a value and the unrotated key. Compactions rotate from the unrotated
-    key: re-rotating the rotated one would drift in 16 bits (docs/adr/0009).
+    A slot holds a rotated key and a value, as in vLLM, and a page has room for unrotated keys
+    behind its slots: with original positions for a few sinks', with slots as positions for all,
+    since re-rotating rotated keys again and again would drift in 16 bits (docs/adr/0009, 0022).
 
     Args:
         capacity: slots of a sequence.
@@ -27,17 +31,26 @@ class LadderSpec(AttentionSpec):
     capacity: int
 
     @classmethod
-    def from_full(cls, spec: AttentionSpec, capacity: int) -> "LadderSpec":
-        """Return the bounded spec of a layer that vLLM planned a growing cache for."""
+    def from_full(cls, spec: AttentionSpec, schedule: Schedule, alignment: int = 1) -> "LadderSpec":
+        """Return the bounded spec of a layer that vLLM planned a growing cache for.
+
+        Args:
+            spec: vLLM's.
+            schedule: of every sequence.
+            alignment: bytes of a slot are a multiple of it, as far as vLLM's own are.
+        """
         assert isinstance(spec, FullAttentionSpec)
+        num_copies = copies_per_page(schedule, spec.block_size)
+        item = get_dtype_size(spec.dtype)
+        extra = numbers_per_slot(num_copies, spec.block_size, spec.head_size, alignment // item)
         return cls(
             block_size=spec.block_size,
             num_kv_heads=spec.num_kv_heads,
             head_size=spec.head_size,
             dtype=spec.dtype,
-            state_content_bytes=3 * spec.head_size * get_dtype_size(spec.dtype),
+            state_content_bytes=(2 * spec.head_size + extra) * item,
             max_tp_shards=spec.max_tp_shards,
-            capacity=capacity,
+            capacity=schedule.capacity,
         )
 
     @property
@@ -57,6 +70,26 @@ class LadderSpec(AttentionSpec):
     def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
         """Entries of a request's block table; vLLM also reads those that are never used."""
         return max(super().max_num_blocks_per_req(vllm_config, max_len), self.num_pages)
+
+
+def numbers_per_slot(num_copies: int, page_size: int, head_size: int, least: int) -> int:
+    """Return how many numbers each slot gives to copies of keys, which are divided among slots.
+
+    Args:
+        num_copies: of a page, at most its slots.
+        page_size: slots in a page.
+        head_size: numbers of a key.
+        least: the result is a multiple of this number, if it is not all of a key.
+    """
+    if not num_copies:
+        return 0
+    works = (
+        numbers
+        for numbers in range(max(1, least), head_size, max(1, least))
+        # A key takes whole slots.
+        if head_size % numbers == 0 and num_copies * head_size <= page_size * numbers
+    )
+    return next(works, head_size)
 
 
 @final

@@ -17,6 +17,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from lacache.errors import ConfigError, UnsupportedOperationError
 from lacache.integrations.vllm.settings import Settings
+from lacache.policies import Schedule
 
 _LOGGER = logging.getLogger("vllm.lacache")
 
@@ -42,10 +43,15 @@ class Process:
     def __init__(self) -> None:
         self._model: str | None = None
         self._settings: Settings | None = None
+        self._schedule: Schedule | None = None
 
     def settings(self) -> Settings | None:
         """Return the settings of the first model; None without a ladder."""
         return self._settings
+
+    def schedule(self) -> Schedule | None:
+        """Return the schedule of the first model; None without a ladder."""
+        return self._schedule
 
     def resolve(self) -> Settings | None:
         """Return the settings of the model that vLLM builds now; None without a ladder.
@@ -72,7 +78,8 @@ class Process:
             )
         if settings is not None and self._model is None:
             validate_config(config)
-            settings.schedule(config.model_config.get_total_num_hidden_layers())
+            num_layers = config.model_config.get_total_num_hidden_layers()
+            self._schedule = settings.schedule(num_layers)
             _LOGGER.info("%s for every sequence; prefix caching is off for them", settings)
         self._model, self._settings = model, settings
         return settings
@@ -127,7 +134,7 @@ def _refusals(config: VllmConfig) -> Iterator[str]:
     if getattr(model.hf_text_config, "layer_rope_theta", None) is not None:
         yield "rotary positions that differ by layer"
     if getattr(model.hf_text_config, "llama_4_scaling", None) is not None:
-        yield "queries that are scaled by position, which is a slot and no token count here"
+        yield "queries that are scaled by position, which is no token count here"
     if config.kv_transfer_config is not None:
         yield "a KV connector (--kv-transfer-config), which moves pages by token numbers"
     if config.speculative_config is not None:

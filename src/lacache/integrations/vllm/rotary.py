@@ -1,7 +1,9 @@
-"""Rotary layers that rotate nothing: positions are slots, so attention rotates keys and queries."""
+"""Rotary layers that rotate nothing: positions are no token counts, so attention rotates."""
 
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm import _custom_ops as ops
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
@@ -15,6 +17,7 @@ from vllm.model_executor.layers.rotary_embedding.yarn_scaling_rope import (
 
 from lacache.errors import ConfigError, UnsupportedModelError
 from lacache.integrations.vllm.process import PROCESS
+from lacache.policies.schedule import Schedule
 
 SUPPORTED: tuple[type[RotaryEmbedding], ...] = (
     RotaryEmbedding,
@@ -51,17 +54,27 @@ def model_rotary() -> RotaryEmbedding:
     return _MODEL_ROTARIES[0]
 
 
-def validate_capacity(capacity: int) -> None:
-    """Check that the model has a position for every slot.
+def validate_num_positions(schedule: Schedule, trained_length: int) -> None:
+    """Check that the model's rotary layer has every position that keys may stand at.
+
+    Args:
+        schedule: of every sequence.
+        trained_length: positions that the model was trained on.
 
     Raises:
-        ConfigError: the capacity exceeds the model's positions.
+        ConfigError: it has fewer.
     """
     num_positions = len(model_rotary().cos_sin_cache)
-    if capacity > num_positions:
+    if schedule.capacity > num_positions:
         raise ConfigError(
-            f"budget={capacity} must be at most {num_positions}, the positions of the model; "
-            f"try budget={num_positions}"
+            f"budget={schedule.capacity} must be at most {num_positions}, the positions of the "
+            f"model; try budget={num_positions}"
+        )
+    if schedule.positions == "original" and trained_length > num_positions:
+        raise ConfigError(
+            f"max_position_embeddings={trained_length} of the model must be at most "
+            f"{num_positions}, the positions that its rope_parameters cover; correct its "
+            "config.json, or try positions=slots in the policy"
         )
 
 
@@ -81,6 +94,29 @@ def rotate(rotary: RotaryEmbedding, states: Tensor, positions: Tensor) -> None:
         rotary._match_cos_sin_cache_dtype(states),
         rotary.is_neox_style,
     )
+
+
+def rotate_back(rotary: RotaryEmbedding, keys: Tensor, distances: Tensor) -> Tensor:
+    """Return rotated keys as they are at lower positions, rounded once more to their type.
+
+    Args:
+        rotary: of the model.
+        keys: [tokens, KV heads, head size].
+        distances: [tokens], int64, at least 0.
+    """
+    wide = keys.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    table = _reverse_table(rotary).to(keys.device)
+    flat = wide.view(wide.shape[0], -1)
+    ops.rotary_embedding(distances, flat, None, rotary.head_size, table, rotary.is_neox_style)
+    return wide.to(keys.dtype)
+
+
+@lru_cache(maxsize=1)
+def _reverse_table(rotary: RotaryEmbedding) -> Tensor:
+    """Return cosines and sines that undo a rotation [positions, rotary size], float32."""
+    cos, sin = rotary._compute_cos_sin_cache().float().chunk(2, dim=-1)
+    # At position 0 the cosine is the model's attention scaling, which the keys already have.
+    return torch.cat([cos / cos[:1], -sin / cos[:1]], dim=-1)
 
 
 def _deferred(layer: type[RotaryEmbedding]) -> type[RotaryEmbedding]:

@@ -8,90 +8,13 @@ have one sub-chunk.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lacache.policies.schedule import Schedule, State, Timetable
-
-Integers = NDArray[np.int64]
-
-
-@final
-class ScheduleArrays:
-    """A bounded schedule as arrays: the slot of any token, and what each compaction moves.
-
-    Args:
-        schedule: of every sequence.
-    """
-
-    def __init__(self, schedule: Schedule) -> None:
-        timetable = Timetable(schedule)
-        self._schedule = schedule
-        self._states = timetable.compactions
-        self._seen = np.array([state.num_seen for state in self._states], dtype=np.int64)
-        self._left = np.array(
-            [schedule.compact(state).num_cached for state in self._states], dtype=np.int64
-        )
-        self._start = timetable.period_start.num_seen
-        self._period = timetable.period_tokens
-        self._per_period = int((self._seen >= self._start).sum())
-        self._moves: dict[int, tuple[int, Integers]] = {}
-
-    @property
-    def capacity(self) -> int:
-        """Most slots that a sequence ever uses."""
-        return self._schedule.capacity
-
-    @cached_property
-    def pattern_of_layer(self) -> tuple[int, ...]:
-        """Index of each layer's pattern in the arrays of `moves`."""
-        indices = {pattern: index for index, pattern in enumerate(self._patterns)}
-        return tuple(indices[pattern] for pattern in self._schedule.patterns)
-
-    @cached_property
-    def _patterns(self) -> tuple[int, ...]:
-        return tuple(sorted(set(self._schedule.patterns)))
-
-    def locate(self, tokens: Integers) -> tuple[Integers, Integers, Integers]:
-        """Locate tokens in the cache at the moment they are inserted.
-
-        Args:
-            tokens: [N], the number of tokens seen before each.
-
-        Returns:
-            The slot of each token [N]; the number of compactions before it [N]; and the compaction
-            (as `moves` numbers them) that runs directly before it, or -1 [N].
-        """
-        cycles = np.maximum(tokens - self._start, 0) // self._period
-        seen = tokens - cycles * self._period
-        last = np.searchsorted(self._seen, seen, side="right") - 1
-        slots = np.where(last < 0, seen, self._left[last] + seen - self._seen[last])
-        is_first = (last >= 0) & (seen == self._seen[last])
-        return slots, last + 1 + cycles * self._per_period, np.where(is_first, last, -1)
-
-    def moves(self, compaction: int) -> tuple[int, Integers]:
-        """Return the moves of a compaction.
-
-        Returns:
-            The first slot that changes in any pattern; and for this slot and all after it the slot
-            that its content comes from, per pattern: [patterns, moved].
-        """
-        if compaction not in self._moves:
-            state = self._states[compaction]
-            sources = np.stack([self._kept(state, pattern) for pattern in self._patterns])
-            stays = (sources == np.arange(sources.shape[1])).all(axis=0)
-            first = len(stays) if stays.all() else int(stays.argmin())
-            self._moves[compaction] = (first, sources[:, first:])
-        return self._moves[compaction]
-
-    def _kept(self, state: State, pattern: int) -> Integers:
-        is_kept = np.ones(state.num_cached, dtype=bool)
-        for start, stop in self._schedule.evicted_slots(state, pattern):
-            is_kept[start:stop] = False
-        return np.flatnonzero(is_kept)
+from lacache.integrations.vllm.positions import OriginalPositions
+from lacache.integrations.vllm.schedule_arrays import Integers, ScheduleArrays
+from lacache.policies.schedule import Schedule
 
 
 @final
@@ -102,11 +25,30 @@ class Moves:
     Args:
         sources: [patterns, moved], page slots.
         targets: [moved], page slots.
-        positions: [moved], slots of `targets` within their sequences; the keys' new positions.
+        positions: [patterns, moved], that unrotated keys, which move too, are rotated to. None with
+            original positions, where rotated keys move.
+        lower: [patterns, moved], by how much lower each key stands than before; None for 0.
     """
 
     sources: Integers
     targets: Integers
+    positions: Integers | None
+    lower: Integers | None
+
+
+@final
+@dataclass(frozen=True)
+class SinkMoves:
+    """Sinks that are rotated anew after a compaction, over all sequences that run one.
+
+    Args:
+        copies: [sinks], copy slots of their unrotated keys.
+        slots: [sinks], page slots.
+        positions: [patterns, sinks].
+    """
+
+    copies: Integers
+    slots: Integers
     positions: Integers
 
 
@@ -120,9 +62,13 @@ class SubChunk:
         sequences: [sequences], indices among the step's sequences.
         starts: [sequences + 1], where the tokens of each sequence start in `tokens`.
         lengths: [sequences], slots in use after the tokens are written.
-        positions: [tokens], slots within their sequences.
+        positions: [tokens], that queries and keys are rotated to.
         slots: [tokens], page slots to write to.
-        moves: compactions to run first, if any.
+        saved: [saved], indices in `tokens` of those whose unrotated keys are stored too.
+        copies: [saved], copy slots to write these to. As for page slots, but counted over the
+            `copies_per_page` of each page.
+        moves: to run first, if any.
+        sinks: to rotate anew after `moves`, if any.
     """
 
     tokens: Integers
@@ -131,11 +77,26 @@ class SubChunk:
     lengths: Integers
     positions: Integers
     slots: Integers
+    saved: Integers
+    copies: Integers
     moves: Moves | None
+    sinks: SinkMoves | None
+
+
+def copies_per_page(schedule: Schedule, page_size: int) -> int:
+    """Return how many unrotated keys a page must have room for.
+
+    With original positions the pages of a sequence share the copies of its sinks. With slots as
+    positions each slot has one.
+    """
+    if schedule.positions == "slots":
+        return page_size
+    return -(-schedule.sinks // -(-schedule.capacity // page_size))
 
 
 def split_step(
     schedule: ScheduleArrays,
+    original: OriginalPositions | None,
     num_seen: Integers,
     starts: Integers,
     pages: Integers,
@@ -145,6 +106,7 @@ def split_step(
 
     Args:
         schedule: of every sequence.
+        original: where keys stand; None where they stand at their slots.
         num_seen: [sequences], tokens of each sequence before this step.
         starts: [sequences + 1], where the tokens of each start among the step's tokens.
         pages: [sequences, pages], the pages of each sequence, in order of slots.
@@ -154,42 +116,87 @@ def split_step(
     sequence = np.repeat(np.arange(len(counts)), counts)
     if not len(sequence):
         return
-    offset = np.arange(len(sequence)) - starts[:-1][sequence]
-    positions, done, compaction = schedule.locate(num_seen[sequence] + offset)
-    slots = pages[sequence, positions // page_size] * page_size + positions % page_size
+    seen = num_seen[sequence] + np.arange(len(sequence)) - starts[:-1][sequence]
+    slots, done, compaction = schedule.locate(seen)
+    positions = slots if original is None else seen - original.bases(done)
     # The first tokens of a sequence are in sub-chunk 0, with or without a compaction before them.
     sub_chunk = done - done[starts[:-1][sequence]]
     order = np.argsort(sub_chunk, kind="stable")
     sizes = np.bincount(sub_chunk)
+    num_copies = copies_per_page(schedule.schedule, page_size)
     for tokens in np.split(order, np.cumsum(sizes)[:-1]):
         firsts = np.flatnonzero(np.diff(sequence[tokens], prepend=-1))
         ends = np.append(firsts[1:], len(tokens))
         sequences = sequence[tokens[firsts]]
+        page_slots = _page_slots(pages, sequence[tokens], slots[tokens], page_size)
+        saved, copies = np.arange(len(tokens)), page_slots
+        if original is not None:
+            saved = np.flatnonzero(seen[tokens] < schedule.schedule.sinks)
+            sinks = tokens[saved]
+            copies = _page_slots(pages, sequence[sinks], seen[sinks], num_copies)
+        running = compaction[tokens[firsts]]
+        is_running = running > 0
+        moves, moved_sinks = None, None
+        if is_running.any():
+            moves, moved_sinks = _moves(
+                schedule, original, running[is_running], pages[sequences[is_running]], page_size
+            )
         yield SubChunk(
             tokens=tokens,
             sequences=sequences,
             starts=np.append(firsts, len(tokens)),
-            lengths=positions[tokens[ends - 1]] + 1,
+            lengths=slots[tokens[ends - 1]] + 1,
             positions=positions[tokens],
-            slots=slots[tokens],
-            moves=_moves(schedule, compaction[tokens[firsts]], pages[sequences], page_size),
+            slots=page_slots,
+            saved=saved,
+            copies=copies,
+            moves=moves,
+            sinks=moved_sinks,
         )
 
 
 def _moves(
-    schedule: ScheduleArrays, compactions: Integers, pages: Integers, page_size: int
-) -> Moves | None:
-    """Join the moves of one compaction per sequence; -1 is none."""
-    sources, targets, positions = [], [], []
-    for sequence in np.flatnonzero(compactions >= 0):
-        first, moved = schedule.moves(int(compactions[sequence]))
-        to = np.arange(first, first + moved.shape[1])
-        held = pages[sequence]
-        sources.append(held[moved // page_size] * page_size + moved % page_size)
-        targets.append(held[to // page_size] * page_size + to % page_size)
-        positions.append(to)
-    if not sources:
-        return None
-    return Moves(
-        np.concatenate(sources, axis=1), np.concatenate(targets), np.concatenate(positions)
+    schedule: ScheduleArrays,
+    original: OriginalPositions | None,
+    compactions: Integers,
+    pages: Integers,
+    page_size: int,
+) -> tuple[Moves, SinkMoves | None]:
+    """Join the moves of one compaction for each of the sequences with these `pages`."""
+    num_sinks = schedule.schedule.sinks
+    sources, targets, positions, lower, sink_positions = [], [], [], [], []
+    renumbers = False
+    for row, compaction in enumerate(compactions.tolist()):
+        first, kept = schedule.moves(compaction)
+        distances = None
+        if original is not None:
+            of_sinks, distances = original.after(compaction)
+            sink_positions.append(of_sinks)
+        if distances is not None:
+            first, renumbers = num_sinks, True
+        slots = np.arange(first, kept.shape[1])
+        sources.append(_page_slots(pages, row, kept[:, first:], page_size))
+        targets.append(_page_slots(pages, row, slots, page_size))
+        positions.append(np.tile(slots, (len(kept), 1)))
+        lower.append(np.zeros_like(positions[-1]) if distances is None else distances[:, first:])
+    moves = Moves(
+        np.concatenate(sources, axis=1),
+        np.concatenate(targets),
+        np.concatenate(positions, axis=1) if original is None else None,
+        np.concatenate(lower, axis=1) if renumbers else None,
     )
+    if original is None or not num_sinks:
+        return moves, None
+    rows = np.repeat(np.arange(len(pages)), num_sinks)
+    sinks = np.tile(np.arange(num_sinks), len(pages))
+    return moves, SinkMoves(
+        _page_slots(pages, rows, sinks, copies_per_page(schedule.schedule, page_size)),
+        _page_slots(pages, rows, sinks, page_size),
+        np.concatenate(sink_positions, axis=1),
+    )
+
+
+def _page_slots(pages: Integers, rows: Integers | int, slots: Integers, page_size: int) -> Integers:
+    """Return the page slots of `slots` of the sequences whose pages are in `rows` of `pages`."""
+    found: Integers = pages[rows, slots // page_size] * page_size + slots % page_size
+    return found
