@@ -17,6 +17,7 @@ from lacache.errors import (
     UnsupportedModelError,
     UnsupportedOperationError,
 )
+from lacache.evals.baselines import KeyDiff, ScoredCache
 from lacache.models.decoder import cache_argument
 from tests.cache.tiny_models import FAMILIES, LONGROPE, SHAPE, random_ids, tiny_model
 
@@ -419,6 +420,12 @@ def test_rotary_frequencies_that_would_change(family: str) -> None:
             LaCache(tiny, budget, policy)
         with pytest.raises(ConfigError, match=r"must be at most 40|keeps every token"):
             Engine(tiny, budget, policy)
+    with pytest.raises(ConfigError, match="must be at most 40"):
+        ScoredCache(tiny, KeyDiff(), 41)
+    share = LaCache(tiny, 0.5, "streaming")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="capacity=60 must be at most 40"):
+            share.prefill(tiny, random_ids(120))
     cache = LaCache(tiny, 20, "streaming", prefill="dense")
     with pytest.raises(InputError, match=r"of 41 tokens must be at most 40.*prefill='chunked'"):
         cache.prefill(tiny, random_ids(41))

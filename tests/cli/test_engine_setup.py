@@ -25,25 +25,25 @@ def chunks_of(model: Any, num_tokens: int, budget: str | None, policy: str) -> l
 
 
 def test_the_default_budget_is_512(model: Any) -> None:
-    assert chunks_of(model, 600, None, "streaming")[:2] == [512, 51]
+    assert chunks_of(model, 600, None, "streaming")[:2] == [512, 64]
 
 
 @pytest.mark.parametrize(
     ("policy", "budget", "chunks"),
     [
-        ("streaming", "64", [64, 6, 6]),
-        ("streaming", "0.25", [125, 12, 12]),
+        ("streaming", "64", [64, 8, 8]),
+        ("streaming", "0.25", [125, 15, 15]),
         # 5 layers x 2 heads x 8 values x 2 x 4 bytes: 640 bytes a token.
-        ("streaming", "80KiB", [128, 12, 12]),
+        ("streaming", "80KiB", [128, 16, 16]),
         ("streaming", "0.001", [5, 1, 1]),
         # Whole bands are freed, here two slots each.
-        ("ladder", "64", [64, 6, 6]),
-        ("ladder", "0.25", [125, 12, 12]),
-        ("ladder", "80KiB", [128, 12, 12]),
+        ("ladder", "64", [64, 8, 8]),
+        ("ladder", "0.25", [125, 16, 16]),
+        ("ladder", "80KiB", [128, 16, 16]),
         ("ladder", "0.001", [8, 2, 2]),
     ],
 )
-def test_the_default_evict_batch_is_a_tenth_of_the_capacity(
+def test_the_default_evict_batch_is_an_eighth_of_the_capacity(
     model: Any, policy: str, budget: str, chunks: list[int]
 ) -> None:
     assert chunks_of(model, 500, budget, policy)[:3] == chunks

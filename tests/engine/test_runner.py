@@ -331,6 +331,17 @@ def test_another_call_may_follow_an_interrupted_one() -> None:
     assert torch.equal(read(shaken, 1, TEXT[:7]), read(calm, 1, TEXT[:7]))
 
 
+@pytest.mark.parametrize("positions", ["original", "slots"])
+@pytest.mark.parametrize("family", ["phi3-longrope", "llama-dynamic"])
+def test_a_capacity_of_all_positions_with_the_same_frequencies(family: str, positions: str) -> None:
+    sized = (40, Ladder(span=2, sinks=2, recent=5, evict_batch=3, positions=positions))
+    tiny = tiny_model(family)
+    ids = random_ids(90)
+    runner = new_runner(tiny, sized, 1, None)
+    found = torch.stack([step(runner, 0, token) for token in ids[0].tolist()])
+    torch.testing.assert_close(found, twin_logits(tiny, ids, sized)[0], atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_sequences_past_the_trained_length_are_renumbered_one_by_one(family: str) -> None:
     tiny = tiny_model(family, max_position_embeddings=40)
@@ -342,7 +353,7 @@ def test_sequences_past_the_trained_length_are_renumbered_one_by_one(family: str
 
 
 @pytest.mark.parametrize(
-    ("family", "broken"), [("llama", (KVHeads, "gather")), ("gemma3", (PrefillRingLayer, "commit"))]
+    ("family", "broken"), [("llama", (KVHeads, "apply")), ("gemma3", (PrefillRingLayer, "commit"))]
 )
 def test_an_interrupted_change_is_noticed(
     family: str, broken: tuple[type, str], monkeypatch: pytest.MonkeyPatch

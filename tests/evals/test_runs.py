@@ -54,7 +54,7 @@ def test_a_record_says_what_was_measured_and_how(runner: EvalRunner) -> None:
     assert list(record)[:2] == ["kind", "key"]
     assert record["kind"] == "eval"
     assert record["task"] == {"name": "digit", "place": 60, "questions": 1}
-    policy = {"name": "streaming", "sinks": 4, "evict_batch": 0.1, "positions": "original"}
+    policy = {"name": "streaming", "sinks": 4, "evict_batch": 0.125, "positions": "original"}
     assert record["policy"] == policy
     settings = ("length", "count", "seed", "budget", "prefill", "first_token")
     assert [record[name] for name in settings] == [80, 4, 3, "40", "dense", "cache"]

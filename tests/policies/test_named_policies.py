@@ -118,7 +118,7 @@ def test_explicit_groups_are_the_same_without_profile_and_budget(name: str) -> N
     ("one", "other"),
     [
         ("ladder:span=6", "ladder:span=6:overlap=0"),
-        ("ladder:span=6", "ladder:span=6:evict_batch=51:recent=256"),
+        ("ladder:span=6", "ladder:span=6:evict_batch=64:recent=256"),
         ("paper", "ladder:span=6:overlap=0:recent=12:evict_batch=1:positions=slots"),
         ("balanced:most=0.0", "retrieval:share=0.07:window=0.75"),
     ],

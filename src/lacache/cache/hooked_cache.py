@@ -50,7 +50,7 @@ class HookedCache(Cache, ABC):
         """Return the position ids [Q] of the next forward, which replace the caller's."""
 
     @abstractmethod
-    def begin(self, num_new: int, first_position: int) -> None:
+    def begin(self, num_new: int) -> None:
         """Open a forward of `num_new` tokens, and compact if a compaction is due."""
 
     @abstractmethod

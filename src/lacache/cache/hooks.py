@@ -61,7 +61,7 @@ def _before_forward(
     else:
         # One text has one result, whether positions are given or not.
         call["position_ids"] = positions.expand_as(call["position_ids"])
-    cache.begin(num_new - start, int(positions[0]))
+    cache.begin(num_new - start)
     cache.earlier_hidden = earlier
     return (), call
 

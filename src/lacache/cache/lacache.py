@@ -176,18 +176,23 @@ class LaCache(HookedCache):
 
     def next_positions(self, num_new: int) -> Tensor:
         """Return the position ids [Q] of the next forward."""
-        first = self._positions.position(self._base, self._states())
+        first, _ = self._positions.find(self._base, self._states())
         return torch.arange(first, first + num_new)
 
-    def begin(self, num_new: int, first_position: int) -> None:
-        """Open a forward of `num_new` tokens, and compact if a compaction is due."""
+    def begin(self, num_new: int) -> None:
+        """Open a forward of `num_new` tokens, and compact if a compaction is due.
+
+        Raises:
+            InputError: a dense prefill that is too long for the rotary frequencies.
+            UnsupportedOperationError: the last forward was interrupted.
+        """
         dense = self._is_dense()
         if dense:
             self._info.validate_dense(num_new)
-        base = self._positions.base(self._base, self._states())
+        position, base = self._positions.find(self._base, self._states())
         renumber = base != self._base
         for group in self._groups:
-            group.begin(num_new, first_position, dense=dense, renumber=renumber)
+            group.begin(num_new, position, dense=dense, renumber=renumber)
         self._base = base
         if self._info.has_native:
             # Native layers do not report changes, and may change before any other layer.
@@ -236,13 +241,20 @@ class LaCache(HookedCache):
         return self._groups[0].state.num_seen
 
     def _start(self, prompt_tokens: int) -> None:
-        """Make empty layers for a first prompt of `prompt_tokens` tokens."""
+        """Make empty layers for a first prompt of `prompt_tokens` tokens.
+
+        Raises:
+            ConfigError: a share of so many tokens cannot work for this model.
+        """
+        policy = self._bind(prompt_tokens=prompt_tokens)
+        self._positions = self._info.query_positions([bound.schedule for bound in policy.groups])
+        self._bound = policy
         self._prompt_tokens = prompt_tokens
+        self._base = 0
+        self._groups: list[LayerGroup] = []
         layers: list[Any] = DynamicCache(config=self._info.text_config).layers
         bounded: dict[int, dict[tuple[int, ...], BoundedLayer]] = {}
-        self._groups: list[LayerGroup] = []
-        self._bound = self._bind(prompt_tokens=prompt_tokens)
-        for bound in self._bound.groups:
+        for bound in policy.groups:
             group = LayerGroup(bound.schedule)
             self._groups.append(group)
             for depth, heads in bound.heads.items():
@@ -254,9 +266,6 @@ class LaCache(HookedCache):
             whole = len(by_heads) == 1
             layers[index] = next(iter(by_heads.values())) if whole else SplitLayer(by_heads)
         self.layers = layers
-
-        self._positions = self._info.query_positions([group.schedule for group in self._groups])
-        self._base = 0
 
     def _states(self) -> list[State]:
         return [group.state for group in self._groups]

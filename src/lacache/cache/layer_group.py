@@ -25,7 +25,7 @@ class _Forward:
     surviving: Tensor | None
     """Slots [patterns, N] that a compaction leaves; None without one."""
     in_place: Tensor | None
-    """How far stored keys [patterns, N] move where they are; None, as a rule, for not at all."""
+    """Distance by which each stored key [patterns, N] is rotated in place; None for none."""
     touched: bool
     """Whether anything has changed, so that the forward cannot be tried again."""
 
@@ -65,7 +65,7 @@ class LayerGroup:
 
     @property
     def state(self) -> State:
-        """Counts before the open forward, after its compaction; else those that it will find."""
+        """Counts now; outside of a forward a compaction that is due has not run yet."""
         return self._group_state.state
 
     def settled(self) -> State:

@@ -26,9 +26,9 @@ class CacheReport:
     capacity: int
     compactions: int
     bytes: int
-    """Bytes that are reserved: of the engine, however few tokens it holds."""
+    """Bytes allocated; in the engine for full capacity, however few tokens are held."""
     held_bytes: int
-    """Of these, the bytes of the tokens held."""
+    """Bytes of the tokens held, of those allocated."""
     coverage: int
     """Distinct tokens that at least one layer still holds."""
     most_cached: int

@@ -65,11 +65,14 @@ class GatherPlan:
     to_rotate: tuple[tuple[int, int], ...]
     """For each pattern, the slots `(start, stop)` whose keys must be rotated by their shifts.
 
-    Keys before `start` keep slots and positions; keys from `stop` on keep positions only.
+    Keys before `start` keep slots and positions; keys from `stop` on keep positions only, but
+    for `in_place`.
     """
     in_place: Tensor | None = None
-    """Distance by which the key in each slot is rotated where it is [patterns, N], rounded once
-    more, for the slots without unrotated keys; None, as a rule, for none."""
+    """Distance by which each key without an unrotated copy is rotated in place [patterns, N].
+
+    None unless the compaction renumbers. The key is rounded once more.
+    """
 
 
 @final
@@ -245,7 +248,8 @@ class SequenceState:
 
     def next_position(self) -> int:
         """Return the position id of the next token."""
-        return self._positions.position(self.base, self._states())
+        position, _ = self._positions.find(self.base, self._states())
+        return position
 
     def begin(self) -> list[GatherPlan | None]:
         """Return, for each head group, what its layers must do before the next token.
@@ -256,8 +260,7 @@ class SequenceState:
             UnsupportedOperationError: an earlier change was interrupted.
         """
         self.validate_complete()
-        position = self.next_position()
-        base = self._positions.base(self.base, self._states())
+        position, base = self._positions.find(self.base, self._states())
         self.is_changing = True
         plans = [group.begin(position, renumber=base != self.base) for group in self.groups]
         self.base = base

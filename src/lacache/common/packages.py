@@ -32,7 +32,7 @@ def package_folder(package: str, *, gives: str, install: str) -> Path:
 
 @cache
 def notice_once(notice: str) -> None:
-    """Print the author and licence of a package's data on stderr, once in each process."""
+    """Print a notice on stderr, such as an author and licence, once in each process."""
     print(notice, file=sys.stderr, flush=True)
 
 

@@ -249,7 +249,8 @@ def _inconsistencies(snapshot: Snapshot, runner: Runner) -> Iterator[str]:
             "another"
         )
     base = snapshot.tensors.get("base")
-    if base is not None and base.numel() and not 0 <= int(base[0]) <= snapshot.num_seen:
+    is_base = base is not None and base.dtype == torch.int64 and base.shape == (1,)
+    if base is not None and is_base and not 0 <= int(base[0]) <= snapshot.num_seen:
         yield f"its positions count from token {int(base[0])} of {snapshot.num_seen}; save another"
     for number, group in enumerate(runner.layout.bound.groups):
         counts = snapshot.tensors.get(f"group.{number}.counts")

@@ -16,7 +16,7 @@ from lacache.common.validation import validate_number
 from lacache.errors import ConfigError, InputError, MissingExtraError, UnsupportedModelError
 from lacache.policies import Ladder, ModelShape, Schedule, bind_policy, kept_after
 from lacache.policies.policy import DEFAULT_POSITIONS, EVICT_BATCH, SINKS
-from lacache.policies.query_positions import QueryPositions
+from lacache.policies.query_positions import UNKNOWN_LENGTH, QueryPositions
 
 try:
     from kvpress import SUPPORTED_MODELS, BasePress
@@ -126,7 +126,7 @@ class LadderPress(BasePress):
         layer: Any = module
         config = layer.config
         schedule = self._schedule(config.num_hidden_layers, num_tokens)
-        trained_length = getattr(config, "max_position_embeddings", None)
+        trained_length = getattr(config, "max_position_embeddings", None) or UNKNOWN_LENGTH
         kept, at_slots = _kept(schedule, num_tokens, trained_length)
         tokens = torch.tensor(kept[layer.layer_idx], device=keys.device)
         keys, values = keys[:, :, tokens], values[:, :, tokens]
@@ -167,7 +167,7 @@ class LadderPress(BasePress):
 
 @lru_cache(maxsize=1)
 def _kept(
-    schedule: Schedule, num_tokens: int, trained_length: int | None
+    schedule: Schedule, num_tokens: int, trained_length: int
 ) -> tuple[tuple[list[int], ...], bool]:
     """Return what is in the cache when token `num_tokens` is inserted.
 
@@ -177,7 +177,7 @@ def _kept(
         The tokens that each layer keeps, and whether all of them stand at their slots.
     """
     kept = kept_after(schedule, num_tokens)
-    base = QueryPositions((schedule,), trained_length, count_on=False).base(0, [kept.state])
+    _, base = QueryPositions((schedule,), trained_length, count_on=False).find(0, [kept.state])
     kept.settle()
     tokens = tuple(kept.by_pattern[pattern] for pattern in schedule.patterns)
     return tokens, schedule.positions == "slots" or base > 0

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from lacache.errors import ConfigError, InputError, UnsupportedModelError
 from lacache.models.decoder import cache_argument, find_decoder
 from lacache.models.rotary import Rotation, find_rotations, fixed_length
-from lacache.policies.query_positions import QueryPositions
+from lacache.policies.query_positions import UNKNOWN_LENGTH, QueryPositions
 from lacache.policies.schedule import UNBOUNDED, Schedule
 
 FAR = 20_011
@@ -92,12 +92,11 @@ class ModelInfo:
             ConfigError: a capacity beyond the length at which rotary frequencies change.
             UnsupportedModelError: positions can never start over, and would pass that length.
         """
-        trained_length: int | None = getattr(self.text_config, "max_position_embeddings", None)
-        if self.fixed_length is not None:
-            self._validate_fixed(max(schedule.capacity for schedule in schedules))
-            trained_length = self.fixed_length
+        self.validate_capacity(max(schedule.capacity for schedule in schedules))
+        configured = getattr(self.text_config, "max_position_embeddings", None)
+        length = self.fixed_length or configured or UNKNOWN_LENGTH
         # Native sliding layers keep rotated keys.
-        return QueryPositions(tuple(schedules), trained_length, count_on=self.has_native)
+        return QueryPositions(tuple(schedules), length, count_on=self.has_native)
 
     def validate_dense(self, num_tokens: int) -> None:
         """Raise InputError for a dense prefill that is too long for the rotary frequencies."""
@@ -108,18 +107,28 @@ class ModelInfo:
                 "prefill='chunked'"
             )
 
-    def _validate_fixed(self, capacity: int) -> None:
+    def validate_capacity(self, capacity: int) -> None:
+        """Refuse a capacity, in tokens, that is beyond what the rotary frequencies allow.
+
+        Raises:
+            ConfigError: the frequencies would change.
+            UnsupportedModelError: positions can never start over, so they would in the end.
+        """
+        if self.fixed_length is None:
+            return
         if self.has_native:
             raise UnsupportedModelError(
                 f"the model's rotary frequencies change after {self.fixed_length} positions, which "
                 "its sliding or linear layers count without end; set another rope_type in its "
                 "config"
             )
-        if self.fixed_length is not None and capacity > self.fixed_length:
-            many = "endless" if capacity == UNBOUNDED else str(capacity)
+        if capacity > self.fixed_length:
+            is_full = capacity == UNBOUNDED
+            many, remedy = ("endless", "policy='streaming' and ") if is_full else (capacity, "")
             raise ConfigError(
                 f"capacity={many} must be at most {self.fixed_length}, the positions after which "
-                f"the model's rotary frequencies change; try budget={self.fixed_length // 2}"
+                f"the model's rotary frequencies change; try {remedy}budget="
+                f"{self.fixed_length // 2}"
             )
 
     @property

@@ -22,7 +22,7 @@ EVICT_BATCH = 0.125
 """Share of the capacity that one compaction frees, where the user gives none."""
 
 DEFAULT_POSITIONS = "original"
-"""Where keys stand, if the user does not say."""
+"""Default of the setting `positions`."""
 
 _AMPLE = 1 << 40
 """A capacity that no model fills: what fails with it fails with every one."""
@@ -221,7 +221,7 @@ def validate_slots(name: str, value: object, least: int) -> None:
 
 
 def validate_positions(value: object) -> None:
-    """Raise ConfigError unless `value` says where keys stand."""
+    """Raise ConfigError unless `value` is one of POSITIONS."""
     if value not in POSITIONS:
         raise ConfigError(
             f"positions={value!r} must be 'original' or 'slots'; try positions=original"

@@ -58,7 +58,7 @@ class Schedule(ABC):
     evict_unit: int = 1
     """Slots that can only be freed together: every `evict_batch` is a multiple."""
     sinks: int = 0
-    """First slots, never evicted."""
+    """Number of first slots that are never evicted."""
     positions: str = "slots"
     steady_from: int = 0
     """Tokens seen from which on slots and cursor alone decide, and so the schedule is periodic."""

@@ -4,7 +4,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
@@ -71,13 +71,14 @@ def make_service(
     with _locked(settings.storage.folder), ExitStack() as stack:
         models: list[ServedModel] = []
         for name, engine in engines.items():
-            models.append(_served_model(name, engine, model, settings))
+            models.append(_served_model(name, engine, settings))
             stack.callback(models[-1].close)
+        _notice_sessions_left(settings.storage.folder)
         prompts = Prompts(tokenizer, vocab_size, settings.limits)
         yield Service(models, prompts, eos_token_ids, settings.limits, Metrics())
 
 
-def _served_model(name: str, engine: Engine, model: Any, settings: ServerSettings) -> ServedModel:
+def _served_model(name: str, engine: Engine, settings: ServerSettings) -> ServedModel:
     storage = settings.storage
     files, sessions = None, None
     if storage.folder is not None:
@@ -107,15 +108,35 @@ def _adopt_sessions(storage: Path, folder: Path, engine: Engine) -> None:
         return
     for path in sorted(storage.glob("*/sessions/*.lacache")):
         old = path.parents[1]
-        try:
-            kind = kind_of_version_0_1(read_header(path))
-            # Sessions of version 0.1 that were imported lie in folders of other kinds.
-            if kind is not None and old.name == _folder_name(kind):
+        with suppress(InputError):
+            if _is_of_0_1(path):
                 engine.validate_snapshot(Snapshot.load(path))
                 old.rename(folder)
                 return
-        except InputError as error:
-            notice_once(f"Sessions of lacache 0.1 stay in {old}: {error}")
+
+
+def _notice_sessions_left(storage: Path | None) -> None:
+    """Tell of the folders of lacache 0.1 that no engine could continue."""
+    paths = [] if storage is None else sorted(storage.glob("*/sessions/*.lacache"))
+    for folder in dict.fromkeys(path.parents[1] for path in paths):
+        with suppress(InputError):
+            if any(_is_of_0_1(path) for path in paths if path.parents[1] == folder):
+                notice_once(
+                    f"{folder} has sessions of lacache 0.1, which this server cannot continue; "
+                    "serve the policy and budget that they were saved with, and positions=slots"
+                )
+
+
+def _is_of_0_1(path: Path) -> bool:
+    """Return whether lacache 0.1 saved a session in a folder of its own.
+
+    Those that were imported lie in folders of other kinds.
+
+    Raises:
+        InputError: the file is no snapshot.
+    """
+    kind = kind_of_version_0_1(read_header(path))
+    return kind is not None and path.parents[1].name == _folder_name(kind)
 
 
 def _folder_name(kind: str) -> str:

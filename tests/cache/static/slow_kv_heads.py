@@ -112,17 +112,7 @@ class Slow:
 
 def apply(kv_heads: KVHeads, plan: GatherPlan) -> None:
     """Apply a gather plan as the static cache does."""
-    kv_heads.save(BATCH_SLOT, plan.num_saved, plan.num_cached)
-    kv_heads.gather(BATCH_SLOT, plan)
-    if kv_heads.rotations is None:
-        return
-    first = kv_heads.num_unrotated
-    if plan.in_place is not None:
-        again = kv_heads.rotations.tables(plan.in_place[kv_heads.pattern, first:])
-        kv_heads.rotate(BATCH_SLOT, first, again, in_place=True)
-    start, stop = plan.to_rotate[kv_heads.pattern]
-    tables = kv_heads.rotations.tables(plan.shifts[kv_heads.pattern, start:stop])
-    kv_heads.rotate(BATCH_SLOT, start, tables, in_place=False)
+    kv_heads.apply(BATCH_SLOT, plan, kv_heads.plan_tables(plan))
 
 
 def make_kv_heads(

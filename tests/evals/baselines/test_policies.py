@@ -93,7 +93,7 @@ def test_random_ladders_hold_as_many_bytes_as_the_ladder(model: Any, dense: bool
     ("spec", "told"),
     [
         ("h2o:recent=1.5", "recent=1.5 as a share"),
-        ("h2o:recent=0.9", "recent=0.9 and evict_batch=0.1 must be below 1 together"),
+        ("h2o:recent=0.9", "recent=0.9 and evict_batch=0.125 must be below 1 together"),
         ("knorm:sinks=-1", "sinks=-1"),
         ("snapkv:kernel=2", "kernel=2 must be odd"),
         ("pyramidkv:beta=0.5", "beta=0.5 must be at least 1"),

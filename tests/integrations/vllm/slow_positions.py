@@ -17,7 +17,7 @@ class SlowPositions:
 
     def insert(self) -> int:
         """Insert the next token; return its position."""
-        base = self._rule.base(self.base, [self.kept.state])
+        _, base = self._rule.find(self.base, [self.kept.state])
         self.kept.settle()
         for pattern, tokens in self.kept.by_pattern.items():
             if base != self.base:

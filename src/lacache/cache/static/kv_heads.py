@@ -125,6 +125,20 @@ class Rotations:
 
 @final
 @dataclass(frozen=True)
+class PlanTables:
+    """Rotary tables of a gather plan for the heads of one pattern.
+
+    Args:
+        unrotated: for `GatherPlan.to_rotate`; None in layers without positions.
+        in_place: for `GatherPlan.in_place`; None, too, where nothing is renumbered.
+    """
+
+    unrotated: RotaryTables | None
+    in_place: RotaryTables | None
+
+
+@final
+@dataclass(frozen=True)
 class KVHeads:
     """Keys and values of the KV heads of one layer that are in one head group.
 
@@ -159,35 +173,32 @@ class KVHeads:
         if self.unrotated_keys is not None and num_saved < stop:
             self.unrotated_keys.copy_slots(batch_slot, num_saved, stop, self.keys)
 
-    def gather(self, batch_slot: int, plan: GatherPlan) -> None:
-        """Move the slots that survive a compaction, after `save`."""
-        if plan.surviving is None:
-            return
-        slots = plan.surviving[self.pattern]
-        first = plan.first_changed[self.pattern]
-        self._gather(self.values, batch_slot, slots, first)
-        if self.unrotated_keys is None:
+    def plan_tables(self, plan: GatherPlan) -> PlanTables:
+        """Return the tables of a plan, which heads with the same pattern and rotations share."""
+        if self.rotations is None:
+            return PlanTables(None, None)
+        start, stop = plan.to_rotate[self.pattern]
+        in_place = None
+        if plan.in_place is not None:
+            in_place = self.rotations.tables(plan.in_place[self.pattern, self.num_unrotated :])
+        return PlanTables(self.rotations.tables(plan.shifts[self.pattern, start:stop]), in_place)
+
+    def apply(self, batch_slot: int, plan: GatherPlan, tables: PlanTables) -> None:
+        """Apply a gather plan to one batch slot."""
+        self.save(batch_slot, plan.num_saved, plan.num_cached)
+        start, stop = plan.to_rotate[self.pattern]
+        if plan.surviving is not None:
+            slots, first = plan.surviving[self.pattern], plan.first_changed[self.pattern]
+            self._gather(self.values, batch_slot, slots, first)
+            if self.unrotated_keys is not None:
+                self._gather(self.unrotated_keys, batch_slot, slots[: self.num_unrotated], first)
+                # The keys before are rotated below.
+                first = max(first, stop)
             self._gather(self.keys, batch_slot, slots, first)
-            return
-        self._gather(self.unrotated_keys, batch_slot, slots[: self.num_unrotated], first)
-        # The keys before are rotated anew.
-        self._gather(self.keys, batch_slot, slots, max(first, plan.to_rotate[self.pattern][1]))
-
-    def rotate(self, batch_slot: int, start: int, tables: RotaryTables, *, in_place: bool) -> None:
-        """Rotate keys from slot `start` on, as many as `tables` are long.
-
-        Args:
-            batch_slot: the sequence's.
-            start: first slot.
-            tables: from `rotations`.
-            in_place: from where the keys stand, in place of from their unrotated copies.
-        """
-        source = self.keys if in_place else self.unrotated_keys
-        if source is None or self.rotations is None or not len(tables[0]):
-            return
-        keys = source.read(batch_slot, start + len(tables[0]), start)
-        rotated = self.ops.rotate(keys, *tables, self.rotations.partners)
-        self.keys.write(batch_slot, start, rotated)
+        if tables.in_place is not None:
+            self._rotate(self.keys, batch_slot, self.num_unrotated, tables.in_place)
+        if self.unrotated_keys is not None and tables.unrotated is not None:
+            self._rotate(self.unrotated_keys, batch_slot, start, tables.unrotated)
 
     def insert(self, batch_slot: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Add new keys and values [1, H, Q, D] to a batch slot, from `slot` on."""
@@ -204,6 +215,14 @@ class KVHeads:
         """All buffers: keys, values and, where keys move, unrotated keys."""
         unrotated = () if self.unrotated_keys is None else (self.unrotated_keys,)
         return (self.keys, self.values, *unrotated)
+
+    def _rotate(self, source: Buffer, batch_slot: int, start: int, tables: RotaryTables) -> None:
+        """Set keys from slot `start` on to those of a buffer, rotated by tables."""
+        if self.rotations is None or not len(tables[0]):
+            return
+        keys = source.read(batch_slot, start + len(tables[0]), start)
+        rotated = self.ops.rotate(keys, *tables, self.rotations.partners)
+        self.keys.write(batch_slot, start, rotated)
 
     def _gather(self, buffer: Buffer, batch_slot: int, slots: Tensor, start: int) -> None:
         if start < len(slots):

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any, final
 
 import torch
@@ -13,7 +12,13 @@ from transformers import Cache, DynamicCache
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
 from lacache.cache.static.attention import Attend
 from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer, RingBuffer
-from lacache.cache.static.kv_heads import CompactionOps, KVHeads, Rotations, TorchCompactionOps
+from lacache.cache.static.kv_heads import (
+    CompactionOps,
+    KVHeads,
+    PlanTables,
+    Rotations,
+    TorchCompactionOps,
+)
 from lacache.cache.static.layers import (
     CausalMasks,
     DecodeInputs,
@@ -25,7 +30,7 @@ from lacache.cache.static.layers import (
 from lacache.cache.static.layout import CacheLayout, num_unrotated
 from lacache.common.validation import physical_bytes
 from lacache.errors import ConfigError
-from lacache.models.rotary import RotaryTables, Rotation
+from lacache.models.rotary import Rotation
 
 
 @final
@@ -173,29 +178,14 @@ class StaticKVCache:
         if plan.surviving is not None:
             plan = replace(plan, surviving=plan.surviving.to(self.device))
 
-        @cache
-        def tables(pattern: int, rotations: Rotations) -> RotaryTables:
-            return rotations.tables(plan.shifts[pattern, slice(*plan.to_rotate[pattern])])
-
-        @cache
-        def tables_in_place(pattern: int, rotations: Rotations, start: int) -> RotaryTables:
-            assert plan.in_place is not None
-            return rotations.tables(plan.in_place[pattern, start:])
-
+        tables: dict[tuple[int, int], PlanTables] = {}
         for heads in self.all_kv_heads():
             if heads.group != group:
                 continue
-            heads.save(batch_slot, plan.num_saved, plan.num_cached)
-            heads.gather(batch_slot, plan)
-            if heads.rotations is None:
-                continue
-            if plan.in_place is not None:
-                start = heads.num_unrotated
-                again = tables_in_place(heads.pattern, heads.rotations, start)
-                heads.rotate(batch_slot, start, again, in_place=True)
-            start, _ = plan.to_rotate[heads.pattern]
-            anew = tables(heads.pattern, heads.rotations)
-            heads.rotate(batch_slot, start, anew, in_place=False)
+            key = (heads.pattern, id(heads.rotations))
+            if key not in tables:
+                tables[key] = heads.plan_tables(plan)
+            heads.apply(batch_slot, plan, tables[key])
 
     def _compact(self, batch_slot: int) -> None:
         sequence = self.sequences[batch_slot]
@@ -213,7 +203,9 @@ class StaticKVCache:
 
     def _allocate_kv_heads(self, batch_size: int) -> dict[int, tuple[KVHeads, ...]]:
         info = self.layout.info
-        reach = max(tables.schedule.capacity for tables in self._compaction_tables)
+        # Sinks soon move farther than any table reaches.
+        slots = [t.schedule for t in self._compaction_tables if t.schedule.positions == "slots"]
+        reach = max((schedule.capacity - 1 for schedule in slots), default=0)
         rotations: dict[tuple[Rotation, int], Rotations] = {}
         made: dict[int, tuple[KVHeads, ...]] = {}
         for group, bound in enumerate(self.layout.bound.groups):

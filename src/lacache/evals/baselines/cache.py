@@ -68,6 +68,7 @@ class ScoredCache(MonitoredCache):
                 f"{len(capacities)} capacities were given for {depth} layers with a growing cache; "
                 f"give {depth}"
             )
+        info.validate_capacity(max(capacities))
         evict_batch = policy.slots_per_compaction(mean)
         _validate_room(min(capacities), evict_batch, policy)
         counts = TokenCounts(capacities, evict_batch)
@@ -207,7 +208,7 @@ class ScoredCache(MonitoredCache):
         first = self._counts.num_seen if native else max(self._counts.settled())
         return torch.arange(first, first + num_new)
 
-    def begin(self, num_new: int, first_position: int) -> None:
+    def begin(self, num_new: int) -> None:
         """Evict if it is due, and open a forward.
 
         Raises:
@@ -218,6 +219,7 @@ class ScoredCache(MonitoredCache):
                 "the last forward was interrupted, so layers may hold different tokens; call "
                 "cache.reset() and prefill again"
             )
+        first_position = int(self.next_positions(1))
         self._num_new = num_new
         self._wants_weights = isinstance(self._policy, AttentionPolicy) and self._unseen() == 0
         self._counts.settle()
