@@ -198,10 +198,12 @@ class GroupState:
         sinks, num_keys = self.schedule.sinks, original_positions.shape[1]
         if self.schedule.positions == "slots":
             return (self.origin + torch.arange(num_keys)).expand_as(original_positions)
-        if num_keys <= sinks:
+        if num_keys < sinks:
             return original_positions
-        # Right before the oldest other token.
-        moved = original_positions[:, sinks : sinks + 1] + torch.arange(-sinks, 0)
+        # Right before the oldest other token, which is the next where there is none.
+        following = torch.full_like(original_positions[:, :1], self.origin + num_keys)
+        others = torch.cat([original_positions[:, sinks:], following], dim=1)
+        moved = others[:, :1] + torch.arange(-sinks, 0)
         return torch.cat([moved, original_positions[:, sinks:]], dim=1)
 
     def _changes(
