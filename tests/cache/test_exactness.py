@@ -89,6 +89,7 @@ def test_counted_and_slot_positions_mix(
 RENUMBERED: dict[str, Sized] = {
     "ladder": (18, Ladder(span=2, sinks=2, recent=5, evict_batch=3)),
     "window": (12, Streaming(sinks=0, evict_batch=4)),
+    "sinks alone are left": (8, Streaming(sinks=2, evict_batch=6)),
     "groups": (
         None,
         Groups(
