@@ -184,7 +184,7 @@ def _kept(
 
 
 def _validate_layers(config: Any) -> None:
-    """Refuse sliding-window layers.
+    """Refuse a model with sliding-window layers.
 
     kvpress makes the mask of several tokens for one length of all layers. After a press on the
     other layers alone, it does not fit.

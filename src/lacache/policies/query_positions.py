@@ -13,7 +13,7 @@ UNKNOWN_LENGTH = 16_384
 @final
 @dataclass(frozen=True)
 class QueryPositions:
-    """Where the next token of a sequence stands, and which compactions renumber its keys.
+    """Position ids of the next tokens of a sequence, and the compactions that renumber its keys.
 
     With original positions tokens count on from a base. Distances to the oldest tokens would grow
     beyond what the model was trained on, so a compaction after which the positions do not last to

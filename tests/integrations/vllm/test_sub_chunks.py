@@ -152,4 +152,4 @@ def test_one_table_for_an_endless_text() -> None:
     near, far = original.after(15)[0], original.after(15 + 13 * 10**9)[0]
     assert near.shape == (1, 2)
     assert (near == far).all()
-    assert len(original._stretches) <= 2
+    assert len(original._renumbered) <= 2

@@ -193,5 +193,5 @@ class ExperimentalCudaPages(Pages):
         self.values[slots.page, :, slots.offset] = values
 
     def keys_at(self, slots: PageSlots) -> Tensor:
-        """Read rotated keys."""
+        """Return the keys of slots, rotated."""
         return self.rotated_keys[slots.page, :, slots.offset]

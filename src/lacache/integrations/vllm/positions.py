@@ -9,7 +9,7 @@ from lacache.integrations.vllm.schedule_arrays import Integers, ScheduleArrays
 
 @final
 class OriginalPositions:
-    """Where keys stand that keep their places in the text (docs/adr/0022).
+    """Positions of keys that keep their places in the text (docs/adr/0022).
 
     A token is inserted at `num_seen - base`. A compaction renumbers all keys, to their slots, if
     the next one would come after the trained length (`lacache.policies.query_positions`). Nothing
@@ -43,7 +43,7 @@ class OriginalPositions:
         self._start = renumberings[again]
         self._period = compaction - renumberings[again]
         self._period_tokens = base - bases[again]
-        self._stretches: dict[int, _Stretch] = {}
+        self._renumbered: dict[int, _Renumbered] = {}
 
     def bases(self, done: Integers) -> Integers:
         """Return the base of tokens [N], given the number of compactions before each."""
@@ -61,14 +61,14 @@ class OriginalPositions:
         number = int(last[0])
         first = int(self._renumberings[number])
         index = compaction - 1 - int(cycles[0]) * self._period - first
-        if number not in self._stretches:
-            self._stretches[number] = _Stretch(self._schedule, first)
-        stretch = self._stretches[number]
-        stretch.advance(index + 1)
+        if number not in self._renumbered:
+            self._renumbered[number] = _Renumbered(self._schedule, first)
+        renumbered = self._renumbered[number]
+        renumbered.advance(index + 1)
         steps = np.arange(-self._sinks, 0)
         if index + 1 < self._lengths[number]:
-            return stretch.oldest[index][:, None] + steps, None
-        lower = stretch.standing - np.arange(stretch.standing.shape[1])
+            return renumbered.oldest[index][:, None] + steps, None
+        lower = renumbered.standing - np.arange(renumbered.standing.shape[1])
         return np.zeros_like(lower[:, :1]) + steps + self._sinks, lower
 
     def _last_renumbering(self, done: Integers) -> tuple[Integers, Integers]:
@@ -79,7 +79,7 @@ class OriginalPositions:
 
 
 @final
-class _Stretch:
+class _Renumbered:
     """The keys from one renumbering to the next, up to the last compaction that was asked for.
 
     Args:

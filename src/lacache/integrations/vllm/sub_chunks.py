@@ -187,16 +187,18 @@ def _moves(
     )
     if original is None or not num_sinks:
         return moves, None
-    rows = np.repeat(np.arange(len(pages)), num_sinks)
+    owners = np.repeat(np.arange(len(pages)), num_sinks)
     sinks = np.tile(np.arange(num_sinks), len(pages))
     return moves, SinkMoves(
-        _page_slots(pages, rows, sinks, copies_per_page(schedule.schedule, page_size)),
-        _page_slots(pages, rows, sinks, page_size),
+        _page_slots(pages, owners, sinks, copies_per_page(schedule.schedule, page_size)),
+        _page_slots(pages, owners, sinks, page_size),
         np.concatenate(sink_positions, axis=1),
     )
 
 
-def _page_slots(pages: Integers, rows: Integers | int, slots: Integers, page_size: int) -> Integers:
-    """Return the page slots of `slots` of the sequences whose pages are in `rows` of `pages`."""
-    found: Integers = pages[rows, slots // page_size] * page_size + slots % page_size
+def _page_slots(
+    pages: Integers, owners: Integers | int, slots: Integers, page_size: int
+) -> Integers:
+    """Return the page slots of `slots` of the sequences `owners`."""
+    found: Integers = pages[owners, slots // page_size] * page_size + slots % page_size
     return found
