@@ -322,8 +322,9 @@ def test_memory_is_known_and_never_grows() -> None:
 
     before = buffers()
     assert engine.num_bytes == 2 * engine.bytes_per_sequence == sum(size for _, size in before)
-    # Keys twice, and values: [L, rows, Hkv, C, D] in float32.
-    assert engine.num_bytes == 3 * (2 * 2 * 2 * SINKS[0] * 8 * 4)
+    # Keys and values [L, rows, Hkv, C, D] in float32, and the keys of the sinks twice.
+    slots = 2 * SINKS[0] + SINKS[1].sinks
+    assert engine.num_bytes == 2 * 2 * 2 * slots * 8 * 4
     streams = [engine.submit(prompt(9, seed=k)) for k in range(2)]
     assert len(list(islice(streams[0], 1000))) == 1000
     assert streams[1].num_ready == 999
@@ -352,14 +353,17 @@ def test_a_budget_in_bytes_is_for_growing_layers() -> None:
     assert 19_000 < engine.bytes_per_sequence - windows <= 20_000
 
 
-@pytest.mark.parametrize(("kv_dtype", "per_slot"), [(None, 4 * 24), ("int8", 24 + 3 * 4)])
+@pytest.mark.parametrize(("kv_dtype", "per_key"), [(None, 4 * 8), ("int8", 8 + 4)])
+@pytest.mark.parametrize("positions", ["original", "slots"])
 def test_a_budget_in_bytes_heeds_what_states_are_stored_in(
-    model: Any, kv_dtype: str | None, per_slot: int
+    model: Any, kv_dtype: str | None, per_key: int, positions: str
 ) -> None:
-    """Keys twice and values, 8 numbers each in 5 layers of 2 heads; in int8 with a scale each."""
-    engine = Engine(model, "64KB", "streaming", kv_dtype=kv_dtype)
-    assert engine.bytes_per_sequence == engine.policy.capacity * 5 * 2 * per_slot
-    assert 64_000 - 5 * 2 * per_slot < engine.bytes_per_sequence <= 64_000
+    """Keys and values of 8 numbers each in 5 layers of 2 heads; in int8 with a scale each."""
+    engine = Engine(model, "64KB", f"streaming:positions={positions}", kv_dtype=kv_dtype)
+    capacity = engine.policy.capacity
+    keys_twice = capacity if positions == "slots" else 4
+    assert engine.bytes_per_sequence == (2 * capacity + keys_twice) * 5 * 2 * per_key
+    assert 64_000 - 3 * 5 * 2 * per_key < engine.bytes_per_sequence <= 64_000
 
 
 def test_a_model_that_looks_at_its_keys_is_refused() -> None:
