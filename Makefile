@@ -53,7 +53,7 @@ demo: $(VENV)/.demo-ready ## compare three caches on a long text (first installs
 models: $(VENV)/.demo-ready ## download Qwen2.5-Coder-1.5B-Instruct (1.1 GB) into the user's cache
 	@$(BIN)/python tools/download_model.py
 
-test: $(VENV)/.ready ## every check and every test, about 25 minutes on two cores
+test: $(VENV)/.ready ## every check and every test, about 15 minutes on two cores
 	$(MAKE) -j$(WORKERS) --output-sync=target checks $(OLDEST_VENV)/.ready
 	$(MAKE) tests test-oldest
 
