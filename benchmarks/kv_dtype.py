@@ -72,18 +72,21 @@ def equal_budget(info: ModelInfo, kv_dtype: str | None) -> int:
 def main() -> None:
     """Read every text with every policy and type, write and print the record."""
     options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--model")
+    options.add_argument("--policy", action="append", help=f"default: {', '.join(POLICIES)}")
     options.add_argument("--tokens", type=int, default=4096)
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--dtype", default="float32")
     given = options.parse_args()
-    loaded = load_model(threads=given.threads, dtype=given.dtype)
+    policies = given.policy or list(POLICIES)
+    loaded = load_model(given.model, threads=given.threads, dtype=given.dtype)
     info = model_info(loaded.model)
     runs = [(name, BUDGET) for name in (None, *KV_DTYPES)] + [("int8", equal_budget(info, "int8"))]
     rows = []
     with Progress(console=Console(stderr=True)) as progress:
-        total = len(TEXTS) * len(POLICIES) * len(runs) * given.tokens
+        total = len(TEXTS) * len(policies) * len(runs) * given.tokens
         task = progress.add_task("reading", total=total)
-        for name, policy in product(TEXTS, POLICIES):
+        for name, policy in product(TEXTS, policies):
             content = load_document(name).content
             token_ids = loaded.tokenizer(content, verbose=False)["input_ids"][: given.tokens]
             own: list[float] = []
@@ -123,7 +126,7 @@ def main() -> None:
                 3,
             ),
         }
-        for policy, (kv_dtype, budget) in product(POLICIES, runs)
+        for policy, (kv_dtype, budget) in product(policies, runs)
     ]
     record = {
         "benchmark": "kv_dtype",
@@ -135,7 +138,8 @@ def main() -> None:
         "rows": rows,
         "environment": environment(),
     }
-    write_record(RESULT, record)
+    default = given.model is None
+    write_record(RESULT if default else RESULT.with_stem(f"kv_dtype-{loaded.name.lower()}"), record)
     print(json.dumps(record))
 
 
