@@ -194,8 +194,7 @@ class GroupState:
     @property
     def _num_unrotated(self) -> int:
         """Saved slots that may move."""
-        known = self.num_saved
-        return known if self.schedule.positions == "slots" else min(self.schedule.sinks, known)
+        return min(self.schedule.num_moving, self.num_saved)
 
     def _positions(self, original_positions: Tensor) -> Tensor:
         """Return where keys [patterns, N] stand that the model gave at these positions."""

@@ -70,6 +70,11 @@ class Schedule(ABC):
         return hash((type(self), self.capacity, self.patterns))
 
     @property
+    def num_moving(self) -> int:
+        """Number of first slots whose keys move: all of them by slot, else the sinks."""
+        return self.capacity if self.positions == "slots" else self.sinks
+
+    @property
     def final_capacity(self) -> int:
         """The capacity once the schedule is steady."""
         return self.limit(UNBOUNDED)

@@ -135,7 +135,7 @@ class SlowMemory:
 
 
 @given(schedule=schedules(), trained_length=st.integers(1, 200), far=st.integers(0, 100_000))
-def test_bases_far_ahead(schedule: Schedule, trained_length: int, far: int) -> None:
+def test_bases_after_many_tokens(schedule: Schedule, trained_length: int, far: int) -> None:
     """Positions stay within the trained length, or the capacity, however long the sequence."""
     arrays = ScheduleArrays(schedule)
     tokens = np.arange(far, far + 500)

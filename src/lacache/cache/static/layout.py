@@ -131,9 +131,7 @@ def bind_within_bytes(
 
 def num_unrotated(layer: GrowingLayer, schedule: Schedule) -> int:
     """Return the slots of a layer whose keys move, and which are stored unrotated besides."""
-    if layer.rotation is None:
-        return 0
-    return schedule.capacity if schedule.positions == "slots" else schedule.sinks
+    return 0 if layer.rotation is None else schedule.num_moving
 
 
 def _vectors_bytes(
