@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.nn.functional import cross_entropy
 
-from lacache.cache.static.buffers import KV_DTYPES, vector_bytes
+from lacache.cache.codecs import KV_DTYPES, find_codec
 from lacache.common.records import environment, write_record
 from lacache.corpora import load_document
 from lacache.engine.runner import Runner
@@ -63,7 +63,10 @@ def equal_budget(info: ModelInfo, kv_dtype: str | None) -> int:
     """Return the tokens of a type in the bytes that `BUDGET` tokens take in 16 bits."""
     layer = info.growing[0]
     own, narrow = (
-        sum(vector_bytes(size, name, torch.bfloat16) for size in (layer.key_size, layer.value_size))
+        sum(
+            find_codec(name, torch.bfloat16).vector_bytes(size)
+            for size in (layer.key_size, layer.value_size)
+        )
         for name in (None, kv_dtype)
     )
     return BUDGET * own // narrow

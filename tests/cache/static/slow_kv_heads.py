@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from lacache.cache.codecs import find_codec
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, GroupState
-from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer
+from lacache.cache.static.buffers import Buffer
 from lacache.cache.static.kv_heads import CompactionOps, KVHeads, Rotations
 from lacache.models.model_info import model_info
 from lacache.models.rotary import Rotation
@@ -39,10 +40,7 @@ ROTATIONS = Rotations(ROTATION, SIZE, 12, CPU)
 
 
 def buffer(slots: int, stored_in: str | None, dtype: torch.dtype) -> Buffer:
-    shape = (2, HEADS, slots, SIZE)
-    if stored_in is None:
-        return PlainBuffer(shape, dtype, CPU)
-    return QuantizedBuffer(shape, KV_DTYPES[stored_in], dtype, CPU)
+    return Buffer((2, HEADS, slots, SIZE), find_codec(stored_in, dtype), CPU)
 
 
 def equal(buffer: Buffer, other: Buffer, stop: int) -> bool:

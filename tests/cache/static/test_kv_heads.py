@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.cache.static.buffers import KV_DTYPES
+from lacache.cache.codecs import KV_DTYPES
 from lacache.cache.static.kv_heads import TorchCompactionOps
 from lacache.policies.schedule import Schedule
 from tests.cache.static.policy_strategies import schedules

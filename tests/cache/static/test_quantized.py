@@ -8,14 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lacache.cache.codecs import KV_DTYPES, Codec, EightBitCodec, PlainCodec, Stored, find_codec
 from lacache.cache.static import static_cache
-from lacache.cache.static.buffers import (
-    KV_DTYPES,
-    Buffer,
-    PlainBuffer,
-    QuantizedBuffer,
-    scale_dtype,
-)
+from lacache.cache.static.buffers import Buffer
 from lacache.cache.static.layout import CacheLayout
 from lacache.engine.runner import Runner
 from lacache.errors import ConfigError
@@ -34,8 +29,12 @@ ROWS, HEADS, SLOTS, SIZE = 2, 3, 7, 8
 names = pytest.mark.parametrize("name", NAMES)
 
 
-def make(name: str, dtype: torch.dtype = torch.float32) -> QuantizedBuffer:
-    return QuantizedBuffer((ROWS, HEADS, SLOTS, SIZE), KV_DTYPES[name], dtype, CPU)
+def make(name: str | None, dtype: torch.dtype = torch.float32) -> Buffer:
+    return Buffer((ROWS, HEADS, SLOTS, SIZE), find_codec(name, dtype), CPU)
+
+
+def scales_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    return EightBitCodec(KV_DTYPES[name], dtype).scale_dtype
 
 
 def states_of(seed: int, num_new: int, dtype: torch.dtype, *, rows: int = 1) -> Tensor:
@@ -45,11 +44,6 @@ def states_of(seed: int, num_new: int, dtype: torch.dtype, *, rows: int = 1) -> 
     states = torch.randn(shape, generator=generator)
     states *= 10.0 ** torch.randint(-6, 4, (*shape[:3], 1), generator=generator)
     return (states * (torch.rand(shape, generator=generator) > 0.1)).to(dtype)
-
-
-def make_any(name: str | None) -> Buffer:
-    plain = PlainBuffer((ROWS, HEADS, SLOTS, SIZE), torch.float32, CPU)
-    return plain if name is None else make(name)
 
 
 def copies(buffer: Buffer) -> list[Tensor]:
@@ -95,7 +89,7 @@ def test_each_state_becomes_the_nearest_that_can_be_stored(
 
     largest = exact.abs().amax(dim=-1, keepdim=True)
     steps = largest / slow_numbers(name).max()
-    assert ((scales - steps).abs() <= steps * torch.finfo(scale_dtype(dtype)).eps + 1e-37).all()
+    assert ((scales - steps).abs() <= steps * torch.finfo(scales_of(name, dtype)).eps + 1e-37).all()
 
 
 @names
@@ -108,7 +102,7 @@ def test_errors_are_as_documented(name: str, dtype: torch.dtype) -> None:
     largest = exact.abs().amax(dim=-1, keepdim=True)
     bound = largest / 254 if name == "int8" else torch.maximum(exact.abs() / 16, largest / 458_752)
     rounding = rounding_of(exact, dtype)
-    slack = 1 + torch.finfo(scale_dtype(dtype)).eps + 1e-6
+    slack = 1 + torch.finfo(scales_of(name, dtype)).eps + 1e-6
     error = (buffer.read(0, SLOTS).double() - exact).abs()
     assert (error <= bound * slack + rounding).all()
     assert error.max() > 0
@@ -163,7 +157,7 @@ def test_write_one_equals_a_write_in_each_active_batch_slot(name: str) -> None:
 
 @pytest.mark.parametrize("name", [None, *NAMES])
 def test_slots_are_copied_bit_for_bit(name: str | None) -> None:
-    buffer, other = make_any(name), make_any(name)
+    buffer, other = make(name), make(name)
     buffer.write(0, 0, states_of(1, SLOTS, torch.float32))
     other.write(0, 0, states_of(2, SLOTS, torch.float32))
     before, theirs = copies(buffer), copies(other)
@@ -215,10 +209,12 @@ def test_memory_is_known_before_it_is_there(
     runner = Runner(tiny, bind_to(tiny, sized), 3, None, name)
     assert runner.layout.bytes_per_sequence * 3 == runner.cache.num_bytes
     rings = [buffer for r in runner.cache.rings.values() for buffer in (r.keys, r.values)]
-    assert all(type(buffer) is PlainBuffer for buffer in rings)
-    kind = PlainBuffer if name is None else QuantizedBuffer
+    assert all(type(buffer.codec) is PlainCodec for buffer in rings)
+    kind = PlainCodec if name is None else EightBitCodec
     assert all(
-        type(buffer) is kind for heads in runner.cache.all_kv_heads() for buffer in heads.buffers
+        type(buffer.codec) is kind
+        for heads in runner.cache.all_kv_heads()
+        for buffer in heads.buffers
     )
 
 
@@ -267,38 +263,30 @@ def test_logits_stay_near_those_of_the_models_own_type(name: str, most: float, s
     assert error[-20:].mean() < most
 
 
-class SlowBuffer(Buffer):
+class SlowCodec(Codec):
     """States in the model's own type, each made the nearest that can be stored."""
 
-    def __init__(self, shape: Any, stored_in: Any, dtype: Any, device: Any) -> None:
-        self._numbers = slow_numbers(next(n for n in NAMES if KV_DTYPES[n] == stored_in))
-        self._plain = PlainBuffer(shape, dtype, device)
-        self._fast = QuantizedBuffer(shape, stored_in, dtype, device)
+    def __init__(self, name: str | None, dtype: torch.dtype) -> None:
+        assert name is not None
+        self._numbers = slow_numbers(name)
+        self._fast = find_codec(name, dtype)
+        self._dtype = dtype
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self._plain.tensors()
+    def parts(self, size: int) -> tuple[tuple[torch.dtype, int], ...]:
+        return ((self._dtype, size),)
 
-    def all(self) -> Tensor:
-        return self._plain.all()
+    def decode(self, stored: Stored) -> Tensor:
+        return stored[0]
 
-    def read(self, row: int, stop: int, start: int = 0) -> Tensor:
-        return self._plain.read(row, stop, start)
-
-    def write(self, row: int, start: int, states: Tensor) -> None:
-        self._plain.write(row, start, self._nearest(states))
-
-    def write_one(self, slots: Tensor, active: Tensor, states: Tensor) -> None:
-        self._plain.write_one(slots, active, self._nearest(states))
-
-    def _nearest(self, states: Tensor) -> Tensor:
+    def encode(self, states: Tensor) -> Stored:
         scales = states.double().abs().amax(dim=-1, keepdim=True) / self._numbers.max()
         distances = (self._numbers * scales[..., None] - states[..., None]).abs()
         distance, nearest = distances.min(dim=-1)
         slow = (self._numbers[nearest] * scales).to(states.dtype)
         # Half-way between two numbers the last bit of a processor decides, and either is right.
-        fast = self._fast._decode(*self._fast._encode(states))
+        fast = self._fast.decode(self._fast.encode(states))
         is_as_near = (fast - states).abs() <= distance + 1e-6 * states.abs()
-        return torch.where(is_as_near, fast, slow)
+        return (torch.where(is_as_near, fast, slow),)
 
 
 @names
@@ -308,9 +296,9 @@ def test_a_run_is_that_of_states_made_the_nearest(
 ) -> None:
     model = tiny_model("llama")
     fast = run(Runner(model, bind_to(model, sized), 2, None, name), 70)
-    monkeypatch.setattr(static_cache, "QuantizedBuffer", SlowBuffer)
+    monkeypatch.setattr(static_cache, "find_codec", SlowCodec)
     slow = Runner(model, bind_to(model, sized), 2, None, name)
-    assert type(slow.cache.kv_heads[0][0].keys) is SlowBuffer
+    assert type(slow.cache.kv_heads[0][0].keys.codec) is SlowCodec
     torch.testing.assert_close(fast, run(slow, 70), rtol=1e-4, atol=1e-4)
 
 

@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 
-from lacache.cache.static.buffers import vector_bytes
+from lacache.cache.codecs import find_codec
 from lacache.common.validation import validate_kv_dtype
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.models.model_info import GrowingLayer, ModelInfo
@@ -138,7 +138,5 @@ def _vectors_bytes(
     layer: GrowingLayer, kv_dtype: str | None, dtype: torch.dtype
 ) -> tuple[int, int]:
     """Return the bytes of a key and of a value of one KV head."""
-    return (
-        vector_bytes(layer.key_size, kv_dtype, dtype),
-        vector_bytes(layer.value_size, kv_dtype, dtype),
-    )
+    codec = find_codec(kv_dtype, dtype)
+    return codec.vector_bytes(layer.key_size), codec.vector_bytes(layer.value_size)

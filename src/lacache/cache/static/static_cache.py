@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from lacache.cache.codecs import find_codec
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
 from lacache.cache.static.attention import Attend
-from lacache.cache.static.buffers import KV_DTYPES, Buffer, PlainBuffer, QuantizedBuffer, RingBuffer
+from lacache.cache.static.buffers import Buffer, RingBuffer
 from lacache.cache.static.kv_heads import (
     CompactionOps,
     KVHeads,
@@ -234,10 +235,8 @@ class StaticKVCache:
         return made
 
     def _allocate(self, shape: tuple[int, int, int], size: int) -> Buffer:
-        kv_dtype, dtype = self.layout.kv_dtype, self.layout.info.dtype
-        if kv_dtype is None:
-            return PlainBuffer((*shape, size), dtype, self.device)
-        return QuantizedBuffer((*shape, size), KV_DTYPES[kv_dtype], dtype, self.device)
+        codec = find_codec(self.layout.kv_dtype, self.layout.info.dtype)
+        return Buffer((*shape, size), codec, self.device)
 
     def _make_cache(
         self,
