@@ -315,9 +315,7 @@ def test_memory_is_known_and_never_grows() -> None:
     engine = Engine(tiny_model("llama", num_hidden_layers=2), *SINKS, max_sequences=2)
 
     def buffers() -> list[tuple[int, int]]:
-        cache = engine._runner.cache
-        parts = list(cache.all_kv_heads())
-        tensors = [t for part in parts for buffer in part.buffers for t in buffer.tensors()]
+        tensors = [t for each in engine._runner.cache.storages() for t in each.flat]
         return [(t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors]
 
     before = buffers()

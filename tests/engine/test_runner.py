@@ -438,7 +438,9 @@ def test_no_drift_in_low_precision(family: str, positions: str) -> None:
     for layer in layers:
         (part,) = runner.cache.kv_heads[layer.index]
         assert part.unrotated_keys is not None
-        (unrotated,), (keys,) = part.unrotated_keys.tensors(), part.keys.tensors()
+        unrotated, keys = (
+            buffer.read(0, part.num_unrotated) for buffer in (part.unrotated_keys, part.keys)
+        )
         shifts = group.shifts()[0]
         # Slots, or numbers of tokens where sinks move or other layers count on.
         counts_on = runner.cache.rings or positions == "original"
@@ -470,12 +472,12 @@ def fill_unused(cache: StaticKVCache, filling: float) -> None:
             for part in parts:
                 group = row.groups[part.group]
                 for buffer in (part.keys, part.values):
-                    buffer.tensors()[0][number, :, group.state.num_cached :] = filling
+                    buffer.tensors(number)[0][:, group.state.num_cached :] = filling
                 if part.unrotated_keys is not None:
-                    part.unrotated_keys.tensors()[0][number, :, group.num_saved :] = filling
+                    part.unrotated_keys.tensors(number)[0][:, group.num_saved :] = filling
         for ring in cache.rings.values():
             for buffer in (ring.keys, ring.values):
-                buffer.tensors()[0][number, :, row.num_seen :] = filling
+                buffer.tensors(number)[0][:, row.num_seen :] = filling
 
 
 def test_autocast_around_the_engine_changes_nothing() -> None:

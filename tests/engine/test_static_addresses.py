@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._guards import TracingContext
+from torch._inductor.utils import run_and_get_code
 
+from lacache.engine.cpu.build import load_kernels
 from lacache.policies import Group, Groups, Ladder, Streaming
 from tests.cache.tiny_models import tiny_model
 from tests.engine.ragged import new_runner
@@ -60,14 +62,26 @@ def test_a_step_writes_only_to_tensors_that_never_move(
     runner = new_runner(tiny, sized, 3, aot_autograd(fw_compiler=compiler), kv_dtype)
     runner.warm_up()
     [(written, static, inputs)] = found
-    buffers = sum(len(buffer.tensors()) for buffer in runner.cache._buffers())
-    unrotated = sum(
-        len(heads.unrotated_keys.tensors())
-        for heads in runner.cache.all_kv_heads()
-        if heads.unrotated_keys is not None
-    )
-    assert len(written) == buffers - unrotated
+    stored = {id(storage): len(storage.tensors) for storage in runner.cache.storages()}
+    for heads in runner.cache.all_kv_heads():
+        if heads.unrotated_keys is not None:
+            stored.pop(id(heads.unrotated_keys.storage))
+    assert len(written) == sum(stored.values())
     assert written <= static
     # All but the tokens is at fixed addresses, so nothing else is copied for a replay.
     moving = [inputs[number] for number in set(range(len(inputs))) - static]
     assert [tensor.shape for tensor in moving] == [(3, 1)]
+
+
+@pytest.mark.slow
+def test_a_compiled_step_copies_no_pool() -> None:
+    """The compiler writes in place only where it sees that nothing needs the former content."""
+    load_kernels()
+    tiny = tiny_model("llama", num_hidden_layers=2)
+    runner = new_runner(tiny, (16, Streaming(evict_batch=2)), 2, "inductor", kernels=True)
+    _, [code] = run_and_get_code(runner.warm_up)
+    [pool] = runner.cache.pools
+    rows = len(pool.keys.flat[0])
+    # Of tensors with as many rows there are the two that it is given.
+    assert f"({rows}, 8)" in code
+    assert f"empty_strided_cpu(({rows}, 8)" not in code

@@ -245,6 +245,11 @@ class SequenceState:
         """Return how many tokens the next forward can bring without a compaction inside it."""
         return min(group.room() for group in self.groups)
 
+    def num_slots(self) -> tuple[int, ...]:
+        """Return the slots that each head group will have in use when the next compaction runs."""
+        room = min(group.schedule.room(group.state) for group in self.groups)
+        return tuple(group.state.num_cached + room for group in self.groups)
+
     def next_position(self) -> int:
         """Return the position id of the next token."""
         position, _ = self._positions.find(self.base, self._states())

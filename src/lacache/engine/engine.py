@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from lacache.cache.static.layout import CacheLayout, bind_within_bytes
+from lacache.cache.static.layout import CacheLayout, bind_within_bytes, shares_slots_on
 from lacache.common.validation import validate_int
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Backend, Runner
@@ -128,6 +128,7 @@ class Engine:
                 prompt_tokens=prompt_tokens or 1,
             ),
             kv_dtype,
+            shares_slots=shares_slots_on(model.device),
         )
         backend: Backend | None = "inductor" if compile else None
         kernels = compile and model.device.type == "cpu"

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lacache.cache.sequence_state import SequenceState
 from lacache.cache.static.attention import Attend, GroupedLayer, fused
-from lacache.cache.static.layout import CacheLayout
+from lacache.cache.static.layout import CacheLayout, shares_slots_on
 from lacache.cache.static.static_cache import StaticKVCache
-from lacache.engine.cpu.kernels import KernelCompactionOps, for_one_token
+from lacache.engine.cpu.kernels import KernelCompactionOps, attend_rows
 from lacache.engine.cpu.linear import use_cpu_linear
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
@@ -73,7 +73,8 @@ class Runner:
         attend: Attend | None = None,
         kernels: bool = False,
     ) -> None:
-        self.layout = CacheLayout(model_info(model), bound, kv_dtype)
+        shares_slots = shares_slots_on(model.device)
+        self.layout = CacheLayout(model_info(model), bound, kv_dtype, shares_slots)
         self.fingerprint = fingerprint(model)
         self.weights = weights
         self._model, own = private_model(model)
@@ -82,10 +83,14 @@ class Runner:
         self._cache_name = cache_name(model)
         takes = signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        if kernels and own is fused:
-            own = for_one_token(own)
-        ops = KernelCompactionOps() if kernels else None
-        self.cache = StaticKVCache(self.layout, max_sequences, attend or own, model.device, ops)
+        self.cache = StaticKVCache(
+            self.layout,
+            max_sequences,
+            attend or own,
+            model.device,
+            KernelCompactionOps() if kernels else None,
+            attend_rows if kernels and attend is None and own is fused else None,
+        )
         if model.device.type == "cpu":
             use_cpu_linear(self._model, alone=max_sequences == 1, kernels=kernels)
         self._step: Callable[..., Tensor] = _forward

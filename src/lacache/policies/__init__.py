@@ -10,7 +10,7 @@ from lacache.policies.budget import Budget, BudgetLike, parse_budget
 from lacache.policies.full import Full
 from lacache.policies.geometry import Geometry, default_span_overlap
 from lacache.policies.grammar import DEFAULT_POLICY, POLICIES, parse_policy, policy_names
-from lacache.policies.groups import Group, Groups, mean_capacity
+from lacache.policies.groups import Group, Groups, mean_capacity, most_slots
 from lacache.policies.head_profile import HeadProfile
 from lacache.policies.kept import KeptTokens, coverage, kept_after
 from lacache.policies.ladder import Ladder
@@ -53,6 +53,7 @@ __all__ = [
     "default_span_overlap",
     "kept_after",
     "mean_capacity",
+    "most_slots",
     "parse_budget",
     "parse_policy",
     "policy_names",

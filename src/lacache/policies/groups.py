@@ -138,16 +138,20 @@ class Groups(Policy):
 
 def mean_capacity(groups: Sequence[BoundGroup]) -> float:
     """Return the most tokens that KV heads ever hold on average: what the bytes follow from."""
-    schedules = [group.schedule for group in groups]
-    heads = [group.num_heads for group in groups]
-    if any(schedule.final_capacity == UNBOUNDED for schedule in schedules):
+    if any(group.schedule.final_capacity == UNBOUNDED for group in groups):
         return UNBOUNDED
+    heads = [group.num_heads for group in groups]
+    return most_slots([group.schedule for group in groups], heads) / sum(heads)
+
+
+def most_slots(schedules: Sequence[Schedule], num_heads: Sequence[int]) -> int:
+    """Return the most slots that so many KV heads of each bounded schedule ever hold together."""
     # What all may hold is linear in the tokens seen between these.
     bends = {num_seen for s in schedules for num_seen in (s.capacity, s.steady_from)}
-    most = max(
-        sum(min(n, s.limit(n)) * h for s, h in zip(schedules, heads, strict=True)) for n in bends
+    return max(
+        sum(min(n, s.limit(n)) * h for s, h in zip(schedules, num_heads, strict=True))
+        for n in bends
     )
-    return most / sum(heads)
 
 
 def _by_layer(pairs: Iterable[tuple[int, int]]) -> dict[int, tuple[int, ...]]:

@@ -5,8 +5,9 @@ from torch import Tensor
 
 from lacache.cache.codecs import find_codec
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, GroupState
-from lacache.cache.static.buffers import Buffer
-from lacache.cache.static.kv_heads import CompactionOps, KVHeads, Rotations
+from lacache.cache.static.compaction_ops import CompactionOps
+from lacache.cache.static.kv_heads import KVHeads, Rotations
+from lacache.cache.static.storage import Buffer, fixed_buffer
 from lacache.models.model_info import model_info
 from lacache.models.rotary import Rotation
 from lacache.policies import Ladder, Schedule, Streaming
@@ -40,7 +41,7 @@ ROTATIONS = Rotations(ROTATION, SIZE, 12, CPU)
 
 
 def buffer(slots: int, stored_in: str | None, dtype: torch.dtype) -> Buffer:
-    return Buffer((2, HEADS, slots, SIZE), find_codec(stored_in, dtype), CPU)
+    return fixed_buffer((2, HEADS, slots, SIZE), find_codec(stored_in, dtype), CPU)
 
 
 def equal(buffer: Buffer, other: Buffer, stop: int) -> bool:
@@ -128,6 +129,7 @@ def make_kv_heads(
         keys=buffer(*make),
         values=buffer(*make),
         unrotated_keys=buffer(num_unrotated, *make[1:]) if rotates and num_unrotated else None,
+        num_unrotated=num_unrotated if rotates else 0,
         rotations=ROTATIONS if rotates else None,
         ops=ops,
     )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.cache.codecs import KV_DTYPES
-from lacache.cache.static.kv_heads import TorchCompactionOps
+from lacache.cache.static.compaction_ops import TorchCompactionOps
 from lacache.policies.schedule import Schedule
 from tests.cache.static.policy_strategies import schedules
 from tests.cache.static.slow_kv_heads import POSITIONS, TIGHT, follow

@@ -42,15 +42,7 @@ def test_bytes_are_those_of_the_buffers(family: str, data: Any, rows: int) -> No
         assume(max(group.schedule.capacity for group in bound.groups) <= info.fixed_length)
     cache = Runner(model(family), bound, rows, None).cache
     assert CacheLayout(info, bound).bytes_per_sequence * rows == cache.num_bytes
-    tensors = [
-        *(t for kv_heads in cache.all_kv_heads() for b in kv_heads.buffers for t in b.tensors()),
-        *(
-            t
-            for ring in cache.rings.values()
-            for b in (ring.keys, ring.values)
-            for t in b.tensors()
-        ),
-    ]
+    tensors = [t for storage in cache.storages() for t in storage.flat]
     assert len({t.data_ptr() for t in tensors}) == len(tensors)
     assert sum(t.untyped_storage().nbytes() for t in tensors) == cache.num_bytes
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lacache.cache.codecs import KV_DTYPES, Codec, EightBitCodec, PlainCodec, Stored, find_codec
 from lacache.cache.static import static_cache
-from lacache.cache.static.buffers import Buffer
 from lacache.cache.static.layout import CacheLayout
+from lacache.cache.static.storage import Buffer, fixed_buffer
 from lacache.engine.runner import Runner
 from lacache.errors import ConfigError
 from lacache.models.model_info import model_info
@@ -30,7 +30,7 @@ names = pytest.mark.parametrize("name", NAMES)
 
 
 def make(name: str | None, dtype: torch.dtype = torch.float32) -> Buffer:
-    return Buffer((ROWS, HEADS, SLOTS, SIZE), find_codec(name, dtype), CPU)
+    return fixed_buffer((ROWS, HEADS, SLOTS, SIZE), find_codec(name, dtype), CPU)
 
 
 def scales_of(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -47,7 +47,7 @@ def states_of(seed: int, num_new: int, dtype: torch.dtype, *, rows: int = 1) -> 
 
 
 def copies(buffer: Buffer) -> list[Tensor]:
-    return [stored.clone() for stored in buffer.tensors()]
+    return [stored.view(ROWS, HEADS, SLOTS, -1).clone() for stored in buffer.storage.tensors]
 
 
 def rounding_of(states: Tensor, dtype: torch.dtype) -> Tensor:
@@ -79,7 +79,7 @@ def test_each_state_becomes_the_nearest_that_can_be_stored(
     decoded = buffer.read(1, 6)[:, :, 2:]
     assert decoded.dtype == dtype
 
-    scales = buffer.tensors()[1][1:2, :, 2:6].double()
+    scales = buffer.tensors(1)[1][None, :, 2:6].double()
     exact = states.double()
     can_be = slow_numbers(name) * scales
     distance = (can_be[..., None, :] - exact[..., None]).abs().min(dim=-1).values
@@ -143,15 +143,18 @@ def test_what_was_read_is_stored_as_it_was(name: str, dtype: torch.dtype) -> Non
 
 
 @names
-def test_write_one_equals_a_write_in_each_active_batch_slot(name: str) -> None:
+def test_a_row_for_each_head_equals_a_write_in_each_active_batch_slot(name: str) -> None:
     fast, slow = make(name), make(name)
     for buffer in (fast, slow):
         for row in range(ROWS):
             buffer.write(row, 0, states_of(row, SLOTS, torch.float32))
     new = states_of(9, 1, torch.float32, rows=ROWS)
-    fast.write_one(torch.tensor([4, 6]), torch.tensor([False, True]), new)
+    first_rows = SLOTS * torch.arange(ROWS * HEADS).view(ROWS, HEADS)
+    rows = first_rows + torch.tensor([[4], [6]])
+    fast.storage.write(rows, torch.tensor([False, True]), new)
     slow.write(1, 6, new[1:2])
-    for one, other in zip(fast.tensors(), slow.tensors(), strict=True):
+    assert torch.equal(fast.storage.read(rows[..., None])[1:], slow.read(1, 7, 6))
+    for one, other in zip(copies(fast), copies(slow), strict=True):
         assert torch.equal(one, other)
 
 
@@ -163,13 +166,13 @@ def test_slots_are_copied_bit_for_bit(name: str | None) -> None:
     before, theirs = copies(buffer), copies(other)
 
     buffer.copy_slots(0, 2, 5, other)
-    for now, mine, from_other in zip(buffer.tensors(), before, theirs, strict=True):
+    for now, mine, from_other in zip(copies(buffer), before, theirs, strict=True):
         assert torch.equal(now[0, :, 2:5], from_other[0, :, 2:5])
         assert torch.equal(now[0, :, [0, 1, 5, 6]], mine[0, :, [0, 1, 5, 6]])
 
     before = copies(buffer)
     buffer.fork(0, 1, 4)
-    for now, mine in zip(buffer.tensors(), before, strict=True):
+    for now, mine in zip(copies(buffer), before, strict=True):
         assert torch.equal(now[1, :, :4], mine[0, :, :4])
         assert torch.equal(now[1, :, 4:], mine[1, :, 4:])
 
@@ -209,10 +212,10 @@ def test_memory_is_known_before_it_is_there(
     runner = Runner(tiny, bind_to(tiny, sized), 3, None, name)
     assert runner.layout.bytes_per_sequence * 3 == runner.cache.num_bytes
     rings = [buffer for r in runner.cache.rings.values() for buffer in (r.keys, r.values)]
-    assert all(type(buffer.codec) is PlainCodec for buffer in rings)
+    assert all(type(buffer.storage.codec) is PlainCodec for buffer in rings)
     kind = PlainCodec if name is None else EightBitCodec
     assert all(
-        type(buffer.codec) is kind
+        type(buffer.storage.codec) is kind
         for heads in runner.cache.all_kv_heads()
         for buffer in heads.buffers
     )
@@ -298,7 +301,7 @@ def test_a_run_is_that_of_states_made_the_nearest(
     fast = run(Runner(model, bind_to(model, sized), 2, None, name), 70)
     monkeypatch.setattr(static_cache, "find_codec", SlowCodec)
     slow = Runner(model, bind_to(model, sized), 2, None, name)
-    assert type(slow.cache.kv_heads[0][0].keys.codec) is SlowCodec
+    assert type(slow.cache.kv_heads[0][0].keys.storage.codec) is SlowCodec
     torch.testing.assert_close(fast, run(slow, 70), rtol=1e-4, atol=1e-4)
 
 
@@ -309,12 +312,12 @@ def test_compactions_do_not_wear_out_what_is_stored(name: str) -> None:
     run(runner, 41, row=0)
     heads = runner.cache.kv_heads[0][0]
     kept = [heads.values, heads.unrotated_keys]
-    before = [t[:, :, :2].clone() for buffer in kept for t in buffer.tensors()]
+    before = [t[:, :2].clone() for buffer in kept for t in buffer.tensors(0)]
     compactions = runner.cache.sequences[0].groups[0].num_compactions
     for token in random_ids(60, seed=1)[0].tolist():
         runner.decode([token], [0])
     assert runner.cache.sequences[0].groups[0].num_compactions > compactions + 10
-    after = [t[:, :, :2] for buffer in kept for t in buffer.tensors()]
+    after = [t[:, :2] for buffer in kept for t in buffer.tensors(0)]
     for one, other in zip(after, before, strict=True):
         assert torch.equal(one, other)
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.static.buffers import RingBuffer
+from lacache.cache.static.rings import RingBuffer
 from lacache.models.model_info import SlidingLayer
 
 CPU = torch.device("cpu")
@@ -39,9 +39,8 @@ def test_a_ring_has_the_window_before_the_next_token(
             active = torch.tensor([False, True])
             for token in range(seen, end):
                 slots = torch.tensor([1, token]) % window
-                for buffer, all_states in ((ring.keys, keys), (ring.values, values)):
-                    one = all_states[:, :, token : token + 1].expand(2, -1, -1, -1)
-                    buffer.write_one(slots, active, one)
+                one = (t[:, :, token : token + 1].expand(2, -1, -1, -1) for t in (keys, values))
+                ring.insert_one(slots, active, *one)
         else:
             ring.insert(1, seen, keys[:, :, seen:end], values[:, :, seen:end])
         seen = end

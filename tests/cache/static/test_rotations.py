@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.static.kv_heads import Rotations, TorchCompactionOps
+from lacache.cache.static.compaction_ops import TorchCompactionOps
+from lacache.cache.static.kv_heads import Rotations
 from lacache.errors import UnsupportedModelError
 from lacache.models.model_info import GrowingLayer, model_info
 from lacache.models.rotary import RotaryTables, Rotation

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lacache.cache.codecs import KV_DTYPES
-from lacache.cache.static.kv_heads import TorchCompactionOps
+from lacache.cache.static.compaction_ops import TorchCompactionOps
 from lacache.cache.static.sequence_tensors import export_sequence, restore_sequence
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.cpu.kernels import KernelCompactionOps
@@ -44,6 +44,28 @@ def test_any_slots_are_gathered(
     FAST.gather(fast, slots, start)
     SLOW.gather(slow, slots, start)
     assert torch.equal(fast, slow)
+
+
+@given(
+    moves=st.lists(st.tuples(*(st.integers(0, 10),) * 3), max_size=8),
+    width=st.integers(1, 5),
+    dtype=st.sampled_from((*DTYPES, torch.int8)),
+)
+def test_any_runs_are_moved(
+    moves: list[tuple[int, int, int]], width: int, dtype: torch.dtype
+) -> None:
+    fast = torch.arange(20 * width).view(20, width).to(dtype)
+    slow = fast.clone()
+    runs = torch.tensor(moves, dtype=torch.long).view(-1, 3)
+    FAST.move(fast, runs)
+    SLOW.move(slow, runs)
+    assert torch.equal(fast, slow)
+
+
+@pytest.mark.parametrize("move", [(-1, 0, 2), (0, 4, 2), (0, 0, -1), (5, 0, 1)])
+def test_runs_that_are_not_there_are_refused(move: tuple[int, int, int]) -> None:
+    with pytest.raises(RuntimeError, match="lacache::move: runs are among the rows"):
+        FAST.move(torch.zeros(5, 2), torch.tensor([move]))
 
 
 @given(

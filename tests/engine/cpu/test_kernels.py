@@ -53,17 +53,17 @@ def test_a_product_of_any_size(rows: int, size: int, dtype: torch.dtype, seed: i
     assert ((found.double() - wide @ vector.double()).abs() <= slack).all()
 
 
-def slow_attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    """Head by head, over the visible slots alone."""
+def slow_attend(query: Tensor, keys: Tensor, values: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Head by head, over its own rows alone."""
     rows, heads = query.shape[:2]
-    shared = heads // keys.shape[1]
+    shared = heads // first.shape[1]
     found = torch.empty(rows, heads, 1, values.shape[-1], dtype=torch.float64)
     for row in range(rows):
-        seen = visible[row, 0, 0]
         for head in range(heads):
-            mine = keys[row, head // shared, seen].double()
+            start, stop = int(first[row, head // shared]), int(last[row, head // shared]) + 1
+            mine = keys[start : start + stop].double()
             shares = (mine @ query[row, head, 0].double()).softmax(0)
-            found[row, head, 0] = shares @ values[row, head // shared, seen].double()
+            found[row, head, 0] = shares @ values[start : start + stop].double()
     return found
 
 
@@ -75,10 +75,9 @@ def slow_attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) ->
     sizes=st.tuples(st.integers(1, 70), st.integers(1, 70)),
     dtype=st.sampled_from(STATES),
     scale=st.sampled_from((0.1, 1.0, 30.0)),
-    is_prefix=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_attention_over_any_visible_slots(
+def test_attention_over_any_rows(
     rows: int,
     kv_heads: int,
     shared: int,
@@ -86,24 +85,19 @@ def test_attention_over_any_visible_slots(
     sizes: tuple[int, int],
     dtype: torch.dtype,
     scale: float,
-    is_prefix: bool,
     seed: int,
 ) -> None:
     query = scale * random_numbers((rows, kv_heads * shared, 1, sizes[0]), torch.float32, seed)
-    keys = random_numbers((rows, kv_heads, slots, sizes[0]), dtype, seed + 1)
-    values = random_numbers((rows, kv_heads, slots, sizes[1]), dtype, seed + 2)
+    keys = random_numbers((90, sizes[0]), dtype, seed + 1)
+    values = random_numbers((90, sizes[1]), dtype, seed + 2)
     generator = torch.Generator().manual_seed(seed)
-    if is_prefix:
-        last = torch.randint(slots, (rows, 1), generator=generator)
-        visible = torch.arange(slots) <= last
-    else:
-        visible = torch.rand(rows, slots, generator=generator) < 0.5
-        visible[:, int(torch.randint(slots, (1,), generator=generator))] = True
-    visible = visible[:, None, None]
-    # What is hidden is not read into the result, whatever it is.
-    hidden = ~visible[:, 0, 0, None, :, None].expand(-1, kv_heads, -1, sizes[1])
-    found = torch.ops.lacache.attend(query, keys, values.masked_fill(hidden, 1e4), visible)
-    expected = slow_attend(query, keys, values, visible)
+    # Columns of larger tensors, as those of one layer are.
+    first, last = (
+        torch.randint(most, (rows, kv_heads + 2), generator=generator)[:, 1:-1]
+        for most in (91 - slots, slots)
+    )
+    found = torch.ops.lacache.attend(query, keys, values, first, last)
+    expected = slow_attend(query, keys, values, first, last)
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4 * max(1, scale))
 
 
@@ -114,9 +108,10 @@ def test_threads_change_nothing(dtype: torch.dtype) -> None:
     state_dtype = torch.float32 if dtype is torch.int8 else dtype
     states = (
         random_numbers((3, 6, 1, 64), torch.float32, 2),
-        random_numbers((3, 2, 400, 64), state_dtype, 3),
-        random_numbers((3, 2, 400, 64), state_dtype, 4),
-        torch.ones(3, 1, 1, 400, dtype=torch.bool),
+        random_numbers((2400, 64), state_dtype, 3),
+        random_numbers((2400, 64), state_dtype, 4),
+        400 * torch.arange(6).view(3, 2),
+        torch.full((3, 2), 399),
     )
     found = []
     threads = torch.get_num_threads()
@@ -134,9 +129,9 @@ def test_threads_change_nothing(dtype: torch.dtype) -> None:
 def test_torch_can_compile_them() -> None:
     product = (random_numbers((8, 16), torch.bfloat16, 0), torch.randn(16))
     torch.library.opcheck(torch.ops.lacache.product.default, product)
-    states = [random_numbers((2, 2, 5, 8), torch.bfloat16, n) for n in range(2)]
-    visible = torch.ones(2, 1, 1, 5, dtype=torch.bool)
-    attend = (torch.randn(2, 4, 1, 8), *states, visible)
+    states = [random_numbers((20, 8), torch.bfloat16, n) for n in range(2)]
+    where = torch.tensor([[0, 5], [10, 15]]), torch.tensor([[4, 2], [0, 3]])
+    attend = (torch.randn(2, 4, 1, 8), *states, *where)
     torch.library.opcheck(torch.ops.lacache.attend.default, attend)
 
 
@@ -235,10 +230,10 @@ def test_int8_weights_of_a_transposed_layer() -> None:
     torch.testing.assert_close(layers(states), linear(states), rtol=0.05, atol=0.1)
 
 
-@pytest.mark.parametrize("change", ["rows", "heads", "size", "slots", "type"])
+@pytest.mark.parametrize("change", ["rows", "heads", "size", "slots", "type", "first", "last"])
 def test_states_that_do_not_fit_are_refused(change: str) -> None:
-    query, keys, values = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 6)
-    visible = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    query, keys, values = torch.randn(2, 4, 1, 8), torch.randn(20, 8), torch.randn(20, 6)
+    first, last = torch.tensor([[0, 5], [10, 15]]), torch.full((2, 2), 4)
     if change == "rows":
         query = query[:1]
     elif change == "heads":
@@ -246,11 +241,17 @@ def test_states_that_do_not_fit_are_refused(change: str) -> None:
     elif change == "size":
         query = query[..., :7].contiguous()
     elif change == "slots":
-        values = values[:, :, :4].contiguous()
-    else:
+        values = values[:19].contiguous()
+    elif change == "type":
         values = values.bfloat16()
-    with pytest.raises(RuntimeError, match="lacache::attend: one query a head"):
-        torch.ops.lacache.attend(query, keys, values, visible)
+    elif change == "first":
+        first = first + 1
+    else:
+        last = last - 5
+    with pytest.raises(
+        RuntimeError, match=r"lacache::attend: (one query a head|each head's slots)"
+    ):
+        torch.ops.lacache.attend(query, keys, values, first, last)
 
 
 @pytest.mark.parametrize("sized", [LADDER, BY_HEAD], ids=["ladder", "heads apart"])

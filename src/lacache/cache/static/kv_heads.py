@@ -1,6 +1,5 @@
 """KV heads of one layer and head group: their buffers, compactions and rotations."""
 
-from abc import ABC, abstractmethod
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import final
@@ -9,51 +8,10 @@ import torch
 from torch import Tensor
 
 from lacache.cache.sequence_state import GatherPlan
-from lacache.cache.static.buffers import Buffer
+from lacache.cache.static.compaction_ops import CompactionOps
+from lacache.cache.static.storage import Buffer
 from lacache.errors import UnsupportedModelError
 from lacache.models.rotary import RotaryTables, Rotation
-
-
-class CompactionOps(ABC):
-    """The two operations of a compaction. All implementations agree bit for bit."""
-
-    @abstractmethod
-    def gather(self, stored: Tensor, slots: Tensor, start: int) -> None:
-        """Move the surviving slots to the front, in place.
-
-        Args:
-            stored: [H, C, ...].
-            slots: the surviving slots, increasing, int64 [N].
-            start: slots before it already are where they belong.
-        """
-
-    @abstractmethod
-    def rotate(self, keys: Tensor, cosines: Tensor, sines: Tensor, partners: Tensor) -> Tensor:
-        """Return each number times its cosine, plus its partner times its sine, rounded once.
-
-        Args:
-            keys: [1, H, N, D], contiguous in D.
-            cosines: float32 [N, D].
-            sines: float32 [N, D], signed.
-            partners: for each of the D numbers of a key, the index of its partner, int64 [D].
-
-        Returns:
-            New keys [1, H, N, D] of the same type.
-        """
-
-
-@final
-class TorchCompactionOps(CompactionOps):
-    """The operations with torch's operators, on any device."""
-
-    def gather(self, stored: Tensor, slots: Tensor, start: int) -> None:
-        """Copy the surviving slots out, and back in."""
-        stored[:, start : len(slots)] = stored.index_select(1, slots[start:])
-
-    def rotate(self, keys: Tensor, cosines: Tensor, sines: Tensor, partners: Tensor) -> Tensor:
-        """Rotate in float32, and round once to the type of the keys."""
-        wide = keys.float()
-        return (wide * cosines + wide[..., partners] * sines).to(keys.dtype)
 
 
 @final
@@ -159,13 +117,10 @@ class KVHeads:
     values: Buffer
     unrotated_keys: Buffer | None
     """The first slots' keys as the model gave them, up to `GroupState.num_saved`."""
+    num_unrotated: int
+    """Number of first slots whose keys move, which are among the unrotated keys."""
     rotations: Rotations | None
     ops: CompactionOps
-
-    @property
-    def num_unrotated(self) -> int:
-        """Slots that unrotated keys have room for."""
-        return 0 if self.unrotated_keys is None else self.unrotated_keys.num_slots
 
     def save(self, batch_slot: int, num_saved: int, num_cached: int) -> None:
         """Copy the unrotated keys of slots `num_saved` to `num_cached` that are in `keys` only."""
@@ -205,11 +160,6 @@ class KVHeads:
         self.keys.write(batch_slot, slot, keys)
         self.values.write(batch_slot, slot, values)
 
-    def insert_one(self, slots: Tensor, active: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Add a new key and value [B, H, 1, D] to each active batch slot, at its slot."""
-        self.keys.write_one(slots, active, keys)
-        self.values.write_one(slots, active, values)
-
     @property
     def buffers(self) -> tuple[Buffer, ...]:
         """All buffers: keys, values and, where keys move, unrotated keys."""
@@ -226,5 +176,5 @@ class KVHeads:
 
     def _gather(self, buffer: Buffer, batch_slot: int, slots: Tensor, start: int) -> None:
         if start < len(slots):
-            for stored in buffer.tensors():
-                self.ops.gather(stored[batch_slot], slots, start)
+            for stored in buffer.tensors(batch_slot):
+                self.ops.gather(stored, slots, start)

@@ -8,9 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from lacache.cache.sequence_state import SequenceState
-from lacache.cache.static.attention import Attend, AttendingLayer, GroupedLayer, VisibleKV
-from lacache.cache.static.buffers import RingBuffer
+from lacache.cache.static.attention import (
+    Attend,
+    AttendingLayer,
+    AttendRows,
+    GroupedLayer,
+    VisibleKV,
+)
 from lacache.cache.static.kv_heads import KVHeads
+from lacache.cache.static.pool import SlotPool
+from lacache.cache.static.rings import RingBuffer
+
+
+@final
+@dataclass(frozen=True)
+class PoolInputs:
+    """Where the new token of each KV head of a pool goes, set anew before each decode step."""
+
+    pool: SlotPool
+    slots: Tensor
+    """The slot of the new token [B, T]."""
+    rows: Tensor
+    """Its row in `Storage.flat` [B, T]."""
+
+    def update(self, slots: Tensor) -> None:
+        """Set the tensors, given the slot of the new token in each head group [B, G]."""
+        self.slots.copy_(slots[:, self.pool.groups])
+        torch.add(self.pool.first_rows, self.slots, out=self.rows)
 
 
 @final
@@ -25,12 +49,16 @@ class DecodeInputs:
     """Position ids [B, 1]."""
     active: Tensor
     """Batch slots that bring a token, bool [B]; the others compute in vain and change nothing."""
-    slots: tuple[Tensor, ...]
-    """For each head group, the slot of the new token [B]."""
+    slots: Tensor
+    """The slot of the new token in each head group [B, G]."""
     visible: tuple[Tensor, ...]
     """For each head group, the slots that attention sees, bool [B, 1, 1, C]."""
+    pools: tuple[PoolInputs, ...]
+    """For each pool, the slots and rows of the new token."""
     ring_slots: dict[int, Tensor]
     """For each window size, the slot of the new token [B]."""
+    ring_last: dict[int, Tensor]
+    """For each window size, the last slot that attention sees [B, 1]."""
     ring_visible: dict[int, Tensor]
     """For each window size, the slots that attention sees, bool [B, 1, 1, W]."""
 
@@ -39,6 +67,7 @@ class DecodeInputs:
         cls,
         batch_size: int,
         capacities: Sequence[int],
+        pools: Sequence[SlotPool],
         windows: Collection[int],
         device: torch.device,
     ) -> "DecodeInputs":
@@ -53,9 +82,14 @@ class DecodeInputs:
         return cls(
             positions=longs(batch_size, 1),
             active=bools(batch_size),
-            slots=tuple(longs(batch_size) for _ in capacities),
+            slots=longs(batch_size, len(capacities)),
             visible=tuple(bools(batch_size, 1, 1, capacity) for capacity in capacities),
+            pools=tuple(
+                PoolInputs(pool, *(longs(*pool.first_rows.shape) for _ in range(2)))
+                for pool in pools
+            ),
             ring_slots={window: longs(batch_size) for window in sorted(windows)},
+            ring_last={window: longs(batch_size, 1) for window in sorted(windows)},
             ring_visible={window: bools(batch_size, 1, 1, window) for window in sorted(windows)},
         )
 
@@ -63,64 +97,123 @@ class DecodeInputs:
         """Set the tensors for one token in each of the batch slots `active`."""
         _set(self.active, [batch_slot in active for batch_slot in range(len(sequences))])
         _set(self.positions, [[sequence.next_position()] for sequence in sequences])
-        for index, slots in enumerate(self.slots):
-            last = self.visible[index].shape[-1] - 1
-            num_cached = [sequence.groups[index].state.num_cached for sequence in sequences]
-            _set(slots, [min(slot, last) for slot in num_cached])
-            _show_up_to(self.visible[index], slots)
+        # Inactive sequences may have no room; their new token is not stored.
+        _set(
+            self.slots,
+            [
+                [
+                    min(group.state.num_cached, num_slots - 1)
+                    for group, num_slots in zip(each.groups, each.num_slots(), strict=True)
+                ]
+                for each in sequences
+            ],
+        )
+        for index, visible in enumerate(self.visible):
+            _show_up_to(visible, self.slots[:, index])
+        for pool in self.pools:
+            pool.update(self.slots)
         for window, slots in self.ring_slots.items():
-            # All are visible once the window is full.
-            _set(slots, [min(sequence.num_seen, window) for sequence in sequences])
-            _show_up_to(self.ring_visible[window], slots)
             _set(slots, [sequence.num_seen % window for sequence in sequences])
+            # All are visible once the window is full.
+            last = self.ring_last[window]
+            _set(last, [[min(sequence.num_seen, window - 1)] for sequence in sequences])
+            _show_up_to(self.ring_visible[window], last[:, 0])
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all tensors, whose addresses never change."""
-        rings = (*self.ring_slots.values(), *self.ring_visible.values())
-        return (self.positions, self.active, *self.slots, *self.visible, *rings)
+        pools = [t for one in self.pools for t in (one.slots, one.rows, one.pool.first_rows)]
+        rings = (self.ring_slots, self.ring_last, self.ring_visible)
+        return (
+            self.positions,
+            self.active,
+            self.slots,
+            *self.visible,
+            *pools,
+            *(tensor for tensors in rings for tensor in tensors.values()),
+        )
 
 
 @final
 class DecodeLayer(GroupedLayer):
     """A layer under the policy in a decode step: one token per batch slot, fixed shapes."""
 
-    def __init__(self, attend: Attend, by_group: tuple[KVHeads, ...], inputs: DecodeInputs) -> None:
+    def __init__(
+        self,
+        attend: Attend,
+        by_group: tuple[KVHeads, ...],
+        inputs: DecodeInputs,
+        pool: SlotPool,
+        index: int,
+        attend_rows: AttendRows | None,
+    ) -> None:
         super().__init__(attend, by_group)
         self._inputs = inputs
+        self._pool = pool
+        self._attend_rows = attend_rows
+        self._columns = pool.columns(index)
+        [self._places] = (one for one in inputs.pools if one.pool is pool)
 
     def insert(self, keys: Tensor, values: Tensor) -> None:
         """Add a key and a value to each active batch slot."""
-        for heads in self.by_group:
-            slots = self._inputs.slots[heads.group]
-            new = self.select(keys, heads), self.select(values, heads)
-            heads.insert_one(slots, self._inputs.active, *new)
+        rows = self._places.rows[:, self._columns]
+        self._pool.keys.write(rows, self._inputs.active, keys)
+        self._pool.values.write(rows, self._inputs.active, values)
 
     def visible_kv(self, kv_heads: KVHeads) -> VisibleKV:
-        """Return every slot; those in use are visible."""
+        """Return every slot of a head group; those in use are visible."""
         visible = self._inputs.visible[kv_heads.group]
-        return kv_heads.keys.all(), kv_heads.values.all(), visible
+        if not self._pool.layout.regions_move:
+            return kv_heads.keys.all(), kv_heads.values.all(), visible
+        first_rows = self._pool.first_rows[:, self._columns][:, list(kv_heads.heads)]
+        # Rows beyond the region are hidden, and must be rows of the same sequence.
+        slots = torch.arange(visible.shape[-1], device=first_rows.device)
+        rows = torch.minimum(first_rows[..., None] + slots, self._pool.last_rows[:, None, None])
+        return self._pool.keys.read(rows), self._pool.values.read(rows), visible
+
+    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
+        """Attend to the slots in use, of all head groups at once if that is supported."""
+        if self._attend_rows is not None:
+            places = self._pool.first_rows, self._places.slots
+            first_rows, last_slots = (tensor[:, self._columns] for tensor in places)
+            states = self._pool.keys, self._pool.values
+            output = self._attend_rows(query, *states, first_rows, last_slots, options)
+            if output is not None:
+                return output
+        return super().attend(module, query, options)
 
 
 @final
 class DecodeRingLayer(AttendingLayer):
     """A sliding-window layer in a decode step."""
 
-    def __init__(self, attend: Attend, ring: RingBuffer, inputs: DecodeInputs) -> None:
+    def __init__(
+        self,
+        attend: Attend,
+        ring: RingBuffer,
+        inputs: DecodeInputs,
+        attend_rows: AttendRows | None,
+    ) -> None:
         super().__init__(attend)
         self._ring = ring
         self._inputs = inputs
+        self._attend_rows = attend_rows
 
     def insert(self, keys: Tensor, values: Tensor) -> None:
         """Add a key and a value to each active batch slot, over the oldest."""
         slots = self._inputs.ring_slots[self._ring.window]
-        self._ring.keys.write_one(slots, self._inputs.active, keys)
-        self._ring.values.write_one(slots, self._inputs.active, values)
+        self._ring.insert_one(slots, self._inputs.active, keys, values)
 
     def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
         """Attend to the ring buffer."""
-        visible = self._inputs.ring_visible[self._ring.window]
-        keys, values = self._ring.keys.all(), self._ring.values.all()
-        return self._attend(module, query, keys, values, visible, options)
+        ring = self._ring
+        if self._attend_rows is not None:
+            last = self._inputs.ring_last[ring.window].expand_as(ring.first_rows)
+            states = ring.keys.storage, ring.values.storage
+            output = self._attend_rows(query, *states, ring.first_rows, last, options)
+            if output is not None:
+                return output
+        visible = self._inputs.ring_visible[ring.window]
+        return self._attend(module, query, ring.keys.all(), ring.values.all(), visible, options)
 
 
 @final

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -11,7 +12,45 @@ from lacache.cache.codecs import find_codec
 from lacache.common.validation import validate_kv_dtype
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.models.model_info import GrowingLayer, ModelInfo
-from lacache.policies import UNBOUNDED, BoundPolicy, Budget, Schedule
+from lacache.policies import UNBOUNDED, BoundPolicy, Budget, Schedule, most_slots
+
+
+@final
+@dataclass(frozen=True)
+class Member:
+    """KV heads of one layer and head group.
+
+    Args:
+        layer: index of the layer.
+        group: index of the head group.
+        heads: indices among the layer's KV heads.
+    """
+
+    layer: int
+    group: int
+    heads: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True)
+class PoolLayout:
+    """KV heads that share one pool of slots, since their keys, and their values, are of one size.
+
+    Args:
+        members: layer by layer.
+        num_rows: slots of one sequence, over all KV heads.
+        key_size: D of a key.
+        value_size: D of a value.
+        unrotated: whether every key is stored unrotated besides.
+        regions_move: whether there are fewer slots than the head groups' capacities add up to.
+    """
+
+    members: tuple[Member, ...]
+    num_rows: int
+    key_size: int
+    value_size: int
+    unrotated: bool
+    regions_move: bool
 
 
 @final
@@ -24,6 +63,8 @@ class CacheLayout:
         bound: the bound policy.
         kv_dtype: "int8" or "float8_e4m3fn", with a scale for each token and head; None is the
             model's own type. Sliding-window layers stay in the model's type.
+        shares_slots: whether KV heads that need fewer slots give them to others over time. Their
+            regions of the pool move then. Else each has room for the most it ever holds.
 
     Raises:
         ConfigError: the policy keeps every token, or there is no such kv_dtype.
@@ -34,6 +75,7 @@ class CacheLayout:
     info: ModelInfo
     bound: BoundPolicy
     kv_dtype: str | None = None
+    shares_slots: bool = True
 
     def __post_init__(self) -> None:
         if self.info.linear:
@@ -61,10 +103,47 @@ class CacheLayout:
         """Bytes that are reserved for one sequence, whatever its length."""
         return self.growing_bytes + self._sliding_bytes(sys.maxsize)
 
+    @cached_property
+    def pools(self) -> tuple[PoolLayout, ...]:
+        """The pools of slots: one, unless layers differ in the sizes of keys and values."""
+        schedules = [group.schedule for group in self.bound.groups]
+        members: dict[tuple[int, int, bool], list[Member]] = {}
+        for depth, layer in enumerate(self.info.growing):
+            kind = layer.key_size, layer.value_size, self._by_slot and layer.rotation is not None
+            members.setdefault(kind, []).extend(
+                Member(layer.index, index, group.heads[depth])
+                for index, group in enumerate(self.bound.groups)
+                if depth in group.heads
+            )
+        pools = []
+        for kind, mine in members.items():
+            num_heads = [0] * len(schedules)
+            for member in mine:
+                num_heads[member.group] += len(member.heads)
+            largest = sum(s.capacity * n for s, n in zip(schedules, num_heads, strict=True))
+            num_rows = most_slots(schedules, num_heads) if self.shares_slots else largest
+            pools.append(PoolLayout(tuple(mine), num_rows, *kind, num_rows < largest))
+        return tuple(pools)
+
     @property
     def growing_bytes(self) -> int:
         """Bytes of one sequence in the layers under the policy, unrotated keys included."""
-        return self._group_bytes([group.schedule.capacity for group in self.bound.groups])
+        codec = find_codec(self.kv_dtype, self.info.dtype)
+        in_pools = 0
+        for pool in self.pools:
+            key, value = codec.vector_bytes(pool.key_size), codec.vector_bytes(pool.value_size)
+            in_pools += pool.num_rows * (key * (1 + pool.unrotated) + value)
+        sinks = 0
+        for group in self.bound.groups:
+            for depth, heads in group.heads.items():
+                layer = self.info.growing[depth]
+                num_slots = self.num_apart(layer, group.schedule)
+                sinks += len(heads) * num_slots * codec.vector_bytes(layer.key_size)
+        return in_pools + sinks
+
+    def num_apart(self, layer: GrowingLayer, schedule: Schedule) -> int:
+        """Return the unrotated keys of a KV head that are outside of the pool: its sinks'."""
+        return 0 if self._by_slot else num_unrotated(layer, schedule)
 
     def held_bytes(self, num_seen: int, num_cached: Sequence[int]) -> int:
         """Return the bytes of the tokens that one sequence holds.
@@ -74,6 +153,10 @@ class CacheLayout:
             num_cached: for each head group, the tokens in each of its KV heads.
         """
         return self._group_bytes(num_cached) + self._sliding_bytes(num_seen)
+
+    @property
+    def _by_slot(self) -> bool:
+        return any(group.schedule.positions == "slots" for group in self.bound.groups)
 
     def _group_bytes(self, num_slots: Sequence[int]) -> int:
         return sum(
@@ -102,17 +185,20 @@ def bind_within_bytes(
     budget: Budget | None,
     bind: Callable[[int], BoundPolicy],
     kv_dtype: str | None = None,
+    *,
+    shares_slots: bool = True,
 ) -> BoundPolicy:
     """Bind a policy so that the buffers take no more than a budget in bytes.
 
-    Every head group is allocated at its largest, which they need not reach at the same time, so
-    the buffers can take more bytes than the tokens held (docs/adr/0009).
+    Unrotated keys count too, and where slots are not shared each head group at its largest, so the
+    buffers can take more bytes than the tokens held.
 
     Args:
         info: the model's layers.
         budget: the budget; `bind` alone handles one that is not in bytes.
         bind: returns the bound policy, given the bytes of a token over all growing layers.
         kv_dtype: see CacheLayout.
+        shares_slots: see CacheLayout.
 
     Raises:
         ConfigError: too few bytes for the policy, or no such kv_dtype.
@@ -124,9 +210,19 @@ def bind_within_bytes(
     limit = 0 if budget is None else budget.num_bytes
     while True:
         bound = bind(per_token)
-        if not limit or (taken := CacheLayout(info, bound, kv_dtype).growing_bytes) <= limit:
+        taken = CacheLayout(info, bound, kv_dtype, shares_slots).growing_bytes if limit else 0
+        if taken <= limit:
             return bound
         per_token = max(per_token + 1, -(-per_token * taken // limit))
+
+
+def shares_slots_on(device: torch.device) -> bool:
+    """Return whether head groups share slots on a device.
+
+    A step that is captured on a GPU reads its slots at fixed places. To copy them together first
+    would cost more time there than sharing is worth (docs/adr/0024).
+    """
+    return device.type == "cpu"
 
 
 def num_unrotated(layer: GrowingLayer, schedule: Schedule) -> int:

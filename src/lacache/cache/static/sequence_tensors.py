@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lacache.cache.sequence_state import GatherPlan, GroupState
-from lacache.cache.static.buffers import Buffer
 from lacache.cache.static.static_cache import StaticKVCache
+from lacache.cache.static.storage import Buffer
 from lacache.errors import InputError
 from lacache.policies.schedule import State
 
@@ -78,6 +78,7 @@ def restore_sequence(cache: StaticKVCache, batch_slot: int, tensors: SequenceTen
     sequence.is_changing = True
     sequence.base = int(remaining.take(_BASE, (1,), torch.int64))
     plans = [_restore(group, f"group.{i}", remaining) for i, group in enumerate(sequence.groups)]
+    cache.place(batch_slot)
     for name, slots in _slots_in_use(cache, batch_slot).items():
         slots.copy_(remaining.take(name, tuple(slots.shape), slots.dtype))
     remaining.validate_empty()
@@ -109,8 +110,8 @@ def _slots_in_use(cache: StaticKVCache, batch_slot: int) -> SequenceTensors:
 
 
 def _views(name: str, buffer: Buffer, batch_slot: int, start: int, stop: int) -> SequenceTensors:
-    stored = enumerate(buffer.tensors())
-    return {f"{name}.{index}": tensor[batch_slot, :, start:stop] for index, tensor in stored}
+    stored = enumerate(buffer.tensors(batch_slot))
+    return {f"{name}.{index}": tensor[:, start:stop] for index, tensor in stored}
 
 
 def _restore(group: GroupState, name: str, remaining: "_Remaining") -> GatherPlan:

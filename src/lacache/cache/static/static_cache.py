@@ -9,17 +9,11 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from lacache.cache.codecs import find_codec
+from lacache.cache.codecs import Codec, find_codec
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
-from lacache.cache.static.attention import Attend
-from lacache.cache.static.buffers import Buffer, RingBuffer
-from lacache.cache.static.kv_heads import (
-    CompactionOps,
-    KVHeads,
-    PlanTables,
-    Rotations,
-    TorchCompactionOps,
-)
+from lacache.cache.static.attention import Attend, AttendRows
+from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
+from lacache.cache.static.kv_heads import KVHeads, PlanTables, Rotations
 from lacache.cache.static.layers import (
     CausalMasks,
     DecodeInputs,
@@ -29,6 +23,9 @@ from lacache.cache.static.layers import (
     PrefillRingLayer,
 )
 from lacache.cache.static.layout import CacheLayout, num_unrotated
+from lacache.cache.static.pool import SlotPool
+from lacache.cache.static.rings import RingBuffer
+from lacache.cache.static.storage import Storage, fixed_buffer
 from lacache.common.validation import physical_bytes
 from lacache.errors import ConfigError
 from lacache.models.rotary import Rotation
@@ -48,6 +45,8 @@ class StaticKVCache:
         attend: the model's attention.
         device: where the buffers are allocated.
         ops: the operations of compactions; None is torch's operators.
+        attend_rows: attention of decode steps that reads slots where they are; None copies those
+            whose place changes.
 
     Raises:
         ConfigError: the buffers do not fit in memory.
@@ -62,6 +61,7 @@ class StaticKVCache:
         attend: Attend,
         device: torch.device,
         ops: CompactionOps | None = None,
+        attend_rows: AttendRows | None = None,
     ) -> None:
         self.layout = layout
         self.device = device
@@ -80,7 +80,9 @@ class StaticKVCache:
             most = physical_bytes() if device.type == "cpu" else sys.maxsize
             if needed > most:
                 raise MemoryError(f"{most:,} bytes are there")
-            self.kv_heads: dict[int, tuple[KVHeads, ...]] = self._allocate_kv_heads(batch_size)
+            codec = find_codec(layout.kv_dtype, layout.info.dtype)
+            self.pools = [SlotPool(pool, batch_size, codec, device) for pool in layout.pools]
+            self.kv_heads: dict[int, tuple[KVHeads, ...]] = self._make_kv_heads(batch_size, codec)
             self.rings = {
                 layer.index: RingBuffer(layer, batch_size, layout.info.dtype, device)
                 for layer in layout.info.sliding
@@ -93,25 +95,35 @@ class StaticKVCache:
             ) from error
         self.sequences = [self._empty_sequence() for _ in range(batch_size)]
         """Counts of the sequence in each batch slot."""
+        for batch_slot in range(batch_size):
+            self.place(batch_slot)
         self._inputs = DecodeInputs.allocate(
             batch_size,
             [tables.schedule.capacity for tables in self._compaction_tables],
+            self.pools,
             {ring.window for ring in self.rings.values()},
             device,
         )
         # Compiled steps give up CUDA graphs if they write to inputs that may move in memory.
-        stored = (t for buffer in self._buffers() for t in buffer.tensors())
-        for tensor in (*self._inputs.tensors(), *stored):
+        stored = (t for storage in self.storages() for t in storage.flat)
+        rows = [
+            *(pool.last_rows for pool in self.pools),
+            *(r.first_rows for r in self.rings.values()),
+        ]
+        for tensor in (*self._inputs.tensors(), *rows, *stored):
             torch._dynamo.mark_static_address(tensor)
+        pool_of = {m.layer: pool for pool in self.pools for m in pool.layout.members}
         self._decode_cache = self._make_cache(
-            lambda kv_heads: DecodeLayer(attend, kv_heads, self._inputs),
-            lambda ring: DecodeRingLayer(attend, ring, self._inputs),
+            lambda index, kv_heads: DecodeLayer(
+                attend, kv_heads, self._inputs, pool_of[index], index, attend_rows
+            ),
+            lambda ring: DecodeRingLayer(attend, ring, self._inputs, attend_rows),
         )
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(buffer.num_bytes for buffer in self._buffers())
+        return sum(storage.num_bytes for storage in self.storages())
 
     def all_kv_heads(self) -> Iterator[KVHeads]:
         """Iterate over the KV heads of all layers and head groups."""
@@ -120,19 +132,20 @@ class StaticKVCache:
     def clear(self, batch_slot: int) -> None:
         """Remove a sequence, and free its batch slot."""
         self.sequences[batch_slot] = self._empty_sequence()
-        for buffer in self._buffers():
-            buffer.clear(batch_slot)
+        self.place(batch_slot)
+        for storage in self.storages():
+            storage.clear(batch_slot)
 
     def fork(self, batch_slot: int, target: int) -> None:
         """Copy a sequence to another batch slot."""
-        sequence = self.sequences[batch_slot].copy()
+        sequence = self.sequences[target] = self.sequences[batch_slot].copy()
+        self.place(target)
         for kv_heads in self.all_kv_heads():
             num_cached = sequence.groups[kv_heads.group].state.num_cached
             for buffer in kv_heads.buffers:
                 buffer.fork(batch_slot, target, num_cached)
         for ring in self.rings.values():
             ring.fork(batch_slot, target)
-        self.sequences[target] = sequence
 
     def begin_prefill(self, batch_slot: int, num_new: int) -> tuple[Cache, Tensor]:
         """Prepare a forward of `num_new` tokens of one sequence, at most its `room()`.
@@ -145,7 +158,7 @@ class StaticKVCache:
         num_cached = tuple(group.state.num_cached for group in sequence.groups)
         masks = CausalMasks(self.device)
         cache = self._make_cache(
-            lambda heads: PrefillLayer(self._attend, heads, masks, batch_slot, num_cached),
+            lambda _, heads: PrefillLayer(self._attend, heads, masks, batch_slot, num_cached),
             lambda ring: PrefillRingLayer(self._attend, ring, masks, batch_slot, sequence.num_seen),
         )
         self._uncommitted = [x for x in cache.layers if isinstance(x, PrefillRingLayer)]
@@ -193,60 +206,87 @@ class StaticKVCache:
         for group, plan in enumerate(sequence.begin()):
             if plan is not None:
                 self.apply(batch_slot, group, plan)
+        self._resize(batch_slot)
         sequence.is_changing = False
 
     def _empty_sequence(self) -> SequenceState:
         return SequenceState(self._compaction_tables, self._positions)
 
-    def _buffers(self) -> list[Buffer]:
-        rings = [buffer for ring in self.rings.values() for buffer in (ring.keys, ring.values)]
-        return [*rings, *(buffer for heads in self.all_kv_heads() for buffer in heads.buffers)]
+    def place(self, batch_slot: int) -> None:
+        """Lay out the regions of a sequence whose counts were set; its slots are to be filled."""
+        for pool in self.pools:
+            pool.place(batch_slot, self._num_slots(batch_slot, pool))
 
-    def _allocate_kv_heads(self, batch_size: int) -> dict[int, tuple[KVHeads, ...]]:
+    def _resize(self, batch_slot: int) -> None:
+        """Move regions to where the next tokens find room."""
+        num_cached = [group.state.num_cached for group in self.sequences[batch_slot].groups]
+        for pool in self.pools:
+            pool.resize(batch_slot, self._num_slots(batch_slot, pool), num_cached, self.ops)
+
+    def _num_slots(self, batch_slot: int, pool: SlotPool) -> tuple[int, ...]:
+        """Return the slots that each head group's regions have now."""
+        if pool.layout.regions_move:
+            return self.sequences[batch_slot].num_slots()
+        return tuple(tables.schedule.capacity for tables in self._compaction_tables)
+
+    def storages(self) -> list[Storage]:
+        """Return all that is allocated."""
+        rings = [b.storage for ring in self.rings.values() for b in (ring.keys, ring.values)]
+        sinks = [
+            heads.unrotated_keys.storage
+            for heads in self.all_kv_heads()
+            if heads.unrotated_keys is not None
+        ]
+        pools = [storage for pool in self.pools for storage in pool.storages]
+        return list(dict.fromkeys([*rings, *pools, *sinks]))
+
+    def _make_kv_heads(self, batch_size: int, codec: Codec) -> dict[int, tuple[KVHeads, ...]]:
         info = self.layout.info
         # Sinks soon move farther than any table reaches.
         slots = [t.schedule for t in self._compaction_tables if t.schedule.positions == "slots"]
         reach = max((schedule.capacity - 1 for schedule in slots), default=0)
         rotations: dict[tuple[Rotation, int], Rotations] = {}
         made: dict[int, tuple[KVHeads, ...]] = {}
-        for group, bound in enumerate(self.layout.bound.groups):
-            patterns = self._compaction_tables[group].patterns
-            for depth, heads in bound.heads.items():
-                layer = info.growing[depth]
-                shape = (batch_size, len(heads), bound.schedule.capacity)
-                rotation, key_size = layer.rotation, layer.key_size
-                if rotation is not None and (rotation, key_size) not in rotations:
-                    rotations[rotation, key_size] = Rotations(
-                        rotation, key_size, reach, self.device
+        depths = {layer.index: depth for depth, layer in enumerate(info.growing)}
+        for pool in self.pools:
+            for member, (keys, values, *in_pool) in zip(
+                pool.layout.members, pool.buffers, strict=True
+            ):
+                depth, bound = depths[member.layer], self.layout.bound.groups[member.group]
+                layer, schedule = info.growing[depth], bound.schedule
+                rotation = layer.rotation
+                if rotation is not None and (rotation, layer.key_size) not in rotations:
+                    rotations[rotation, layer.key_size] = Rotations(
+                        rotation, layer.key_size, reach, self.device
                     )
+                unrotated = in_pool[0] if in_pool else None
+                if num_apart := self.layout.num_apart(layer, schedule):
+                    shape = (batch_size, len(member.heads), num_apart, layer.key_size)
+                    unrotated = fixed_buffer(shape, codec, self.device)
+                patterns = self._compaction_tables[member.group].patterns
                 kv_heads = KVHeads(
-                    group=group,
-                    heads=heads,
+                    group=member.group,
+                    heads=member.heads,
                     pattern=patterns.index(bound.pattern(depth)),
-                    keys=self._allocate(shape, key_size),
-                    values=self._allocate(shape, layer.value_size),
-                    unrotated_keys=self._allocate((*shape[:2], moving), key_size)
-                    if (moving := num_unrotated(layer, bound.schedule))
-                    else None,
-                    rotations=None if rotation is None else rotations[rotation, key_size],
+                    keys=keys,
+                    values=values,
+                    unrotated_keys=unrotated,
+                    num_unrotated=num_unrotated(layer, schedule),
+                    rotations=None if rotation is None else rotations[rotation, layer.key_size],
                     ops=self.ops,
                 )
                 made[layer.index] = (*made.get(layer.index, ()), kv_heads)
         return made
 
-    def _allocate(self, shape: tuple[int, int, int], size: int) -> Buffer:
-        codec = find_codec(self.layout.kv_dtype, self.layout.info.dtype)
-        return Buffer((*shape, size), codec, self.device)
-
     def _make_cache(
         self,
-        kv_layer: Callable[[tuple[KVHeads, ...]], Any],
+        kv_layer: Callable[[int, tuple[KVHeads, ...]], Any],
         ring_layer: Callable[[RingBuffer], Any],
     ) -> Cache:
         """Return a cache with a layer for each of the model's that has keys and values."""
         layers: list[Any] = list(DynamicCache(config=self.layout.info.text_config).layers)
         for index, by_group in self.kv_heads.items():
-            layers[index] = kv_layer(by_group)
+            layers[index] = kv_layer(index, by_group)
         for index, ring in self.rings.items():
             layers[index] = ring_layer(ring)
         return Cache(layers=layers)

@@ -134,5 +134,7 @@ def _fake_product(weight: Tensor, vector: Tensor) -> Tensor:
     return vector.new_empty(weight.shape[0])
 
 
-def _fake_attend(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+def _fake_attend(
+    query: Tensor, keys: Tensor, values: Tensor, first_rows: Tensor, last_slots: Tensor
+) -> Tensor:
     return query.new_empty(*query.shape[:3], values.shape[-1])

@@ -1,5 +1,5 @@
 // For one token, two products: a matrix with a vector, and attention over the slots in use. For a
-// compaction, two moves: of slots to the front, and of keys to other positions.
+// compaction, three moves: of slots to the front, of regions, and of keys to other positions.
 //
 // All are bound by memory. A processor fetches ahead for each of several places that are read side
 // by side, so a matrix is read in kParts parts at once, which a compiler's loop does not do.
@@ -179,7 +179,6 @@ void softmax(float* scores, int64_t number) {
 template <class T>
 struct Head {
   const typename T::Stored *keys, *values;
-  const bool* seen;
   int64_t number, key_size, value_size;
 };
 
@@ -206,8 +205,7 @@ void weigh(const Head<T>& head, const float* queries, float* shares) {
       float score = total(sums[n]);
       for (int64_t i = num_blocks * kBlock<T>; i < size; ++i)
         score += T::widen(key[i]) * queries[n * size + i];
-      shares[n * head.number + slot] =
-          head.seen[slot] ? score : -std::numeric_limits<float>::max();
+      shares[n * head.number + slot] = score;
     }
   }
   for (int64_t n = 0; n < kQueries; ++n) softmax(shares + n * head.number, head.number);
@@ -248,25 +246,29 @@ void attend_head(const Head<T>& head, const float* queries, float* found) {
 
 template <class T>
 void attend_rows(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
-                 const at::Tensor& visible, at::Tensor& found) {
+                 const at::Tensor& first_rows, const at::Tensor& last_slots, at::Tensor& found) {
   using States = const typename T::Stored*;
-  const int64_t kv_heads = keys.size(1), slots = keys.size(2);
-  const int64_t key_size = keys.size(3), value_size = values.size(3);
-  const int64_t shared = query.size(1) / kv_heads, heads = query.size(0) * kv_heads;
+  const int64_t kv_heads = first_rows.size(1), heads = query.size(0) * kv_heads;
+  const int64_t key_size = keys.size(1), value_size = values.size(1);
+  const int64_t shared = query.size(1) / kv_heads;
+  const auto first = first_rows.accessor<int64_t, 2>(), last = last_slots.accessor<int64_t, 2>();
+  int64_t most = 0;
+  for (int64_t n = 0; n < heads; ++n) {
+    const int64_t row = first[n / kv_heads][n % kv_heads], number = last[n / kv_heads][n % kv_heads] + 1;
+    TORCH_CHECK(row >= 0 && number > 0 && row + number <= keys.size(0),
+                "lacache::attend: each head's slots are among the rows");
+    most = std::max(most, number);
+  }
   const States all_keys = static_cast<States>(keys.const_data_ptr());
   const States all_values = static_cast<States>(values.const_data_ptr());
-  const bool* all_seen = visible.const_data_ptr<bool>();
   const float* queries = query.const_data_ptr<float>();
   float* all_found = found.mutable_data_ptr<float>();
-  const int threads = keys.numel() < kWorthAThread ? 1 : at::get_num_threads();
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+  const int threads = heads * most * key_size < kWorthAThread ? 1 : at::get_num_threads();
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
   for (int64_t n = 0; n < heads; ++n) {
-    const bool* seen = all_seen + n / kv_heads * slots;
-    // Slots in use come first; reading stops at the last one.
-    int64_t number = slots;
-    while (number > 1 && !seen[number - 1]) --number;
-    const Head<T> head{all_keys + n * slots * key_size, all_values + n * slots * value_size,
-                       seen, number, key_size, value_size};
+    const int64_t row = first[n / kv_heads][n % kv_heads];
+    const Head<T> head{all_keys + row * key_size, all_values + row * value_size,
+                       last[n / kv_heads][n % kv_heads] + 1, key_size, value_size};
     // Query heads that share the keys and values, a few at once.
     for (int64_t q = n * shared, end = q + shared; q < end;) {
       const float* from = queries + q * key_size;
@@ -284,24 +286,26 @@ void attend_rows(const at::Tensor& query, const at::Tensor& keys, const at::Tens
   }
 }
 
-// query [B, Hq, 1, D] in float32 and scaled, keys and values [B, Hkv, C, D], visible [B, 1, 1, C], of which
-// at least one is true: [B, Hq, 1, D] in float32.
+// query [B, Hq, 1, D] in float32 and scaled, keys and values [N, D]; each KV head has the rows from
+// first_rows [B, Hkv] on, up to its slot last_slots [B, Hkv]: [B, Hq, 1, D] in float32.
 at::Tensor attend(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
-                  const at::Tensor& visible) {
-  TORCH_CHECK(query.dim() == 4 && keys.dim() == 4 && values.dim() == 4 &&
-                  keys.size(1) > 0 && query.size(0) == keys.size(0) && query.size(1) % keys.size(1) == 0 &&
-                  query.size(3) == keys.size(3) && keys.size(2) > 0 &&
-                  values.sizes().slice(0, 3) == keys.sizes().slice(0, 3) && query.size(2) == 1 && query.scalar_type() == at::kFloat &&
-                  query.is_contiguous() && keys.is_contiguous() && values.is_contiguous() &&
-                  visible.is_contiguous() && visible.numel() == keys.size(0) * keys.size(2) &&
+                  const at::Tensor& first_rows, const at::Tensor& last_slots) {
+  TORCH_CHECK(query.dim() == 4 && keys.dim() == 2 && values.dim() == 2 && first_rows.dim() == 2 &&
+                  first_rows.size(1) > 0 && query.size(0) == first_rows.size(0) &&
+                  query.size(1) % first_rows.size(1) == 0 && query.size(2) == 1 &&
+                  query.size(3) == keys.size(1) && values.size(0) == keys.size(0) &&
+                  last_slots.sizes() == first_rows.sizes() &&
+                  first_rows.scalar_type() == at::kLong && last_slots.scalar_type() == at::kLong &&
+                  query.scalar_type() == at::kFloat && query.is_contiguous() &&
+                  keys.is_contiguous() && values.is_contiguous() &&
                   keys.scalar_type() == values.scalar_type(),
-              "lacache::attend: one query a head in float32, and contiguous states of one type");
+              "lacache::attend: one query a head in float32, and contiguous rows of one type");
   at::Tensor found =
-      at::empty({query.size(0), query.size(1), 1, values.size(3)}, query.options());
+      at::empty({query.size(0), query.size(1), 1, values.size(1)}, query.options());
   if (keys.scalar_type() == at::kFloat)
-    attend_rows<Float32>(query, keys, values, visible, found);
+    attend_rows<Float32>(query, keys, values, first_rows, last_slots, found);
   else if (keys.scalar_type() == at::kBFloat16)
-    attend_rows<BFloat16>(query, keys, values, visible, found);
+    attend_rows<BFloat16>(query, keys, values, first_rows, last_slots, found);
   else
     TORCH_CHECK(false, "lacache::attend: states are float32 or bfloat16");
   return found;
@@ -326,6 +330,23 @@ void gather(const at::Tensor& stored, const at::Tensor& slots, int64_t start) {
       for (end = n + 1; end < number && from[end] == from[end - 1] + 1;) ++end;
       if (from[n] != n) std::memmove(first + n * slot, first + from[n] * slot, (end - n) * slot);
     }
+}
+
+// Runs of rows of stored [P, ...] move one after the other: moves [M, 3] are the first row, the row
+// that it becomes and the number of rows.
+void move(const at::Tensor& stored, const at::Tensor& moves) {
+  TORCH_CHECK(stored.dim() >= 1 && stored.is_contiguous() && moves.dim() == 2 && moves.size(1) == 3 &&
+                  moves.is_contiguous() && moves.scalar_type() == at::kLong,
+              "lacache::move: contiguous stored [P, ...] and moves [M, 3] in int64");
+  const int64_t row = stored.stride(0) * stored.element_size(), rows = stored.size(0);
+  const int64_t* move = moves.const_data_ptr<int64_t>();
+  for (int64_t n = 0; n < 3 * moves.size(0); n += 3)
+    for (int64_t i = 0; i < 2; ++i)
+      TORCH_CHECK(move[n + i] >= 0 && move[n + 2] >= 0 && move[n + i] + move[n + 2] <= rows,
+                  "lacache::move: runs are among the rows");
+  char* first = static_cast<char*>(stored.mutable_data_ptr());
+  for (int64_t n = 0; n < moves.size(0); ++n, move += 3)
+    std::memmove(first + move[1] * row, first + move[0] * row, move[2] * row);
 }
 
 uint16_t round_to_bfloat16(float number) {
@@ -408,8 +429,9 @@ at::Tensor rotate(const at::Tensor& keys, const at::Tensor& cosines, const at::T
 TORCH_LIBRARY(lacache, library) {
   library.def("product(Tensor weight, Tensor vector) -> Tensor");
   library.def(
-      "attend(Tensor query, Tensor keys, Tensor values, Tensor visible) -> Tensor");
+      "attend(Tensor query, Tensor keys, Tensor values, Tensor first_rows, Tensor last_slots) -> Tensor");
   library.def("gather(Tensor(a!) stored, Tensor slots, int start) -> ()");
+  library.def("move(Tensor(a!) stored, Tensor moves) -> ()");
   library.def("rotate(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");
 }
 
@@ -417,5 +439,6 @@ TORCH_LIBRARY_IMPL(lacache, CPU, library) {
   library.impl("product", product);
   library.impl("attend", attend);
   library.impl("gather", gather);
+  library.impl("move", move);
   library.impl("rotate", rotate);
 }

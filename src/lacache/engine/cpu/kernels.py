@@ -6,10 +6,11 @@
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lacache.cache.static.attention import Attend
-from lacache.cache.static.kv_heads import CompactionOps, TorchCompactionOps
+from lacache.cache.codecs import PlainCodec
+from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
+from lacache.cache.static.storage import Storage
 
 TYPES = (torch.float32, torch.bfloat16)
 """Types of weights, keys and values that the kernels take."""
@@ -25,39 +26,31 @@ def kernel_product(weight: Tensor, vector: Tensor) -> Tensor:
     return product.to(vector.dtype)
 
 
-def for_one_token(attend: Attend) -> Attend:
-    """Return attention of one token by the kernel, which reads only the slots in use.
+def attend_rows(
+    query: Tensor,
+    keys: Storage,
+    values: Storage,
+    first_rows: Tensor,
+    last_slots: Tensor,
+    options: dict[str, Any],
+) -> Tensor | None:
+    """Compute attention of one token by the kernel, which reads only the slots in use.
 
-    Args:
-        attend: torch's fused attention or an equivalent, for what the kernel does not support.
+    See `AttendRows`; None for formats and options that the kernel does not support.
     """
-
-    def attend_one(
-        module: nn.Module,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        visible: Tensor | None,
-        options: dict[str, Any],
-    ) -> Tensor:
-        is_supported = (
-            visible is not None
-            and options.get("softcap") is None
-            and options.get("s_aux") is None
-            and query.shape[2] == 1
-            and keys.dtype in TYPES
-            and keys.dtype == values.dtype
-            and keys.is_contiguous()
-            and values.is_contiguous()
-        )
-        if not is_supported:
-            return attend(module, query, keys, values, visible, options)
-        scale = options.get("scaling") or query.shape[-1] ** -0.5
-        scaled = (query.float() * scale).contiguous()
-        output: Tensor = torch.ops.lacache.attend(scaled, keys, values, visible)
-        return output.to(query.dtype)
-
-    return attend_one
+    is_supported = (
+        options.get("softcap") is None
+        and options.get("s_aux") is None
+        and isinstance(keys.codec, PlainCodec)
+        and keys.codec.dtype in TYPES
+    )
+    if not is_supported:
+        return None
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    scaled = (query.float() * scale).contiguous()
+    rows = keys.flat[0], values.flat[0]
+    output: Tensor = torch.ops.lacache.attend(scaled, *rows, first_rows, last_slots)
+    return output.to(query.dtype)
 
 
 @final
@@ -70,6 +63,10 @@ class KernelCompactionOps(CompactionOps):
     def gather(self, stored: Tensor, slots: Tensor, start: int) -> None:
         """Move the surviving slots in place, without a copy."""
         torch.ops.lacache.gather(stored, slots, start)
+
+    def move(self, stored: Tensor, moves: Tensor) -> None:
+        """Move runs of rows in place, without a copy."""
+        torch.ops.lacache.move(stored, moves)
 
     def rotate(self, keys: Tensor, cosines: Tensor, sines: Tensor, partners: Tensor) -> Tensor:
         """Rotate in one pass; other types than the kernel takes use torch's operators."""

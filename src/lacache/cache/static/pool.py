@@ -1,0 +1,116 @@
+"""One pool of slots for the KV heads of all layers: groups that shrink give theirs to others."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import final
+
+import torch
+
+from lacache.cache.codecs import Codec
+from lacache.cache.static.compaction_ops import CompactionOps
+from lacache.cache.static.layout import PoolLayout
+from lacache.cache.static.storage import Buffer, Storage, moves_between
+
+
+@final
+class SlotPool:
+    """Keys and values of KV heads whose keys, and whose values, have the same size.
+
+    Each KV head has a region of rows. A head group's regions have equally many slots, and move when
+    that number changes. The regions of each batch slot stand on their own.
+
+    Args:
+        layout: the KV heads, and the sizes.
+        batch_size: batch slots, B.
+        codec: the format.
+        device: where the rows are allocated.
+    """
+
+    def __init__(
+        self, layout: PoolLayout, batch_size: int, codec: Codec, device: torch.device
+    ) -> None:
+        def storage(size: int) -> Storage:
+            return Storage(batch_size, layout.num_rows, size, codec, device)
+
+        self.keys, self.values = storage(layout.key_size), storage(layout.value_size)
+        self.unrotated_keys = storage(layout.key_size) if layout.unrotated else None
+        self.layout = layout
+        self.buffers = [
+            tuple(Buffer(each, len(member.heads)) for each in self.storages)
+            for member in layout.members
+        ]
+        """For each member, its keys, its values and, where they are stored, unrotated keys."""
+        heads = sorted((m.layer, head, m.group) for m in layout.members for head in m.heads)
+        self._columns = {(layer, head): n for n, (layer, head, _) in enumerate(heads)}
+        self.groups = torch.tensor([group for _, _, group in heads], device=device)
+        """The head group of each KV head, layer by layer [T]."""
+        self.first_rows = torch.zeros(batch_size, len(heads), dtype=torch.long, device=device)
+        """In `Storage.flat`, the row of each KV head's first slot [B, T]."""
+        self.last_rows = layout.num_rows * (1 + torch.arange(batch_size, device=device)) - 1
+        """In `Storage.flat`, the last row of each batch slot [B]."""
+        self._num_slots: list[tuple[int, ...]] = [()] * batch_size
+
+    @property
+    def storages(self) -> tuple[Storage, ...]:
+        """Keys, values and, where they are stored, unrotated keys."""
+        unrotated = () if self.unrotated_keys is None else (self.unrotated_keys,)
+        return (self.keys, self.values, *unrotated)
+
+    def columns(self, layer: int) -> slice:
+        """Return where a layer's KV heads are in the tensors [B, T], in their order."""
+        mine = [column for (index, _), column in self._columns.items() if index == layer]
+        return slice(mine[0], mine[-1] + 1)
+
+    def place(self, batch_slot: int, num_slots: Sequence[int]) -> None:
+        """Lay out the regions of a batch slot anew, with `num_slots` for each head group."""
+        if self._num_slots[batch_slot] == tuple(num_slots):
+            return
+        first = torch.empty(self.first_rows.shape[1], dtype=torch.long)
+        starts = self._starts(num_slots)
+        for member, buffers, start in zip(self.layout.members, self.buffers, starts, strict=True):
+            slots = num_slots[member.group]
+            for buffer in buffers:
+                buffer.place(batch_slot, start, slots)
+            for number, head in enumerate(member.heads):
+                row = batch_slot * self.layout.num_rows + start + number * slots
+                first[self._columns[member.layer, head]] = row
+        self.first_rows[batch_slot] = first.to(self.first_rows.device)
+        self._num_slots[batch_slot] = tuple(num_slots)
+
+    def resize(
+        self,
+        batch_slot: int,
+        num_slots: Sequence[int],
+        num_cached: Sequence[int],
+        ops: CompactionOps,
+    ) -> None:
+        """Move the regions of a batch slot to where `place` lays them out.
+
+        Args:
+            batch_slot: the batch slot.
+            num_slots: slots of each head group's KV heads from now on.
+            num_cached: slots in use, for each head group.
+            ops: what moves the rows.
+        """
+        if self._num_slots[batch_slot] == tuple(num_slots):
+            return
+        before, after = (self._by_head(slots) for slots in (self._num_slots[batch_slot], num_slots))
+        lengths = [num_cached[member.group] for member in self.layout.members for _ in member.heads]
+        moves = torch.tensor(moves_between(before, after, lengths), dtype=torch.long).view(-1, 3)
+        for storage in self.storages:
+            for stored in storage.tensors:
+                ops.move(stored[batch_slot], moves)
+        self.place(batch_slot, num_slots)
+
+    def _starts(self, num_slots: Sequence[int]) -> list[int]:
+        """Return the first row of each member."""
+        rows = [len(member.heads) * num_slots[member.group] for member in self.layout.members]
+        return [0, *accumulate(rows)][:-1]
+
+    def _by_head(self, num_slots: Sequence[int]) -> list[int]:
+        """Return the first row of each KV head, in the order of the regions."""
+        return [
+            start + number * num_slots[member.group]
+            for member, start in zip(self.layout.members, self._starts(num_slots), strict=True)
+            for number in range(len(member.heads))
+        ]
