@@ -367,7 +367,7 @@ def test_int8_keys_values_and_weights(run: Run, tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--kv-dtype", "int4"], "kv_dtype='int4' must be None"),
+        (["--kv-dtype", "int2"], "kv_dtype='int2' must be None"),
         (["--weights", "int4"], "weights='int4' must be None"),
         (["--weights", "int8", "--policy", "full"], "--weights int8 needs the engine, and a full"),
         (["--kv-dtype", "int8", "--prefill", "dense"], "--kv-dtype int8 needs the engine, and de"),

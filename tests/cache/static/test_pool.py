@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.codecs import KV_DTYPES, find_codec
+from lacache.cache.codecs import find_codecs
 from lacache.cache.sequence_state import CompactionTables, SequenceState
 from lacache.cache.static.compaction_ops import TorchCompactionOps
 from lacache.cache.static.layout import CacheLayout, PoolLayout
 from lacache.cache.static.pool import SlotPool
 from lacache.cache.static.storage import moves_between
+from lacache.common.validation import KV_DTYPES
 from lacache.engine import runner as runner_module
 from lacache.engine.cpu.build import load_kernels
 from lacache.models.model_info import model_info
@@ -77,7 +78,7 @@ def test_regions_keep_their_tokens_wherever_they_are(data: Any, unrotated: bool)
     pool = SlotPool(
         PoolLayout(drawn.members, drawn.num_rows, 1, 1, unrotated, drawn.regions_move),
         2,
-        find_codec(None, torch.float32),
+        [find_codecs(None, torch.float32)] * len(drawn.members),
         CPU,
     )
     schedules = [group.schedule for group in bound.groups]

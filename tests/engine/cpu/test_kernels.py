@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lacache import Engine
+from lacache.cache.codecs import find_codecs
+from lacache.cache.static.storage import Rows, Storage
+from lacache.common.validation import KV_DTYPES
 from lacache.engine.cpu.build import load_kernels
-from lacache.engine.cpu.kernels import kernel_product
+from lacache.engine.cpu.kernels import attend_rows, kernel_product
 from lacache.engine.int8 import Int8Linear, quantize_weights
 from lacache.policies import Ladder
 from tests.cache.tiny_models import random_ids, tiny_model
@@ -23,6 +26,7 @@ from tests.policies.sized import Sized
 LADDER = (16, Ladder(span=2, sinks=2, recent=5, evict_batch=3))
 WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
 STATES = (torch.float32, torch.bfloat16)
+SIZES = (2, 8, 12, 32, 64, 80, 96, 128)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,6 +105,70 @@ def test_attention_over_any_rows(
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4 * max(1, scale))
 
 
+@given(
+    name=st.sampled_from(sorted(KV_DTYPES)),
+    rows=st.integers(1, 3),
+    shared=st.integers(1, 5),
+    sizes=st.tuples(st.sampled_from(SIZES), st.sampled_from(SIZES)),
+    scale=st.sampled_from((0.1, 1.0, 10.0)),
+    centered=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_attention_over_rows_in_fewer_bits(
+    name: str,
+    rows: int,
+    shared: int,
+    sizes: tuple[int, int],
+    scale: float,
+    centered: bool,
+    seed: int,
+) -> None:
+    """Against attention over decoded rows, whatever all keys have in common."""
+    center = 20 * random_numbers((2, sizes[0]), torch.float32, seed + 3) if centered else None
+    key_codec = find_codecs(name, torch.float32, None, center)[0]
+    value_codec = find_codecs(name, torch.float32)[1]
+    stored, wide = [], []
+    for number, (codec, size) in enumerate(zip((key_codec, value_codec), sizes, strict=True)):
+        states = random_numbers((1, 2, 30, size), torch.float32, seed + number)
+        if number == 0 and center is not None:
+            states = states + center[:, None]
+        encoded = codec.encode(states)
+        stored.append(Storage(1, 60, codec.parts(size), torch.device("cpu")))
+        for to, new in zip(stored[-1].flat, encoded, strict=True):
+            to.copy_(new.flatten(0, 2))
+        wide.append(codec.decode_wide(encoded).flatten(0, 2).double())
+    query = scale * random_numbers((rows, 2 * shared, 1, sizes[0]), torch.float32, seed + 4)
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(15, (rows, 2), generator=generator) + torch.tensor([0, 30])
+    last = torch.randint(15, (rows, 2), generator=generator)
+    found = attend_rows(
+        query,
+        Rows(stored[0], key_codec),
+        Rows(stored[1], value_codec),
+        first,
+        last,
+        {"scaling": 1.0},
+    )
+    assert found is not None
+    expected = slow_attend(query, wide[0], wide[1], first, last)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=2e-4 * max(1, scale))
+
+
+@pytest.mark.parametrize("change", ["keys", "values", "scales", "type"])
+def test_coded_states_that_do_not_fit_are_refused(change: str) -> None:
+    integers, scales = torch.zeros(20, 8, dtype=torch.int8), torch.ones(20, 1).bfloat16()
+    states = {"keys": integers, "of_keys": scales, "values": integers, "of_values": scales}
+    states |= {
+        "keys": {"keys": integers[:, :7].contiguous()},
+        "values": {"values": integers[:19], "of_values": scales[:19]},
+        "scales": {"of_values": torch.ones(20, 3).bfloat16()},
+        "type": {"of_keys": scales.float()},
+    }[change]
+    where = torch.tensor([[0, 5]]), torch.tensor([[4, 4]])
+    with pytest.raises(RuntimeError, match=r"lacache::attend_coded: (contiguous|keys as long)"):
+        torch.ops.lacache.attend_coded(torch.randn(1, 4, 1, 8), *states.values(), *where)
+
+
 @pytest.mark.parametrize("dtype", WEIGHTS)
 def test_threads_change_nothing(dtype: torch.dtype) -> None:
     weight = random_numbers((701, 257), dtype, 0)
@@ -131,8 +199,13 @@ def test_torch_can_compile_them() -> None:
     torch.library.opcheck(torch.ops.lacache.product.default, product)
     states = [random_numbers((20, 8), torch.bfloat16, n) for n in range(2)]
     where = torch.tensor([[0, 5], [10, 15]]), torch.tensor([[4, 2], [0, 3]])
-    attend = (torch.randn(2, 4, 1, 8), *states, *where)
-    torch.library.opcheck(torch.ops.lacache.attend.default, attend)
+    query = torch.randn(2, 4, 1, 8)
+    torch.library.opcheck(torch.ops.lacache.attend.default, (query, *states, *where))
+    for dtype, width in ((torch.int8, 8), (torch.uint8, 4)):
+        coded = torch.ones(20, width, dtype=dtype), torch.ones(20, 1).bfloat16()
+        torch.library.opcheck(
+            torch.ops.lacache.attend_coded.default, (query, *coded, *coded, *where)
+        )
 
 
 @pytest.mark.parametrize(
@@ -194,11 +267,12 @@ def test_families_are_the_twins(family: str, rows: int) -> None:
     ragged.check(model, LADDER)
 
 
-def test_types_that_the_kernels_do_not_take() -> None:
-    """Half precision and states in eight bits go by torch, or are decoded first."""
+def test_types_are_those_without_the_kernels() -> None:
+    """Half precision goes by torch; fewer bits are read as they are instead of decoded."""
     for model, options in (
         (tiny_model("llama").half(), {}),
         (tiny_model("llama"), {"kv_dtype": "int8"}),
+        (tiny_model("qwen2"), {"kv_dtype": "int4"}),
     ):
         text = random_ids(40)[0]
         found = []
@@ -248,9 +322,7 @@ def test_states_that_do_not_fit_are_refused(change: str) -> None:
         first = first + 1
     else:
         last = last - 5
-    with pytest.raises(
-        RuntimeError, match=r"lacache::attend: (one query a head|each head's slots)"
-    ):
+    with pytest.raises(RuntimeError, match=r"lacache::attend: (one query|contiguous|each head's)"):
         torch.ops.lacache.attend(query, keys, values, first, last)
 
 

@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from lacache.cache.codecs import Codec
 from lacache.cache.sequence_state import SequenceState
 from lacache.cache.static.attention import (
     Attend,
@@ -18,6 +19,7 @@ from lacache.cache.static.attention import (
 from lacache.cache.static.kv_heads import KVHeads
 from lacache.cache.static.pool import SlotPool
 from lacache.cache.static.rings import RingBuffer
+from lacache.cache.static.storage import Rows
 
 
 @final
@@ -144,11 +146,13 @@ class DecodeLayer(GroupedLayer):
         inputs: DecodeInputs,
         pool: SlotPool,
         index: int,
+        codecs: tuple[Codec, Codec],
         attend_rows: AttendRows | None,
     ) -> None:
         super().__init__(attend, by_group)
         self._inputs = inputs
         self._pool = pool
+        self._keys, self._values = map(Rows, (pool.keys, pool.values), codecs)
         self._attend_rows = attend_rows
         self._columns = pool.columns(index)
         [self._places] = (one for one in inputs.pools if one.pool is pool)
@@ -156,8 +160,8 @@ class DecodeLayer(GroupedLayer):
     def insert(self, keys: Tensor, values: Tensor) -> None:
         """Add a key and a value to each active batch slot."""
         rows = self._places.rows[:, self._columns]
-        self._pool.keys.write(rows, self._inputs.active, keys)
-        self._pool.values.write(rows, self._inputs.active, values)
+        self._keys.write(rows, self._inputs.active, keys)
+        self._values.write(rows, self._inputs.active, values)
 
     def visible_kv(self, kv_heads: KVHeads) -> VisibleKV:
         """Return every slot of a head group; those in use are visible."""
@@ -168,14 +172,14 @@ class DecodeLayer(GroupedLayer):
         # Rows beyond the region are hidden, and must be rows of the same sequence.
         slots = torch.arange(visible.shape[-1], device=first_rows.device)
         rows = torch.minimum(first_rows[..., None] + slots, self._pool.last_rows[:, None, None])
-        return self._pool.keys.read(rows), self._pool.values.read(rows), visible
+        return kv_heads.keys.at(rows), kv_heads.values.at(rows), visible
 
     def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
         """Attend to the slots in use, of all head groups at once if that is supported."""
         if self._attend_rows is not None:
             places = self._pool.first_rows, self._places.slots
             first_rows, last_slots = (tensor[:, self._columns] for tensor in places)
-            states = self._pool.keys, self._pool.values
+            states = self._keys, self._values
             output = self._attend_rows(query, *states, first_rows, last_slots, options)
             if output is not None:
                 return output
@@ -208,7 +212,7 @@ class DecodeRingLayer(AttendingLayer):
         ring = self._ring
         if self._attend_rows is not None:
             last = self._inputs.ring_last[ring.window].expand_as(ring.first_rows)
-            states = ring.keys.storage, ring.values.storage
+            states = ring.key_rows, ring.value_rows
             output = self._attend_rows(query, *states, ring.first_rows, last, options)
             if output is not None:
                 return output

@@ -8,7 +8,7 @@ from typing import final
 
 import torch
 
-from lacache.cache.codecs import find_codec
+from lacache.cache.codecs import find_codecs
 from lacache.common.validation import validate_kv_dtype
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.models.model_info import GrowingLayer, ModelInfo
@@ -61,13 +61,14 @@ class CacheLayout:
     Args:
         info: the model's layers.
         bound: the bound policy.
-        kv_dtype: "int8" or "float8_e4m3fn", with a scale for each token and head; None is the
-            model's own type. Sliding-window layers stay in the model's type.
+        kv_dtype: "int8" or "int4" (docs/adr/0023); None is the model's own type. Sliding-window
+            layers stay in the model's type.
         shares_slots: whether KV heads that need fewer slots give them to others over time. Their
             regions of the pool move then. Else each has room for the most it ever holds.
 
     Raises:
-        ConfigError: the policy keeps every token, or there is no such kv_dtype.
+        ConfigError: the policy keeps every token, there is no such kv_dtype, or it does not fit the
+            heads.
         UnsupportedModelError: the model has linear-attention layers.
         UnsupportedOperationError: the policy splits a layer whose attention has learned sinks.
     """
@@ -128,17 +129,18 @@ class CacheLayout:
     @property
     def growing_bytes(self) -> int:
         """Bytes of one sequence in the layers under the policy, unrotated keys included."""
-        codec = find_codec(self.kv_dtype, self.info.dtype)
+        of_keys, of_values = find_codecs(self.kv_dtype, self.info.dtype)
         in_pools = 0
         for pool in self.pools:
-            key, value = codec.vector_bytes(pool.key_size), codec.vector_bytes(pool.value_size)
+            key = of_keys.vector_bytes(pool.key_size)
+            value = of_values.vector_bytes(pool.value_size)
             in_pools += pool.num_rows * (key * (1 + pool.unrotated) + value)
         sinks = 0
         for group in self.bound.groups:
             for depth, heads in group.heads.items():
                 layer = self.info.growing[depth]
                 num_slots = self.num_apart(layer, group.schedule)
-                sinks += len(heads) * num_slots * codec.vector_bytes(layer.key_size)
+                sinks += len(heads) * num_slots * of_keys.vector_bytes(layer.key_size)
         return in_pools + sinks
 
     def num_apart(self, layer: GrowingLayer, schedule: Schedule) -> int:
@@ -234,5 +236,5 @@ def _vectors_bytes(
     layer: GrowingLayer, kv_dtype: str | None, dtype: torch.dtype
 ) -> tuple[int, int]:
     """Return the bytes of a key and of a value of one KV head."""
-    codec = find_codec(kv_dtype, dtype)
-    return codec.vector_bytes(layer.key_size), codec.vector_bytes(layer.value_size)
+    keys, values = find_codecs(kv_dtype, dtype)
+    return keys.vector_bytes(layer.key_size), values.vector_bytes(layer.value_size)

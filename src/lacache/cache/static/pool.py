@@ -22,22 +22,31 @@ class SlotPool:
     Args:
         layout: the KV heads, and the sizes.
         batch_size: batch slots, B.
-        codec: the format.
+        codecs: of the keys and values of each member.
         device: where the rows are allocated.
     """
 
     def __init__(
-        self, layout: PoolLayout, batch_size: int, codec: Codec, device: torch.device
+        self,
+        layout: PoolLayout,
+        batch_size: int,
+        codecs: Sequence[tuple[Codec, Codec]],
+        device: torch.device,
     ) -> None:
-        def storage(size: int) -> Storage:
-            return Storage(batch_size, layout.num_rows, size, codec, device)
+        def storage(codec: Codec, size: int) -> Storage:
+            return Storage(batch_size, layout.num_rows, codec.parts(size), device)
 
-        self.keys, self.values = storage(layout.key_size), storage(layout.value_size)
-        self.unrotated_keys = storage(layout.key_size) if layout.unrotated else None
+        of_keys, of_values = codecs[0]
         self.layout = layout
+        self.keys = storage(of_keys, layout.key_size)
+        self.values = storage(of_values, layout.value_size)
+        self.unrotated_keys = storage(of_keys, layout.key_size) if layout.unrotated else None
         self.buffers = [
-            tuple(Buffer(each, len(member.heads)) for each in self.storages)
-            for member in layout.members
+            tuple(
+                Buffer(each, len(member.heads), of_values if each is self.values else of_keys)
+                for each in self.storages
+            )
+            for member, (of_keys, of_values) in zip(layout.members, codecs, strict=True)
         ]
         """For each member, its keys, its values and, where they are stored, unrotated keys."""
         heads = sorted((m.layer, head, m.group) for m in layout.members for head in m.heads)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lacache.cache.codecs import PlainCodec
-from lacache.cache.static.storage import fixed_buffer
+from lacache.cache.static.storage import Rows, fixed_buffer
 from lacache.models.model_info import SlidingLayer
 
 
@@ -24,6 +24,9 @@ class RingBuffer:
         shape = (batch_size, layer.num_heads, layer.window)
         self.keys = fixed_buffer((*shape, layer.key_size), PlainCodec(dtype), device)
         self.values = fixed_buffer((*shape, layer.value_size), PlainCodec(dtype), device)
+        self.key_rows, self.value_rows = (
+            Rows(buffer.storage, buffer.codec) for buffer in (self.keys, self.values)
+        )
         self.first_rows = layer.window * torch.arange(
             batch_size * layer.num_heads, device=device
         ).view(batch_size, layer.num_heads)
@@ -49,8 +52,8 @@ class RingBuffer:
     def insert_one(self, slots: Tensor, active: Tensor, keys: Tensor, values: Tensor) -> None:
         """Add a key and a value [B, H, 1, D] to each active batch slot, at slots [B]."""
         rows = self.first_rows + slots[:, None]
-        self.keys.storage.write(rows, active, keys)
-        self.values.storage.write(rows, active, values)
+        self.key_rows.write(rows, active, keys)
+        self.value_rows.write(rows, active, values)
 
     def fork(self, batch_slot: int, target: int) -> None:
         """Copy one batch slot to another."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from lacache.cache.codecs import Codec, find_codec
+from lacache.cache.codecs import Codec, find_codecs
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
 from lacache.cache.static.attention import Attend, AttendRows
 from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
@@ -80,9 +80,13 @@ class StaticKVCache:
             most = physical_bytes() if device.type == "cpu" else sys.maxsize
             if needed > most:
                 raise MemoryError(f"{most:,} bytes are there")
-            codec = find_codec(layout.kv_dtype, layout.info.dtype)
-            self.pools = [SlotPool(pool, batch_size, codec, device) for pool in layout.pools]
-            self.kv_heads: dict[int, tuple[KVHeads, ...]] = self._make_kv_heads(batch_size, codec)
+            self.pools = [
+                SlotPool(
+                    pool, batch_size, [self._codecs(m.layer, m.heads) for m in pool.members], device
+                )
+                for pool in layout.pools
+            ]
+            self.kv_heads: dict[int, tuple[KVHeads, ...]] = self._make_kv_heads(batch_size)
             self.rings = {
                 layer.index: RingBuffer(layer, batch_size, layout.info.dtype, device)
                 for layer in layout.info.sliding
@@ -104,21 +108,15 @@ class StaticKVCache:
             {ring.window for ring in self.rings.values()},
             device,
         )
-        # Compiled steps give up CUDA graphs if they write to inputs that may move in memory.
-        stored = (t for storage in self.storages() for t in storage.flat)
-        rows = [
-            *(pool.last_rows for pool in self.pools),
-            *(r.first_rows for r in self.rings.values()),
-        ]
-        for tensor in (*self._inputs.tensors(), *rows, *stored):
-            torch._dynamo.mark_static_address(tensor)
         pool_of = {m.layer: pool for pool in self.pools for m in pool.layout.members}
+        codecs = {index: self._codecs(index) for index in self.kv_heads}
         self._decode_cache = self._make_cache(
             lambda index, kv_heads: DecodeLayer(
-                attend, kv_heads, self._inputs, pool_of[index], index, attend_rows
+                attend, kv_heads, self._inputs, pool_of[index], index, codecs[index], attend_rows
             ),
             lambda ring: DecodeRingLayer(attend, ring, self._inputs, attend_rows),
         )
+        self._mark_static([codec for pair in codecs.values() for codec in pair])
 
     @property
     def num_bytes(self) -> int:
@@ -240,7 +238,31 @@ class StaticKVCache:
         pools = [storage for pool in self.pools for storage in pool.storages]
         return list(dict.fromkeys([*rings, *pools, *sinks]))
 
-    def _make_kv_heads(self, batch_size: int, codec: Codec) -> dict[int, tuple[KVHeads, ...]]:
+    def _mark_static(self, codecs: Sequence[Codec]) -> None:
+        """Let compiled steps know that all tensors of the cache are at fixed addresses.
+
+        They would give CUDA graphs up if they wrote to inputs that may move in memory.
+        """
+        codecs = [*codecs, *(b.codec for heads in self.all_kv_heads() for b in heads.buffers)]
+        tensors = [
+            *self._inputs.tensors(),
+            *(tensor for storage in self.storages() for tensor in storage.flat),
+            *(tensor for codec in codecs for tensor in codec.constants()),
+            *(pool.last_rows for pool in self.pools),
+            *(ring.first_rows for ring in self.rings.values()),
+        ]
+        for tensor in tensors:
+            torch._dynamo.mark_static_address(tensor)
+
+    def _codecs(self, index: int, heads: tuple[int, ...] | None = None) -> tuple[Codec, Codec]:
+        """Return the codecs of keys and values of some KV heads of a layer; None is all."""
+        info = self.layout.info
+        [center] = (layer.key_center for layer in info.growing if layer.index == index)
+        if center is not None and heads is not None:
+            center = center[list(heads)]
+        return find_codecs(self.layout.kv_dtype, info.dtype, self.device, center)
+
+    def _make_kv_heads(self, batch_size: int) -> dict[int, tuple[KVHeads, ...]]:
         info = self.layout.info
         # Sinks soon move farther than any table reaches.
         slots = [t.schedule for t in self._compaction_tables if t.schedule.positions == "slots"]
@@ -262,7 +284,7 @@ class StaticKVCache:
                 unrotated = in_pool[0] if in_pool else None
                 if num_apart := self.layout.num_apart(layer, schedule):
                     shape = (batch_size, len(member.heads), num_apart, layer.key_size)
-                    unrotated = fixed_buffer(shape, codec, self.device)
+                    unrotated = fixed_buffer(shape, keys.codec, self.device)
                 patterns = self._compaction_tables[member.group].patterns
                 kv_heads = KVHeads(
                     group=member.group,

@@ -1,6 +1,7 @@
-"""Storage of keys or values: rows in the format of a codec, and how KV heads divide them."""
+"""Storage of keys or values: rows of numbers, and how KV heads divide and read them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -19,21 +20,23 @@ class Storage:
     Args:
         batch_size: batch slots, B.
         num_rows: rows of each batch slot, P.
-        size: D of a key or value.
-        codec: the format.
+        parts: type and width W of each tensor; see `Codec.parts`.
         device: where the rows are allocated.
     """
 
     def __init__(
-        self, batch_size: int, num_rows: int, size: int, codec: Codec, device: torch.device
+        self,
+        batch_size: int,
+        num_rows: int,
+        parts: Sequence[tuple[torch.dtype, int]],
+        device: torch.device,
     ) -> None:
-        self.codec = codec
         self.batch_size = batch_size
         # Filled now, as the system may promise pages that it does not have. Compiled steps write in
         # place only to whole tensors that they are given, not to views of them.
         self.flat = tuple(
             torch.empty(batch_size * num_rows, width, dtype=dtype, device=device).fill_(0)
-            for dtype, width in codec.parts(size)
+            for dtype, width in parts
         )
         """The stored tensors, each [B * P, W]."""
 
@@ -47,25 +50,30 @@ class Storage:
         """Bytes over all batch slots."""
         return sum(t.numel() * t.element_size() for t in self.flat)
 
-    def write(self, rows: Tensor, active: Tensor, states: Tensor) -> None:
-        """Set one row for each KV head, in each active batch slot.
-
-        Args:
-            rows: in `flat`, [B, H].
-            active: the batch slots to write to, bool [B]; the others do not change.
-            states: [B, H, 1, D].
-        """
-        for stored, new in zip(self.flat, self.codec.encode(states), strict=True):
-            stored[rows] = torch.where(active[:, None, None], new[:, :, 0], stored[rows])
-
-    def read(self, rows: Tensor) -> Tensor:
-        """Return a copy of rows [B, H, N] in `flat`, as attention reads them [B, H, N, D]."""
-        return self.codec.decode(tuple(stored[rows] for stored in self.flat))
-
     def clear(self, batch_slot: int) -> None:
         """Fill a batch slot with zeros: hidden slots get attention weight 0, but 0 * nan is nan."""
         for stored in self.tensors:
             stored[batch_slot].zero_()
+
+
+@final
+@dataclass(frozen=True)
+class Rows:
+    """Keys or values of all KV heads of a layer, wherever they are in a storage."""
+
+    storage: Storage
+    codec: Codec
+
+    def write(self, rows: Tensor, active: Tensor, states: Tensor) -> None:
+        """Set one row for each KV head, in each active batch slot.
+
+        Args:
+            rows: in `Storage.flat`, [B, H].
+            active: the batch slots to write to, bool [B]; the others do not change.
+            states: [B, H, 1, D].
+        """
+        for stored, new in zip(self.storage.flat, self.codec.encode(states), strict=True):
+            stored[rows] = torch.where(active[:, None, None], new[:, :, 0], stored[rows])
 
 
 @final
@@ -77,10 +85,12 @@ class Buffer:
     Args:
         storage: where the regions are.
         num_heads: H.
+        codec: the format of these heads.
     """
 
-    def __init__(self, storage: Storage, num_heads: int) -> None:
+    def __init__(self, storage: Storage, num_heads: int, codec: Codec) -> None:
         self.storage = storage
+        self.codec = codec
         self.num_heads = num_heads
         batch_size = storage.batch_size
         self._starts = [0] * batch_size
@@ -112,22 +122,29 @@ class Buffer:
         """Return all slots of all batch slots [B, H, C, D]; their regions must be at equal rows."""
         start, num_slots = self._starts[0], self.num_slots(0)
         rows = slice(start, start + self.num_heads * num_slots)
-        return self.storage.codec.decode(
+        return self.codec.decode(
             tuple(
                 t[:, rows].view(len(t), self.num_heads, num_slots, t.shape[-1])
                 for t in self.storage.tensors
             )
         )
 
+    def at(self, rows: Tensor) -> Tensor:
+        """Return a copy of rows [B, H, N] of `Storage.flat`, as attention reads them."""
+        return self.codec.decode(tuple(stored[rows] for stored in self.storage.flat))
+
     def read(self, batch_slot: int, stop: int, start: int = 0) -> Tensor:
         """Return slots `start` to `stop` of a batch slot [1, H, stop - start, D]."""
-        region = self._regions[batch_slot]
-        return self.storage.codec.decode(tuple(t[None, :, start:stop] for t in region))
+        return self.codec.decode(self._slots(batch_slot, start, stop))
+
+    def read_wide(self, batch_slot: int, stop: int, start: int = 0) -> Tensor:
+        """Return what `read` does, not rounded yet, for keys that are stored again."""
+        return self.codec.decode_wide(self._slots(batch_slot, start, stop))
 
     def write(self, batch_slot: int, start: int, states: Tensor) -> None:
         """Set the slots of a batch slot from `start` on to `states` [1, H, N, D]."""
         stop = start + states.shape[2]
-        encoded = self.storage.codec.encode(states)
+        encoded = self.codec.encode(states)
         for stored, new in zip(self._regions[batch_slot], encoded, strict=True):
             stored[:, start:stop] = new[0]
 
@@ -141,12 +158,15 @@ class Buffer:
         for mine, theirs in zip(self.tensors(target), self.tensors(batch_slot), strict=True):
             mine[:, :stop] = theirs[:, :stop]
 
+    def _slots(self, batch_slot: int, start: int, stop: int) -> Stored:
+        return tuple(t[None, :, start:stop] for t in self._regions[batch_slot])
+
 
 def fixed_buffer(shape: tuple[int, int, int, int], codec: Codec, device: torch.device) -> Buffer:
     """Return a buffer [B, H, C, D] with a storage of its own."""
     batch_size, num_heads, num_slots, size = shape
-    storage = Storage(batch_size, num_heads * num_slots, size, codec, device)
-    buffer = Buffer(storage, num_heads)
+    storage = Storage(batch_size, num_heads * num_slots, codec.parts(size), device)
+    buffer = Buffer(storage, num_heads, codec)
     for batch_slot in range(batch_size):
         buffer.place(batch_slot, 0, num_slots)
     return buffer

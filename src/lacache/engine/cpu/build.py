@@ -60,6 +60,7 @@ def _load() -> None:
         ) from error
     torch.library.register_fake("lacache::product", _fake_product)
     torch.library.register_fake("lacache::attend", _fake_attend)
+    torch.library.register_fake("lacache::attend_coded", _fake_attend_coded)
 
 
 def build_kernels(folder: Path) -> Path:
@@ -138,3 +139,16 @@ def _fake_attend(
     query: Tensor, keys: Tensor, values: Tensor, first_rows: Tensor, last_slots: Tensor
 ) -> Tensor:
     return query.new_empty(*query.shape[:3], values.shape[-1])
+
+
+def _fake_attend_coded(
+    query: Tensor,
+    keys: Tensor,
+    key_scales: Tensor,
+    values: Tensor,
+    value_scales: Tensor,
+    first_rows: Tensor,
+    last_slots: Tensor,
+) -> Tensor:
+    size = values.shape[-1] * (2 if values.dtype is torch.uint8 else 1)
+    return query.new_empty(*query.shape[:3], size)

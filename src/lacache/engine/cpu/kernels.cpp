@@ -9,6 +9,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -244,33 +245,43 @@ void attend_head(const Head<T>& head, const float* queries, float* found) {
   mix<T, kQueries>(head, shares.data(), found);
 }
 
-template <class T>
-void attend_rows(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
-                 const at::Tensor& first_rows, const at::Tensor& last_slots, at::Tensor& found) {
-  using States = const typename T::Stored*;
+// Calls attend(first row, number of slots, first query head, number of query heads) for each KV head
+// of each sequence.
+template <class Attend>
+void for_each_head(const at::Tensor& query, int64_t num_rows, const at::Tensor& first_rows,
+                   const at::Tensor& last_slots, const Attend& attend) {
   const int64_t kv_heads = first_rows.size(1), heads = query.size(0) * kv_heads;
-  const int64_t key_size = keys.size(1), value_size = values.size(1);
   const int64_t shared = query.size(1) / kv_heads;
   const auto first = first_rows.accessor<int64_t, 2>(), last = last_slots.accessor<int64_t, 2>();
   int64_t most = 0;
   for (int64_t n = 0; n < heads; ++n) {
     const int64_t row = first[n / kv_heads][n % kv_heads], number = last[n / kv_heads][n % kv_heads] + 1;
-    TORCH_CHECK(row >= 0 && number > 0 && row + number <= keys.size(0),
+    TORCH_CHECK(row >= 0 && number > 0 && row + number <= num_rows,
                 "lacache::attend: each head's slots are among the rows");
     most = std::max(most, number);
   }
+  const int threads = heads * most * query.size(3) < kWorthAThread ? 1 : at::get_num_threads();
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+  for (int64_t n = 0; n < heads; ++n)
+    attend(first[n / kv_heads][n % kv_heads], last[n / kv_heads][n % kv_heads] + 1, n * shared,
+           shared);
+}
+
+template <class T>
+void attend_rows(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
+                 const at::Tensor& first_rows, const at::Tensor& last_slots, at::Tensor& found) {
+  using States = const typename T::Stored*;
+  const int64_t key_size = keys.size(1), value_size = values.size(1);
   const States all_keys = static_cast<States>(keys.const_data_ptr());
   const States all_values = static_cast<States>(values.const_data_ptr());
   const float* queries = query.const_data_ptr<float>();
   float* all_found = found.mutable_data_ptr<float>();
-  const int threads = heads * most * key_size < kWorthAThread ? 1 : at::get_num_threads();
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int64_t n = 0; n < heads; ++n) {
-    const int64_t row = first[n / kv_heads][n % kv_heads];
-    const Head<T> head{all_keys + row * key_size, all_values + row * value_size,
-                       last[n / kv_heads][n % kv_heads] + 1, key_size, value_size};
+  for_each_head(query, keys.size(0), first_rows, last_slots,
+                [&](int64_t row, int64_t number, int64_t q, int64_t shared) {
+    const Head<T> head{all_keys + row * key_size, all_values + row * value_size, number, key_size,
+                       value_size};
     // Query heads that share the keys and values, a few at once.
-    for (int64_t q = n * shared, end = q + shared; q < end;) {
+    for (const int64_t end = q + shared; q < end;) {
       const float* from = queries + q * key_size;
       float* to = all_found + q * value_size;
       if (end - q >= 4) {
@@ -283,23 +294,28 @@ void attend_rows(const at::Tensor& query, const at::Tensor& keys, const at::Tens
         attend_head<T, 1>(head, from, to), q += 1;
       }
     }
-  }
+  });
+}
+
+void check_query(const at::Tensor& query, const at::Tensor& first_rows,
+                 const at::Tensor& last_slots) {
+  TORCH_CHECK(query.dim() == 4 && first_rows.dim() == 2 && first_rows.size(1) > 0 &&
+                  query.size(0) == first_rows.size(0) && query.size(1) % first_rows.size(1) == 0 &&
+                  query.size(2) == 1 && last_slots.sizes() == first_rows.sizes() &&
+                  first_rows.scalar_type() == at::kLong && last_slots.scalar_type() == at::kLong &&
+                  query.scalar_type() == at::kFloat && query.is_contiguous(),
+              "lacache::attend: one query a head in float32, with rows and slots in int64");
 }
 
 // query [B, Hq, 1, D] in float32 and scaled, keys and values [N, D]; each KV head has the rows from
 // first_rows [B, Hkv] on, up to its slot last_slots [B, Hkv]: [B, Hq, 1, D] in float32.
 at::Tensor attend(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
                   const at::Tensor& first_rows, const at::Tensor& last_slots) {
-  TORCH_CHECK(query.dim() == 4 && keys.dim() == 2 && values.dim() == 2 && first_rows.dim() == 2 &&
-                  first_rows.size(1) > 0 && query.size(0) == first_rows.size(0) &&
-                  query.size(1) % first_rows.size(1) == 0 && query.size(2) == 1 &&
-                  query.size(3) == keys.size(1) && values.size(0) == keys.size(0) &&
-                  last_slots.sizes() == first_rows.sizes() &&
-                  first_rows.scalar_type() == at::kLong && last_slots.scalar_type() == at::kLong &&
-                  query.scalar_type() == at::kFloat && query.is_contiguous() &&
-                  keys.is_contiguous() && values.is_contiguous() &&
-                  keys.scalar_type() == values.scalar_type(),
-              "lacache::attend: one query a head in float32, and contiguous rows of one type");
+  check_query(query, first_rows, last_slots);
+  TORCH_CHECK(keys.dim() == 2 && values.dim() == 2 && query.size(3) == keys.size(1) &&
+                  values.size(0) == keys.size(0) && keys.is_contiguous() &&
+                  values.is_contiguous() && keys.scalar_type() == values.scalar_type(),
+              "lacache::attend: contiguous rows of one type");
   at::Tensor found =
       at::empty({query.size(0), query.size(1), 1, values.size(1)}, query.options());
   if (keys.scalar_type() == at::kFloat)
@@ -308,6 +324,85 @@ at::Tensor attend(const at::Tensor& query, const at::Tensor& keys, const at::Ten
     attend_rows<BFloat16>(query, keys, values, first_rows, last_slots, found);
   else
     TORCH_CHECK(false, "lacache::attend: states are float32 or bfloat16");
+  return found;
+}
+
+// Rows of integers in 8 bits, or two in a byte of which the low one belongs to the first half, times
+// scales in bfloat16 of as many equal groups.
+struct Coded {
+  const void* integers;
+  const uint16_t* scales;
+  bool is_packed;
+  int64_t size, num_scales;
+
+  Coded(const at::Tensor& rows, const at::Tensor& of_rows)
+      : integers(rows.const_data_ptr()),
+        scales(static_cast<const uint16_t*>(of_rows.const_data_ptr())),
+        is_packed(rows.scalar_type() == at::kByte),
+        size(rows.size(1) * (is_packed ? 2 : 1)),
+        num_scales(of_rows.size(1)) {
+    TORCH_CHECK(rows.dim() == 2 && of_rows.dim() == 2 && rows.size(0) == of_rows.size(0) &&
+                    rows.is_contiguous() && of_rows.is_contiguous() &&
+                    (is_packed || rows.scalar_type() == at::kChar) &&
+                    of_rows.scalar_type() == at::kBFloat16 && num_scales > 0 &&
+                    size % num_scales == 0,
+                "lacache::attend_coded: contiguous integers, and scales in bfloat16");
+  }
+
+  void widen(int64_t row, float* wide) const {
+    if (is_packed) {
+      const int64_t half = size / 2;
+      const uint8_t* from = static_cast<const uint8_t*>(integers) + row * half;
+      for (int64_t i = 0; i < half; ++i) wide[i] = int32_t(from[i] & 15) - 8;
+      for (int64_t i = 0; i < half; ++i) wide[half + i] = int32_t(from[i] >> 4) - 8;
+    } else {
+      const int8_t* from = static_cast<const int8_t*>(integers) + row * size;
+      for (int64_t i = 0; i < size; ++i) wide[i] = from[i];
+    }
+    const int64_t group = size / num_scales;
+    for (int64_t n = 0; n < num_scales; ++n) {
+      const float scale = BFloat16::widen(scales[row * num_scales + n]);
+      for (int64_t i = n * group; i < (n + 1) * group; ++i) wide[i] *= scale;
+    }
+  }
+};
+
+// As `attend`, but keys and values are integers [N, W] times scales [N, G].
+at::Tensor attend_coded(const at::Tensor& query, const at::Tensor& keys,
+                        const at::Tensor& key_scales, const at::Tensor& values,
+                        const at::Tensor& value_scales, const at::Tensor& first_rows,
+                        const at::Tensor& last_slots) {
+  check_query(query, first_rows, last_slots);
+  const Coded all_keys(keys, key_scales), all_values(values, value_scales);
+  const int64_t key_size = all_keys.size, value_size = all_values.size;
+  TORCH_CHECK(query.size(3) == key_size && values.size(0) == keys.size(0),
+              "lacache::attend_coded: keys as long as queries, and as many values");
+  at::Tensor found = at::zeros({query.size(0), query.size(1), 1, value_size}, query.options());
+  const float* queries = query.const_data_ptr<float>();
+  float* all_found = found.mutable_data_ptr<float>();
+  for_each_head(query, keys.size(0), first_rows, last_slots,
+                [&](int64_t row, int64_t number, int64_t q, int64_t shared) {
+    std::vector<float> wide(std::max(key_size, value_size)), shares(shared * number);
+    for (int64_t slot = 0; slot < number; ++slot) {
+      all_keys.widen(row + slot, wide.data());
+      for (int64_t n = 0; n < shared; ++n) {
+        const float* one = queries + (q + n) * key_size;
+        float score = 0;
+#pragma omp simd reduction(+ : score)
+        for (int64_t i = 0; i < key_size; ++i) score += wide[i] * one[i];
+        shares[n * number + slot] = score;
+      }
+    }
+    for (int64_t n = 0; n < shared; ++n) softmax(shares.data() + n * number, number);
+    for (int64_t slot = 0; slot < number; ++slot) {
+      all_values.widen(row + slot, wide.data());
+      for (int64_t n = 0; n < shared; ++n) {
+        const float share = shares[n * number + slot];
+        float* to = all_found + (q + n) * value_size;
+        for (int64_t i = 0; i < value_size; ++i) to[i] += share * wide[i];
+      }
+    }
+  });
   return found;
 }
 
@@ -430,6 +525,9 @@ TORCH_LIBRARY(lacache, library) {
   library.def("product(Tensor weight, Tensor vector) -> Tensor");
   library.def(
       "attend(Tensor query, Tensor keys, Tensor values, Tensor first_rows, Tensor last_slots) -> Tensor");
+  library.def(
+      "attend_coded(Tensor query, Tensor keys, Tensor key_scales, Tensor values, "
+      "Tensor value_scales, Tensor first_rows, Tensor last_slots) -> Tensor");
   library.def("gather(Tensor(a!) stored, Tensor slots, int start) -> ()");
   library.def("move(Tensor(a!) stored, Tensor moves) -> ()");
   library.def("rotate(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");
@@ -438,6 +536,7 @@ TORCH_LIBRARY(lacache, library) {
 TORCH_LIBRARY_IMPL(lacache, CPU, library) {
   library.impl("product", product);
   library.impl("attend", attend);
+  library.impl("attend_coded", attend_coded);
   library.impl("gather", gather);
   library.impl("move", move);
   library.impl("rotate", rotate);

@@ -8,9 +8,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lacache.cache.codecs import PlainCodec
+from lacache.cache.codecs import HadamardCodec
 from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
-from lacache.cache.static.storage import Storage
+from lacache.cache.static.storage import Rows
 
 TYPES = (torch.float32, torch.bfloat16)
 """Types of weights, keys and values that the kernels take."""
@@ -28,8 +28,8 @@ def kernel_product(weight: Tensor, vector: Tensor) -> Tensor:
 
 def attend_rows(
     query: Tensor,
-    keys: Storage,
-    values: Storage,
+    keys: Rows,
+    values: Rows,
     first_rows: Tensor,
     last_slots: Tensor,
     options: dict[str, Any],
@@ -38,18 +38,21 @@ def attend_rows(
 
     See `AttendRows`; None for formats and options that the kernel does not support.
     """
-    is_supported = (
-        options.get("softcap") is None
-        and options.get("s_aux") is None
-        and isinstance(keys.codec, PlainCodec)
-        and keys.codec.dtype in TYPES
-    )
-    if not is_supported:
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
         return None
-    scale = options.get("scaling") or query.shape[-1] ** -0.5
-    scaled = (query.float() * scale).contiguous()
-    rows = keys.flat[0], values.flat[0]
-    output: Tensor = torch.ops.lacache.attend(scaled, *rows, first_rows, last_slots)
+    scaled = query.float() * (options.get("scaling") or query.shape[-1] ** -0.5)
+    stored = *keys.storage.flat, *values.storage.flat
+    if isinstance(keys.codec, HadamardCodec) and isinstance(values.codec, HadamardCodec):
+        if values.codec.center is not None:
+            return None
+        # Queries are transformed in place of keys. What all keys have in common adds the same to
+        # all scores of a query, which softmax ignores.
+        scaled = keys.codec.transform(scaled).contiguous()
+        mixed = torch.ops.lacache.attend_coded(scaled, *stored, first_rows, last_slots)
+        return values.codec.transform(mixed).to(query.dtype)
+    if keys.codec.parts(1)[0][0] not in TYPES:
+        return None
+    output: Tensor = torch.ops.lacache.attend(scaled.contiguous(), *stored, first_rows, last_slots)
     return output.to(query.dtype)
 
 
