@@ -69,8 +69,9 @@ AT_ONCE = [
     ("serve -m MODEL --port 70000", "Invalid value for '--port'"),
     ("demo -m ./NONE", "'./NONE' does not exist"),
     ("demo -m MODEL --budget 999TiB", "budget=999TiB is 1,098,412,116,148,224 bytes"),
-    ("generate hi -m MODEL --kv-dtype int8 --policy full", "--kv-dtype int8 needs the engine"),
-    ("chat -m MODEL --kv-dtype int8 --policy full", "--kv-dtype int8 needs the engine"),
+    ("generate hi -m MODEL --weights int8 --policy full", "--weights int8 needs the engine"),
+    ("chat -m MODEL --weights int8 --policy full", "--weights int8 needs the engine"),
+    ("eval -m MODEL --kv-dtype nope", "kv_dtype='nope' must be"),
     ("demo -m MODEL --tokens 1", "tokens=1 must be at least 2"),
     ("calibrate -m ./NONE", "'./NONE' does not exist"),
     ("calibrate -m MODEL --probes 99999999999", "probes=99999999999 must be at most 1,000"),
@@ -212,7 +213,7 @@ def test_buffers_larger_than_memory_are_refused_before_allocation(
 def test_names_of_types_are_those_of_torch() -> None:
     import torch
 
-    from lacache.cache.static.buffers import KV_DTYPES
+    from lacache.cache.codecs import KV_DTYPES
 
     assert tuple(KV_DTYPES) == validation.KV_DTYPES
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in validation.DTYPES[1:])
