@@ -20,9 +20,10 @@ from transformers import DynamicCache
 
 from lacache import Engine, LaCache, Ladder, Streaming, stream
 from lacache.cache import encoded
-from lacache.cache.codecs import KV_DTYPES, Codec, Stored
+from lacache.cache.codecs import Codec, Stored
 from lacache.cache.encoded import EncodedStates, bytes_per_token, find_codecs
 from lacache.cache.layers import BoundedLayer
+from lacache.common.validation import KV_DTYPES
 from lacache.errors import ConfigError, UnsupportedOperationError
 from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
@@ -202,7 +203,7 @@ def test_each_token_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
         keys, values = find(kv_dtype, dtype)
         return CountingCodec(keys, counted["keys"]), CountingCodec(values, counted["values"])
 
-    monkeypatch.setattr("lacache.cache.lacache.find_codecs", counting)
+    monkeypatch.setattr("lacache.cache.layers.find_codecs", counting)
     cache = LaCache(model(), 16, Streaming(sinks=2, evict_batch=3), kv_dtype="int8")
     read(model(), cache, random_ids(90), 1)
     assert cache.report().compactions > 10
@@ -287,7 +288,7 @@ def test_a_reset_cache_is_as_new(policy: str, name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_are_those_that_are_stored(dtype: torch.dtype, name: str) -> None:
     tiny = tiny_model("llama").to(dtype)
-    per_token = 5 * 2 * 2 * (8 + dtype.itemsize)  # layers, keys and values, heads; a scale each
+    per_token = 5 * 2 * sum(codec.vector_bytes(8) for codec in find_codecs(name, dtype))
     cache = LaCache(tiny, f"{20 * per_token}B", LADDER[1], kv_dtype=name)
     assert cache.policy.capacity == 20
     peaks: list[int] = []
@@ -299,16 +300,17 @@ def test_bytes_are_those_that_are_stored(dtype: torch.dtype, name: str) -> None:
 
 @names
 def test_keys_and_values_can_be_read_and_set(name: str) -> None:
-    layer = BoundedLayer(None, 0, None, find_codecs(name, torch.float32))  # type: ignore[arg-type]
+    layer = BoundedLayer(None, 0, None, name)  # type: ignore[arg-type]
     assert layer.keys is None
     assert layer.values is None
     assert layer.num_bytes == layer.num_stored() == 0
     states = torch.randn(2, 3, 4, 8)
     layer.keys, layer.values = states, -states
-    torch.testing.assert_close(layer.keys, states, atol=0.2, rtol=0)
-    torch.testing.assert_close(layer.values, -states, atol=0.2, rtol=0)
+    codecs = find_codecs(name, torch.float32)
+    assert torch.equal(layer.keys, codecs[0].decode(codecs[0].encode(states)))
+    assert torch.equal(layer.values, codecs[1].decode(codecs[1].encode(-states)))
     assert layer.num_stored() == 4
-    assert layer.num_bytes == 2 * 2 * 3 * 4 * (8 + 4)
+    assert layer.num_bytes == 2 * 3 * 4 * sum(codec.vector_bytes(8) for codec in codecs)
 
 
 @given(st.sampled_from([None, *NAMES]), st.data())

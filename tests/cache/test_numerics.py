@@ -3,7 +3,6 @@
 import torch
 
 from lacache import Ladder
-from lacache.cache.encoded import find_codecs
 from lacache.cache.layer_group import LayerGroup
 from lacache.cache.layers import BoundedLayer
 from lacache.models.model_info import model_info
@@ -20,7 +19,7 @@ def read_keys(dtype: torch.dtype, num_tokens: int) -> tuple[torch.Tensor, int, L
     rotation = model_info(model).growing[0].rotation
     inv_freq = model.model.rotary_emb.inv_freq
     group = LayerGroup(schedule(CONFIG, 5))
-    layer = BoundedLayer(group, 0, rotation, find_codecs(None, dtype))
+    layer = BoundedLayer(group, 0, rotation)
     generator = torch.Generator().manual_seed(0)
     for position in range(num_tokens):
         key = torch.randn(1, 2, 1, 8, generator=generator)

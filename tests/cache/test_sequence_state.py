@@ -7,7 +7,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lacache.cache.encoded import find_codecs
 from lacache.cache.layer_group import LayerGroup
 from lacache.cache.layers import BoundedLayer
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, GroupState
@@ -144,9 +143,8 @@ def test_layers_of_the_transformers_cache_hold_and_return_the_same(
 ) -> None:
     """Keys are the positions at which they were given, and values are token numbers."""
     rotation: Any = AddingRotation()
-    codecs = find_codecs(None, torch.long)
     group, slow, where = LayerGroup(schedule), SlowGroup(schedule), Positions(schedule)
-    layers = [BoundedLayer(group, p, rotation, codecs) for p in range(len(group.patterns))]
+    layers = [BoundedLayer(group, p, rotation) for p in range(len(group.patterns))]
     for wanted, positions, drawn in chunks:
         num_new = min(wanted, group.room())
         first, renumber = where.draw(group.state, positions, drawn)

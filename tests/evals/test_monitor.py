@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lacache.cache import LaCache
-from lacache.cache.codecs import KV_DTYPES
 from lacache.cache.encoded import bytes_per_token
+from lacache.common.validation import KV_DTYPES
 from lacache.evals.monitor import CacheMonitor, ProtocolError
 from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info

@@ -9,6 +9,7 @@ import torch
 
 from lacache.cache.encoded import bytes_per_token
 from lacache.common.records import Record, append_record, read_records
+from lacache.common.validation import KV_DTYPES
 from lacache.errors import ConfigError, InputError
 from lacache.evals.baselines import TOVA, KeyDiff
 from lacache.evals.perplexity import perplexity, score_tokens
@@ -112,8 +113,7 @@ CHANGES: list[dict[str, Any]] = [
     {"seed": 1},
     {"protocol": DENSE},
     {"protocol": Protocol("dense", "dense")},
-    {"kv_dtype": "int8"},
-    {"kv_dtype": "float8_e4m3fn"},
+    *({"kv_dtype": name} for name in KV_DTYPES),
 ]
 
 
@@ -158,9 +158,8 @@ def test_bytes_are_those_of_the_stored_format(
     spec = replace(SPEC, policy=policy, protocol=protocol, budget="0.5")
     whole, eight = (runner.run(replace(spec, kv_dtype=name)) for name in (None, "int8"))
     model = loaded_lookup().model
-    growing = model_info(model).growing
-    bits = sum(x.num_heads * 8 * (x.key_size + 4 + x.value_size + 4) for x in growing)
-    bits /= sum(x.num_heads * (x.key_size + x.value_size) for x in growing)
+    info = model_info(model)
+    bits = 32 * bytes_per_token(info, "int8") / info.bytes_per_token
     assert whole["kv_bits"] == 32
     assert eight["kv_bits"] == pytest.approx(bits, abs=1e-3)
     assert (whole["kv_dtype"], eight["kv_dtype"]) == (None, "int8")

@@ -56,6 +56,11 @@ class EncodedStates:
         return replace(self, stored=tuple(torch.cat(pair, dim=-2) for pair in pairs))
 
     @property
+    def device(self) -> torch.device:
+        """Where the states are stored."""
+        return self.stored[0].device
+
+    @property
     def num_slots(self) -> int:
         """Slots N."""
         return self.stored[0].shape[-2]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache.encoded import bytes_per_token, find_codecs
+from lacache.cache.encoded import bytes_per_token
 from lacache.cache.hooked_cache import HookedCache
 from lacache.cache.hooks import install_hooks, install_mask_hooks
 from lacache.cache.layer_group import LayerGroup
@@ -262,14 +262,13 @@ class LaCache(HookedCache):
         self._groups: list[LayerGroup] = []
         layers: list[Any] = DynamicCache(config=self._info.text_config).layers
         bounded: dict[int, dict[tuple[int, ...], BoundedLayer]] = {}
-        codecs = find_codecs(self.kv_dtype, self._info.dtype)
         for bound in policy.groups:
             group = LayerGroup(bound.schedule)
             self._groups.append(group)
             for depth, heads in bound.heads.items():
                 layer = self._info.growing[depth]
                 pattern = group.patterns.index(bound.pattern(depth))
-                of_heads = BoundedLayer(group, pattern, layer.rotation, codecs)
+                of_heads = BoundedLayer(group, pattern, layer.rotation, self.kv_dtype)
                 bounded.setdefault(layer.index, {})[heads] = of_heads
         for index, by_heads in bounded.items():
             whole = len(by_heads) == 1

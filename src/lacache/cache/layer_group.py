@@ -199,16 +199,15 @@ class LayerGroup:
         Keys that move are rounded to the format of the others once more, as the engine does, which
         stores them rotated. What is stored here stays as it is.
         """
-        decoded = keys.decode()
         if rotation is None:
-            return decoded
-        tables = self._rotary_tables(pattern, rotation, decoded.device)
+            return keys.decode()
+        tables = self._rotary_tables(pattern, rotation, keys.device)
         num_moved = tables[0].shape[1]
         if num_moved == 0:
-            return decoded
-        moved = rotation.rotate(decoded[:, :, :num_moved], tables)
+            return keys.decode()
+        moved = rotation.rotate(keys.between(0, num_moved).decode(), tables)
         rounded = EncodedStates.encode(moved, keys.codec).decode()
-        return torch.cat([rounded, decoded[:, :, num_moved:]], dim=-2)
+        return torch.cat([rounded, keys.between(num_moved, keys.num_slots).decode()], dim=-2)
 
     def _rotary_tables(
         self, pattern: int, rotation: Rotation, device: torch.device

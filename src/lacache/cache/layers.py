@@ -8,7 +8,7 @@ from torch import LongTensor, Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache.codecs import Codec
-from lacache.cache.encoded import EncodedStates
+from lacache.cache.encoded import EncodedStates, find_codecs
 from lacache.cache.layer_group import LayerGroup
 from lacache.errors import UnsupportedOperationError
 from lacache.models.rotary import Rotation
@@ -41,14 +41,15 @@ class StoringLayer(EvictingLayer, ABC):
     """A layer that stores keys and values, each in the format of a codec.
 
     Args:
-        codecs: the formats of keys and of values.
+        kv_dtype: what they are stored in; None is the type that the model gives them in.
     """
 
-    def __init__(self, codecs: tuple[Codec, Codec]) -> None:
-        self.key_codec, self.value_codec = codecs
+    def __init__(self, kv_dtype: str | None) -> None:
+        self._kv_dtype = kv_dtype
         self.stored_keys: EncodedStates | None = None
         """Keys [B, H, N, D]; None before the first token."""
         self.stored_values: EncodedStates | None = None
+        self._codecs: tuple[Codec, Codec] | None = None  # until the first keys show their type
         super().__init__()  # type: ignore[no-untyped-call]
 
     @property
@@ -58,7 +59,7 @@ class StoringLayer(EvictingLayer, ABC):
 
     @keys.setter
     def keys(self, keys: Tensor | None) -> None:
-        self.stored_keys = None if keys is None else EncodedStates.encode(keys, self.key_codec)
+        self.stored_keys = None if keys is None else self.encode(keys, keys)[0]
 
     @property
     def values(self) -> Tensor | None:
@@ -67,9 +68,7 @@ class StoringLayer(EvictingLayer, ABC):
 
     @values.setter
     def values(self, values: Tensor | None) -> None:
-        self.stored_values = (
-            None if values is None else EncodedStates.encode(values, self.value_codec)
-        )
+        self.stored_values = None if values is None else self.encode(values, values)[1]
 
     @property
     def num_bytes(self) -> int:
@@ -77,14 +76,21 @@ class StoringLayer(EvictingLayer, ABC):
         stored = (self.stored_keys, self.stored_values)
         return sum(states.num_bytes for states in stored if states is not None)
 
+    def encode(self, keys: Tensor, values: Tensor) -> tuple[EncodedStates, EncodedStates]:
+        """Return keys and values [B, H, N, D] in the format that they are stored in."""
+        if self._codecs is None:
+            self._codecs = find_codecs(self._kv_dtype, keys.dtype)
+        key_codec, value_codec = self._codecs
+        return EncodedStates.encode(keys, key_codec), EncodedStates.encode(values, value_codec)
+
     def num_stored(self) -> int:
         """Return the number of tokens that the layer stores."""
         return 0 if self.stored_keys is None else self.stored_keys.num_slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start empty, with the shapes, type and device of the first keys and values."""
-        self.keys = key_states[:, :, :0]
-        self.values = value_states[:, :, :0]
+        empty = self.encode(key_states[:, :, :0], value_states[:, :, :0])
+        self.stored_keys, self.stored_values = empty
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
@@ -163,7 +169,7 @@ class BoundedLayer(StoringLayer, PolicyLayer):
         group: counts and positions of the head group.
         pattern: index of the layer's pattern in `group.patterns`.
         rotation: the layer's rotary embedding; None in a layer without positions.
-        codecs: the formats of keys and of values.
+        kv_dtype: what keys and values are stored in; None is the model's own type.
     """
 
     def __init__(
@@ -171,9 +177,9 @@ class BoundedLayer(StoringLayer, PolicyLayer):
         group: LayerGroup,
         pattern: int,
         rotation: Rotation | None,
-        codecs: tuple[Codec, Codec],
+        kv_dtype: str | None = None,
     ) -> None:
-        super().__init__(codecs)
+        super().__init__(kv_dtype)
         self.group = group
         self.pattern = pattern
         self._rotation = rotation
@@ -213,8 +219,7 @@ class BoundedLayer(StoringLayer, PolicyLayer):
             self.lazy_initialization(key_states, value_states)
         assert self.stored_keys is not None
         assert self.stored_values is not None
-        new_keys = EncodedStates.encode(key_states, self.key_codec)
-        new_values = EncodedStates.encode(value_states, self.value_codec)
+        new_keys, new_values = self.encode(key_states, value_states)
         slots = self.group.surviving_slots(self.pattern)
         if self.group.is_dense:
             self.stored_keys, self.stored_values = new_keys.select(slots), new_values.select(slots)

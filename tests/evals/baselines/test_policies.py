@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lacache.cache.codecs import KV_DTYPES
+from lacache.common.validation import KV_DTYPES
 from lacache.errors import ConfigError
 from lacache.evals.baselines import BASELINES, ScoredCache
 from lacache.evals.policies import open_cache, parse_eval_policy

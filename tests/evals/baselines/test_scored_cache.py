@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lacache import LaCache, Streaming
-from lacache.cache.codecs import KV_DTYPES
 from lacache.cache.encoded import bytes_per_token, find_codecs
+from lacache.common.validation import KV_DTYPES
 from lacache.errors import (
     ConfigError,
     InputError,

@@ -10,7 +10,6 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache import CacheReport
-from lacache.cache.encoded import find_codecs
 from lacache.cache.hooks import install_hooks, install_mask_hooks
 from lacache.cache.layers import layer_bytes, refuse_crop
 from lacache.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
@@ -77,10 +76,9 @@ class ScoredCache(MonitoredCache):
         evict_batch = policy.slots_per_compaction(mean)
         _validate_room(min(capacities), evict_batch, policy)
         counts = TokenCounts(capacities, evict_batch)
-        codecs = find_codecs(kv_dtype, info.dtype)
         self.layers: list[Any] = DynamicCache(config=info.text_config).layers
         for i, layer in enumerate(info.growing):
-            self.layers[layer.index] = ScoredLayer(policy, counts, i, layer.rotation, codecs)
+            self.layers[layer.index] = ScoredLayer(policy, counts, i, layer.rotation, kv_dtype)
         decoder = find_decoder(model)
         install_hooks(decoder)
         if len(set(capacities)) > 1:

@@ -5,7 +5,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lacache.cache.codecs import Codec
 from lacache.cache.encoded import EncodedStates
 from lacache.cache.layers import StoringLayer
 from lacache.errors import UnsupportedModelError, UnsupportedOperationError
@@ -29,7 +28,7 @@ class ScoredLayer(StoringLayer):
         counts: the tokens of every layer.
         depth: index of the layer among those with a growing cache.
         rotation: the layer's rotary embedding; None in a layer without positions.
-        codecs: the formats of keys and of values.
+        kv_dtype: what keys and values are stored in; None is the model's own type.
     """
 
     def __init__(
@@ -38,9 +37,9 @@ class ScoredLayer(StoringLayer):
         counts: TokenCounts,
         depth: int,
         rotation: Rotation | None,
-        codecs: tuple[Codec, Codec],
+        kv_dtype: str | None,
     ) -> None:
-        super().__init__(codecs)
+        super().__init__(kv_dtype)
         self._policy = policy
         self._counts = counts
         self._depth = depth
@@ -114,8 +113,8 @@ class ScoredLayer(StoringLayer):
         num_new, device = key_states.shape[-2], original.device
         starts = torch.tensor(self._next, device=device)[:, None, None]
         new = starts + torch.arange(num_new, device=device).expand(2, original.shape[1], -1)
-        self.stored_keys = keys.append(EncodedStates.encode(key_states, self.key_codec))
-        self.stored_values = values.append(EncodedStates.encode(value_states, self.value_codec))
+        new_keys, new_values = self.encode(key_states, value_states)
+        self.stored_keys, self.stored_values = keys.append(new_keys), values.append(new_values)
         self._original = torch.cat([original, new], dim=-1)
         return self._keys_at(self._next[0] - keys.num_slots), self.stored_values.decode()
 
