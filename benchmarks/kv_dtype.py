@@ -1,4 +1,4 @@
-"""What keys and values in eight bits cost: perplexity at equal tokens and at equal bytes.
+"""What keys and values in fewer bits cost: perplexity at equal tokens and at equal bytes.
 
 Metric: exp of the mean negative log-likelihood of the tokens from the 512th on, prefilled
 chunk by chunk, each token scored given what the buffers hold; the paired difference to the
@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.nn.functional import cross_entropy
 
-from lacache.cache.codecs import KV_DTYPES, find_codec
+from lacache.cache.codecs import find_codecs
 from lacache.common.records import environment, write_record
+from lacache.common.validation import KV_DTYPES
 from lacache.corpora import load_document
 from lacache.engine.runner import Runner
 from lacache.evals.perplexity import difference, perplexity
@@ -64,8 +65,12 @@ def equal_budget(info: ModelInfo, kv_dtype: str | None) -> int:
     layer = info.growing[0]
     own, narrow = (
         sum(
-            find_codec(name, torch.bfloat16).vector_bytes(size)
-            for size in (layer.key_size, layer.value_size)
+            codec.vector_bytes(size)
+            for codec, size in zip(
+                find_codecs(name, torch.bfloat16),
+                (layer.key_size, layer.value_size),
+                strict=True,
+            )
         )
         for name in (None, kv_dtype)
     )
@@ -84,7 +89,8 @@ def main() -> None:
     policies = given.policy or list(POLICIES)
     loaded = load_model(given.model, threads=given.threads, dtype=given.dtype)
     info = model_info(loaded.model)
-    runs = [(name, BUDGET) for name in (None, *KV_DTYPES)] + [("int8", equal_budget(info, "int8"))]
+    runs = [(name, BUDGET) for name in (None, *KV_DTYPES)]
+    runs += [(name, equal_budget(info, name)) for name in KV_DTYPES]
     rows = []
     with Progress(console=Console(stderr=True)) as progress:
         total = len(TEXTS) * len(policies) * len(runs) * given.tokens

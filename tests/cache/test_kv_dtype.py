@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lacache import Engine, LaCache, Ladder, Streaming, stream
-from lacache.cache import encoded
-from lacache.cache.codecs import Codec, Stored
-from lacache.cache.encoded import EncodedStates, bytes_per_token, find_codecs
+from lacache.cache import codecs as formats
+from lacache.cache.codecs import Codec, Stored, find_codecs
+from lacache.cache.encoded import EncodedStates, bytes_per_token
 from lacache.cache.layers import BoundedLayer
 from lacache.common.validation import KV_DTYPES
 from lacache.errors import ConfigError, UnsupportedOperationError
@@ -55,21 +55,26 @@ def model(family: str = "llama") -> Any:
 @contextmanager
 def rounded(tiny: Any, cache: Any, name: str) -> Iterator[None]:
     """Round all that a cache in the model's own type is given, and that it rotates."""
-    codecs = find_codecs(name, torch.float32)
-    growing = {layer.index for layer in model_info(tiny).growing}
+    by_layer = {
+        layer.index: find_codecs(name, torch.float32, None, layer.key_center)
+        for layer in model_info(tiny).growing
+    }
     update, rotate = cache.update, Rotation.rotate
+    rotated_by: list[Codec] = []  # of the layer that is updated now
 
     def through(codec: Codec, states: Tensor) -> Tensor:
         return codec.decode(codec.encode(states))
 
     def updated(keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **more: Any) -> Any:
-        if layer_idx in growing:
-            keys, values = through(codecs[0], keys), through(codecs[1], values)
+        if layer_idx in by_layer:
+            key_codec, value_codec = by_layer[layer_idx]
+            keys, values = through(key_codec, keys), through(value_codec, values)
+            rotated_by[:] = [key_codec]
         return update(keys, values, layer_idx, *args, **more)
 
     cache.update = updated
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rotation, "rotate", lambda *args: through(codecs[0], rotate(*args)))
+        patch.setattr(Rotation, "rotate", lambda *args: through(rotated_by[0], rotate(*args)))
         yield
 
 
@@ -197,10 +202,10 @@ class CountingCodec(Codec):
 def test_each_token_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the two sinks, which move, are rounded again for each forward's attention."""
     counted: dict[str, list[int]] = {"keys": [], "values": []}
-    find = encoded.find_codecs
+    find = formats.find_codecs
 
-    def counting(kv_dtype: str | None, dtype: torch.dtype) -> tuple[Codec, Codec]:
-        keys, values = find(kv_dtype, dtype)
+    def counting(*args: Any) -> tuple[Codec, Codec]:
+        keys, values = find(*args)
         return CountingCodec(keys, counted["keys"]), CountingCodec(values, counted["values"])
 
     monkeypatch.setattr("lacache.cache.layers.find_codecs", counting)

@@ -121,6 +121,18 @@ def tiny_model(family: str, *, seed: int = 0, **changes: Any) -> Any:
     return model.eval()
 
 
+def biased_model(largest: float = 40.0, **changes: Any) -> Any:
+    """Return a Qwen2 whose keys have outliers: biases that are large where rotation is slow."""
+    model = tiny_model("qwen2", **changes)
+    generator = torch.Generator().manual_seed(3)
+    for layer in model.model.layers:
+        bias = layer.self_attn.k_proj.bias
+        with torch.no_grad():
+            bias.copy_(torch.randn(bias.shape, generator=generator))
+            bias.view(2, 8)[:, [3, 7]] = torch.tensor([largest, -largest])
+    return model
+
+
 def random_ids(num_tokens: int, *, batch_size: int = 1, seed: int = 0) -> torch.Tensor:
     """Random tokens [batch_size, num_tokens], none of them padding."""
     generator = torch.Generator().manual_seed(seed)

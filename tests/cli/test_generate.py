@@ -377,7 +377,7 @@ def test_int8_keys_and_values_without_an_engine(run: Run, tiny: Path, options: l
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--kv-dtype", "int4"], "kv_dtype='int4' must be None"),
+        (["--kv-dtype", "int2"], "kv_dtype='int2' must be None"),
         (["--weights", "int4"], "weights='int4' must be None"),
         (["--weights", "int8", "--policy", "full"], "--weights int8 needs the engine, and a full"),
         (["--weights", "int8", "--prefill", "dense"], "--weights int8 needs the engine, and de"),

@@ -115,7 +115,7 @@ class Driven:
     family=st.sampled_from(["llama", "smollm3", "gemma3"]),
     sized=sized_policies(5, 2) | st.just(BY_HEAD),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    kv_dtype=st.sampled_from([None, None, "int8", "float8_e4m3fn"]),
+    kv_dtype=st.sampled_from([None, None, "int8", "int4"]),
     cut=st.integers(0, 30),
     seed=st.integers(0, 1000),
 )
@@ -346,6 +346,16 @@ def test_snapshots_of_something_else_are_refused(
     saved: Path, make: Callable[[], Engine], message: str
 ) -> None:
     refused(make(), saved, f"^{re.escape(str(saved))} was {message}", InputError)
+
+
+def test_fewer_bits_of_another_format_are_refused(path: Path) -> None:
+    """As lacache 0.1 stored them, under the same name."""
+    engine = Engine(model(), *LADDER, max_sequences=2, kv_dtype="int8")
+    snapshot = opened(engine).snapshot()
+    made_by = {name: entry for name, entry in snapshot.made_by.items() if name != "kv_format"}
+    replace(snapshot, made_by=made_by).save(path)
+    message = 'saved with kv_format=null, .* kv_format="hadamard"; prefill its text again'
+    refused(engine, path, message, InputError)
 
 
 def test_damaged_and_foreign_files_are_refused(saved: Path, path: Path) -> None:

@@ -9,7 +9,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._guards import TracingContext
 
 from lacache.policies import Group, Groups, Ladder, Streaming
-from tests.cache.tiny_models import tiny_model
+from tests.cache.tiny_models import biased_model, tiny_model
 from tests.engine.ragged import new_runner
 from tests.policies.sized import Sized
 
@@ -29,6 +29,7 @@ BY_HEAD = (
     ("family", "changes", "sized", "kv_dtype"),
     [
         ("llama", {}, BY_HEAD, "int8"),
+        ("biased", {}, (24, Streaming(evict_batch=3)), "int4"),
         (
             "gemma3",
             {
@@ -39,7 +40,7 @@ BY_HEAD = (
             None,
         ),
     ],
-    ids=["llama", "gemma3"],
+    ids=["llama", "biased", "gemma3"],
 )
 def test_a_step_writes_only_to_tensors_that_never_move(
     family: str, changes: dict[str, Any], sized: Sized, kv_dtype: str | None
@@ -56,7 +57,7 @@ def test_a_step_writes_only_to_tensors_that_never_move(
         found.append((written, set(info.static_input_indices), inputs))
         return graph.forward
 
-    tiny = tiny_model(family, **changes)
+    tiny = biased_model() if family == "biased" else tiny_model(family, **changes)
     runner = new_runner(tiny, sized, 3, aot_autograd(fw_compiler=compiler), kv_dtype)
     runner.warm_up()
     [(written, static, inputs)] = found

@@ -1,5 +1,6 @@
-"""How keys and values are stored: in the model's own type, or in fewer bits."""
+"""How keys and values are stored: in the model's own type, or in fewer bits (docs/adr/0023)."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
@@ -7,13 +8,19 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lacache.common import validation
-
-KV_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in validation.KV_DTYPES}
-"""By name, the types besides the model's own that keys and values can be stored in."""
+from lacache.common.validation import KV_DTYPES
+from lacache.errors import ConfigError
 
 Stored = tuple[Tensor, ...]
 """Vectors in the format of a codec: tensors [..., W], one for each of its parts."""
+
+KV_FORMAT = "hadamard"
+"""Name of the format of fewer bits in snapshots; a change of the format needs another."""
+
+_BLOCK = 32
+"""Most numbers of a vector that are transformed together."""
+_LEAST_GROUP = 16
+"""Smaller blocks share one scale, whose bytes would weigh too much otherwise."""
 
 
 class Codec(ABC):
@@ -30,6 +37,17 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, stored: Stored) -> Tensor:
         """Return keys or values [..., D] in the model's own type."""
+
+    def decode_wide(self, stored: Stored) -> Tensor:
+        """Return keys or values [..., D] so precise that, encoded again, they are stored the same.
+
+        Keys that are rotated and stored again are read so.
+        """
+        return self.decode(stored)
+
+    def constants(self) -> tuple[Tensor, ...]:
+        """Return the tensors that decoding reads besides what is stored."""
+        return ()
 
     def vector_bytes(self, size: int) -> int:
         """Return the bytes of one vector of `size` numbers."""
@@ -57,55 +75,144 @@ class PlainCodec(Codec):
 
 
 @final
-@dataclass(frozen=True)
-class EightBitCodec(Codec):
-    """Eight bits for each number, with a scale for every token and head.
+class HadamardCodec(Codec):
+    """Small integers times scales, after a Hadamard transform.
 
-    The largest number of a token and head becomes the largest that eight bits hold. A number is
-    off by at most half a step: as int8 1/254 of the largest, as float8_e4m3fn 1/16 of itself (or
-    1/458,752 of the largest, if that is more). Decoding rounds it once more, to `dtype`.
+    A normalised transform of each block of 32 numbers spreads outliers over the block (QuaRot,
+    arXiv:2404.00456). Blocks are shorter where 32 does not divide the vector: the largest power of
+    two that does. Then each group has a scale, such that the transformed number farthest from 0
+    becomes the least integer: -128 of int8, where a vector is one group, or -8 of int4, where a
+    block is one. Transformed numbers are off by at most half a step, or by one and a half at the
+    other end.
+
+    Decoding sums integers exactly, so it gives the same bits whatever is decoded together.
 
     Args:
-        stored_in: a value of `KV_DTYPES`.
+        bits: 8 or 4.
         dtype: the model's own type.
+        device: where vectors are decoded.
+        center: subtracted from vectors before and added after, float32, broadcast to [..., D].
     """
 
-    stored_in: torch.dtype
-    dtype: torch.dtype
+    def __init__(
+        self,
+        bits: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        center: Tensor | None = None,
+    ) -> None:
+        self.bits = bits
+        self.dtype = dtype
+        self.center = center
+        self._signs = hadamard(_BLOCK).to(device)
 
     def parts(self, size: int) -> tuple[tuple[torch.dtype, int], ...]:
-        """Return the eight bits of each number, as int8, and the scale."""
-        # As int8 either way, since some versions of torch cannot index float8.
-        return (torch.int8, size), (self.scale_dtype, 1)
+        """Return integers, as int8 or two in a byte, and scales in bfloat16.
 
-    @property
-    def scale_dtype(self) -> torch.dtype:
-        """The type of the scales: the model's own, so that decoding rounds once.
-
-        Any number of eight bits fits into it. For float16 it is float32, as float16 is too coarse
-        for the scales of small states.
+        Raises:
+            ConfigError: two numbers in a byte of vectors of odd size.
         """
-        return torch.float32 if self.dtype is torch.float16 else self.dtype
+        scales = torch.bfloat16, size // self._group(size)
+        if self.bits == 8:
+            return (torch.int8, size), scales
+        if size % 2:
+            raise ConfigError(
+                f"kv_dtype='int4' stores two numbers in a byte, and heads of {size} numbers are "
+                "odd; try kv_dtype='int8'"
+            )
+        return (torch.uint8, size // 2), scales
 
     def encode(self, states: Tensor) -> Stored:
-        """Return states and scales."""
-        is_int8 = self.stored_in is torch.int8
-        largest = 127.0 if is_int8 else torch.finfo(self.stored_in).max
-        scales = states.abs().amax(dim=-1, keepdim=True).float() / largest
-        # Above 0, as states that are all zero are divided by it too. By the scale as it is stored,
-        # so that its rounding costs nothing; it is too small to push a number above the largest.
-        scales = scales.clamp_min(torch.finfo(torch.float32).tiny).to(self.scale_dtype)
-        scaled = states.float() / scales.float()
-        if is_int8:
-            scaled = scaled.round()
-        return scaled.to(self.stored_in).view(torch.int8), scales
+        """Return integers and scales."""
+        size = states.shape[-1]
+        wide = states.float()
+        transformed = self._transform(wide if self.center is None else wide - self.center)
+        grouped = _split(transformed, self._group(size))
+        most, least = grouped.amax(dim=-1, keepdim=True), grouped.amin(dim=-1, keepdim=True)
+        farthest = torch.where(most > -least, most, least)
+        end = 2 ** (self.bits - 1)
+        # Numbers are divided by the scale as it is stored, so that its rounding costs little. It
+        # is not 0, as groups that are all zero are divided by it too.
+        tiny = torch.finfo(torch.float32).tiny
+        scales = (farthest / -end).to(torch.bfloat16)
+        scales = torch.where(scales.abs() < tiny, tiny, scales)
+        integers = (grouped / scales.float()).round().clamp(-end, end - 1).flatten(-2)
+        if self.bits == 8:
+            return integers.to(torch.int8), scales[..., 0]
+        low, high = (integers + end).to(torch.uint8).chunk(2, dim=-1)
+        return low | (high << 4), scales[..., 0]
 
     def decode(self, stored: Stored) -> Tensor:
-        """Return states times scales."""
-        states, scales = stored
-        return (states.view(self.stored_in).to(scales.dtype) * scales).to(self.dtype)
+        """Return integers times scales, transformed back, in the model's own type."""
+        return self.decode_wide(stored).to(self.dtype)
+
+    def decode_wide(self, stored: Stored) -> Tensor:
+        """Return integers times scales, transformed back, in float32."""
+        packed, scales = stored
+        if self.bits == 8:
+            integers = packed.float()
+        else:
+            integers = torch.cat((packed & 15, packed >> 4), dim=-1).float() - 8
+        size = integers.shape[-1]
+        block = _block(size)
+        # Sums of at most 32 integers of 8 bits are exact in float32.
+        sums = integers.reshape(-1, block) @ self._signs[:block, :block]
+        steps = (scales.float() / math.sqrt(block))[..., None]
+        states: Tensor = (_split(sums.view(integers.shape), self._group(size)) * steps).flatten(-2)
+        return states if self.center is None else states + self.center
+
+    def constants(self) -> tuple[Tensor, ...]:
+        """Return the signs of the transform, and the center."""
+        return (self._signs,) if self.center is None else (self._signs, self.center)
+
+    def _transform(self, states: Tensor) -> Tensor:
+        """Return the transform of each block of states [..., D], in float32."""
+        block = _block(states.shape[-1])
+        # In float64 sums hardly depend on their order, and so not on what is encoded together.
+        signs = self._signs[:block, :block].double()
+        sums: Tensor = states.double().reshape(-1, block) @ signs
+        return (sums / math.sqrt(block)).float().view(states.shape)
+
+    def _group(self, size: int) -> int:
+        """Return how many numbers of a vector share a scale."""
+        block = _block(size)
+        return block if self.bits == 4 and block >= _LEAST_GROUP else size
 
 
-def find_codec(kv_dtype: str | None, dtype: torch.dtype) -> Codec:
-    """Return the codec of a name of `KV_DTYPES`, or of the model's own type for None."""
-    return PlainCodec(dtype) if kv_dtype is None else EightBitCodec(KV_DTYPES[kv_dtype], dtype)
+def hadamard(size: int) -> Tensor:
+    """Return the Hadamard matrix [size, size] of a power of two: 1 or -1, symmetric."""
+    signs = torch.ones(1, 1)
+    while len(signs) < size:
+        signs = torch.cat((torch.cat((signs, signs)), torch.cat((signs, -signs))), dim=1)
+    return signs
+
+
+def find_codecs(
+    kv_dtype: str | None,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    center: Tensor | None = None,
+) -> tuple[Codec, Codec]:
+    """Return the codecs of keys and of values.
+
+    Args:
+        kv_dtype: a name of `KV_DTYPES`, or None for the model's own type.
+        dtype: the model's own type.
+        device: where the codecs are used; None is the CPU.
+        center: what keys have in common, float32 [H, D]; see `find_key_center`.
+    """
+    if kv_dtype is None:
+        return PlainCodec(dtype), PlainCodec(dtype)
+    bits = KV_DTYPES[kv_dtype]
+    around = None if center is None else center[:, None].to(device)
+    return HadamardCodec(bits, dtype, device, around), HadamardCodec(bits, dtype, device)
+
+
+def _split(states: Tensor, width: int) -> Tensor:
+    """Return states [..., D] as groups [..., D / width, width]."""
+    return states.view(*states.shape[:-1], states.shape[-1] // width, width)
+
+
+def _block(size: int) -> int:
+    """Return how many numbers of a vector are transformed together: a power of two."""
+    return min(size & -size, _BLOCK)

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lacache.cache.codecs import Codec, Stored, find_codec
+from lacache.cache.codecs import Codec, Stored, find_codecs
 from lacache.models.model_info import ModelInfo
 
 
@@ -35,6 +35,10 @@ class EncodedStates:
     def decode(self) -> Tensor:
         """Return the states [B, H, N, D] in the model's own type."""
         return self.codec.decode(self.stored)
+
+    def decode_wide(self) -> Tensor:
+        """Return the states so precise that, encoded again, they are stored the same."""
+        return self.codec.decode_wide(self.stored)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "EncodedStates":
         """Return the states with every stored tensor [B, H, N, W] changed."""
@@ -74,12 +78,6 @@ class EncodedStates:
     def num_bytes(self) -> int:
         """Bytes of all stored tensors."""
         return sum(stored.numel() * stored.element_size() for stored in self.stored)
-
-
-def find_codecs(kv_dtype: str | None, dtype: torch.dtype) -> tuple[Codec, Codec]:
-    """Return the codecs of keys and of values; see `find_codec`."""
-    codec = find_codec(kv_dtype, dtype)
-    return codec, codec
 
 
 def bytes_per_token(info: ModelInfo, kv_dtype: str | None) -> int:

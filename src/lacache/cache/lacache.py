@@ -268,7 +268,14 @@ class LaCache(HookedCache):
             for depth, heads in bound.heads.items():
                 layer = self._info.growing[depth]
                 pattern = group.patterns.index(bound.pattern(depth))
-                of_heads = BoundedLayer(group, pattern, layer.rotation, self.kv_dtype)
+                center = layer.key_center
+                of_heads = BoundedLayer(
+                    group,
+                    pattern,
+                    layer.rotation,
+                    self.kv_dtype,
+                    None if center is None else center[list(heads)],
+                )
                 bounded.setdefault(layer.index, {})[heads] = of_heads
         for index, by_heads in bounded.items():
             whole = len(by_heads) == 1

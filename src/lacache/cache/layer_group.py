@@ -189,7 +189,7 @@ class LayerGroup:
             return keys
         start = min(self.schedule.num_moving, keys.num_slots)
         shifts = in_place[pattern, start:]
-        moved = keys.between(start, keys.num_slots).decode()
+        moved = keys.between(start, keys.num_slots).decode_wide()
         rotated = rotation.rotate(moved, rotation.tables(shifts.to(moved.device)))
         return keys.between(0, start).append(EncodedStates.encode(rotated, keys.codec))
 
@@ -205,7 +205,7 @@ class LayerGroup:
         num_moved = tables[0].shape[1]
         if num_moved == 0:
             return keys.decode()
-        moved = rotation.rotate(keys.between(0, num_moved).decode(), tables)
+        moved = rotation.rotate(keys.between(0, num_moved).decode_wide(), tables)
         rounded = EncodedStates.encode(moved, keys.codec).decode()
         return torch.cat([rounded, keys.between(num_moved, keys.num_slots).decode()], dim=-2)
 

@@ -7,8 +7,8 @@ from typing import Any, NoReturn, final
 from torch import LongTensor, Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from lacache.cache.codecs import Codec
-from lacache.cache.encoded import EncodedStates, find_codecs
+from lacache.cache.codecs import Codec, find_codecs
+from lacache.cache.encoded import EncodedStates
 from lacache.cache.layer_group import LayerGroup
 from lacache.errors import UnsupportedOperationError
 from lacache.models.rotary import Rotation
@@ -42,10 +42,12 @@ class StoringLayer(EvictingLayer, ABC):
 
     Args:
         kv_dtype: what they are stored in; None is the type that the model gives them in.
+        key_center: what the keys have in common, float32 [H, D]; see `find_key_center`.
     """
 
-    def __init__(self, kv_dtype: str | None) -> None:
+    def __init__(self, kv_dtype: str | None, key_center: Tensor | None = None) -> None:
         self._kv_dtype = kv_dtype
+        self._key_center = key_center
         self.stored_keys: EncodedStates | None = None
         """Keys [B, H, N, D]; None before the first token."""
         self.stored_values: EncodedStates | None = None
@@ -79,7 +81,7 @@ class StoringLayer(EvictingLayer, ABC):
     def encode(self, keys: Tensor, values: Tensor) -> tuple[EncodedStates, EncodedStates]:
         """Return keys and values [B, H, N, D] in the format that they are stored in."""
         if self._codecs is None:
-            self._codecs = find_codecs(self._kv_dtype, keys.dtype)
+            self._codecs = find_codecs(self._kv_dtype, keys.dtype, keys.device, self._key_center)
         key_codec, value_codec = self._codecs
         return EncodedStates.encode(keys, key_codec), EncodedStates.encode(values, value_codec)
 
@@ -170,6 +172,7 @@ class BoundedLayer(StoringLayer, PolicyLayer):
         pattern: index of the layer's pattern in `group.patterns`.
         rotation: the layer's rotary embedding; None in a layer without positions.
         kv_dtype: what keys and values are stored in; None is the model's own type.
+        key_center: what the keys have in common, float32 [H, D]; see `find_key_center`.
     """
 
     def __init__(
@@ -178,8 +181,9 @@ class BoundedLayer(StoringLayer, PolicyLayer):
         pattern: int,
         rotation: Rotation | None,
         kv_dtype: str | None = None,
+        key_center: Tensor | None = None,
     ) -> None:
-        super().__init__(kv_dtype)
+        super().__init__(kv_dtype, key_center)
         self.group = group
         self.pattern = pattern
         self._rotation = rotation

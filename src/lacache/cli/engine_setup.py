@@ -185,9 +185,9 @@ def new_engine(
     is_share = budget is not None and budget.share > 0
     if budget is not None and budget.tokens:
         num_bytes = budget.tokens * model_info(model).bytes_per_token
-        # Keys and values of another type take at least a quarter.
+        # Keys and values of another type take at least an eighth.
         validate_bytes(
-            str(budget), num_bytes // (4 if engine_options.kv_dtype else 1), max_sequences
+            str(budget), num_bytes // (8 if engine_options.kv_dtype else 1), max_sequences
         )
 
     def make() -> Engine:

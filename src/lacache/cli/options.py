@@ -140,8 +140,8 @@ KvDtypeOption = Annotated[
     str | None,
     typer.Option(
         "--kv-dtype",
-        help="Type of keys and values: int8 or float8_e4m3fn halves their memory, or doubles the "
-        "tokens of a budget in bytes. Default: the model's type.",
+        help="Type of keys and values: int8 halves their memory, or doubles the tokens of a budget "
+        "in bytes; int4 halves it again, at some cost in quality. Default: the model's type.",
         show_default=False,
         rich_help_panel=_CACHE,
     ),

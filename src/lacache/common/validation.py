@@ -7,7 +7,8 @@ from lacache.common.packages import require_modules
 from lacache.errors import ConfigError
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-KV_DTYPES = ("int8", "float8_e4m3fn")
+KV_DTYPES = {"int8": 8, "int4": 4}
+"""By name, the bits that each number of a key or value can be stored in."""
 WEIGHTS = ("int8",)
 
 

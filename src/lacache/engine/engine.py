@@ -69,9 +69,9 @@ class Engine:
             now: `num_bytes`.
         chunk_size: most tokens of a prompt in one step. By default 128, or 1,024 with one batch
             slot, where no other sequence waits.
-        kv_dtype: "int8" or "float8_e4m3fn" stores keys and values in eight bits with a scale for
-            each token and head; None is the model's own type. What it costs in quality:
-            docs/performance.md.
+        kv_dtype: "int8" stores keys and values in about half the bytes of 16 bits, "int4" in
+            between a third and a quarter; None is the model's own type. What it costs in quality:
+            docs/memory.md.
         weights: "int8" quantizes the linear layers, in a copy; None takes the model's weights.
         compile: compile the decode step with torch.compile, and on CPU the kernels for one token
             and for compactions with a C++ compiler. The first step then takes seconds, or minutes

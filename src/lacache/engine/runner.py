@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lacache.cache.codecs import KV_FORMAT
 from lacache.cache.sequence_state import SequenceState
 from lacache.cache.static.attention import Attend, GroupedLayer, fused
 from lacache.cache.static.layout import CacheLayout
@@ -107,6 +108,8 @@ class Runner:
             "positions": config.rope_parameters,
             "policy": self.layout.bound.identity,
         }
+        if self.layout.kv_dtype is not None:
+            identity["kv_format"] = KV_FORMAT
         same: dict[str, Any] = json.loads(json.dumps(identity))
         return same
 

@@ -29,6 +29,7 @@ from lacache.policies.schedule import State, Timetable
 _REMEDIES = {
     "dtype": "load the model in the snapshot's type",
     "kv_dtype": "make the engine with the snapshot's kv_dtype",
+    "kv_format": "prefill its text again",
     "weights": "make the engine with the snapshot's weights",
     "model": "load the model with which it was saved",
     "positions": "load the model with the configuration with which it was saved",
@@ -37,6 +38,7 @@ _REMEDIES = {
 }
 """Entries of the header that must be equal, and what to do if one differs."""
 
+_ABSENT = object()
 _PLAN = "plan"
 """The entry of lacache 0.1 in place of the policy."""
 
@@ -182,9 +184,9 @@ def validate_snapshot(snapshot: Snapshot, runner: Runner) -> None:
     """
     expected, made_by = runner.identity, snapshot.made_by
     for name, remedy in _REMEDIES.items():
-        if name in made_by and made_by[name] == expected[name]:
+        if made_by.get(name, _ABSENT) == expected.get(name, _ABSENT):
             continue
-        theirs, ours = json.dumps(made_by.get(name)), json.dumps(expected[name])
+        theirs, ours = json.dumps(made_by.get(name)), json.dumps(expected.get(name))
         if name == "policy":
             own, other = runner.layout.bound, _bound_policy(made_by, runner)
             if other is None and _PLAN in made_by:

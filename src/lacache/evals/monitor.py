@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache import HookedCache
-from lacache.cache.encoded import bytes_per_token, find_codecs
+from lacache.cache.codecs import find_codecs
+from lacache.cache.encoded import bytes_per_token
 from lacache.cache.layers import layer_bytes
 from lacache.common.records import Record
 from lacache.errors import LaCacheError

@@ -7,7 +7,7 @@ answers.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lacache.errors import ConfigError, InputError, UnsupportedModelError
 from lacache.models.decoder import cache_argument, find_decoder
+from lacache.models.key_centers import find_key_center
 from lacache.models.rotary import Rotation, find_rotations, fixed_length
 from lacache.policies.query_positions import UNKNOWN_LENGTH, QueryPositions
 from lacache.policies.schedule import UNBOUNDED, Schedule
@@ -49,6 +50,8 @@ class GrowingLayer:
     bytes_per_token: int
     has_sinks: bool = False
     """Whether its attention has learned sinks, one number for each query head (gpt-oss)."""
+    key_center: Tensor | None = field(default=None, compare=False, repr=False)
+    """What its keys have in common, float32 [H, D]; see `find_key_center`."""
 
 
 @final
@@ -191,7 +194,15 @@ def _probe(model: Any, decoder: nn.Module) -> ModelInfo:
         for i in growing
     )
     with_sinks = _layers_with_sinks(decoder)
-    layers = tuple(replace(layer, has_sinks=layer.index in with_sinks) for layer in layers)
+    length = fixed or getattr(config, "max_position_embeddings", None) or UNKNOWN_LENGTH
+    layers = tuple(
+        replace(
+            layer,
+            has_sinks=layer.index in with_sinks,
+            key_center=_key_center(decoder, layer, near_cache.layers[layer.index], length),
+        )
+        for layer in layers
+    )
     change = _distance(near_hidden, far_hidden)
     # Not in half precision: in a sound model of 30 layers, moving by one position already changes
     # the output by 0.07.
@@ -308,6 +319,10 @@ def _layer_info(
     return GrowingLayer(
         index, rotation, near.keys.shape[1], near.keys.shape[-1], near.values.shape[-1], width
     )
+
+
+def _key_center(decoder: nn.Module, layer: GrowingLayer, near: Any, length: int) -> Tensor | None:
+    return find_key_center(decoder, layer.index, layer.rotation, near.keys[:, :, :1], length)
 
 
 def _layers_with_sinks(decoder: nn.Module) -> set[int]:

@@ -37,11 +37,18 @@ class Rotation:
         self._apply = _apply_function(rotary)
         self._leading = leading
 
-    def tables(self, shifts: Tensor) -> RotaryTables:
-        """Return the tables that move keys by `shifts` [N] positions, which may be negative."""
+    def tables(self, shifts: Tensor, *, scaled: bool = False) -> RotaryTables:
+        """Return the tables that move keys by `shifts` [N] positions, which may be negative.
+
+        Args:
+            shifts: int64 [N].
+            scaled: keep the model's attention scaling, for states that do not include it yet.
+        """
         probe = torch.empty(0, dtype=torch.float32, device=shifts.device)
         positions = torch.cat([shifts.new_zeros(1), shifts])[None]
         cos, sin = self._rotary(probe, position_ids=positions, **self._arguments)
+        if scaled:
+            return cos[:, 1:], sin[:, 1:]
         # At position 0 the cosine is the attention scaling, which stored keys already include.
         scaling = cos[:, :1]
         return cos[:, 1:] / scaling, sin[:, 1:] / scaling

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lacache.cache.codecs import find_codec
+from lacache.cache.codecs import find_codecs
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, GroupState
 from lacache.cache.static.buffers import Buffer
 from lacache.cache.static.kv_heads import CompactionOps, KVHeads, Rotations
@@ -40,7 +40,7 @@ ROTATIONS = Rotations(ROTATION, SIZE, 12, CPU)
 
 
 def buffer(slots: int, stored_in: str | None, dtype: torch.dtype) -> Buffer:
-    return Buffer((2, HEADS, slots, SIZE), find_codec(stored_in, dtype), CPU)
+    return Buffer((2, HEADS, slots, SIZE), find_codecs(stored_in, dtype)[0], CPU)
 
 
 def equal(buffer: Buffer, other: Buffer, stop: int) -> bool:
@@ -74,7 +74,7 @@ class Slow:
                 one.write(BATCH_SLOT, 0, key)
                 shift = torch.tensor([origin + slot - stood])
                 if self.heads.rotations is not None:
-                    key = ROTATION.rotate(one.read(BATCH_SLOT, 1), ROTATION.tables(shift))
+                    key = ROTATION.rotate(one.read_wide(BATCH_SLOT, 1), ROTATION.tables(shift))
                 self.tokens[slot] = (key, value, origin + slot)
 
     def buffers(self, origin: int) -> list[Buffer]:
@@ -90,7 +90,7 @@ class Slow:
             for sink in range(self.sinks if len(stood) > self.sinks else 0):
                 stand[sink] = stood[self.sinks] - self.sinks + sink
         for slot, (key, _, _) in enumerate(self.tokens):
-            anew = unrotated.read(BATCH_SLOT, slot + 1, slot)
+            anew = unrotated.read_wide(BATCH_SLOT, slot + 1, slot)
             if self.heads.rotations is None or stand[slot] == stood[slot]:
                 anew = key
             else:

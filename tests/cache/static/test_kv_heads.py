@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacache.cache.codecs import KV_DTYPES
 from lacache.cache.static.kv_heads import TorchCompactionOps
+from lacache.common.validation import KV_DTYPES
 from lacache.policies.schedule import Schedule
 from tests.cache.static.policy_strategies import schedules
 from tests.cache.static.slow_kv_heads import POSITIONS, TIGHT, follow

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacache.cache.codecs import KV_DTYPES
 from lacache.cache.static.kv_heads import TorchCompactionOps
 from lacache.cache.static.sequence_tensors import export_sequence, restore_sequence
+from lacache.common.validation import KV_DTYPES
 from lacache.engine.cpu.build import load_kernels
 from lacache.engine.cpu.kernels import KernelCompactionOps
 from lacache.policies import Ladder

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lacache import LaCache, Streaming
-from lacache.cache.encoded import bytes_per_token, find_codecs
+from lacache.cache.codecs import find_codecs
+from lacache.cache.encoded import bytes_per_token
 from lacache.common.validation import KV_DTYPES
 from lacache.errors import (
     ConfigError,

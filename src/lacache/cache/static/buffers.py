@@ -43,6 +43,11 @@ class Buffer:
         one = slice(batch_slot, batch_slot + 1)
         return self.codec.decode(tuple(t[one, :, start:stop] for t in self._stored))
 
+    def read_wide(self, batch_slot: int, stop: int, start: int = 0) -> Tensor:
+        """Return what `read` does, not rounded yet, for keys that are stored again."""
+        one = slice(batch_slot, batch_slot + 1)
+        return self.codec.decode_wide(tuple(t[one, :, start:stop] for t in self._stored))
+
     def write(self, batch_slot: int, start: int, states: Tensor) -> None:
         """Set the slots of a batch slot from `start` on to `states` [1, H, N, D]."""
         stop = start + states.shape[2]

@@ -220,7 +220,7 @@ class KVHeads:
         """Set keys from slot `start` on to those of a buffer, rotated by tables."""
         if self.rotations is None or not len(tables[0]):
             return
-        keys = source.read(batch_slot, start + len(tables[0]), start)
+        keys = source.read_wide(batch_slot, start + len(tables[0]), start)
         rotated = self.ops.rotate(keys, *tables, self.rotations.partners)
         self.keys.write(batch_slot, start, rotated)
 

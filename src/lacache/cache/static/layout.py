@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 
-from lacache.cache.codecs import find_codec
+from lacache.cache.codecs import find_codecs
 from lacache.common.validation import validate_kv_dtype
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.models.model_info import GrowingLayer, ModelInfo
@@ -22,11 +22,12 @@ class CacheLayout:
     Args:
         info: the model's layers.
         bound: the bound policy.
-        kv_dtype: "int8" or "float8_e4m3fn", with a scale for each token and head; None is the
-            model's own type. Sliding-window layers stay in the model's type.
+        kv_dtype: "int8" or "int4" (docs/adr/0023); None is the model's own type. Sliding-window
+            layers stay in the model's type.
 
     Raises:
-        ConfigError: the policy keeps every token, or there is no such kv_dtype.
+        ConfigError: the policy keeps every token, there is no such kv_dtype, or it does not fit the
+            heads.
         UnsupportedModelError: the model has linear-attention layers.
         UnsupportedOperationError: the policy splits a layer whose attention has learned sinks.
     """
@@ -138,5 +139,5 @@ def _vectors_bytes(
     layer: GrowingLayer, kv_dtype: str | None, dtype: torch.dtype
 ) -> tuple[int, int]:
     """Return the bytes of a key and of a value of one KV head."""
-    codec = find_codec(kv_dtype, dtype)
-    return codec.vector_bytes(layer.key_size), codec.vector_bytes(layer.value_size)
+    keys, values = find_codecs(kv_dtype, dtype)
+    return keys.vector_bytes(layer.key_size), values.vector_bytes(layer.value_size)

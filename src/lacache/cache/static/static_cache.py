@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from lacache.cache.codecs import find_codec
+from lacache.cache.codecs import Codec, find_codecs
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
 from lacache.cache.static.attention import Attend
 from lacache.cache.static.buffers import Buffer, RingBuffer
@@ -100,7 +100,9 @@ class StaticKVCache:
             device,
         )
         # Compiled steps give up CUDA graphs if they write to inputs that may move in memory.
-        stored = (t for buffer in self._buffers() for t in buffer.tensors())
+        stored = (
+            t for buffer in self._buffers() for t in (*buffer.tensors(), *buffer.codec.constants())
+        )
         for tensor in (*self._inputs.tensors(), *stored):
             torch._dynamo.mark_static_address(tensor)
         self._decode_cache = self._make_cache(
@@ -219,13 +221,20 @@ class StaticKVCache:
                     rotations[rotation, key_size] = Rotations(
                         rotation, key_size, reach, self.device
                     )
+                center = layer.key_center
+                key_codec, value_codec = find_codecs(
+                    self.layout.kv_dtype,
+                    info.dtype,
+                    self.device,
+                    None if center is None else center[list(heads)],
+                )
                 kv_heads = KVHeads(
                     group=group,
                     heads=heads,
                     pattern=patterns.index(bound.pattern(depth)),
-                    keys=self._allocate(shape, key_size),
-                    values=self._allocate(shape, layer.value_size),
-                    unrotated_keys=self._allocate((*shape[:2], moving), key_size)
+                    keys=self._allocate(shape, key_size, key_codec),
+                    values=self._allocate(shape, layer.value_size, value_codec),
+                    unrotated_keys=self._allocate((*shape[:2], moving), key_size, key_codec)
                     if (moving := num_unrotated(layer, bound.schedule))
                     else None,
                     rotations=None if rotation is None else rotations[rotation, key_size],
@@ -234,8 +243,7 @@ class StaticKVCache:
                 made[layer.index] = (*made.get(layer.index, ()), kv_heads)
         return made
 
-    def _allocate(self, shape: tuple[int, int, int], size: int) -> Buffer:
-        codec = find_codec(self.layout.kv_dtype, self.layout.info.dtype)
+    def _allocate(self, shape: tuple[int, int, int], size: int, codec: Codec) -> Buffer:
         return Buffer((*shape, size), codec, self.device)
 
     def _make_cache(

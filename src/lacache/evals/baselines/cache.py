@@ -78,7 +78,9 @@ class ScoredCache(MonitoredCache):
         counts = TokenCounts(capacities, evict_batch)
         self.layers: list[Any] = DynamicCache(config=info.text_config).layers
         for i, layer in enumerate(info.growing):
-            self.layers[layer.index] = ScoredLayer(policy, counts, i, layer.rotation, kv_dtype)
+            self.layers[layer.index] = ScoredLayer(
+                policy, counts, i, layer.rotation, kv_dtype, layer.key_center
+            )
         decoder = find_decoder(model)
         install_hooks(decoder)
         if len(set(capacities)) > 1:

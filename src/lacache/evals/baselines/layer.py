@@ -29,6 +29,7 @@ class ScoredLayer(StoringLayer):
         depth: index of the layer among those with a growing cache.
         rotation: the layer's rotary embedding; None in a layer without positions.
         kv_dtype: what keys and values are stored in; None is the model's own type.
+        key_center: what the keys have in common, float32 [H, D]; see `find_key_center`.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class ScoredLayer(StoringLayer):
         depth: int,
         rotation: Rotation | None,
         kv_dtype: str | None,
+        key_center: Tensor | None,
     ) -> None:
-        super().__init__(kv_dtype)
+        super().__init__(kv_dtype, key_center)
         self._policy = policy
         self._counts = counts
         self._depth = depth
