@@ -119,6 +119,48 @@ def test_the_full_cache_stands_beside_every_protocol(evaluate: Run, out: Path) -
     assert told not in " ".join(evaluate().stdout.split())
 
 
+def test_every_policy_of_a_run_stores_the_same_bits(evaluate: Run, out: Path) -> None:
+    policies = "full;streaming;keydiff;tova"
+    whole = evaluate("--policy", policies)
+    assert whole.exit_code == 0, whole.output
+    assert "32 bits for each number" in " ".join(whole.stdout.split())
+    eight = evaluate("--policy", policies, "--kv-dtype", "int8")
+    assert eight.exit_code == 0, eight.output
+    assert "already" not in eight.stderr
+    records = read_records(out)
+    assert [r["kv_dtype"] for r in records] == [None] * 4 + ["int8"] * 4
+    bits = {r["kv_bits"] for r in records[4:]}
+    assert len(bits) == 1
+    assert f"{bits.pop():.3g} bits for each number" in " ".join(eight.stdout.split())
+    assert "digit, 80 tokens, 2 samples, keys and values in int8, tiny" in eight.stdout
+    for wide, narrow in zip(records[:4], records[4:], strict=True):
+        assert narrow["policy"] == wide["policy"]
+        assert narrow["capacity"] == wide["capacity"]
+        shares = [r["peak_bytes"] / r["full_bytes"] for r in (wide, narrow)]
+        assert shares[0] == pytest.approx(shares[1])
+        assert narrow["peak_bytes"] < wide["peak_bytes"] / 2
+
+
+def test_a_dry_run_knows_the_bits(evaluate: Run, out: Path) -> None:
+    assert evaluate("--kv-dtype", "int8").exit_code == 0
+    told = evaluate("--dry-run", None, "--kv-dtype", "int8").stdout
+    assert "All policies store keys and values in int8." in told
+    assert "3 are in" in told
+    other = evaluate("--dry-run", None).stdout
+    assert "already" not in other
+    assert "keys and values" not in other
+    runs = json.loads(evaluate("--dry-run", None, "--kv-dtype", "int8", "--json", None).stdout)
+    assert {run["kv_dtype"] for run in runs["runs"]} == {"int8"}
+    assert all(run["in_out"] for run in runs["runs"])
+
+
+def test_a_recipe_takes_a_type_of_keys_and_values(run: Run) -> None:
+    recipe = ("eval", "recipe", "wikitext-16k", "--kv-dtype", "int8", "--dry-run")
+    assert "keys and values: int8" in run(*recipe).stdout
+    runs = json.loads(run(*recipe, "--json").stdout)["runs"]
+    assert {each["kv_dtype"] for each in runs} == {"int8"}
+
+
 def test_a_failed_run_is_reported_and_the_others_go_on(
     evaluate: Run, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +311,7 @@ def test_the_quick_suite_is_far_smaller_than_the_small_one(run: Run) -> None:
         ("--first-token", "last", "first_token='last' must be"),
         ("--samples", 0, "samples=0 must be at least 1"),
         ("--seed", -1, "seed=-1 must be at least 0"),
+        ("--kv-dtype", "int3", "kv_dtype='int3' must be None"),
         ("--threads", 0, "threads=0 must be at least 1"),
         ("--model", "./no/such/model", "does not exist"),
         ("--out", "/dev/null/runs.jsonl", "cannot"),

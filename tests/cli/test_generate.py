@@ -364,13 +364,23 @@ def test_int8_keys_values_and_weights(run: Run, tiny: Path) -> None:
     assert smaller["cache"]["bytes"] < whole["cache"]["bytes"] / 2
 
 
+@pytest.mark.parametrize("options", [["--policy", "full"], ["--prefill", "dense"]])
+def test_int8_keys_and_values_without_an_engine(run: Run, tiny: Path, options: list[str]) -> None:
+    common = ("the cat", "--model", tiny, "-n", 20, *options)
+    whole, smaller = (
+        generate_json(run, *common, *more)["cache"] for more in ((), ("--kv-dtype", "int8"))
+    )
+    assert smaller["num_cached"] == whole["num_cached"]
+    assert smaller["bytes"] < whole["bytes"] / 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--kv-dtype", "int2"], "kv_dtype='int2' must be None"),
         (["--weights", "int4"], "weights='int4' must be None"),
         (["--weights", "int8", "--policy", "full"], "--weights int8 needs the engine, and a full"),
-        (["--kv-dtype", "int8", "--prefill", "dense"], "--kv-dtype int8 needs the engine, and de"),
+        (["--weights", "int8", "--prefill", "dense"], "--weights int8 needs the engine, and de"),
     ],
 )
 def test_engine_options_without_an_engine_are_refused(

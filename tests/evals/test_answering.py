@@ -226,12 +226,16 @@ def test_mean_bytes_are_those_after_each_token(random_model: Any) -> None:
     assert sample["peak_bytes"] == 40 * per_token
 
 
-def cheat(model: Any, policy: Policy, capacity: int, *, dense: bool = False) -> HookedCache:
+def cheat(
+    model: Any, policy: Policy, capacity: int, *, dense: bool = False, **_: Any
+) -> HookedCache:
     """Open a cache that holds twice what it may."""
     return LaCache(model, 2 * capacity, Streaming(), prefill="dense" if dense else "chunked")
 
 
-def liar(model: Any, policy: Policy, capacity: int, *, dense: bool = False) -> HookedCache:
+def liar(
+    model: Any, policy: Policy, capacity: int, *, dense: bool = False, **_: Any
+) -> HookedCache:
     """Open a cache that holds everything and reports nothing."""
     cache: Any = LaCache(model, policy=Full())
     report = cache.report
@@ -245,7 +249,9 @@ def liar(model: Any, policy: Policy, capacity: int, *, dense: bool = False) -> H
     return cache  # type: ignore[no-any-return]
 
 
-def hider(model: Any, policy: Policy, capacity: int, *, dense: bool = False) -> HookedCache:
+def hider(
+    model: Any, policy: Policy, capacity: int, *, dense: bool = False, **_: Any
+) -> HookedCache:
     """Open a cache that gives the attention more than its layers store."""
     cache: Any = LaCache(model, capacity, Streaming())
     update = cache.update

@@ -7,18 +7,22 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from lacache.cache.encoded import bytes_per_token
 from lacache.common.records import Record, append_record, read_records
+from lacache.common.validation import KV_DTYPES
 from lacache.errors import ConfigError, InputError
+from lacache.evals.baselines import TOVA, KeyDiff
 from lacache.evals.perplexity import perplexity, score_tokens
 from lacache.evals.policies import open_cache
 from lacache.evals.provenance import tokens_sha256, weights_sha256
-from lacache.evals.record_file import failures_path, run_all
+from lacache.evals.record_file import failures_path, recorded_specs, run_all
 from lacache.evals.runner import EvalRunner
 from lacache.evals.runs import Protocol, RunSpec
 from lacache.evals.suite import QUICK, SMALL, Suite
 from lacache.evals.tasks.passkey import Passkey
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.models import LoadedModel
+from lacache.models.model_info import model_info
 from lacache.policies import BoundGroup, Full, Ladder, ModelShape, Policy, Streaming
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 from tests.evals.lookup import Digit, loaded_lookup
@@ -58,6 +62,8 @@ def test_a_record_says_what_was_measured_and_how(runner: EvalRunner) -> None:
     assert record["policy"] == policy
     settings = ("length", "count", "seed", "budget", "prefill", "first_token")
     assert [record[name] for name in settings] == [80, 4, 3, "40", "dense", "cache"]
+    assert record["kv_dtype"] is None
+    assert record["kv_bits"] == 32
     assert record["model"]["name"] == "lookup"
     assert len(record["model"]["weights_sha256"]) == 64
     assert record["score"] == 1.0
@@ -107,6 +113,7 @@ CHANGES: list[dict[str, Any]] = [
     {"seed": 1},
     {"protocol": DENSE},
     {"protocol": Protocol("dense", "dense")},
+    *({"kv_dtype": name} for name in KV_DTYPES),
 ]
 
 
@@ -120,6 +127,53 @@ def test_every_setting_changes_the_key(runner: EvalRunner) -> None:
     assert EvalRunner(changed).key(SPEC) != keys[0]
     # The name under which a model was loaded does not matter.
     assert EvalRunner(replace(loaded_lookup(), name="other")).key(SPEC) == keys[0]
+
+
+def test_records_from_before_there_was_a_kv_dtype_are_of_the_models_own_type(
+    runner: EvalRunner, tmp_path: Path
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    (done,) = run_all(runner, [SPEC], path)
+    assert done.record is not None
+    old = {k: v for k, v in done.record.items() if k not in ("kv_dtype", "kv_bits")}
+    model = {k: old["model"][k] for k in ("architecture", "dtype", "weights_sha256")}
+    settings = {k: old[k] for k in SPEC.record() if k != "kv_dtype"}
+    text = json.dumps({**settings, "model": model}, sort_keys=True)
+    assert old["key"] == hashlib.sha256(text.encode()).hexdigest()
+
+    path.write_text(json.dumps(old) + "\n")
+    eight = replace(SPEC, kv_dtype="int8")
+    assert recorded_specs([SPEC, eight], path, model="lookup") == {SPEC}
+    outcomes = list(run_all(runner, [SPEC, eight], path))
+    assert [outcome.was_recorded for outcome in outcomes] == [True, False]
+    assert recorded_specs([SPEC, eight], path, model="lookup") == {SPEC, eight}
+    assert [o.was_recorded for o in run_all(runner, [eight, SPEC], path)] == [True, True]
+
+
+@pytest.mark.parametrize("policy", [Full(), Streaming(), KeyDiff(), TOVA()])
+@pytest.mark.parametrize("protocol", [Protocol(), DENSE])
+def test_bytes_are_those_of_the_stored_format(
+    runner: EvalRunner, policy: Policy, protocol: Protocol
+) -> None:
+    spec = replace(SPEC, policy=policy, protocol=protocol, budget="0.5")
+    whole, eight = (runner.run(replace(spec, kv_dtype=name)) for name in (None, "int8"))
+    model = loaded_lookup().model
+    info = model_info(model)
+    bits = 32 * bytes_per_token(info, "int8") / info.bytes_per_token
+    assert whole["kv_bits"] == 32
+    assert eight["kv_bits"] == pytest.approx(bits, abs=1e-3)
+    assert (whole["kv_dtype"], eight["kv_dtype"]) == (None, "int8")
+    assert eight["capacity"] == whole["capacity"]
+    for name in ("peak_bytes", "mean_bytes", "full_bytes"):
+        assert eight[name] == pytest.approx(whole[name] * bits / 32, rel=1e-3)
+
+
+def test_a_budget_in_bytes_is_for_what_is_stored(runner: EvalRunner) -> None:
+    per_token = bytes_per_token(model_info(loaded_lookup().model), "int8")
+    spec = replace(SPEC, kv_dtype="int8", budget=f"{41 * per_token - 1}B")
+    record = runner.run(spec)
+    assert record["capacity"] == 40
+    assert record["peak_bytes"] == 40 * per_token
 
 
 def test_the_hash_of_weights_differs_between_models() -> None:
@@ -179,6 +233,7 @@ def test_a_text_that_is_too_short_is_refused(runner: EvalRunner, text: Path) -> 
         ({"budget": "2.5"}, "budget=2.5 as a share"),
         ({"budget": "x"}, "budget='x' must be a number of tokens, a share or"),
         ({"task": Perplexity(), "count": 1, "protocol": DENSE}, "cannot be used for perplexity"),
+        ({"kv_dtype": "int3"}, "kv_dtype='int3' must be None"),
         ({"task": Perplexity()}, "count=4 of a perplexity run must be 1"),
     ],
 )
@@ -328,6 +383,12 @@ def test_a_suite_is_every_combination_once() -> None:
     assert len(set(runs)) == len(runs) == len(answers) + len(ppl)
 
 
+def test_one_type_of_keys_and_values_is_for_every_run_of_a_suite() -> None:
+    eight = replace(TINY, kv_dtype="int8").runs()
+    assert eight == [replace(run, kv_dtype="int8") for run in TINY.runs()]
+    assert {run.kv_dtype for run in TINY.runs()} == {None}
+
+
 def test_runs_of_the_same_samples_follow_each_other() -> None:
     order = [(run.task, run.length) for run in TINY.runs()]
     assert order == sorted(order, key=[*dict.fromkeys(order)].index)
@@ -347,6 +408,7 @@ def test_the_suites_can_be_run(suite: Suite) -> None:
         ({"tasks": ()}, "no tasks were given"),
         ({"policies": ("x",)}, "policy='x' must be one of"),
         ({"tasks": ("x",)}, "task 'x' must be one of"),
+        ({"kv_dtype": "int3"}, "kv_dtype='int3' must be None"),
         ({"samples": 0}, "samples=0 must be at least 1"),
         ({"prefills": ("loose",), "first_token": "cache"}, "prefill='loose' must be"),
         ({"prefills": ("chunked",)}, "needs a dense prefill"),

@@ -108,6 +108,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ladder": {"budget": 24, "policy": "ladder:span=2:overlap=1"},
     "ladder of a share": {"budget": 0.25, "smallest": 16, "policy": "ladder:span=2"},
     "streaming": {"budget": 24, "policy": "streaming"},
+    "int8": {"budget": 24, "policy": "streaming", "kv_dtype": "int8"},
     "dense": {"budget": 24, "policy": "streaming", "prefill": "dense"},
     "dense, first token too": {
         "budget": 24,
@@ -125,7 +126,8 @@ def slow_likelihood(lm: Any, name: str, context: list[int], continuation: list[i
     if isinstance(capacity, float):
         capacity = max(16, -(-len(context) // 4))
     policy = parse_eval_policy(options["policy"])
-    cache = open_cache(lm.model, policy, capacity, dense="dense" in name)
+    kv_dtype = options.get("kv_dtype")
+    cache = open_cache(lm.model, policy, capacity, dense="dense" in name, kv_dtype=kv_dtype)
     first = context
     if "dense" in name:
         read = context if "too" in name else context[:-1]
@@ -206,6 +208,7 @@ def test_results_record_the_settings(folder: Path) -> None:
         ({"budget": 24, "policy": "lader"}, "policy='lader' must be one of"),
         ({"budget": 24, "batch_size": 8}, "batch_size=8 must be 1"),
         ({"budget": 24, "batch_size": "auto"}, "batch_size=auto must be 1"),
+        ({"budget": 24, "kv_dtype": "int3"}, "kv_dtype='int3' must be None"),
         ({"budget": 24, "prefill": "thick"}, "prefill='thick'"),
         ({"budget": 24, "first_token": "dense"}, "needs a dense pass"),
         ({"budget": 24, "policy": "ladder:span=two"}, "span=two of policy 'ladder'"),

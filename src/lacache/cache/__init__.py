@@ -1,6 +1,8 @@
 """KV caches under a policy: LaCache for transformers, StaticKVCache for the engine.
 
-- `lacache`: the cache for `model.generate`; `layers` store keys and values of one model layer.
+- `lacache`: the cache for `model.generate`; `layers`, `split_layer` store keys and values of one
+  model layer.
+- `codecs`: what keys and values are stored in; `encoded`: those of the cache for transformers.
 - `layer_group`: the layers that share a schedule, and their compactions.
 - `hooked_cache`, `hooks`: forward hooks that split long inputs at compactions, and refuse padding.
 - `sequence_state`: counts and positions of one sequence, and compaction plans; for both caches.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from lacache.cache.report import CacheReport
+from lacache.common.validation import validate_kv_dtype
 from lacache.errors import InputError, ModelError
 from lacache.models.decoder import cache_argument, find_decoder
 
@@ -18,10 +19,20 @@ class HookedCache(Cache, ABC):
     """A cache that prefills in chunks, with every forward bracketed by `begin` and `commit`.
 
     `install_hooks` makes the decoder call these methods. `prefill` runs whole prompts.
+
+    Args:
+        layers: of transformers, one for each layer of the model.
+        kv_dtype: what keys and values of growing layers are stored in; None is the model's type.
+
+    Raises:
+        ConfigError: there is no such kv_dtype.
     """
 
-    def __init__(self, layers: list[Any]) -> None:
+    def __init__(self, layers: list[Any], kv_dtype: str | None = None) -> None:
+        validate_kv_dtype(kv_dtype)
         super().__init__(layers=layers)
+        self.kv_dtype = kv_dtype
+        """What keys and values of growing layers are stored in; None is the model's type."""
         self.earlier_hidden: list[Tensor] = []
         """Outputs [B, Q, hidden] of the earlier chunks of the call that is running."""
 

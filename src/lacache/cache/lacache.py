@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
+from lacache.cache.encoded import bytes_per_token
 from lacache.cache.hooked_cache import HookedCache
 from lacache.cache.hooks import install_hooks, install_mask_hooks
 from lacache.cache.layer_group import LayerGroup
-from lacache.cache.layers import BoundedLayer, PolicyLayer, SplitLayer, layer_bytes, refuse_crop
+from lacache.cache.layers import BoundedLayer, PolicyLayer, layer_bytes, refuse_crop
 from lacache.cache.report import CacheReport, make_report
+from lacache.cache.split_layer import SplitLayer
 from lacache.common.validation import validate_prefill
 from lacache.errors import InputError, ModelError, UnsupportedOperationError
 from lacache.models.decoder import find_decoder
@@ -55,9 +57,13 @@ class LaCache(HookedCache):
         prefill: "chunked" compacts while it prefills, so memory is bounded at all times; "dense"
             prefills the first input with a full cache and then compacts it, as the paper does for
             LongBench and needles.
+        kv_dtype: what keys and values are stored in, such as "int8"; None is the model's own type.
+            They are decoded for the attention of one layer at a time, and a budget in bytes counts
+            what is stored. Sliding-window layers stay in the model's type.
 
     Raises:
-        ConfigError: the budget or the policy cannot work for this model.
+        ConfigError: the budget or the policy cannot work for this model, or there is no such
+            kv_dtype.
         UnsupportedModelError: the model's caches or positions are not understood.
     """
 
@@ -68,9 +74,10 @@ class LaCache(HookedCache):
         policy: Policy | str = DEFAULT_POLICY,
         *,
         prefill: Prefill = "chunked",
+        kv_dtype: str | None = None,
     ) -> None:
         validate_prefill(prefill)
-        super().__init__([])
+        super().__init__([], kv_dtype)
         info = model_info(model)
         decoder = find_decoder(model)
         self._decoder = ref(decoder)
@@ -80,7 +87,7 @@ class LaCache(HookedCache):
             (valid := parse_policy(policy)),
             validate_budget(valid, budget),
             model_shape(model, valid),
-            bytes_per_token=info.bytes_per_token,
+            bytes_per_token=bytes_per_token(info, kv_dtype),
         )
         self._prefill = prefill
         self._base = 0
@@ -125,7 +132,7 @@ class LaCache(HookedCache):
     def report(self) -> CacheReport:
         """Return the cache's counts of tokens, and its bytes."""
         layers = (*self._bounded_layers(), *self._native_layers())
-        num_bytes = sum(layer_bytes(layer.keys, layer.values) for layer in layers)
+        num_bytes = sum(layer_bytes(layer) for layer in layers)
         return make_report(
             self._bound.groups,
             [group.kept() for group in self._groups],
@@ -166,10 +173,11 @@ class LaCache(HookedCache):
                 "one new token, cache.prefill and lacache.stream need the new tokens alone, and "
                 "cache.reset() starts over"
             )
-        keys = self._bounded_layers()[0].keys
-        if keys is not None and keys.shape[0] != batch_size:
+        keys = self._bounded_layers()[0].stored_keys
+        held = batch_size if keys is None else keys.num_sequences
+        if held != batch_size:
             raise InputError(
-                f"the input has {batch_size} sequences, but the cache holds {keys.shape[0]}; use "
+                f"the input has {batch_size} sequences, but the cache holds {held}; use "
                 "cache.batch_repeat_interleave(n) for n continuations of each sequence, "
                 "cache.reset() or another cache"
             )
@@ -260,7 +268,14 @@ class LaCache(HookedCache):
             for depth, heads in bound.heads.items():
                 layer = self._info.growing[depth]
                 pattern = group.patterns.index(bound.pattern(depth))
-                of_heads = BoundedLayer(group, pattern, layer.rotation)
+                center = layer.key_center
+                of_heads = BoundedLayer(
+                    group,
+                    pattern,
+                    layer.rotation,
+                    self.kv_dtype,
+                    None if center is None else center[list(heads)],
+                )
                 bounded.setdefault(layer.index, {})[heads] = of_heads
         for index, by_heads in bounded.items():
             whole = len(by_heads) == 1

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lacache.cache.encoded import EncodedStates
 from lacache.cache.sequence_state import CompactionTables, GroupState
 from lacache.errors import UnsupportedOperationError
 from lacache.models.rotary import RotaryTables, Rotation
@@ -175,23 +176,38 @@ class LayerGroup:
             return torch.tensor(tokens, dtype=torch.long)
         return None if forward.surviving is None else forward.surviving[pattern]
 
-    def renumbered(self, keys: Tensor, pattern: int, rotation: Rotation | None) -> Tensor:
-        """Return stored keys [B, H, N, D] after the compaction, moved where it renumbers them."""
+    def renumbered(
+        self, keys: EncodedStates, pattern: int, rotation: Rotation | None
+    ) -> EncodedStates:
+        """Return stored keys [B, H, N, D] after the compaction, moved where it renumbers them.
+
+        Those that move are decoded, rotated and encoded again. The first slots keep what the model
+        gave; `to_positions` rotates them from there.
+        """
         in_place = self._open_forward().in_place
         if in_place is None or rotation is None:
             return keys
-        return rotation.rotate(keys, rotation.tables(in_place[pattern].to(keys.device)))
+        start = min(self.schedule.num_moving, keys.num_slots)
+        shifts = in_place[pattern, start:]
+        moved = keys.between(start, keys.num_slots).decode_wide()
+        rotated = rotation.rotate(moved, rotation.tables(shifts.to(moved.device)))
+        return keys.between(0, start).append(EncodedStates.encode(rotated, keys.codec))
 
-    def to_positions(self, keys: Tensor, pattern: int, rotation: Rotation | None) -> Tensor:
-        """Return keys [B, H, N + Q, D], stored and new, where they stand in this forward."""
+    def to_positions(self, keys: EncodedStates, pattern: int, rotation: Rotation | None) -> Tensor:
+        """Return keys [B, H, N + Q, D], stored and new, decoded where they stand in this forward.
+
+        Keys that move are rounded to the format of the others once more, as the engine does, which
+        stores them rotated. What is stored here stays as it is.
+        """
         if rotation is None:
-            return keys
+            return keys.decode()
         tables = self._rotary_tables(pattern, rotation, keys.device)
         num_moved = tables[0].shape[1]
         if num_moved == 0:
-            return keys
-        moved = rotation.rotate(keys[:, :, :num_moved], tables)
-        return torch.cat([moved, keys[:, :, num_moved:]], dim=-2)
+            return keys.decode()
+        moved = rotation.rotate(keys.between(0, num_moved).decode_wide(), tables)
+        rounded = EncodedStates.encode(moved, keys.codec).decode()
+        return torch.cat([rounded, keys.between(num_moved, keys.num_slots).decode()], dim=-2)
 
     def _rotary_tables(
         self, pattern: int, rotation: Rotation, device: torch.device

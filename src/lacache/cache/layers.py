@@ -1,14 +1,16 @@
 """Layers of the transformers cache: keys and values under a policy's schedule."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NoReturn, final
 
-import torch
 from torch import LongTensor, Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from lacache.cache.codecs import Codec, find_codecs
+from lacache.cache.encoded import EncodedStates
 from lacache.cache.layer_group import LayerGroup
-from lacache.errors import InputError, UnsupportedOperationError
+from lacache.errors import UnsupportedOperationError
 from lacache.models.rotary import Rotation
 
 
@@ -16,6 +18,11 @@ class EvictingLayer(CacheLayerMixin, ABC):
     """A layer that evicts tokens: a sequence of any length fits, and none can be cropped."""
 
     is_sliding = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the keys and values that the layer itself stores."""
+        return 0
 
     def get_max_length(self) -> int:
         """Return -1, which is no limit."""
@@ -30,13 +37,95 @@ class EvictingLayer(CacheLayerMixin, ABC):
         refuse_crop()
 
 
-def refuse_crop() -> NoReturn:
-    """Raise UnsupportedOperationError for any call that would remove the newest tokens."""
-    raise UnsupportedOperationError(
-        "taking tokens back (crop, assisted decoding, prompt lookup) needs tokens that a "
-        "compaction may have evicted; leave assistant_model and prompt_lookup_num_tokens out, "
-        "or use transformers' DynamicCache"
-    )
+class StoringLayer(EvictingLayer, ABC):
+    """A layer that stores keys and values, each in the format of a codec.
+
+    Args:
+        kv_dtype: what they are stored in; None is the type that the model gives them in.
+        key_center: what the keys have in common, float32 [H, D]; see `find_key_center`.
+    """
+
+    def __init__(self, kv_dtype: str | None, key_center: Tensor | None = None) -> None:
+        self._kv_dtype = kv_dtype
+        self._key_center = key_center
+        self.stored_keys: EncodedStates | None = None
+        """Keys [B, H, N, D]; None before the first token."""
+        self.stored_values: EncodedStates | None = None
+        self._codecs: tuple[Codec, Codec] | None = None  # until the first keys show their type
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @property
+    def keys(self) -> Tensor | None:
+        """The stored keys [B, H, N, D], decoded; None before the first token."""
+        return None if self.stored_keys is None else self.stored_keys.decode()
+
+    @keys.setter
+    def keys(self, keys: Tensor | None) -> None:
+        self.stored_keys = None if keys is None else self.encode(keys, keys)[0]
+
+    @property
+    def values(self) -> Tensor | None:
+        """The stored values [B, H, N, D], decoded; None before the first token."""
+        return None if self.stored_values is None else self.stored_values.decode()
+
+    @values.setter
+    def values(self, values: Tensor | None) -> None:
+        self.stored_values = None if values is None else self.encode(values, values)[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the stored keys and values; 0 before the first token."""
+        stored = (self.stored_keys, self.stored_values)
+        return sum(states.num_bytes for states in stored if states is not None)
+
+    def encode(self, keys: Tensor, values: Tensor) -> tuple[EncodedStates, EncodedStates]:
+        """Return keys and values [B, H, N, D] in the format that they are stored in."""
+        if self._codecs is None:
+            self._codecs = find_codecs(self._kv_dtype, keys.dtype, keys.device, self._key_center)
+        key_codec, value_codec = self._codecs
+        return EncodedStates.encode(keys, key_codec), EncodedStates.encode(values, value_codec)
+
+    def num_stored(self) -> int:
+        """Return the number of tokens that the layer stores."""
+        return 0 if self.stored_keys is None else self.stored_keys.num_slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Start empty, with the shapes, type and device of the first keys and values."""
+        empty = self.encode(key_states[:, :, :0], value_states[:, :, :0])
+        self.stored_keys, self.stored_values = empty
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def reset(self) -> None:
+        """Remove all tokens, and free their memory."""
+        self.stored_keys = self.stored_values = None
+        self.is_initialized = False
+
+    def reorder_cache(self, beam_idx: LongTensor) -> None:
+        """Select the sequences `beam_idx`, in that order, for beam search."""
+        self._change(lambda stored: stored.index_select(0, beam_idx.to(stored.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each sequence of the batch `repeats` times."""
+        self._change(lambda stored: stored.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences `indices` of the batch."""
+        self._change(lambda stored: stored[indices])
+
+    def offload(self) -> None:
+        """Move keys and values to the CPU as they are stored."""
+        self._change(lambda stored: stored.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        """Move keys and values back to the layer's device."""
+        self._change(lambda stored: stored.to(self.device, non_blocking=True))
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change every stored tensor [B, H, N, W]."""
+        if self.stored_keys is not None and self.stored_values is not None:
+            self.stored_keys = self.stored_keys.map(change)
+            self.stored_values = self.stored_values.map(change)
 
 
 class PolicyLayer(EvictingLayer, ABC):
@@ -72,19 +161,29 @@ class PolicyLayer(EvictingLayer, ABC):
 
 
 @final
-class BoundedLayer(PolicyLayer):
+class BoundedLayer(StoringLayer, PolicyLayer):
     """Keys and values, each [B, Hkv, N, D], of one head group of a layer.
 
-    Keys are stored as the model gave them, or where a compaction has renumbered them.
+    Keys are stored as the model gave them, or where a compaction has renumbered them. The new
+    tokens, too, attend to what is stored, so that a text does not depend on how it was cut.
 
     Args:
         group: counts and positions of the head group.
         pattern: index of the layer's pattern in `group.patterns`.
         rotation: the layer's rotary embedding; None in a layer without positions.
+        kv_dtype: what keys and values are stored in; None is the model's own type.
+        key_center: what the keys have in common, float32 [H, D]; see `find_key_center`.
     """
 
-    def __init__(self, group: LayerGroup, pattern: int, rotation: Rotation | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(
+        self,
+        group: LayerGroup,
+        pattern: int,
+        rotation: Rotation | None,
+        kv_dtype: str | None = None,
+        key_center: Tensor | None = None,
+    ) -> None:
+        super().__init__(kv_dtype, key_center)
         self.group = group
         self.pattern = pattern
         self._rotation = rotation
@@ -102,13 +201,6 @@ class BoundedLayer(PolicyLayer):
         """Return this layer, which stores all its KV heads."""
         return self
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Start empty, with the shapes, type and device of the first keys and values."""
-        self.keys = key_states[:, :, :0]
-        self.values = value_states[:, :, :0]
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.is_initialized = True
-
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -121,148 +213,43 @@ class BoundedLayer(PolicyLayer):
             kwargs: ignored.
 
         Returns:
-            Keys where they stand, and values, each [B, Hkv, N + Q, D].
+            Keys where they stand, and values, each [B, Hkv, N + Q, D], decoded.
 
         Raises:
             UnsupportedOperationError: called outside of the model's forward.
         """
         self.group.touch()
-        if self.keys is None or self.values is None:
+        if self.stored_keys is None or self.stored_values is None:
             self.lazy_initialization(key_states, value_states)
+        assert self.stored_keys is not None
+        assert self.stored_values is not None
+        new_keys, new_values = self.encode(key_states, value_states)
         slots = self.group.surviving_slots(self.pattern)
         if self.group.is_dense:
-            self.keys = _select(key_states, slots)
-            self.values = _select(value_states, slots)
-            return key_states, value_states
-        kept = self.group.renumbered(_select(self.keys, slots), self.pattern, self._rotation)
-        self.keys = torch.cat([kept, key_states], dim=-2)
-        self.values = torch.cat([_select(self.values, slots), value_states], dim=-2)
-        return self.group.to_positions(self.keys, self.pattern, self._rotation), self.values
-
-    def reset(self) -> None:
-        """Remove all tokens, and free their memory."""
-        self.keys = self.values = None
-        self.is_initialized = False
+            self.stored_keys, self.stored_values = new_keys.select(slots), new_values.select(slots)
+            return new_keys.decode(), new_values.decode()
+        kept = self.group.renumbered(self.stored_keys.select(slots), self.pattern, self._rotation)
+        self.stored_keys = kept.append(new_keys)
+        self.stored_values = self.stored_values.select(slots).append(new_values)
+        keys = self.group.to_positions(self.stored_keys, self.pattern, self._rotation)
+        return keys, self.stored_values.decode()
 
     def kept_tokens(self) -> list[int]:
         """Return the tokens held, as indices into the sequence, in slot order."""
         return self.group.kept().by_pattern[self.group.patterns[self.pattern]]
 
-    def num_stored(self) -> int:
-        """Return the number of tokens in the tensors."""
-        return 0 if self.keys is None else self.keys.shape[-2]
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each sequence of the batch `repeats` times."""
-        if self.keys is not None and self.values is not None:
-            self.keys = self.keys.repeat_interleave(repeats, dim=0)
-            self.values = self.values.repeat_interleave(repeats, dim=0)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the sequences `indices` of the batch."""
-        if self.keys is not None and self.values is not None:
-            self.keys = self.keys[indices]
-            self.values = self.values[indices]
-
-
-@final
-class SplitLayer(PolicyLayer):
-    """A layer whose KV heads are in several head groups and hold different numbers of tokens.
-
-    Each group's heads are stored apart and joined for the attention of one forward. Heads with
-    fewer tokens are padded on the left, and a mask hides the padding (`lacache.cache.hooks`).
-    """
-
-    def __init__(self, by_heads: dict[tuple[int, ...], BoundedLayer]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._by_heads = by_heads
-
-    @property
-    def by_group(self) -> tuple[BoundedLayer, ...]:
-        """Return what is stored, one BoundedLayer for each head group."""
-        return tuple(self._by_heads.values())
-
-    def key_lengths(self) -> tuple[int, ...]:
-        """Return the number of keys in the open forward, for each KV head."""
-        lengths = {h: one.group.num_keys() for heads, one in self._by_heads.items() for h in heads}
-        return tuple(lengths[head] for head in range(len(lengths)))
-
-    def of_head(self, head: int | None) -> BoundedLayer:
-        """Return the BoundedLayer that stores a KV head.
-
-        Raises:
-            InputError: no head was given, or there is no such head.
-        """
-        for heads, one in self._by_heads.items():
-            if head in heads:
-                return one
-        most = max(max(heads) for heads in self._by_heads)
-        raise InputError(
-            f"kv_head={head} must say which KV head of this layer is meant, as they hold different "
-            f"tokens; try kv_head=0, up to {most}"
-        )
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Note type and device; each BoundedLayer initializes its own tensors."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Update every head group, and join the results, padded to the longest.
-
-        Args:
-            key_states: new keys [B, Hkv, Q, D], rotated by the model.
-            value_states: new values [B, Hkv, Q, D].
-            args: ignored; models pass more than a cache needs.
-            kwargs: ignored.
-
-        Returns:
-            Keys and values, each [B, Hkv, N + Q, D] for the longest head's N; zeros are padding.
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        updated = [
-            (heads, *one.update(key_states[:, list(heads)], value_states[:, list(heads)]))
-            for heads, one in self._by_heads.items()
-        ]
-        length = max(keys.shape[-2] for _, keys, _ in updated)
-        batch, num_heads = key_states.shape[:2]
-        joined_keys = key_states.new_zeros(batch, num_heads, length, key_states.shape[-1])
-        joined_values = value_states.new_zeros(batch, num_heads, length, value_states.shape[-1])
-        for heads, keys, values in updated:
-            joined_keys[:, list(heads), length - keys.shape[-2] :] = keys
-            joined_values[:, list(heads), length - values.shape[-2] :] = values
-        return joined_keys, joined_values
-
-    def reset(self) -> None:
-        """Remove all tokens, and free their memory."""
-        for one in self.by_group:
-            one.reset()
-        self.is_initialized = False
-
-    def reorder_cache(self, beam_idx: LongTensor) -> None:
-        """Select the sequences `beam_idx`, in that order, for beam search."""
-        for one in self.by_group:
-            one.reorder_cache(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each sequence of the batch `repeats` times."""
-        for one in self.by_group:
-            one.batch_repeat_interleave(repeats)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the sequences `indices` of the batch."""
-        for one in self.by_group:
-            one.batch_select_indices(indices)
-
-
-def layer_bytes(keys: Tensor | None, values: Tensor | None) -> int:
+def layer_bytes(layer: CacheLayerMixin) -> int:
     """Return the bytes of a layer's keys and values; 0 before the first token."""
-    return sum(t.numel() * t.element_size() for t in (keys, values) if t is not None)
+    if isinstance(layer, EvictingLayer):
+        return layer.num_bytes
+    return sum(t.numel() * t.element_size() for t in (layer.keys, layer.values) if t is not None)
 
 
-def _select(states: Tensor | None, slots: Tensor | None) -> Tensor:
-    assert states is not None  # initialized by the caller
-    return states if slots is None else states.index_select(-2, slots.to(states.device))
+def refuse_crop() -> NoReturn:
+    """Raise UnsupportedOperationError for any call that would remove the newest tokens."""
+    raise UnsupportedOperationError(
+        "taking tokens back (crop, assisted decoding, prompt lookup) needs tokens that a "
+        "compaction may have evicted; leave assistant_model and prompt_lookup_num_tokens out, "
+        "or use transformers' DynamicCache"
+    )

@@ -59,8 +59,12 @@ class CacheOptions:
             return "a full cache runs without"
         return "dense prefill runs without" if self.prefill == "dense" else ""
 
-    def new_cache(self, model: Any) -> LaCache:
+    def new_cache(self, model: Any, kv_dtype: str | None = None) -> LaCache:
         """Return a new cache for `model`.
+
+        Args:
+            model: a model of transformers.
+            kv_dtype: what keys and values are stored in; None is the model's own type.
 
         Raises:
             ConfigError: the options cannot work for this model.
@@ -68,7 +72,13 @@ class CacheOptions:
         """
         from lacache.cache import LaCache
 
-        return LaCache(model, self.budget, self.policy, prefill=self.prefill)  # type: ignore[arg-type]
+        return LaCache(
+            model,
+            self.budget,
+            self.policy,
+            prefill=self.prefill,  # type: ignore[arg-type]
+            kv_dtype=kv_dtype,
+        )
 
 
 @final
@@ -103,9 +113,8 @@ class EngineOptions:
         Raises:
             ConfigError: one was given.
         """
-        for option, value in (("--kv-dtype", self.kv_dtype), ("--weights", self.weights)):
-            if why and value is not None:
-                raise ConfigError(f"{option} {value} needs the engine, and {why}; leave it out")
+        if why and self.weights is not None:
+            raise ConfigError(f"--weights {self.weights} needs the engine, and {why}; leave it out")
 
 
 def generator_factory(
@@ -141,7 +150,7 @@ def generator_factory(
         why = "models with linear attention run without"
     engine_options.validate_unused(why)
     if why:
-        cache = cache_options.new_cache(model)
+        cache = cache_options.new_cache(model, engine_options.kv_dtype)
         return lambda: CacheGenerator(model, cache, sampling)
     engine = new_engine(model, cache_options, engine_options, prompt_tokens=prompt_tokens)
     return lambda: engine.open(sampling)

@@ -7,9 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
+from lacache.cli.options import (
+    DEFAULT_THREADS,
+    DtypeOption,
+    KvDtypeOption,
+    ModelOption,
+    ThreadsOption,
+)
 from lacache.cli.preflight import computing_dtype, validate_device
-from lacache.common.validation import validate_dtype, validate_threads
+from lacache.common.validation import validate_dtype, validate_kv_dtype, validate_threads
 from lacache.errors import ConfigError
 from lacache.models import model_name
 
@@ -105,6 +111,7 @@ def eval(
             help="Of the samples. Default: 0.", show_default=False, rich_help_panel=_SUITE
         ),
     ] = None,
+    kv_dtype: KvDtypeOption = None,
     model: ModelOption = None,
     dtype: DtypeOption = "auto",
     device: Annotated[
@@ -139,6 +146,7 @@ def eval(
     stop the others, and makes the exit code 1.
     """
     validate_dtype(dtype)
+    validate_kv_dtype(kv_dtype)
     validate_threads(threads)
 
     from dataclasses import replace
@@ -163,6 +171,8 @@ def eval(
         changes["first_token"] = cast(Literal["cache", "dense"], first_token)
     if samples is not None:
         changes["samples"] = samples
+    if kv_dtype is not None:
+        changes["kv_dtype"] = kv_dtype
     chosen = _recipe(recipe, quick=quick) if recipe else None
     if chosen is not None:
         specs = chosen.runs(**changes)

@@ -79,6 +79,8 @@ def show_plan(plan: EvalPlan, recipe: Recipe | None = None, *, as_json: bool = F
         console = Console(highlight=False)
         if recipe is None:
             console.print(_runs(plan))
+            for kv_dtype in _kv_dtypes(plan):
+                console.print(f"All policies store keys and values in {kv_dtype}.", markup=False)
             if "dense" in {spec.protocol.first_token for spec in plan.specs}:
                 console.print("With a dense prefill the first token is from the dense pass.")
         else:
@@ -133,6 +135,8 @@ def _show_recipe(console: Console, plan: EvalPlan, recipe: Recipe) -> None:
     others = [name for name in recipe.models if name != plan.model]
     if others:
         console.print(f"models of the recipe, with --model: {', '.join(others)}", markup=False)
+    for kv_dtype in _kv_dtypes(plan):
+        console.print(f"keys and values: {kv_dtype}", markup=False)
     budgets: dict[str, dict[str, None]] = defaultdict(dict)
     for spec in plan.specs:
         budgets[str(spec.policy)][spec.budget_text] = None
@@ -175,6 +179,11 @@ def _show_sums(console: Console, plan: EvalPlan) -> None:
     for what, error in plan.missing.items():
         message = f"missing for {what}: {' '.join(error.split())}"
         console.print(Text(message, style="red"), soft_wrap=True)
+
+
+def _kv_dtypes(plan: EvalPlan) -> list[str]:
+    """Return what keys and values are stored in, besides the model's own type."""
+    return list(filter(None, dict.fromkeys(spec.kv_dtype for spec in plan.specs)))
 
 
 def _span(numbers: Iterable[int]) -> str:

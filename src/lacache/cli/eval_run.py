@@ -159,6 +159,13 @@ def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) 
         "With 95 % intervals over the samples (blocks of the text for perplexity). nll is the loss "
         "of the right answer in nats; of full is the peak over what a full cache holds at the end."
     )
+    bits = {record["kv_bits"] for o in outcomes if (record := o.record) and "kv_bits" in record}
+    if bits:
+        shown = ", ".join(f"{each:.3g}" for each in sorted(bits))
+        console.print(
+            f"Bytes are keys and values as they are stored: {shown} bits for each number, scales "
+            "included."
+        )
     if any(outcome.spec.protocol.is_dense for outcome in outcomes):
         console.print(
             "With a dense prefill bytes are counted after the dense pass, which holds the whole "
@@ -184,9 +191,10 @@ def _groups(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
     everywhere: dict[tuple[object, ...], list[Outcome]] = {}
     for outcome in outcomes:
         spec = outcome.spec
-        samples = (spec.task, spec.length, spec.count, spec.seed)
+        samples = (spec.task, spec.length, spec.count, spec.seed, spec.kv_dtype)
         count = "" if spec.is_perplexity else f", {spec.count} sample{'s' * (spec.count > 1)}"
-        title = f"{spec.task_text}, {spec.length:,} tokens{count}"
+        kv_dtype = f", keys and values in {spec.kv_dtype}" if spec.kv_dtype else ""
+        title = f"{spec.task_text}, {spec.length:,} tokens{count}{kv_dtype}"
         if spec.is_full:
             everywhere.setdefault(samples, []).append(outcome)
             groups.setdefault(title, []).append(outcome)

@@ -32,6 +32,7 @@ def answer_sample(
     task: Task,
     sample: Sample,
     *,
+    kv_dtype: str | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Record:
     """Answer all questions of a sample, in a new cache, and score the answers.
@@ -48,6 +49,7 @@ def answer_sample(
         protocol: how the prompt reaches the cache.
         task: scores the answers.
         sample: the context and at least one question.
+        kv_dtype: what the cache stores keys and values in; None is the model's own type.
         on_tokens: called with the number of new tokens after each forward of the sample, besides
             those for the loss.
 
@@ -73,7 +75,13 @@ def answer_sample(
     if prompt_tokens < 2:
         raise InputError(f"a prompt of {prompt_tokens} tokens is too short; give at least 2")
     monitor = open_monitored(
-        model, policy, budget, prompt_tokens, dense=protocol.is_dense, on_tokens=on_tokens
+        model,
+        policy,
+        budget,
+        prompt_tokens,
+        dense=protocol.is_dense,
+        kv_dtype=kv_dtype,
+        on_tokens=on_tokens,
     )
     cache, eos_token_ids = monitor.cache, find_eos_token_ids(model, tokenizer)
     pending = context

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache import HookedCache
+from lacache.cache.codecs import find_codecs
+from lacache.cache.encoded import bytes_per_token
 from lacache.cache.layers import layer_bytes
 from lacache.common.records import Record
 from lacache.errors import LaCacheError
@@ -26,10 +28,11 @@ class ProtocolError(LaCacheError):
 class CacheMonitor:
     """Record what a cache holds after every forward of a run.
 
-    Bytes are keys and values of all layers, native ones included. They are the most of what the
-    cache reports, of what its layers store (when a forward ends, and when the cache has closed
-    it), and of what they give to the attention, so what is evicted right after the attention counts
-    too.
+    Bytes are keys and values of all layers, native ones included, in the type that the cache stores
+    them in. They are the most of what the cache reports, of what its layers store (when a forward
+    ends, and when the cache has closed it), and of what the tokens take that they give to the
+    attention, so what is evicted right after the attention counts too. The decoded copy that the
+    attention of one layer reads does not count.
 
     Args:
         model: the model that the cache was made from.
@@ -53,6 +56,8 @@ class CacheMonitor:
         """After each forward: tokens seen, tokens per layer, bytes."""
         self._info = model_info(model)
         self._growing = {layer.index for layer in self._info.growing}
+        self._codecs = find_codecs(cache.kv_dtype, self._info.dtype)
+        self._token_bytes = bytes_per_token(self._info, cache.kv_dtype)
         self._decoder = find_decoder(model)
         self._on_tokens = on_tokens
         self._num_seen = cache.report().num_seen
@@ -69,8 +74,8 @@ class CacheMonitor:
 
     @property
     def full_bytes(self) -> int:
-        """Bytes that a full cache would hold now."""
-        return self._num_seen * self._info.bytes_per_token + self._native_bytes()
+        """Bytes that a full cache would hold now, in the type of this cache."""
+        return self._num_seen * self._token_bytes + self._native_bytes()
 
     def sizes(self) -> Record:
         """Return the bytes that a record has: the most held, their mean, and a full cache's."""
@@ -131,7 +136,7 @@ class CacheMonitor:
         held = max(report.bytes, self._stored())
         if not self._dense:
             # The tokens of one forward came one by one, as far as the average is concerned.
-            growth = self._info.bytes_per_token * (num_new - 1) / 2
+            growth = self._token_bytes * (num_new - 1) / 2
             self._add(num_new, peak=max(held, self._at_end), mean=max(held - growth, 0.0))
         self.trace.append((report.num_seen, report.num_cached, held))
         if self._on_tokens is not None:
@@ -144,7 +149,7 @@ class CacheMonitor:
         self.peak_bytes = max(self.peak_bytes, peak)
         if self.capacity is None:
             return
-        allowed = self.capacity * self._info.bytes_per_token + self._native_bytes()
+        allowed = self.capacity * self._token_bytes + self._native_bytes()
         if peak > allowed:
             raise ProtocolError(
                 f"the cache held {peak:,.0f} bytes after token {self._num_seen:,}, and its "
@@ -153,19 +158,25 @@ class CacheMonitor:
             )
 
     def _given_bytes(self, keys: Tensor, values: Tensor, layer_idx: int) -> int:
-        """Return the bytes of keys and values [B, Hkv, N, D] without the padding of short heads."""
+        """Return what keys and values [B, Hkv, N, D] take where they are stored.
+
+        The padding of short heads takes nothing.
+        """
         if layer_idx not in self._growing:
             return 0
-        lengths = self.cache.key_lengths(layer_idx)
-        given = layer_bytes(keys, values)
-        if lengths is None:
-            return given
+        key_bytes, value_bytes = (
+            codec.vector_bytes(states.shape[-1])
+            for codec, states in zip(self._codecs, (keys, values), strict=True)
+        )
+        batch, num_heads, num_keys, _ = keys.shape
+        lengths = self.cache.key_lengths(layer_idx) or (num_keys,)
         # Whole numbers, since a cache may use its budget to the last byte.
-        return given * sum(lengths) // (len(lengths) * keys.shape[-2])
+        num_vectors = batch * num_heads * sum(lengths) // len(lengths)
+        return num_vectors * (key_bytes + value_bytes)
 
     def _stored(self, *, without: Collection[int] = ()) -> int:
         return sum(
-            layer_bytes(layer.keys, layer.values)
+            layer_bytes(layer)
             for index, layer in enumerate(self.cache.layers)
             if index not in without and isinstance(layer, CacheLayerMixin)
         )
@@ -182,6 +193,7 @@ def open_monitored(
     *,
     dense: bool,
     smallest: int = 1,
+    kv_dtype: str | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> CacheMonitor:
     """Open an empty cache and the monitor that holds it to its budget.
@@ -189,10 +201,11 @@ def open_monitored(
     Args:
         model: a causal language model of transformers.
         policy: what the cache keeps; without a budget there is no limit.
-        budget: in bytes, it is for the growing layers of one sequence.
+        budget: in bytes, it is for the growing layers of one sequence, as they are stored.
         prompt_tokens: what a share is of.
         dense: prefill the first input with a full cache.
         smallest: tokens that a share is never below.
+        kv_dtype: what keys and values are stored in; None is the model's own type.
         on_tokens: called with the number of new tokens after each forward.
 
     Raises:
@@ -200,10 +213,10 @@ def open_monitored(
         UnsupportedModelError: the model's caches or positions are not understood.
     """
     capacity = budget.capacity(
-        bytes_per_token=model_info(model).bytes_per_token,
+        bytes_per_token=bytes_per_token(model_info(model), kv_dtype),
         prompt_tokens=prompt_tokens,
         smallest=smallest,
     )
-    cache = open_cache(model, policy, capacity, dense=dense)
+    cache = open_cache(model, policy, capacity, dense=dense, kv_dtype=kv_dtype)
     limit = capacity if policy.takes_budget else None
     return CacheMonitor(model, cache, capacity=limit, on_tokens=on_tokens)

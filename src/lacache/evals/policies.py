@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lacache.cache import HookedCache, LaCache
+from lacache.cache.lacache import Prefill
 from lacache.evals.baselines import BASELINES, ScoredCache, ScoredPolicy
 from lacache.models.fingerprint import model_shape
 from lacache.policies import POLICIES, Policy, bind_policy, parse_policy
@@ -22,7 +23,14 @@ def parse_eval_policy(policy: object) -> Policy:
     return parse_policy(policy, (*POLICIES, *BASELINES))
 
 
-def open_cache(model: Any, policy: Policy, capacity: int, *, dense: bool = False) -> HookedCache:
+def open_cache(
+    model: Any,
+    policy: Policy,
+    capacity: int,
+    *,
+    dense: bool = False,
+    kv_dtype: str | None = None,
+) -> HookedCache:
     """Return an empty cache.
 
     Args:
@@ -31,15 +39,18 @@ def open_cache(model: Any, policy: Policy, capacity: int, *, dense: bool = False
         capacity: tokens per layer, averaged over layers and KV heads; ignored by policies that
             take no budget.
         dense: prefill the first input with a full cache, and compact it then.
+        kv_dtype: what keys and values are stored in; None is the model's own type.
 
     Raises:
-        ConfigError: the policy cannot work with this capacity or model.
+        ConfigError: the policy cannot work with this capacity or model, or there is no such
+            kv_dtype.
         UnsupportedModelError: the model's caches or positions are not understood.
     """
     if isinstance(policy, ScoredPolicy):
-        return ScoredCache(model, policy, capacity, dense=dense)
+        return ScoredCache(model, policy, capacity, dense=dense, kv_dtype=kv_dtype)
     budget = capacity if policy.takes_budget else None
-    return LaCache(model, budget, policy, prefill="dense" if dense else "chunked")
+    prefill: Prefill = "dense" if dense else "chunked"
+    return LaCache(model, budget, policy, prefill=prefill, kv_dtype=kv_dtype)
 
 
 def smallest_capacity(model: Any, policies: Iterable[Policy]) -> int:

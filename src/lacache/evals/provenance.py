@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from lacache.cache.encoded import bytes_per_token
 from lacache.common.records import Record
+from lacache.models.model_info import model_info
 from lacache.policies import Groups, Policy
 
 _VALUES = 64
@@ -24,6 +26,18 @@ def model_record(model: Any, name: str) -> Record:
         "dtype": str(model.dtype).removeprefix("torch."),
         "trained_context": getattr(config, "max_position_embeddings", None),
     }
+
+
+def kv_bits(model: Any, kv_dtype: str | None) -> float:
+    """Return the bits that a number of a key or value takes where it is stored, scales included.
+
+    Args:
+        model: a causal language model of transformers.
+        kv_dtype: what growing layers store; None is the model's own type.
+    """
+    info = model_info(model)
+    numbers = sum(layer.num_heads * (layer.key_size + layer.value_size) for layer in info.growing)
+    return 8 * bytes_per_token(info, kv_dtype) / numbers
 
 
 @torch.no_grad()

@@ -21,9 +21,9 @@ from lacache.evals.runs import RunSpec
 
 _SETTINGS = (
     *("kind", "harness", "task", "length", "count", "seed"),
-    *("policy", "budget", "prefill", "first_token"),
+    *("policy", "budget", "prefill", "first_token", "kv_dtype"),
 )
-"""The keys of `RunSpec.record`."""
+"""The keys of `RunSpec.record`. Records made before there was a kv_dtype have none."""
 
 
 @final

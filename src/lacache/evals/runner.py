@@ -13,7 +13,7 @@ from lacache.evals.intervals import block_interval, mean_interval
 from lacache.evals.monitor import CacheMonitor, open_monitored
 from lacache.evals.perplexity import buckets, doubling_edges, last_seen, perplexity, score_tokens
 from lacache.evals.policies import policy_inputs_sha256
-from lacache.evals.provenance import model_record, tokens_sha256, weights_sha256
+from lacache.evals.provenance import kv_bits, model_record, tokens_sha256, weights_sha256
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.evals.tasks.task import Sample, Task
@@ -21,6 +21,7 @@ from lacache.models import LoadedModel
 
 _DIGITS = 5
 _NLL_DIGITS = 4
+_BITS_DIGITS = 3
 _FIRST_BUCKET = 256
 
 
@@ -48,7 +49,11 @@ class EvalRunner:
         inputs = policy_inputs_sha256(self._model, spec.policy)
         if inputs:
             model["policy_inputs_sha256"] = inputs
-        text = json.dumps({**spec.record(), "model": model}, sort_keys=True)
+        settings = spec.record()
+        if spec.kv_dtype is None:
+            # So that records made before there was a kv_dtype keep their keys.
+            del settings["kv_dtype"]
+        text = json.dumps({**settings, "model": model}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def samples_key(self, spec: RunSpec) -> str:
@@ -95,7 +100,13 @@ class EvalRunner:
         begun = time.perf_counter()
         ids: list[int] = self._inputs(spec)
         monitor = open_monitored(
-            self._model, spec.policy, spec.parsed_budget, len(ids), dense=False, on_tokens=on_tokens
+            self._model,
+            spec.policy,
+            spec.parsed_budget,
+            len(ids),
+            dense=False,
+            kv_dtype=spec.kv_dtype,
+            on_tokens=on_tokens,
         )
         reading = time.perf_counter()
         with monitor.monitoring():
@@ -130,6 +141,7 @@ class EvalRunner:
                 spec.protocol,
                 task,
                 sample,
+                kv_dtype=spec.kv_dtype,
                 on_tokens=on_tokens,
             )
             for sample in samples
@@ -158,6 +170,7 @@ class EvalRunner:
             **settings,
             "policy_inputs_sha256": policy_inputs_sha256(self._model, spec.policy),
             "model": self._about,
+            "kv_bits": round(kv_bits(self._model, spec.kv_dtype), _BITS_DIGITS),
             **measured,
             "seconds": round(time.perf_counter() - begun, 3),
             "environment": environment(),

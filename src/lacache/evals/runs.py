@@ -5,7 +5,7 @@ from typing import Literal, final
 
 from lacache.common.records import Record
 from lacache.common.settings_text import format_settings
-from lacache.common.validation import validate_int
+from lacache.common.validation import validate_int, validate_kv_dtype
 from lacache.errors import ConfigError
 from lacache.evals.provenance import policy_record
 from lacache.evals.tasks.ppl import Perplexity
@@ -87,6 +87,7 @@ class RunSpec:
         count: samples; 1 for perplexity.
         seed: of the samples.
         protocol: perplexity is always chunked.
+        kv_dtype: what keys and values are stored in, such as "int8"; None is the model's own type.
 
     Raises:
         ConfigError: a value out of range, or values that do not go together.
@@ -99,11 +100,13 @@ class RunSpec:
     count: int = 1
     seed: int = 0
     protocol: Protocol = CHUNKED
+    kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
         validate_int("length", self.length, 2, MOST_TOKENS)
         validate_int("count", self.count, 1, MOST_SAMPLES)
         validate_int("seed", self.seed, 0)
+        validate_kv_dtype(self.kv_dtype)
         object.__setattr__(self, "budget", str(self.budget))
         parse_budget(self.budget)
         if self.is_perplexity and self.protocol.is_dense:
@@ -149,7 +152,8 @@ class RunSpec:
         """A line for progress and logs."""
         budget = f" at {self.budget}" if self.policy.takes_budget else ""
         dense = ", dense" if self.protocol.is_dense else ""
-        return f"{self.task.name} {self.length:,}: {self.policy}{budget}{dense}"
+        kv_dtype = f", {self.kv_dtype}" if self.kv_dtype else ""
+        return f"{self.task.name} {self.length:,}: {self.policy}{budget}{dense}{kv_dtype}"
 
     def record(self) -> Record:
         """Return the part of a record that is known before the run."""
@@ -164,4 +168,5 @@ class RunSpec:
             "budget": self.budget,
             "prefill": self.protocol.prefill,
             "first_token": self.protocol.first_token,
+            "kv_dtype": self.kv_dtype,
         }

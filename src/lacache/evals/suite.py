@@ -29,6 +29,7 @@ class Suite:
         first_token: with a dense prefill, "cache" or "dense".
         samples: for each task and length.
         seed: of the samples.
+        kv_dtype: what all policies store keys and values in; None is the model's own type.
     """
 
     tasks: tuple[str, ...]
@@ -41,6 +42,7 @@ class Suite:
     first_token: FirstToken = "cache"
     samples: int = 10
     seed: int = 0
+    kv_dtype: str | None = None
 
     def runs(self) -> list[RunSpec]:
         """List the runs, those of the same samples one after the other, each once.
@@ -88,6 +90,7 @@ class Suite:
                                 count,
                                 seed,
                                 CHUNKED if isinstance(policy, Full) else protocol,
+                                self.kv_dtype,
                             )
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lacache.cache import HookedCache
-from lacache.common.validation import validate_int
+from lacache.cache.encoded import bytes_per_token
+from lacache.common.validation import validate_int, validate_kv_dtype
 from lacache.errors import ConfigError, InputError
 from lacache.evals.baselines import BASELINES
 from lacache.evals.monitor import CacheMonitor
@@ -59,6 +60,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         prefill: "chunked", or "dense" to prefill a context with a full cache and then compact it.
         first_token: with a dense prefill, where the first answer token comes from; see `Protocol`.
         smallest: least number of tokens that a share of a short context gives.
+        kv_dtype: what keys and values are stored in, such as "int8"; None is the model's own type.
         batch_size: 1, as requests differ in length and so in what they keep.
         max_length: longest request, cut from the left as in `hf`; by default there is no limit, and
             with policy=full the limit of `hf`.
@@ -77,6 +79,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         prefill: Literal["chunked", "dense"] = "chunked",
         first_token: FirstToken = "cache",
         smallest: int = 64,
+        kv_dtype: str | None = None,
         batch_size: int | str | None = 1,
         max_length: int | None = None,
         **options: Any,
@@ -88,6 +91,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
                 "--batch_size 1"
             )
         validate_int("smallest", smallest, 1)
+        validate_kv_dtype(kv_dtype)
         self._protocol = Protocol(prefill, first_token)
         for name in _SETTINGS & options.keys():
             raise ConfigError(
@@ -97,6 +101,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         self._policy = parse_eval_policy(policy)
         self._budget = validate_budget(self._policy, budget)
         self._smallest = smallest
+        self._kv_dtype = kv_dtype
         self._peak_bytes = 0.0
         if isinstance(pretrained, str) and (
             pretrained == "default" or pretrained.lower().endswith(".gguf")
@@ -121,6 +126,7 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             "lacache_budget": self._budget and str(self._budget),
             "lacache_prefill": self._protocol.prefill,
             "lacache_first_token": self._protocol.first_token,
+            "lacache_kv_dtype": self._kv_dtype,
             "lacache_peak_bytes": self._peak_bytes,
         }
 
@@ -195,12 +201,17 @@ class LaCacheLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         capacity = None
         if self._budget is not None:
             capacity = self._budget.capacity(
-                bytes_per_token=model_info(self.model).bytes_per_token,
+                bytes_per_token=bytes_per_token(model_info(self.model), self._kv_dtype),
                 prompt_tokens=prompt_tokens,
                 smallest=self._smallest if self._budget.share else 1,
             )
-        is_dense = self._protocol.is_dense
-        cache = open_cache(self.model, self._policy, capacity or 0, dense=is_dense)
+        cache = open_cache(
+            self.model,
+            self._policy,
+            capacity or 0,
+            dense=self._protocol.is_dense,
+            kv_dtype=self._kv_dtype,
+        )
         return _BoundedCache(cache, capacity)
 
     def _parts(self, prompt: list[int]) -> list[list[int]]:

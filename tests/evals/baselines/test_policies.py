@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from lacache.common.validation import KV_DTYPES
 from lacache.errors import ConfigError
 from lacache.evals.baselines import BASELINES, ScoredCache
 from lacache.evals.policies import open_cache, parse_eval_policy
@@ -43,15 +44,16 @@ def test_a_score_has_no_schedule(name: str) -> None:
         parse_eval_policy(name).bind(ModelShape.of_layers(5), 64)
 
 
+@pytest.mark.parametrize("kv_dtype", [None, *sorted(KV_DTYPES)])
 @pytest.mark.parametrize("name", SCORED)
 @pytest.mark.parametrize("dense", [False, True])
 def test_as_many_bytes_as_the_sink_window_at_every_moment(
-    model: Any, name: str, dense: bool
+    model: Any, name: str, dense: bool, kv_dtype: str | None
 ) -> None:
     ids = random_ids(150)
     held = []
     for spec in (name, "streaming"):
-        cache = open_cache(model, parse_eval_policy(spec), 60, dense=dense)
+        cache = open_cache(model, parse_eval_policy(spec), 60, dense=dense, kv_dtype=kv_dtype)
         reports = []
         for piece in ids.split(9 if not dense else 101, dim=1):
             cache.prefill(model, piece)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from lacache import LaCache, Streaming
+from lacache.cache.codecs import find_codecs
+from lacache.cache.encoded import bytes_per_token
+from lacache.common.validation import KV_DTYPES
 from lacache.errors import (
     ConfigError,
     InputError,
@@ -28,6 +31,7 @@ from lacache.evals.baselines import (
     SnapKV,
 )
 from lacache.models.decoder import cache_argument
+from lacache.models.model_info import model_info
 from tests.cache.tiny_models import FAMILIES, VOCAB, random_ids, tiny_model
 from tests.evals.baselines.slow_scored import (
     Score,
@@ -362,11 +366,38 @@ def test_a_model_that_does_not_name_its_attention_is_refused() -> None:
     make(nameless, Knorm())
 
 
+@pytest.mark.parametrize("kv_dtype", sorted(KV_DTYPES))
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("dense", [0, 30])
+def test_fewer_bits_are_rounded_states(model: Any, name: str, dense: int, kv_dtype: str) -> None:
+    """The twin is in the model's type, and all that it is given is encoded and decoded."""
+    ids = distinct_ids(55, seed=3)
+    codecs = find_codecs(kv_dtype, torch.float32)
+    found, twin = (
+        make(model, POLICIES[name][0], dense=dense > 0, kv_dtype=each) for each in (kv_dtype, None)
+    )
+    update: Any = twin.update
+
+    def rounded(keys: Tensor, values: Tensor, *args: Any, **options: Any) -> Any:
+        pairs = zip(codecs, (keys, values), strict=True)
+        return update(*(c.decode(c.encode(states)) for c, states in pairs), *args, **options)
+
+    twin.update = rounded  # type: ignore[method-assign]
+    for part in (ids[:, : dense or 41], ids[:, dense or 41 :]):
+        assert torch.equal(read(model, part, found, 30), read(model, part, twin, 30))
+    assert kept(model, found) == kept(model, twin)
+    per_token = bytes_per_token(model_info(model), kv_dtype)
+    assert found.report().bytes == found.report().num_cached * per_token
+    assert found.report().bytes < twin.report().bytes
+
+
 def test_what_cannot_be_is_refused(model: Any) -> None:
     with pytest.raises(ConfigError, match="at least 10 = sinks 2"):
         make(model, H2O(recent=5), 9)
     with pytest.raises(ConfigError, match="4 capacities were given for 5 layers"):
         make(model, TOVA(), (14,) * 4)
+    with pytest.raises(ConfigError, match="kv_dtype='int3' must be None"):
+        make(model, TOVA(), kv_dtype="int3")
     with pytest.raises(ConfigError, match="kernel=4 must be odd"):
         SnapKV(window=4, kernel=4)
     cache = make(model, Knorm())

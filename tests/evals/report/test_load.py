@@ -37,6 +37,8 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("policy without name", {"policy": {}}, "policy: the record has no name"),
     ("interval", {"score_interval": [0.1]}, "score_interval must be two numbers"),
     ("interval of texts", {"nll_interval": ["a", "b"]}, "nll_interval must be two numbers"),
+    ("kv_dtype", {"kv_dtype": 8}, "kv_dtype must be a text or null"),
+    ("kv_bits", {"kv_bits": "eight"}, "kv_bits must be a number"),
     ("no samples", {"samples": []}, "samples are empty"),
     ("sample", {"samples": [3]}, "a sample is a int"),
     ("sample without loss", {"samples": [{"score": 1}]}, "a sample: the record has no nll"),

@@ -99,6 +99,30 @@ def test_the_source_of_the_first_token_matters_with_a_dense_prefill_only() -> No
     assert (sections("chunked"), sections("dense")) == (1, 2)
 
 
+def test_keys_and_values_in_fewer_bits_have_a_section_of_their_own() -> None:
+    """Records from before there was a kv_dtype are of the model's own type."""
+    old = [eval_record("full", budget="1.0"), eval_record("streaming"), eval_record("ladder")]
+    own = eval_record("tova", kv_dtype=None, kv_bits=32.0)
+    eight = [record | {"kv_dtype": "int8", "kv_bits": 8.5} for record in old]
+    found = numbers(*old, own, *eight)
+    assert [section.kv_bits for section in found.sections] == [32, 8.5]
+    assert [section.setting.kv_dtype for section in found.sections] == [None, "int8"]
+    assert set(rows(found)) == {"Ladder", "StreamingLLM", "tova"}
+    assert set(rows(found, 1)) == {"Ladder", "StreamingLLM"}
+    (full,) = {section.tables[0].full for section in found.sections[1:]}
+    assert full is not None
+    assert full.record == eight[0]
+    assert "in float32: answers" in found.sections[0].setting.label
+    assert "in float32, keys and values in int8: answers" in found.sections[1].setting.label
+    shown = [section["setting"] for section in found.record()["sections"]]
+    assert [(s["kv_dtype"], s["kv_bits"]) for s in shown] == [(None, 32), ("int8", 8.5)]
+
+
+def test_bits_of_an_unknown_type_are_unknown() -> None:
+    model = {k: v for k, v in MODEL.items() if k != "dtype"}
+    assert numbers(eval_record(model=model)).sections[0].kv_bits is None
+
+
 def test_other_samples_have_tables_of_their_own_and_a_note() -> None:
     found = numbers(
         eval_record("streaming", scores=THEIRS),

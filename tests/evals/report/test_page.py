@@ -47,8 +47,16 @@ def test_a_page_shows_every_figure_and_every_table(tmp_path: Path) -> None:
     assert "ruler niah_single_1, 2,000 tokens" in headings
     assert "Perplexity made up, 400 tokens" in headings
     assert "random-ladder, 8 draws" in text
-    assert "settings (model, numbers, measure, prefill, version of the harness), which" in text
+    assert "settings (model, types, measure, prefill, version of the harness), which" in text
     assert "cccccccccccc" in text
+
+
+def test_a_page_states_bits_beside_bytes() -> None:
+    text = text_of(eval_record(), eval_record(kv_dtype="int8", kv_bits=8.5))
+    assert "| 1 | tiny (abababab) in float32: answers, chunked prefill | 32 | 1 |" in text
+    eight = "tiny (abababab) in float32, keys and values in int8: answers, chunked prefill"
+    assert f"| 2 | {eight} | 8.5 | 1 |" in text
+    assert f"## 2. {eight}" in text
 
 
 def test_tables_are_well_formed() -> None:

@@ -18,8 +18,8 @@ from lacache.errors import UnsupportedModelError
 class MonitoredCache(HookedCache, ABC):
     """A cache that may need attention weights."""
 
-    def __init__(self, layers: list[Any]) -> None:
-        super().__init__(layers)
+    def __init__(self, layers: list[Any], kv_dtype: str | None = None) -> None:
+        super().__init__(layers, kv_dtype)
         self.replaced: str | None = None
         """The implementation of attention to go back to after the forward that is running."""
 

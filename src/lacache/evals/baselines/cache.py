@@ -41,9 +41,11 @@ class ScoredCache(MonitoredCache):
         dense: prefill the first input with a full cache and then cut it down to the count that
             chunks would leave, so that as many bytes are held at every moment as by any other
             policy with this capacity and evict_batch.
+        kv_dtype: what keys and values are stored in, such as "int8"; None is the model's own type.
 
     Raises:
-        ConfigError: the capacity is too small for what is never evicted, or does not fit the model.
+        ConfigError: the capacity is too small for what is never evicted, or does not fit the model,
+            or there is no such kv_dtype.
         UnsupportedModelError: the model's caches or positions are not understood, or its attention
             weights are not available.
     """
@@ -55,7 +57,9 @@ class ScoredCache(MonitoredCache):
         capacity: int | Sequence[int],
         *,
         dense: bool = False,
+        kv_dtype: str | None = None,
     ) -> None:
+        super().__init__([], kv_dtype)
         info = model_info(model)
         depth = len(info.growing)
         mean = capacity if isinstance(capacity, int) else sum(capacity) // max(1, len(capacity))
@@ -72,10 +76,11 @@ class ScoredCache(MonitoredCache):
         evict_batch = policy.slots_per_compaction(mean)
         _validate_room(min(capacities), evict_batch, policy)
         counts = TokenCounts(capacities, evict_batch)
-        layers: list[Any] = DynamicCache(config=info.text_config).layers
+        self.layers: list[Any] = DynamicCache(config=info.text_config).layers
         for i, layer in enumerate(info.growing):
-            layers[layer.index] = ScoredLayer(policy, counts, i, layer.rotation)
-        super().__init__(layers)
+            self.layers[layer.index] = ScoredLayer(
+                policy, counts, i, layer.rotation, kv_dtype, layer.key_center
+            )
         decoder = find_decoder(model)
         install_hooks(decoder)
         if len(set(capacities)) > 1:
@@ -114,9 +119,7 @@ class ScoredCache(MonitoredCache):
         for layer in self._scored_layers():
             seen[layer.tokens().flatten().cpu()] = True
         num_bytes = sum(
-            layer_bytes(layer.keys, layer.values)
-            for layer in self.layers
-            if isinstance(layer, CacheLayerMixin)
+            layer_bytes(layer) for layer in self.layers if isinstance(layer, CacheLayerMixin)
         )
         return CacheReport(
             num_seen=counts.num_seen,

@@ -5,7 +5,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lacache.cache.layers import EvictingLayer
+from lacache.cache.encoded import EncodedStates
+from lacache.cache.layers import StoringLayer
 from lacache.errors import UnsupportedModelError, UnsupportedOperationError
 from lacache.evals.baselines.attention_policies import AttentionPolicy
 from lacache.evals.baselines.counts import TokenCounts
@@ -15,17 +16,32 @@ from lacache.models.rotary import RotaryTables, Rotation
 
 
 @final
-class ScoredLayer(EvictingLayer):
+class ScoredLayer(StoringLayer):
     """Holds keys as the model gave them, values, each [1, H, N, D], and original positions.
 
     The token in slot s stands at the position of the next token minus N, plus s: slots, up to a
-    shift that is the same for all. Baselines have no other positions (docs/adr/0022).
+    shift that is the same for all. Baselines have no other positions (docs/adr/0022). Attention
+    and scores read keys and values decoded, and keys rotated from what is stored.
+
+    Args:
+        policy: the score and its settings.
+        counts: the tokens of every layer.
+        depth: index of the layer among those with a growing cache.
+        rotation: the layer's rotary embedding; None in a layer without positions.
+        kv_dtype: what keys and values are stored in; None is the model's own type.
+        key_center: what the keys have in common, float32 [H, D]; see `find_key_center`.
     """
 
     def __init__(
-        self, policy: ScoredPolicy, counts: TokenCounts, depth: int, rotation: Rotation | None
+        self,
+        policy: ScoredPolicy,
+        counts: TokenCounts,
+        depth: int,
+        rotation: Rotation | None,
+        kv_dtype: str | None,
+        key_center: Tensor | None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(kv_dtype, key_center)
         self._policy = policy
         self._counts = counts
         self._depth = depth
@@ -34,8 +50,7 @@ class ScoredLayer(EvictingLayer):
 
     def reset(self) -> None:
         """Remove all tokens from this layer."""
-        self.keys = self.values = None
-        self.is_initialized = False
+        super().reset()
         self.memory: Tensor | None = None
         """What an attention score remembers of the tokens held [H, M, N]."""
         self._original: Tensor | None = None  # positions and token numbers [2, H, N]
@@ -45,13 +60,10 @@ class ScoredLayer(EvictingLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start empty, with the shapes, type and device of the first keys and values."""
-        self.keys = key_states[:, :, :0]
-        self.values = value_states[:, :, :0]
+        super().lazy_initialization(key_states, value_states)
         self._original = torch.zeros(
             2, key_states.shape[1], 0, dtype=torch.long, device=key_states.device
         )
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.is_initialized = True
 
     def open(self, first_position: int, first_number: int) -> None:
         """Note the first position, and the first token's index, of the next forward."""
@@ -87,7 +99,7 @@ class ScoredLayer(EvictingLayer):
             kwargs: likewise.
 
         Returns:
-            Keys, rotated to their slots, and values, each [1, H, N + Q, D].
+            Keys, rotated to their slots, and values, each [1, H, N + Q, D], decoded.
 
         Raises:
             UnsupportedOperationError: called outside of the model's forward.
@@ -100,18 +112,18 @@ class ScoredLayer(EvictingLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys, values, original = self._held()
-        num_held, num_new = keys.shape[-2], key_states.shape[-2]
-        starts = torch.tensor(self._next, device=keys.device)[:, None, None]
-        new = starts + torch.arange(num_new, device=keys.device).expand(2, keys.shape[1], -1)
-        self.keys = torch.cat([keys, key_states], dim=-2)
-        self.values = torch.cat([values, value_states], dim=-2)
+        num_new, device = key_states.shape[-2], original.device
+        starts = torch.tensor(self._next, device=device)[:, None, None]
+        new = starts + torch.arange(num_new, device=device).expand(2, original.shape[1], -1)
+        new_keys, new_values = self.encode(key_states, value_states)
+        self.stored_keys, self.stored_values = keys.append(new_keys), values.append(new_values)
         self._original = torch.cat([original, new], dim=-1)
-        return self._keys_at(self._next[0] - num_held), self.values
+        return self._keys_at(self._next[0] - keys.num_slots), self.stored_values.decode()
 
     def observe(self, weights: Tensor | None) -> None:
         """Record the attention of the new tokens [1, Hq, Q, N], if the score needs it."""
         if isinstance(self._policy, AttentionPolicy) and weights is not None:
-            num_heads = self._held()[0].shape[1]
+            num_heads = self._held()[2].shape[1]
             _, num_queries, num_new, num_keys = weights.shape
             by_head = weights.detach().view(num_heads, num_queries // num_heads, num_new, num_keys)
             self.memory = self._policy.remember(self.memory, by_head)
@@ -128,8 +140,8 @@ class ScoredLayer(EvictingLayer):
             sinks=self._policy.sinks,
             protected=self._policy.protected(num_held),
         )
-        self.keys = _take(keys[0], kept)[None]
-        self.values = _take(values[0], kept)[None]
+        self.stored_keys = keys.map(lambda stored: _take(stored[0], kept)[None])
+        self.stored_values = values.map(lambda stored: _take(stored[0], kept)[None])
         self._original = original.gather(-1, kept.expand(2, -1, -1))
         if self.memory is not None:
             rows = kept[:, None].expand(-1, self.memory.shape[1], -1)
@@ -140,10 +152,6 @@ class ScoredLayer(EvictingLayer):
         """Return the tokens held [H, N], as indices into the sequence, in slot order."""
         return torch.zeros(0, 0, dtype=torch.long) if self._original is None else self._original[1]
 
-    def num_stored(self) -> int:
-        """Return the number of tokens held."""
-        return 0 if self.keys is None else self.keys.shape[-2]
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return length and offset of the keys that `query_length` new tokens will attend to."""
         num_cached = self._counts.settled()[self._depth]
@@ -153,25 +161,26 @@ class ScoredLayer(EvictingLayer):
         """Return the tokens ever seen, which is how transformers counts positions."""
         return self._counts.num_seen
 
-    def _held(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _held(self) -> tuple[EncodedStates, EncodedStates, Tensor]:
         """Return keys and values [1, H, N, D], and positions and indices [2, H, N]."""
-        if self.keys is None or self.values is None or self._original is None:
+        if self.stored_keys is None or self.stored_values is None or self._original is None:
             raise UnsupportedOperationError(
                 "the cache holds nothing yet; prefill at least one token first"
             )
-        return self.keys, self.values, self._original
+        return self.stored_keys, self.stored_values, self._original
 
     def _scores(self) -> Tensor:
         """Return the score of each token held [H, N]."""
         if isinstance(self._policy, KeyPolicy):
-            return self._policy.score(self._keys_at(0)[0], self._held()[1][0])
+            return self._policy.score(self._keys_at(0)[0], self._held()[1].decode()[0])
         assert isinstance(self._policy, AttentionPolicy)
         assert self.memory is not None
         return self._policy.score(self.memory)
 
     def _keys_at(self, origin: int) -> Tensor:
-        """Return keys [1, H, N, D] with slot s rotated to the position `origin + s`."""
-        keys, _, original = self._held()
+        """Return keys [1, H, N, D], decoded, with slot s rotated to the position `origin + s`."""
+        stored, _, original = self._held()
+        keys = stored.decode()
         if self._rotation is None:
             return keys
         if self._tables is None or self._tables[0] != origin:
@@ -197,5 +206,5 @@ def _tables_to(origin: int, original: Tensor, rotation: Rotation) -> RotaryTable
 
 
 def _take(states: Tensor, slots: Tensor) -> Tensor:
-    """Return states [H, N, D] at slots [H, K] of each head."""
+    """Return states [H, N, W] at slots [H, K] of each head."""
     return states.gather(1, slots[..., None].expand(-1, -1, states.shape[-1]))

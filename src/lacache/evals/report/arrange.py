@@ -44,7 +44,11 @@ class Report:
         """Return the numbers as plain JSON; an infinite end of an interval is null."""
         sections: list[Record] = [
             {
-                "setting": {"label": section.setting.label, **asdict(section.setting)},
+                "setting": {
+                    "label": section.setting.label,
+                    **asdict(section.setting),
+                    "kv_bits": section.kv_bits,
+                },
                 "means": [asdict(row) for row in section.means],
                 "tables": [
                     {
@@ -211,7 +215,7 @@ def _separation_notes(sections: Sequence[Section], tasks: Mapping[str, str]) -> 
     notes = []
     if len(sections) > 1:
         notes.append(
-            f"The records are of {len(sections)} settings (model, numbers, measure, prefill, "
+            f"The records are of {len(sections)} settings (model, types, measure, prefill, "
             "version of the harness), which are shown apart and not compared with each other."
         )
     for section in sections:
@@ -244,7 +248,7 @@ def _run_order(run: Run) -> tuple[object, ...]:
 
 def _setting_order(setting: Setting) -> tuple[object, ...]:
     # Perplexity last, and chunked prefill before a dense one.
-    weights = (setting.model, setting.weights, setting.dtype)
+    weights = (setting.model, setting.weights, setting.dtype, setting.kv_dtype or "")
     return (*weights, -setting.harness, setting.kind, setting.prefill, setting.first_token)
 
 

@@ -116,6 +116,10 @@ def _validate_values(record: Record, place: str) -> None:
         parse_budget(record["budget"])
     except ConfigError as error:
         raise InputError(f"{place}: {error}") from error
+    # Older records have neither.
+    kv_dtype, bits = record.get("kv_dtype"), record.get("kv_bits")
+    require(kv_dtype is None or isinstance(kv_dtype, str), "kv_dtype must be a text or null")
+    require(bits is None or _are_numbers([bits]), "kv_bits must be a number")
     for name, value in record.items():
         if name.endswith("_interval"):
             require(_are_numbers(value, 2), f"{name} must be two numbers")

@@ -76,7 +76,8 @@ _LEGEND = """## How to read this
   paired on the same samples, and bold where their interval excludes "no difference".
 - Budgets are tokens per layer, or per cent of the prompt's tokens (the document's for perplexity),
   or bytes.
-- Bytes are keys and values over all layers. "Mean" is over time (and samples), "peak" the most
+- Bytes are keys and values over all layers, as they are stored; "bits" is what a number of them
+  takes there, scales included. "Mean" is over time (and samples), "peak" the most
   ever held. "Of full" compares the mean with the full cache's mean on the same samples, and the
   peak with what a full cache holds at the end. Neither counts a dense pass, which holds the whole
   prompt: a dense prefill saves bytes after it, not during it.
@@ -170,6 +171,7 @@ def _runs(report: Report) -> str:
             [
                 str(i),
                 part.setting.label,
+                NOTHING if part.kv_bits is None else f"{part.kv_bits:.3g}",
                 str(records),
                 ", ".join(dict.fromkeys(report.tasks[cell.task] for cell in cells)),
                 _listed({cell.length for cell in cells}),
@@ -177,7 +179,7 @@ def _runs(report: Report) -> str:
                 _listed({seed for cell in cells for seed in cell.seeds}),
             ]
         )
-    head = ("", "setting", "records", "tasks", "lengths", "samples", "seeds")
+    head = ("", "setting", "bits", "records", "tasks", "lengths", "samples", "seeds")
     text = "## What was run\n\n" + markdown_table(head, rows, left_aligned=len(head))
     text += f"\n{_environments(report.runs)}\n{_settings(report)}"
     if report.notes:

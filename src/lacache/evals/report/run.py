@@ -17,6 +17,9 @@ BASE = "streaming"
 FEWEST_DRAWS = 4
 """Least number of runs, alike but for the seed of their policy, that make one row."""
 
+_OWN_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+"""Bits of a number in the model's own type, for records that do not state them."""
+
 _NAMES = {
     "full": "Full cache",
     "streaming": "StreamingLLM",
@@ -36,6 +39,8 @@ class Setting:
     kind: str
     prefill: str
     first_token: str
+    kv_dtype: str | None
+    """What keys and values are stored in; None is the model's own type."""
     harness: int
     """Version of the harness; figures of two versions may differ."""
 
@@ -48,9 +53,10 @@ class Setting:
         first = f", first answer token from the {source}" if source else ""
         weights = f" ({self.weights[:8]})" if self.weights else ""
         harness = "" if self.harness == HARNESS else f", version {self.harness} of the harness"
+        stored = f", keys and values in {self.kv_dtype}" if self.kv_dtype else ""
         return (
-            f"{self.model}{weights} in {self.dtype}: {measure}, {self.prefill} prefill{first}"
-            f"{harness}"
+            f"{self.model}{weights} in {self.dtype}{stored}: {measure}, {self.prefill} prefill"
+            f"{first}{harness}"
         )
 
 
@@ -101,6 +107,7 @@ class Run:
             first_token=(
                 str(record.get("first_token") or "") if record["prefill"] == "dense" else ""
             ),
+            kv_dtype=record.get("kv_dtype"),
             harness=record["harness"],
         )
         self.cell = Cell(
@@ -136,7 +143,9 @@ class Run:
             float(record[f"{name}_bytes"]) for name in ("peak", "mean", "full")
         )
         """Most bytes in the cache, their mean over time, and the bytes of a full cache at the end,
-        averaged over samples."""
+        averaged over samples; all in the type that keys and values are stored in."""
+        self.kv_bits = float(record.get("kv_bits") or _OWN_BITS.get(self.setting.dtype, 0)) or None
+        """Bits of a stored number of a key or value, scales included; None where unknown."""
 
     def far_losses(self, capacity: float) -> list[float]:
         """Return the nats of tokens that occurred last more than `capacity` tokens before."""

@@ -223,6 +223,11 @@ class Section:
     setting: Setting
     tables: tuple[Table, ...]
 
+    @property
+    def kv_bits(self) -> float | None:
+        """Bits of a stored number of a key or value, scales included; None where unknown."""
+        return self.tables[0].all_runs[0].kv_bits
+
     @cached_property
     def means(self) -> list[MeanRow]:
         """The full cache, then by budget the best first; random draws are left out."""
