@@ -79,7 +79,8 @@ def build_kernels(folder: Path) -> Path:
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
     )
     kinds = (torch.__version__, platform.machine())
-    what = repr((SOURCE.read_bytes(), compiler, flags, _LINKED, kinds))
+    read = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    what = repr((read, compiler, flags, _LINKED, kinds))
     library = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
     try:
         if library.is_file():

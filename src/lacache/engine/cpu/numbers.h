@@ -1,0 +1,92 @@
+// Numbers as they are stored, and vectors of them. Vectors are those of GCC and Clang, so this is the
+// same source for every processor.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers lie lowest byte first");
+
+constexpr int64_t kLanes = 8;
+// Fewer numbers than this are not worth a second thread.
+constexpr int64_t kWorthAThread = 1 << 16;
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+
+// How numbers lie in 32-bit words, kPer in each: `widen` makes the j-th of every word a float, which
+// times kUnit is the number.
+
+struct Float32 {
+  using Stored = float;
+  static constexpr int64_t kPer = 1;
+  static constexpr float kUnit = 1;
+  static Floats widen(Words words, int64_t) { return (Floats)words; }
+  static float widen(float number) { return number; }
+};
+
+struct BFloat16 {
+  using Stored = uint16_t;
+  static constexpr int64_t kPer = 2;
+  static constexpr float kUnit = 1;
+  static Floats widen(Words words, int64_t j) {
+    return (Floats)(j ? words & 0xffff0000u : words << 16);
+  }
+  static float widen(uint16_t number) {
+    const uint32_t bits = uint32_t(number) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+  }
+};
+
+struct Int8 {
+  using Stored = int8_t;
+  static constexpr int64_t kPer = 4;
+  // Left in the highest byte: to shift it down would cost as much as all the rest.
+  static constexpr float kUnit = 1.0f / (1 << 24);
+  static Floats widen(Words words, int64_t j) {
+    const Words highest = j == 3 ? words : words << (24 - 8 * j);
+    return __builtin_convertvector((Ints)(j == 0 ? highest : highest & 0xff000000u), Floats);
+  }
+  static float widen(int8_t number) { return number; }
+};
+
+template <class T>
+constexpr int64_t kBlock = kLanes * T::kPer;
+
+Words load(const void* from) {
+  Words words;
+  std::memcpy(&words, from, sizeof words);
+  return words;
+}
+
+float total(Floats lanes) {
+  float sum = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+  return sum;
+}
+
+// A vector, and its whole blocks in the order in which `widen` brings what they are multiplied with.
+template <class T>
+struct Vector {
+  const float* plain;
+  int64_t size;
+  std::vector<Floats> blocks;
+
+  Vector(const float* from, int64_t length)
+      : plain(from), size(length), blocks(length / kBlock<T> * T::kPer) {
+    for (size_t n = 0; n < blocks.size(); ++n) {
+      const int64_t block = n / T::kPer, j = n % T::kPer;
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        blocks[n][lane] = from[(block * kLanes + lane) * T::kPer + j];
+    }
+  }
+};
+
+}  // namespace
