@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lacache.models.rotary import Rotation
 
 Projections = dict[int, tuple[Tensor, Tensor]]
-"""By layer, the bias of the key projection [H * D], and its output for some tokens [1, N, H * D]."""
+"""By layer, bias [H * D] and output [1, N, H * D] of the key projection, for some tokens."""
 
 
 @contextmanager
