@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lacache.errors import ConfigError, InputError, UnsupportedModelError
 from lacache.models.decoder import cache_argument, find_decoder
-from lacache.models.key_centers import find_key_center
+from lacache.models.key_centers import find_key_center, record_projections
 from lacache.models.rotary import Rotation, find_rotations, fixed_length
 from lacache.policies.query_positions import UNKNOWN_LENGTH, QueryPositions
 from lacache.policies.schedule import UNBOUNDED, Schedule
@@ -187,19 +187,23 @@ def _probe(model: Any, decoder: nn.Module) -> ModelInfo:
     rotations = find_rotations(decoder, [types[i] for i in growing])
     fixed = fixed_length(decoder.config)
     far = FAR if fixed is None else min(FAR, fixed - 2)
-    near_cache, near_hidden = _run(name, decoder, config, 0)
+    with record_projections(decoder) as projections:
+        near_cache, near_hidden = _run(name, decoder, config, 0)
     far_cache, far_hidden = _run(name, decoder, config, far)
     layers = tuple(
         _layer_info(i, rotations[types[i]], near_cache.layers[i], far_cache.layers[i], far)
         for i in growing
     )
     with_sinks = _layers_with_sinks(decoder)
+    keys_of: dict[int, Any] = {i: vars(near_cache.layers[i])["keys"] for i in growing}
     length = fixed or getattr(config, "max_position_embeddings", None) or UNKNOWN_LENGTH
     layers = tuple(
         replace(
             layer,
             has_sinks=layer.index in with_sinks,
-            key_center=_key_center(decoder, layer, near_cache.layers[layer.index], length),
+            key_center=find_key_center(
+                projections.get(layer.index), layer.rotation, keys_of[layer.index], length
+            ),
         )
         for layer in layers
     )
@@ -319,10 +323,6 @@ def _layer_info(
     return GrowingLayer(
         index, rotation, near.keys.shape[1], near.keys.shape[-1], near.values.shape[-1], width
     )
-
-
-def _key_center(decoder: nn.Module, layer: GrowingLayer, near: Any, length: int) -> Tensor | None:
-    return find_key_center(decoder, layer.index, layer.rotation, near.keys[:, :, :1], length)
 
 
 def _layers_with_sinks(decoder: nn.Module) -> set[int]:
