@@ -77,5 +77,4 @@ def test_large_biases_cost_nothing_in_the_engine(name: str, most: float) -> None
     model = biased_model(max_position_embeddings=64)
     exact, coarse = run(model, None), run(model, name)
     error = (coarse - exact).norm(dim=-1) / exact.norm(dim=-1)
-    print(name, error.mean())
     assert 0 < error.mean() < most

@@ -88,6 +88,11 @@ class ModelInfo:
         """Number of KV heads of each growing layer."""
         return tuple(layer.num_heads for layer in self.growing)
 
+    @property
+    def trained_length(self) -> int:
+        """Positions that the model was trained on, or within which its frequencies stay."""
+        return _trained_length(self.text_config, self.fixed_length)
+
     def query_positions(self, schedules: Sequence[Schedule]) -> QueryPositions:
         """Return where the tokens of a cache stand, with a schedule for each head group.
 
@@ -96,10 +101,8 @@ class ModelInfo:
             UnsupportedModelError: positions can never start over, and would pass that length.
         """
         self.validate_capacity(max(schedule.capacity for schedule in schedules))
-        configured = getattr(self.text_config, "max_position_embeddings", None)
-        length = self.fixed_length or configured or UNKNOWN_LENGTH
         # Native sliding layers keep rotated keys.
-        return QueryPositions(tuple(schedules), length, count_on=self.has_native)
+        return QueryPositions(tuple(schedules), self.trained_length, count_on=self.has_native)
 
     def validate_dense(self, num_tokens: int) -> None:
         """Raise InputError for a dense prefill that is too long for the rotary frequencies."""
@@ -196,7 +199,7 @@ def _probe(model: Any, decoder: nn.Module) -> ModelInfo:
     )
     with_sinks = _layers_with_sinks(decoder)
     keys_of: dict[int, Any] = {i: vars(near_cache.layers[i])["keys"] for i in growing}
-    length = fixed or getattr(config, "max_position_embeddings", None) or UNKNOWN_LENGTH
+    length = _trained_length(config, fixed)
     layers = tuple(
         replace(
             layer,
@@ -353,3 +356,8 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _is_precise(states: Tensor) -> bool:
     return torch.finfo(states.dtype).bits >= 32
+
+
+def _trained_length(text_config: Any, fixed_length: int | None) -> int:
+    configured = getattr(text_config, "max_position_embeddings", None)
+    return fixed_length or configured or UNKNOWN_LENGTH
