@@ -178,17 +178,15 @@ def new_engine(
         InputError: a head profile cannot be read.
         UnsupportedModelError: the model is not understood.
     """
+    from lacache.cache.encoded import bytes_per_token
     from lacache.engine.engine import Engine
     from lacache.models.model_info import model_info
 
     budget = cache_options.budget
     is_share = budget is not None and budget.share > 0
     if budget is not None and budget.tokens:
-        num_bytes = budget.tokens * model_info(model).bytes_per_token
-        # Keys and values of another type take at least an eighth.
-        validate_bytes(
-            str(budget), num_bytes // (8 if engine_options.kv_dtype else 1), max_sequences
-        )
+        num_bytes = budget.tokens * bytes_per_token(model_info(model), engine_options.kv_dtype)
+        validate_bytes(str(budget), num_bytes, max_sequences)
 
     def make() -> Engine:
         return Engine(

@@ -52,7 +52,7 @@ def validate_threads(threads: int) -> None:
 
 def validate_kv_dtype(kv_dtype: str | None) -> None:
     """Raise ConfigError unless keys and values can be stored as `kv_dtype`; None is allowed."""
-    if kv_dtype is not None and kv_dtype not in KV_DTYPES:
+    if kv_dtype is not None and not (isinstance(kv_dtype, str) and kv_dtype in KV_DTYPES):
         raise ConfigError(
             f"kv_dtype={kv_dtype!r} must be None, for the model's own type, or one of "
             f"{', '.join(KV_DTYPES)}; try 'int8'"
