@@ -297,5 +297,6 @@ def _without_folder(error: InputError, path: Path) -> str:
 
 def _not_found(name: str) -> NotFoundError:
     return NotFoundError(
-        f"there is no session {name!r} of this model, budget and kv_dtype; POST /v1/sessions creates one"
+        f"there is no session {name!r} of this model, budget and kv_dtype; POST /v1/sessions "
+        "creates one"
     )

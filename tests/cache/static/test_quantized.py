@@ -331,7 +331,7 @@ def test_odd_sizes_are_refused_in_four_bits() -> None:
         find_codecs("int4", torch.float32)[1].vector_bytes(7)
 
 
-@pytest.mark.parametrize("name", ["fp4", "float8_e4m3fn", "torch.int8", "", torch.int8])
+@pytest.mark.parametrize("name", ["fp4", "float8_e4m3fn", "torch.int8", "", torch.int8, ["int8"]])
 def test_other_types_are_refused(name: Any) -> None:
     with pytest.raises(ConfigError, match=r"kv_dtype=.* must be None.*int8, int4; try 'int8'"):
         CacheLayout(model_info(tiny_model("llama")), bind(LADDER, (2,) * 5), name)
