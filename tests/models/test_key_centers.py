@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lacache.engine.runner import Runner
 from lacache.models.key_centers import find_key_center
@@ -38,25 +38,31 @@ def test_keys_without_a_bias_have_no_center(family: str) -> None:
     assert all(layer.key_center is None for layer in model_info(tiny_model(family)).growing)
 
 
-def test_a_bias_that_keys_are_not_near_is_no_center() -> None:
-    model = biased_model()
-    decoder = model.model
-    far = -decoder.layers[1].self_attn.k_proj.bias.detach().view(1, 2, 1, 8)
-    rotation = model_info(model).growing[1].rotation
-    assert find_key_center(decoder, 1, rotation, -far, 64) is not None
-    assert find_key_center(decoder, 1, rotation, far, 64) is None
-    assert find_key_center(decoder, 1, rotation, far[:, :1], 64) is None
+@pytest.mark.parametrize("family", ["qwen2", "gpt-oss", "glm"])
+def test_every_layer_with_a_bias_has_a_center(family: str) -> None:
+    model = tiny_model(family)
+    biases = [name for name, _ in model.named_parameters() if name.endswith("k_proj.bias")]
+    info = model_info(model)
+    assert biases
+    assert all(layer.key_center is not None for layer in info.growing)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_keys_that_are_normalised_have_no_center() -> None:
+    model = tiny_model("qwen3", attention_bias=True)
+    assert model.model.layers[0].self_attn.k_proj.bias is not None
+    assert all(layer.key_center is None for layer in model_info(model).growing)
 
 
 def test_a_layer_without_positions_keeps_its_whole_bias() -> None:
-    decoder = nn.Module()
-    decoder.layers = nn.ModuleList([nn.Module()])
-    decoder.layers[0].self_attn = nn.Module()
-    decoder.layers[0].self_attn.k_proj = nn.Linear(3, 8)
-    bias = decoder.layers[0].self_attn.k_proj.bias.detach().view(1, 2, 1, 4)
-    center = find_key_center(decoder, 0, None, bias, 64)
+    bias, keys = torch.randn(8), torch.randn(1, 2, 3, 4)
+    output = keys.transpose(1, 2).reshape(1, 3, 8)
+    center = find_key_center((bias, output), None, keys, 64)
     assert center is not None
-    assert torch.equal(center, bias[0, :, 0])
+    assert torch.equal(center, bias.view(2, 4))
+    assert find_key_center((bias, 2 * output), None, keys, 64) is None
+    assert find_key_center((bias, output[:, :2]), None, keys, 64) is None
+    assert find_key_center(None, None, keys, 64) is None
 
 
 @pytest.mark.parametrize(("name", "most"), [("int8", 0.02), ("int4", 0.3)])
@@ -71,5 +77,4 @@ def test_large_biases_cost_nothing_in_the_engine(name: str, most: float) -> None
     model = biased_model(max_position_embeddings=64)
     exact, coarse = run(model, None), run(model, name)
     error = (coarse - exact).norm(dim=-1) / exact.norm(dim=-1)
-    print(name, error.mean())
     assert 0 < error.mean() < most

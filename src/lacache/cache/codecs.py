@@ -80,10 +80,16 @@ class HadamardCodec(Codec):
 
     A normalised transform of each block of 32 numbers spreads outliers over the block (QuaRot,
     arXiv:2404.00456). Blocks are shorter where 32 does not divide the vector: the largest power of
-    two that does. Then each group has a scale, such that the transformed number farthest from 0
-    becomes the least integer: -128 of int8, where a vector is one group, or -8 of int4, where a
-    block is one. Transformed numbers are off by at most half a step, or by one and a half at the
-    other end.
+    two that does. Transformed numbers are stored as integers times a scale:
+
+    | bits | integers | numbers of one scale |
+    |---|---|---|
+    | 8 | -128 .. 127 | the vector |
+    | 4 | -8 .. 7 | a block, or the vector where blocks have fewer than 16 numbers |
+
+    The scale maps the number farthest from 0 to the least integer, so it is negative where that
+    number is positive. Transformed numbers are off by at most half a step, or by one and a half at
+    the other end. Numbers beyond 6e37 overflow.
 
     Decoding sums integers exactly, so it gives the same bits whatever is decoded together.
 
@@ -155,8 +161,9 @@ class HadamardCodec(Codec):
             integers = torch.cat((packed & 15, packed >> 4), dim=-1).float() - 8
         size = integers.shape[-1]
         block = _block(size)
-        # Sums of at most 32 integers of 8 bits are exact in float32.
-        sums = integers.reshape(-1, block) @ self._signs[:block, :block]
+        # Sums of at most 32 integers of 8 bits are exact in float32, but not in lower precision.
+        with torch.autocast(integers.device.type, enabled=False):
+            sums = integers.reshape(-1, block) @ self._signs[:block, :block]
         steps = (scales.float() / math.sqrt(block))[..., None]
         states: Tensor = (_split(sums.view(integers.shape), self._group(size)) * steps).flatten(-2)
         return states if self.center is None else states + self.center

@@ -99,6 +99,7 @@ class StoringLayer(EvictingLayer, ABC):
     def reset(self) -> None:
         """Remove all tokens, and free their memory."""
         self.stored_keys = self.stored_values = None
+        self._codecs = None
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: LongTensor) -> None:

@@ -159,12 +159,15 @@ def _show(console: Console, outcomes: Sequence[Outcome], model: str, out: Path) 
         "With 95 % intervals over the samples (blocks of the text for perplexity). nll is the loss "
         "of the right answer in nats; of full is the peak over what a full cache holds at the end."
     )
-    bits = {record["kv_bits"] for o in outcomes if (record := o.record) and "kv_bits" in record}
-    if bits:
-        shown = ", ".join(f"{each:.3g}" for each in sorted(bits))
+    bits = {
+        (record["kv_dtype"], record["kv_bits"])
+        for outcome in outcomes
+        if (record := outcome.record) and record.get("kv_dtype")
+    }
+    for kv_dtype, number in sorted(bits):
         console.print(
-            f"Bytes are keys and values as they are stored: {shown} bits for each number, scales "
-            "included."
+            f"Bytes are keys and values as they are stored: in {kv_dtype} {number:.3g} bits for "
+            "each number, scales included."
         )
     if any(outcome.spec.protocol.is_dense for outcome in outcomes):
         console.print(

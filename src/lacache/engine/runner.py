@@ -103,9 +103,10 @@ class Runner:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Model, policy and types as JSON: equal for runners that share snapshots."""
-        config: Any = self.layout.info.text_config
+        info = self.layout.info
+        config: Any = info.text_config
         identity = {
-            "dtype": str(self.layout.info.dtype).removeprefix("torch."),
+            "dtype": str(info.dtype).removeprefix("torch."),
             "kv_dtype": self.layout.kv_dtype,
             "weights": self.weights,
             "model": self.fingerprint,
@@ -114,7 +115,13 @@ class Runner:
             "policy": self.layout.bound.identity,
         }
         if self.layout.kv_dtype is not None:
-            identity["kv_format"] = KV_FORMAT
+            # Centers follow from the weights and from the number of positions.
+            centered = [layer.index for layer in info.growing if layer.key_center is not None]
+            identity["kv_format"] = {
+                "name": KV_FORMAT,
+                "centered_layers": centered,
+                "positions": info.trained_length if centered else None,
+            }
         same: dict[str, Any] = json.loads(json.dumps(identity))
         return same
 

@@ -29,7 +29,8 @@ from lacache.policies.schedule import State, Timetable
 _REMEDIES = {
     "dtype": "load the model in the snapshot's type",
     "kv_dtype": "make the engine with the snapshot's kv_dtype",
-    "kv_format": "prefill its text again",
+    "kv_format": "load the model with the configuration with which it was saved, or prefill its "
+    "text again",
     "weights": "make the engine with the snapshot's weights",
     "model": "load the model with which it was saved",
     "positions": "load the model with the configuration with which it was saved",

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lacache.errors import ConfigError, InputError, UnsupportedModelError
 from lacache.models.decoder import cache_argument, find_decoder
-from lacache.models.key_centers import find_key_center
+from lacache.models.key_centers import find_key_center, record_projections
 from lacache.models.rotary import Rotation, find_rotations, fixed_length
 from lacache.policies.query_positions import UNKNOWN_LENGTH, QueryPositions
 from lacache.policies.schedule import UNBOUNDED, Schedule
@@ -88,6 +88,11 @@ class ModelInfo:
         """Number of KV heads of each growing layer."""
         return tuple(layer.num_heads for layer in self.growing)
 
+    @property
+    def trained_length(self) -> int:
+        """Positions that the model was trained on, or within which its frequencies stay."""
+        return _trained_length(self.text_config, self.fixed_length)
+
     def query_positions(self, schedules: Sequence[Schedule]) -> QueryPositions:
         """Return where the tokens of a cache stand, with a schedule for each head group.
 
@@ -96,10 +101,8 @@ class ModelInfo:
             UnsupportedModelError: positions can never start over, and would pass that length.
         """
         self.validate_capacity(max(schedule.capacity for schedule in schedules))
-        configured = getattr(self.text_config, "max_position_embeddings", None)
-        length = self.fixed_length or configured or UNKNOWN_LENGTH
         # Native sliding layers keep rotated keys.
-        return QueryPositions(tuple(schedules), length, count_on=self.has_native)
+        return QueryPositions(tuple(schedules), self.trained_length, count_on=self.has_native)
 
     def validate_dense(self, num_tokens: int) -> None:
         """Raise InputError for a dense prefill that is too long for the rotary frequencies."""
@@ -187,19 +190,23 @@ def _probe(model: Any, decoder: nn.Module) -> ModelInfo:
     rotations = find_rotations(decoder, [types[i] for i in growing])
     fixed = fixed_length(decoder.config)
     far = FAR if fixed is None else min(FAR, fixed - 2)
-    near_cache, near_hidden = _run(name, decoder, config, 0)
+    with record_projections(decoder) as projections:
+        near_cache, near_hidden = _run(name, decoder, config, 0)
     far_cache, far_hidden = _run(name, decoder, config, far)
     layers = tuple(
         _layer_info(i, rotations[types[i]], near_cache.layers[i], far_cache.layers[i], far)
         for i in growing
     )
     with_sinks = _layers_with_sinks(decoder)
-    length = fixed or getattr(config, "max_position_embeddings", None) or UNKNOWN_LENGTH
+    keys_of: dict[int, Any] = {i: vars(near_cache.layers[i])["keys"] for i in growing}
+    length = _trained_length(config, fixed)
     layers = tuple(
         replace(
             layer,
             has_sinks=layer.index in with_sinks,
-            key_center=_key_center(decoder, layer, near_cache.layers[layer.index], length),
+            key_center=find_key_center(
+                projections.get(layer.index), layer.rotation, keys_of[layer.index], length
+            ),
         )
         for layer in layers
     )
@@ -321,10 +328,6 @@ def _layer_info(
     )
 
 
-def _key_center(decoder: nn.Module, layer: GrowingLayer, near: Any, length: int) -> Tensor | None:
-    return find_key_center(decoder, layer.index, layer.rotation, near.keys[:, :, :1], length)
-
-
 def _layers_with_sinks(decoder: nn.Module) -> set[int]:
     """Return the layers with learned sinks, by the name that transformers gives them."""
     names = (name.split(".") for name, _ in decoder.named_parameters())
@@ -353,3 +356,8 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _is_precise(states: Tensor) -> bool:
     return torch.finfo(states.dtype).bits >= 32
+
+
+def _trained_length(text_config: Any, fixed_length: int | None) -> int:
+    configured = getattr(text_config, "max_position_embeddings", None)
+    return fixed_length or configured or UNKNOWN_LENGTH

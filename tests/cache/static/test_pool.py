@@ -28,6 +28,8 @@ CPU = torch.device("cpu")
 OPS = TorchCompactionOps()
 MODEL = tiny_model("llama")
 INFO = model_info(MODEL)
+TWO_POOLS = model_info(tiny_model("smollm3"))
+"""With positions=slots, as one of its layers has no positions."""
 GROWING = {
     "one history": RetrievalHeads(heads=(((0, 1), (2, 0), (3, 0)),), window=0.5, sinks=2),
     "two tiers": RetrievalHeads(
@@ -137,6 +139,38 @@ def check(pool: SlotPool, sequences: list[SequenceState], held: list[list[list[i
 
 
 @given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_regions_fit_at_every_count_of_tokens(data: Any) -> None:
+    """Also where layers with and without positions have a pool each."""
+    bound = bind(data.draw(sized_policies(5, 2)), (2,) * 5)
+    schedules = [group.schedule for group in bound.groups]
+    steady = max(schedule.steady_from for schedule in schedules)
+    for info in (INFO, TWO_POOLS):
+        pools = [pool for pool in CacheLayout(info, bound).pools if pool.regions_move]
+        tables = [CompactionTables(schedule) for schedule in schedules]
+        sequence = SequenceState(tables, info.query_positions(schedules))
+        while pools and sequence.num_seen <= steady + 50:
+            sequence.begin()
+            sequence.is_changing = False
+            num_slots = sequence.num_slots()
+            for pool in pools:
+                used = sum(num_slots[m.group] * len(m.heads) for m in pool.members)
+                assert used <= pool.num_rows
+            sequence.commit(sequence.room())
+
+
+@pytest.mark.parametrize("heads", [((1, 1),), ((0, 0), (3, 1)), ((4, 0),)])
+@pytest.mark.parametrize("window", [0.5, 0.6])
+def test_a_pool_of_some_layers_is_large_enough(heads: Any, window: float) -> None:
+    policy = RetrievalHeads(heads=(heads,), window=window, sinks=1, positions="slots")
+    runner = new_runner(tiny_model("smollm3"), (40, policy), 1, None)
+    assert len(runner.cache.pools) == 2
+    assert any(pool.layout.regions_move for pool in runner.cache.pools)
+    for token in random_ids(400)[0].tolist():
+        runner.decode([token], [0])
+
+
+@given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_what_is_allocated_is_what_the_policy_computes(data: Any) -> None:
     bound = bind(data.draw(sized_policies(5, 2)), (2,) * 5)
@@ -207,6 +241,23 @@ def test_regions_that_move_change_no_bit(
             each.decode([token, 0, (token + 1) % VOCAB], [0, 2])[[0, 2]] for each in (moving, fixed)
         )
         assert torch.equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_dtype", [None, "int4"])
+def test_compiled_steps_are_the_same_while_regions_move(
+    kv_dtype: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By kernels that read regions where they are, against regions that do not move."""
+    load_kernels()
+    model = tiny_model("llama", num_hidden_layers=2)
+    sized = (48, RetrievalHeads(heads=(((0, 1),),), window=0.5, sinks=2))
+    moving = new_runner(model, sized, 1, "inductor", kv_dtype, kernels=True)
+    monkeypatch.setattr(runner_module, "shares_slots_on", lambda device: False)
+    fixed = new_runner(model, sized, 1, "inductor", kv_dtype, kernels=True)
+    for token in random_ids(150)[0].tolist():
+        assert torch.equal(*(each.decode([token], [0]) for each in (moving, fixed)))
+    assert moving.compile_seconds is not None
 
 
 def test_a_long_sequence_is_the_twins() -> None:

@@ -352,7 +352,7 @@ def run(runner: Runner, num_tokens: int, *, row: int = 1) -> Tensor:
     return torch.stack(logits)
 
 
-@pytest.mark.parametrize(("name", "most"), [("int8", 0.06), ("int4", 0.9)])
+@pytest.mark.parametrize(("name", "most"), [("int8", 0.06), ("int4", 0.6)])
 @pytest.mark.parametrize("sized", SIZED.values(), ids=SIZED.keys())
 def test_logits_stay_near_those_of_the_models_own_type(name: str, most: float, sized: Any) -> None:
     model = tiny_model("llama")
@@ -361,7 +361,6 @@ def test_logits_stay_near_those_of_the_models_own_type(name: str, most: float, s
     coarse = run(runner, 100)
     assert runner.cache.sequences[1].groups[0].num_compactions > 10
     error = (coarse - exact).norm(dim=-1) / exact.norm(dim=-1)
-    print(name, error.mean(), error[-20:].mean())
     assert 0 < error.mean() < most
     # Nor do they drift away.
     assert error[-20:].mean() < most

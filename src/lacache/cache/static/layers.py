@@ -50,7 +50,7 @@ class DecodeInputs:
     positions: Tensor
     """Position ids [B, 1]."""
     active: Tensor
-    """Batch slots that bring a token, bool [B]; the others compute in vain and change nothing."""
+    """Batch slots that bring a token, bool [B]; the others change nothing."""
     slots: Tensor
     """The slot of the new token in each head group [B, G]."""
     visible: tuple[Tensor, ...]

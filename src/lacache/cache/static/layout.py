@@ -9,6 +9,7 @@ from typing import final
 import torch
 
 from lacache.cache.codecs import find_codecs
+from lacache.cache.encoded import bytes_per_token
 from lacache.common.validation import validate_kv_dtype
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
 from lacache.models.model_info import GrowingLayer, ModelInfo
@@ -63,8 +64,8 @@ class CacheLayout:
         bound: the bound policy.
         kv_dtype: "int8" or "int4" (docs/adr/0023); None is the model's own type. Sliding-window
             layers stay in the model's type.
-        shares_slots: whether KV heads that need fewer slots give them to others over time. Their
-            regions of the pool move then. Else each has room for the most it ever holds.
+        shares_slots: whether slots that some KV heads no longer need are reused by others. Regions
+            of the pool move then. Else each KV head has room for the most it ever holds.
 
     Raises:
         ConfigError: the policy keeps every token, there is no such kv_dtype, or it does not fit the
@@ -122,7 +123,17 @@ class CacheLayout:
             for member in mine:
                 num_heads[member.group] += len(member.heads)
             largest = sum(s.capacity * n for s, n in zip(schedules, num_heads, strict=True))
-            num_rows = most_slots(schedules, num_heads) if self.shares_slots else largest
+            # Windows shrink by whole slots. All heads together never hold more than the policy
+            # computes, but the heads of one pool can be a slot each above it for a while.
+            shrinking = (
+                n
+                for s, n in zip(schedules, num_heads, strict=True)
+                if s.final_capacity != s.capacity
+            )
+            slack = sum(shrinking) if len(members) > 1 else 0
+            num_rows = largest
+            if self.shares_slots:
+                num_rows = min(largest, most_slots(schedules, num_heads) + slack)
             pools.append(PoolLayout(tuple(mine), num_rows, *kind, num_rows < largest))
         return tuple(pools)
 
@@ -192,8 +203,8 @@ def bind_within_bytes(
 ) -> BoundPolicy:
     """Bind a policy so that the buffers take no more than a budget in bytes.
 
-    Unrotated keys count too, and where slots are not shared each head group at its largest, so the
-    buffers can take more bytes than the tokens held.
+    Second copies of keys count too. Where slots are not shared, each head group counts at its
+    largest.
 
     Args:
         info: the model's layers.
@@ -206,9 +217,7 @@ def bind_within_bytes(
         ConfigError: too few bytes for the policy, or no such kv_dtype.
     """
     validate_kv_dtype(kv_dtype)
-    per_token = sum(
-        layer.num_heads * sum(_vectors_bytes(layer, kv_dtype, info.dtype)) for layer in info.growing
-    )
+    per_token = bytes_per_token(info, kv_dtype)
     limit = 0 if budget is None else budget.num_bytes
     while True:
         bound = bind(per_token)

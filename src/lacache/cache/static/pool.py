@@ -1,4 +1,4 @@
-"""One pool of slots for the KV heads of all layers: groups that shrink give theirs to others."""
+"""One pool of slots for the KV heads of all layers, whose regions grow, shrink and move."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -74,6 +74,8 @@ class SlotPool:
         """Lay out the regions of a batch slot anew, with `num_slots` for each head group."""
         if self._num_slots[batch_slot] == tuple(num_slots):
             return
+        used = sum(num_slots[m.group] * len(m.heads) for m in self.layout.members)
+        assert used <= self.layout.num_rows
         first = torch.empty(self.first_rows.shape[1], dtype=torch.long)
         starts = self._starts(num_slots)
         for member, buffers, start in zip(self.layout.members, self.buffers, starts, strict=True):

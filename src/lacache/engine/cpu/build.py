@@ -1,4 +1,4 @@
-"""The library of kernels.cpp: compiled when it is first needed, and kept."""
+"""The library of the kernels in C++: compiled when it is first needed, and kept."""
 
 import hashlib
 import os

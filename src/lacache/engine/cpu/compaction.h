@@ -1,4 +1,4 @@
-// The three moves of a compaction: of slots to the front, of regions, and of keys to other positions.
+// The operations of a compaction: gather surviving slots, move regions, rotate keys.
 
 #pragma once
 

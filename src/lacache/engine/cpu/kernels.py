@@ -1,4 +1,4 @@
-"""The operators of kernels.cpp: products and attention of one token, and compactions.
+"""The operators in C++: products and attention of one token, and compactions.
 
 `build.load_kernels` defines them.
 """

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from lacache.cache import CacheReport
+from lacache.cache.encoded import bytes_per_token
 from lacache.cache.hooks import install_hooks, install_mask_hooks
 from lacache.cache.layers import layer_bytes, refuse_crop
 from lacache.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
@@ -61,6 +62,7 @@ class ScoredCache(MonitoredCache):
     ) -> None:
         super().__init__([], kv_dtype)
         info = model_info(model)
+        bytes_per_token(info, kv_dtype)  # refuses heads that the type does not fit
         depth = len(info.growing)
         mean = capacity if isinstance(capacity, int) else sum(capacity) // max(1, len(capacity))
         policy = policy.at(mean)
