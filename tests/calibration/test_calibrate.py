@@ -12,7 +12,7 @@ from lacache.policies.head_profile import HeadProfile, read_profile
 from tests.calibration.test_probes import HAY
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 
-SETTINGS = Settings(window=8, sinks=1, length=760, per_kind=1, share=0.5)
+SETTINGS = Settings(window=8, sinks=1, length=760, per_kind=1)
 HEARD = {(1, 0), (3, 1)}
 STEPS = SETTINGS.num_steps((2,) * 5)
 
@@ -54,9 +54,7 @@ def test_it_knows_its_model(profile: HeadProfile) -> None:
     assert not profile.matches(fingerprint(model_with({(0, 0)})))
 
 
-def test_an_interrupted_calibration_goes_on_where_it_was(
-    tmp_path: Path, profile: HeadProfile
-) -> None:
+def test_an_interrupted_calibration_resumes(tmp_path: Path, profile: HeadProfile) -> None:
     journal = tmp_path / "journal.jsonl"
     model = model_with(HEARD)
     forwards: list[int] = []
@@ -73,10 +71,21 @@ def test_an_interrupted_calibration_goes_on_where_it_was(
     before = len(forwards)
     steps.clear()
     assert run(model, journal, on_step=steps.append) == profile
-    # The probe that was being measured, and the model's info, are all that is done twice.
-    assert len(forwards) - before < STEPS - before + 12
+    resumed = len(forwards)
+    assert 0 < before < resumed
     assert sum(steps) == STEPS
     assert journal.exists()
+    # Nothing that was measured is measured again.
+    journal.unlink()
+    run(model, journal)
+    assert len(forwards) - resumed == resumed
+
+
+def test_weights_stay_trainable(tmp_path: Path) -> None:
+    model = model_with(HEARD)
+    run(model, tmp_path / "journal.jsonl")
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_a_model_that_does_not_look_back_is_refused(tmp_path: Path) -> None:
@@ -95,7 +104,7 @@ def test_a_profile_is_saved_whole(tmp_path: Path, profile: HeadProfile) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"window": 0}, {"sinks": -1}, {"per_kind": 0}, {"length": 100}, {"share": 0.0}, {"seed": -1}],
+    [{"window": 0}, {"sinks": -1}, {"per_kind": 0}, {"length": 100}, {"seed": -1}],
 )
 def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must"):

@@ -31,20 +31,20 @@ def test_a_quarter_of_the_heads_finds_a_pass_key() -> None:
     profile = find_profile(fingerprint(loaded.model))
     assert profile is not None
     emulation = Emulation(loaded.model, window=profile.window, sinks=profile.sinks)
-    nothing = torch.zeros(profile.num_layers, max(profile.num_heads), dtype=torch.bool)
+    nothing, everything = emulation.coefficients(0), emulation.coefficients(1)
     quarter = nothing.clone()
     for layer, head in profile.order[: len(profile.order) // 4]:
-        quarter[layer, head] = True
+        quarter[layer, head] = 1.0
 
-    def loss(keep: Any, key: int) -> float:
+    def loss(mixing: Any, key: int) -> float:
         fact = f" The pass key is {key}. Remember it. {key} is the pass key."
         text = 8 * FILLER + fact + 24 * FILLER + ASK
         ids = loaded.tokenizer(text)["input_ids"]
         answer = loaded.tokenizer(f" {key}")["input_ids"]
         rows = torch.arange(len(ids) - 1, len(ids) + len(answer) - 1)
-        logits = emulation.logits(ids + answer, rows, keep)
+        logits = emulation.logits(ids + answer, rows, mixing)
         return float(cross_entropy(logits, torch.tensor(answer), reduction="sum"))
 
     for key in random.Random(0).sample(range(10_000, 100_000), 3):
-        full, kept, lost = (loss(keep, key) for keep in (~nothing, quarter, nothing))
+        full, kept, lost = (loss(mixing, key) for mixing in (everything, quarter, nothing))
         assert kept - full < 0.2 * (lost - full)

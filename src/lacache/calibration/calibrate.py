@@ -1,22 +1,21 @@
-"""Measure the importance of a long history for every KV head, by probes and without gradients.
+"""Measure the importance of a long history for every KV head, by probes and a few gradients.
 
-Heads stand in for each other, so the cost of a window depends on which other heads have one. Hence
-rounds: measure every head that still sees all tokens, give windows to the cheapest share of them,
-measure again.
+The loss is that of the answers in probes, with windows emulated. Losses are shares of what windows
+in all heads cost, averaged over the kinds of probes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lacache.calibration.attribution import POINTS, Pair, attributions, rank
 from lacache.calibration.emulation import Emulation
 from lacache.calibration.probes import KINDS, Probe, make_probes
 from lacache.calibration.store import Journal
@@ -28,17 +27,14 @@ from lacache.policies.head_profile import HeadProfile
 LEAST_GAP = 0.1
 """Least cost of windows in all heads, in nats per answer, for a kind of probe to count."""
 
-Pair = tuple[int, int]
-"""A layer and one of its KV heads."""
-
-Costs = Callable[[frozenset[Pair], Sequence[Pair]], list[float]]
-"""A function of `(full, pairs)`: it returns the cost when the heads `full` see all tokens, and
-then, for each of `pairs`, when that head has a window as well."""
-
 _DIGITS = 5
 # A probe is one forward, with attention from all tokens to all.
 _MOST_TOKENS = 100_000
 _MOST_PROBES = 1000
+# Shares of the heads that keep all tokens, for `HeadProfile.loss_left`.
+_SHARES = (0.033, 0.067, 0.1, 0.16, 0.25)
+# Duration of a gradient in forwards: forward, once more by layer, and backward.
+_GRADIENT_STEPS = 4
 
 
 @final
@@ -51,7 +47,6 @@ class Settings:
         sinks: attention sinks that it sees besides.
         length: tokens of a probe.
         per_kind: number of probes of each kind.
-        share: share of the remaining heads that get a window after each round of pruning.
         seed: of the random parts of the probes.
 
     Raises:
@@ -60,9 +55,8 @@ class Settings:
 
     window: int = 64
     sinks: int = 4
-    length: int = 600
-    per_kind: int = 2
-    share: float = 0.25
+    length: int = 400
+    per_kind: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,12 +72,11 @@ class Settings:
                 f"length={self.length} must be at least {least} = 2 × (window {self.window} + "
                 f"sinks {self.sinks}); try length={least}"
             )
-        list(round_sizes(1, self.share))
 
     def num_steps(self, num_heads: Sequence[int]) -> int:
-        """Return the number of forwards, most of them through some of the layers only."""
-        probes = self.per_kind * len(KINDS)
-        return probes * (2 + sum(1 + size for size in round_sizes(sum(num_heads), self.share)))
+        """Return the work in forwards; a gradient counts as four."""
+        forwards = 2 + len(_counts(sum(num_heads)))
+        return self.per_kind * len(KINDS) * (forwards + _GRADIENT_STEPS * len(POINTS))
 
 
 def calibrate(
@@ -96,11 +89,9 @@ def calibrate(
     settings: Settings | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> HeadProfile:
-    """Measure the head profile of a model.
+    """Measure the head profile of a model, by attribution.
 
-    The loss of the answers in probes is measured with windows emulated by masks, first for one
-    head at a time, then in rounds that give windows to more and more heads. Losses are shares of
-    what windows in all heads cost, averaged over the kinds of probes.
+    The model's weights are frozen while it runs, and it is left as it was.
 
     Args:
         model: a causal language model of transformers.
@@ -110,13 +101,14 @@ def calibrate(
         journal: a file for measurements, with which an interrupted calibration resumes. The
             caller deletes it once the profile is saved.
         settings: of the probes; None for the defaults.
-        on_step: called with the number of forwards done since the last call; the sum of all calls
+        on_step: called with the work done since the last call, in forwards; the sum of all calls
             is `settings.num_steps(...)`.
 
     Raises:
         InputError: the haystack is too short, or the journal cannot be written.
         ModelError: windows cost the model nothing in any kind of probe.
-        UnsupportedModelError: layers or attention that take no mask.
+        UnsupportedModelError: attention that cannot be given windows.
+        UnsupportedOperationError: an attention implementation that cannot.
     """
     settings = settings or Settings()
     probes = make_probes(
@@ -132,26 +124,39 @@ def calibrate(
         {
             "fingerprint": model_fingerprint,
             "dtype": str(next(model.parameters()).dtype),
+            "attention": model.config.get_text_config(decoder=True)._attn_implementation,
             "probes_sha256": sha256(repr(probes).encode()).hexdigest(),
+            "points": list(POINTS),
             **asdict(settings),
         },
     )
     emulation = Emulation(model, window=settings.window, sinks=settings.sinks)
     measurer = _Measurer(emulation, probes, measurements, on_step or (lambda _steps: None))
-    pairs = [(layer, head) for layer, n in enumerate(emulation.num_heads) for head in range(n)]
-    ranking = prune(pairs, measurer.costs, share=settings.share)
+    importance = measurer.importance()
+    order = rank(importance, emulation.num_heads)
+    # A full cache is 0 of the scale, and windows in all heads are 1.
+    left = [(count, measurer.loss_left(order[:count])) for count in _counts(len(order))]
     return HeadProfile(
         fingerprint=model_fingerprint,
         model=name,
         window=settings.window,
         sinks=settings.sinks,
         importance=tuple(
-            tuple(round(ranking.importance[layer, head], _DIGITS) for head in range(n))
-            for layer, n in enumerate(emulation.num_heads)
+            tuple(round(value, _DIGITS) for value in row[:n])
+            for row, n in zip(importance.tolist(), emulation.num_heads, strict=True)
         ),
-        order=tuple(ranking.order),
-        loss_left=tuple((count, round(cost, _DIGITS)) for count, cost in ranking.loss_left),
+        order=tuple(order),
+        loss_left=(
+            (0, 1.0),
+            *((count, round(loss, _DIGITS)) for count, loss in left),
+            (len(order), 0.0),
+        ),
     )
+
+
+def _counts(num_heads: int) -> list[int]:
+    """Return how many heads keep all tokens where the loss is measured, without the ends."""
+    return sorted({round(share * num_heads) for share in _SHARES} - {0, num_heads})
 
 
 @final
@@ -169,10 +174,14 @@ class _Measurer:
         self._journal = journal
         self._on_step = on_step
         self._probes = probes
-        nowhere = self._keep(frozenset())
-        # The loss with all tokens in all heads is 0 of the scale, windows in all heads are 1.
-        ends = [self._losses(number, ~nowhere, [nowhere]) for number in range(len(probes))]
-        self._full = [full for full, _ in ends]
+        ends = [
+            (
+                self._loss(number, emulation.coefficients(1)),
+                self._loss(number, emulation.coefficients(0)),
+            )
+            for number in range(len(probes))
+        ]
+        self._at_best = [full for full, _ in ends]
         gaps = {
             kind: fmean(w - f for p, (f, w) in zip(probes, ends, strict=True) if p.kind == kind)
             for kind in KINDS
@@ -186,95 +195,61 @@ class _Measurer:
                 "layers"
             )
 
-    def costs(self, full: frozenset[Pair], pairs: Sequence[Pair]) -> list[float]:
-        """Measure costs, as `Costs` defines them."""
-        keep = self._keep(full)
-        changes = [self._keep(full - {pair}) for pair in pairs]
-        by_kind: dict[str, list[list[float]]] = {kind: [] for kind in self._gaps}
+    def importance(self) -> Tensor:
+        """Return the attributions [L, H]."""
+        return self._mean(
+            lambda probe: attributions(lambda point: self._gradient(probe, point)),
+            steps=_GRADIENT_STEPS * len(POINTS),
+        )
+
+    def loss_left(self, pairs: Sequence[Pair]) -> float:
+        """Return the loss with windows in all heads but `pairs`."""
+        mixing = self._emulation.coefficients(0)
+        for pair in pairs:
+            mixing[pair] = 1.0
+        return float(
+            self._mean(
+                lambda probe: torch.tensor(self._loss(probe, mixing) - self._at_best[probe]),
+                steps=1,
+            )
+        )
+
+    def _mean(self, measure: Callable[[int], Tensor], *, steps: int) -> Tensor:
+        """Average shares over the kinds that count, from nats of each probe."""
+        shares: dict[str, list[Tensor]] = {kind: [] for kind in self._gaps}
         for number, probe in enumerate(self._probes):
             if probe.kind in self._gaps:
-                losses = self._losses(number, keep, changes)
-                gap = self._gaps[probe.kind]
-                by_kind[probe.kind].append([(loss - self._full[number]) / gap for loss in losses])
+                shares[probe.kind].append(measure(number) / self._gaps[probe.kind])
             else:
-                self._on_step(1 + len(changes))
-        means = [[fmean(column) for column in zip(*rows, strict=True)] for rows in by_kind.values()]
-        return [fmean(column) for column in zip(*means, strict=True)]
+                self._on_step(steps)
+        return torch.stack([torch.stack(of_kind).mean(0) for of_kind in shares.values()]).mean(0)
 
-    def _losses(self, number: int, keep: Tensor, changes: Sequence[Tensor]) -> list[float]:
-        """Return the nats per answer of a probe with `keep`, then with each of `changes`."""
-        bits = "".join(map(str, keep.int().flatten().tolist()))
-        key = f"{number} {bits} {len(changes)}"
-        is_known = key in self._journal
-        losses = self._journal.get(key, lambda: self._measure(self._probes[number], keep, changes))
-        if is_known:
-            self._on_step(len(losses))
-        return losses
+    def _loss(self, number: int, mixing: Tensor) -> float:
+        """Return the nats per answer of a probe, where all coefficients are 0 or 1."""
+        probe = self._probes[number]
 
-    def _measure(self, probe: Probe, keep: Tensor, changes: Sequence[Tensor]) -> list[float]:
-        positions, targets = torch.tensor(probe.positions()), torch.tensor(probe.targets())
-        losses = []
-        for logits in self._emulation.variants(probe.token_ids, positions, keep, changes):
+        def measure() -> list[float]:
+            positions, targets = torch.tensor(probe.positions()), torch.tensor(probe.targets())
+            logits = self._emulation.logits(probe.token_ids, positions, mixing)
             loss = cross_entropy(logits, targets.to(logits.device), reduction="sum")
-            losses.append(float(loss) / len(probe.answers))
-            self._on_step(1)
-        return losses
+            return [float(loss) / len(probe.answers)]
 
-    def _keep(self, pairs: frozenset[Pair]) -> Tensor:
-        heads = self._emulation.num_heads
-        keep = torch.zeros(len(heads), max(heads), dtype=torch.bool)
-        for layer, head in pairs:
-            keep[layer, head] = True
-        return keep
+        keep = "".join(str(int(value)) for value in mixing.flatten().tolist())
+        loss = self._journal.get(f"loss {number} {keep}", measure)[0]
+        self._on_step(1)
+        return loss
 
+    def _gradient(self, number: int, point: float) -> Tensor:
+        """Return the derivatives [L, H] of the nats per answer of a probe."""
+        probe = self._probes[number]
+        mixing = self._emulation.coefficients(point)
 
-@final
-class Ranking(NamedTuple):
-    """The result of pruning; `HeadProfile` documents each field."""
+        def measure() -> list[float]:
+            positions, targets = torch.tensor(probe.positions()), torch.tensor(probe.targets())
+            _, gradient = self._emulation.gradient(probe.token_ids, positions, targets, mixing)
+            values: list[float] = (gradient * len(targets) / len(probe.answers)).flatten().tolist()
+            return values
 
-    importance: dict[Pair, float]
-    order: list[Pair]
-    loss_left: list[tuple[int, float]]
-
-
-def round_sizes(count: int, share: float) -> Iterator[int]:
-    """Yield how many heads still see all tokens, round by round.
-
-    Raises:
-        ConfigError: the share is not in (0, 1].
-    """
-    if not 0 < share <= 1:
-        raise ConfigError(f"share={share} must lie above 0 and be at most 1; try share=0.25")
-    while count:
-        yield count
-        count -= max(1, int(share * count))
-
-
-def prune(pairs: Sequence[Pair], costs: Costs, *, share: float) -> Ranking:
-    """Order pairs by the importance of a long history for them.
-
-    Args:
-        pairs: every pair of the model.
-        costs: measures the cost of windows.
-        share: share of the remaining pairs that get a window after each round; one pair at least.
-
-    Raises:
-        ConfigError: the share is not in (0, 1].
-    """
-    kept = list(pairs)
-    importance: dict[Pair, float] = {}
-    windowed: list[Pair] = []
-    loss_left: list[tuple[int, float]] = []
-    sizes = [*round_sizes(len(kept), share), 0]
-    for size, next_size in pairwise(sizes):
-        base, *measured = costs(frozenset(kept), kept)
-        cost = dict(zip(kept, measured, strict=True))
-        if not importance:
-            importance = {pair: cost[pair] - base for pair in kept}
-        loss_left.append((size, base))
-        # Ties go by depth, so that the same measurements give the same order.
-        cheapest = sorted(kept, key=lambda pair: (cost[pair], pair))[: size - next_size]
-        windowed += cheapest
-        kept = [pair for pair in kept if pair not in cheapest]
-    # With windows in all heads the loss is 1 by definition of the scale.
-    return Ranking(importance, windowed[::-1], [(0, 1.0), *loss_left[::-1]])
+        values = self._journal.get(f"gradient {number} {point}", measure)
+        self._on_step(_GRADIENT_STEPS)
+        return torch.tensor(values).view_as(mixing)

@@ -1,26 +1,47 @@
-"""Emulate windows by masks: some KV heads see only sinks and a window, without a cache.
+"""Emulate windows: each KV head mixes full attention with attention to sinks and a window.
 
-Tokens keep their original positions, the sinks too, which a cache moves. Else the mask hides from a
+Tokens keep their original positions, the sinks too, which a cache moves. Else a window hides from a
 head what a cache would have evicted, at the price of a plain forward.
+
+The model attends through a function that is registered with transformers. It calls the model's own
+attention function twice, with the model's mask and with a narrower one, so scaling, capped scores
+and learned sinks are the model's.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
+from lacache.common.packages import quiet_imports
 from lacache.common.validation import validate_int
 from lacache.errors import ModelError, UnsupportedModelError, UnsupportedOperationError
 from lacache.models.decoder import find_decoder
 from lacache.models.model_info import model_info
 
+with quiet_imports():
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+_NAMES = {"eager": "lacache_mixed_eager", "sdpa": "lacache_mixed_sdpa"}
+"""Attention implementations that take a mask, and what each is called when it is mixed."""
+
 
 @final
 class Emulation:
-    """A model in which chosen KV heads see only sinks and a window.
+    """A model in which each KV head has a mixing coefficient between full and window attention.
+
+    A coefficient of 1 is attention to all tokens, 0 to sinks and a window only. Query heads that
+    share a KV head share its coefficient. Coefficients are [L, H]: L layers with a growing cache,
+    H the most KV heads of any of them; surplus entries of a layer are ignored.
 
     Args:
         model: a causal language model of transformers whose attention is eager or sdpa.
@@ -30,7 +51,7 @@ class Emulation:
     Raises:
         ConfigError: `window` is below 1 or `sinks` below 0.
         ModelError: the model has no language-model head.
-        UnsupportedModelError: layers or attention that take no mask.
+        UnsupportedModelError: layers without an attention module that can be given a window.
         UnsupportedOperationError: the attention implementation is another one.
     """
 
@@ -43,56 +64,74 @@ class Emulation:
                 f"{type(model).__name__} has no language-model head; load it with "
                 "AutoModelForCausalLM.from_pretrained"
             )
-        implementation = info.text_config._attn_implementation
-        if implementation not in ("eager", "sdpa"):
-            raise UnsupportedOperationError(
-                f"attention {implementation!r} takes no mask by head; try "
-                "model.set_attn_implementation('sdpa')"
-            )
+        self._config = info.text_config
+        _validate_implementation(self._config._attn_implementation)
         self.num_heads = info.num_heads
         """KV heads of each layer with a growing cache."""
         self._model = model
         self._window, self._sinks = window, sinks
         decoder = find_decoder(model)
-        self._layers = _find_layers(decoder, info.text_config.num_hidden_layers)
-        self._growing = [layer.index for layer in info.growing]
-        self._attentions = [_find_attention(self._layers[i], i) for i in self._growing]
+        self._layers = _find_layers(decoder, self._config.num_hidden_layers)
+        self._attentions = [_find_attention(self._layers[i.index], i.index) for i in info.growing]
         self._takes_positions = "logits_to_keep" in inspect.signature(model.forward).parameters
 
-    def logits(self, token_ids: Sequence[int], positions: Tensor, keep: Tensor) -> Tensor:
+    def coefficients(self, value: float = 0.0) -> Tensor:
+        """Return coefficients [L, H] that are all `value`."""
+        return torch.full((len(self.num_heads), max(self.num_heads)), float(value))
+
+    @torch.no_grad()
+    def logits(self, token_ids: Sequence[int], positions: Tensor, mixing: Tensor) -> Tensor:
         """Return the model's logits after some of the tokens.
 
         Args:
             token_ids: the sequence.
             positions: int [R], the tokens whose logits are returned.
-            keep: bool [L, H]; True for KV heads that see all tokens. H is the most heads of any
-                layer; surplus entries of a layer are ignored.
+            mixing: coefficients [L, H].
 
         Returns:
             Logits [R, V] in float32.
+
+        Raises:
+            UnsupportedModelError: attention that does not go through transformers' interface.
+            UnsupportedOperationError: sdpa for attention that only eager can compute.
         """
-        with self._masked(len(token_ids), keep):
+        with self._mixed(len(token_ids), mixing):
             return self._forward(token_ids, positions)
 
-    def variants(
-        self, token_ids: Sequence[int], positions: Tensor, keep: Tensor, changes: Sequence[Tensor]
-    ) -> Iterator[Tensor]:
-        """Yield the `logits` with `keep`, then with each of `changes`.
+    def gradient(
+        self, token_ids: Sequence[int], positions: Tensor, targets: Tensor, mixing: Tensor
+    ) -> tuple[float, Tensor]:
+        """Return the loss of some tokens, and its derivative by each coefficient.
 
-        Layers below the first one that a change affects are computed once and replayed.
+        Weights are frozen. The activations of one layer at a time are kept for the derivative,
+        besides the inputs of all layers.
+
+        Args:
+            token_ids: the sequence.
+            positions: int [R], the tokens before the ones to predict.
+            targets: int [R], the tokens to predict.
+            mixing: coefficients [L, H].
+
+        Returns:
+            The mean loss in nats, and its derivative [L, H].
+
+        Raises:
+            UnsupportedModelError: attention that does not go through transformers' interface.
+            UnsupportedOperationError: sdpa for attention that only eager can compute.
         """
-        outputs: list[Any] = []
-        with self._masked(len(token_ids), keep), _recorded(self._layers, outputs):
+        mixing = mixing.detach().clone().requires_grad_()
+        with (
+            torch.enable_grad(),
+            _frozen(self._model),
+            # Attention is computed once more in the backward, so it stays mixed until then.
+            self._mixed(len(token_ids), mixing),
+            _checkpointed(self._layers),
+        ):
             logits = self._forward(token_ids, positions)
-        yield logits
-        for change in changes:
-            touched = (change != keep).any(dim=1).nonzero()
-            same = self._growing[int(touched[0])] if len(touched) else len(self._layers)
-            with self._masked(len(token_ids), change), _replayed(self._layers, outputs[:same]):
-                logits = self._forward(token_ids, positions)
-            yield logits
+            loss = cross_entropy(logits, targets.to(logits.device))
+            (gradient,) = torch.autograd.grad(loss, mixing)
+        return float(loss.detach()), gradient
 
-    @torch.no_grad()
     def _forward(self, token_ids: Sequence[int], positions: Tensor) -> Tensor:
         device = self._model.get_input_embeddings().weight.device
         ids = torch.tensor([list(token_ids)], device=device)
@@ -102,16 +141,107 @@ class Emulation:
         return (logits if self._takes_positions else logits[positions]).float()
 
     @contextmanager
-    def _masked(self, num_tokens: int, keep: Tensor) -> Iterator[None]:
-        visible = visible_tokens(num_tokens, self._window, self._sinks)
+    def _mixed(self, num_tokens: int, mixing: Tensor) -> Iterator[None]:
+        """Mix attention while the block lasts; refuse a model that attends in another way."""
+        visible = visible_tokens(num_tokens, self._window, self._sinks)[0]
+        implementation = self._config._attn_implementation
+        _validate_implementation(implementation)
+        mixes = [_Mix(mixing[i, :n], visible) for i, n in enumerate(self.num_heads)]
         with ExitStack() as stack:
-            for layer, attention in enumerate(self._attentions):
-                heads = keep[layer, : self.num_heads[layer]]
-                if not heads.all():
-                    hook = _mask_hook(visible[heads.long()])
-                    handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
-                    stack.callback(handle.remove)
+            stack.callback(_restore_modes, {m: m.training for m in self._model.modules()})
+            self._model.eval()
+            stack.callback(setattr, self._config, "_attn_implementation", implementation)
+            self._config._attn_implementation = _NAMES[implementation]
+            for attention, mix in zip(self._attentions, mixes, strict=True):
+                stack.callback(_mixes.pop, attention, None)
+                _mixes[attention] = mix
             yield
+        for attention, mix in zip(self._attentions, mixes, strict=True):
+            if not mix.was_used:
+                raise UnsupportedModelError(
+                    f"{type(attention).__name__} of {type(self._model).__name__} does not call its "
+                    "attention through transformers' AttentionInterface, so its heads cannot be "
+                    "given windows; use policy='ladder', which needs no head profile"
+                )
+
+
+@final
+@dataclass
+class _Mix:
+    """The coefficients [H] of one layer, and what a window shows, bool [N, N]."""
+
+    coefficients: Tensor
+    visible: Tensor
+    was_used: bool = False
+
+
+_mixes: WeakKeyDictionary[nn.Module, _Mix] = WeakKeyDictionary()
+"""By attention module, while it is mixed. The backward may run in another thread."""
+
+
+def _mixed_attention(
+    implementation: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend as the model does, with a window besides where the module has coefficients."""
+    attend = partial(_attention(module, implementation, options), module, query, key, value)
+    mix = _mixes.get(module)
+    if mix is None:
+        return attend(attention_mask, **options)[0], None
+    mix.was_used = True
+    coefficients = mix.coefficients.to(query.device)
+    needs_both = coefficients.requires_grad
+    outputs = []
+    if needs_both or coefficients.any():
+        outputs.append((coefficients, attend(attention_mask, **options)[0]))
+    if needs_both or (coefficients != 1).any():
+        mask = _narrowed(attention_mask, mix.visible, query)
+        outputs.append((1 - coefficients, attend(mask, **options)[0]))
+    # Outputs are [B, N, Hq, D]. Both products are exact where a coefficient is 0 or 1.
+    shared = query.shape[1] // len(coefficients)
+    parts = [c.repeat_interleave(shared)[:, None].to(out.dtype) * out for c, out in outputs]
+    return sum(parts[1:], parts[0]), None
+
+
+def _attention(
+    module: nn.Module, implementation: str, options: dict[str, Any]
+) -> Callable[..., tuple[Tensor, Any]]:
+    """Return the attention function that the model uses without us."""
+    if implementation == "eager":
+        eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
+        if eager is None:
+            raise UnsupportedModelError(
+                f"{type(module).__module__} has no eager_attention_forward, so how it attends is "
+                "unknown; try model.set_attn_implementation('sdpa')"
+            )
+        return eager  # type: ignore[no-any-return]
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise UnsupportedOperationError(
+            "the model's attention caps its scores or has learned sinks, which sdpa cannot; call "
+            "model.set_attn_implementation('eager')"
+        )
+    return AttentionInterface()[implementation]  # type: ignore[no-any-return]
+
+
+def _narrowed(mask: Tensor | None, visible: Tensor, query: Tensor) -> Tensor:
+    """Hide from a mask, bool or added to the scores, what is outside of the window."""
+    visible = visible.to(query.device)
+    if mask is None:
+        return visible[None, None]
+    if mask.dtype == torch.bool:
+        return mask & visible
+    return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
+
+
+for _implementation, _name in _NAMES.items():
+    AttentionInterface.register(_name, partial(_mixed_attention, _implementation))
+    # Under an unknown name transformers makes no masks.
+    AttentionMaskInterface.register(_name, AttentionMaskInterface()[_implementation])
 
 
 def visible_tokens(num_tokens: int, window: int, sinks: int) -> Tensor:
@@ -122,22 +252,12 @@ def visible_tokens(num_tokens: int, window: int, sinks: int) -> Tensor:
     return torch.stack([causal & (recent | (token < sinks)), causal])
 
 
-def _mask_hook(visible: Tensor) -> Any:
-    """Return a forward pre-hook that passes this mask, bool [Hkv, N, N], to an attention module."""
-
-    def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        config = module.config
-        mask = visible.repeat_interleave(config.num_attention_heads // len(visible), dim=0)[None]
-        mask = mask.to(hidden.device)
-        if config._attn_implementation == "eager":
-            hide = torch.finfo(hidden.dtype).min
-            mask = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device).masked_fill(
-                ~mask, hide
-            )
-        return args, {**kwargs, "attention_mask": mask}
-
-    return hook
+def _validate_implementation(implementation: Any) -> None:
+    if implementation not in _NAMES:
+        raise UnsupportedOperationError(
+            f"attention {implementation!r} takes no mask by head; try "
+            "model.set_attn_implementation('sdpa')"
+        )
 
 
 def _find_layers(decoder: nn.Module, num_layers: int) -> list[nn.Module]:
@@ -162,32 +282,39 @@ def _find_attention(layer: nn.Module, index: int) -> nn.Module:
 
 
 @contextmanager
-def _recorded(layers: Sequence[nn.Module], outputs: list[Any]) -> Iterator[None]:
-    """Append the output of each layer to `outputs`."""
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        outputs.append(output)
-
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(layer.register_forward_hook(hook).remove)
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Compute no derivatives by weights while the block lasts."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
-def _replayed(layers: Sequence[nn.Module], outputs: Sequence[Any]) -> Iterator[None]:
-    """Make the first layers return `outputs` without computing."""
+def _checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Keep only the layers' inputs for the backward, and compute the rest once more there."""
     with ExitStack() as stack:
-        for layer, output in zip(layers, outputs, strict=False):
+        for layer in layers:
             # Set on this one module, and only while the block lasts.
             before = vars(layer).get("forward")
-            layer.forward = lambda *_args, _output=output, **_kwargs: _output
-            stack.callback(_restore, layer, before)
+            stack.callback(_restore_forward, layer, before)
+            layer.forward = partial(
+                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+            )
         yield
 
 
-def _restore(layer: nn.Module, forward: Any) -> None:
-    if forward is None:
-        del layer.forward
-    else:
+def _restore_forward(layer: nn.Module, forward: Any) -> None:
+    if forward is not None:
         layer.forward = forward
+    elif "forward" in vars(layer):
+        del layer.forward
+
+
+def _restore_modes(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training

@@ -59,8 +59,8 @@ class Journal:
                 f"an interrupted calibration cannot go on: {error}; delete {path} to measure anew"
             ) from error
         if records[:1] == [settings]:
-            entries = [entry for entry in records[1:] if {"key", "losses"} <= entry.keys()]
-            self._known = {entry["key"]: entry["losses"] for entry in entries}
+            entries = [entry for entry in records[1:] if {"key", "values"} <= entry.keys()]
+            self._known = {entry["key"]: entry["values"] for entry in entries}
         else:
             with replacing(path) as temporary:
                 append_record(temporary, settings)
@@ -75,7 +75,7 @@ class Journal:
             InputError: the file cannot be written.
         """
         if key not in self._known:
-            losses = measure()
-            append_record(self._path, {"key": key, "losses": losses})
-            self._known[key] = losses
+            values = measure()
+            append_record(self._path, {"key": key, "values": values})
+            self._known[key] = values
         return self._known[key]

@@ -30,8 +30,8 @@ def calibrate(
     ] = None,
     window: Annotated[int, typer.Option(help="Recent tokens that a streaming head sees.")] = 64,
     sinks: Annotated[int, typer.Option(help="Attention sinks that it sees besides.")] = 4,
-    length: Annotated[int, typer.Option(help="Tokens of a probe.")] = 600,
-    probes: Annotated[int, typer.Option(help="Number of probes of each of the five kinds.")] = 2,
+    length: Annotated[int, typer.Option(help="Tokens of a probe.")] = 400,
+    probes: Annotated[int, typer.Option(help="Number of probes of each of the five kinds.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random parts of the probes.")] = 0,
     out: Annotated[
         Path | None,
@@ -49,10 +49,10 @@ def calibrate(
     dtype: DtypeOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
 ) -> None:
-    """Find the retrieval heads of a model, without gradients.
+    """Find the retrieval heads of a model, from a few gradients.
 
-    Measures how much worse answers become when heads see only a short window: first one head at a
-    time, then more and more of them. After an interruption the same command resumes.
+    Measures what it costs in answers when heads see only a short window, all at once, and how much
+    of that is due to each head. After an interruption the same command resumes.
     """
     validate_loading(model, dtype=dtype, threads=threads)
     validate_int("probes", probes, 1, 1000)
@@ -147,7 +147,7 @@ def _show(profile: HeadProfile) -> None:
         style="bold",
     )
     heads = Table(box=box.SIMPLE_HEAD, title="Most important KV heads", title_justify="left")
-    for name in ("layer", "head", "loss if this one alone has a window"):
+    for name in ("layer", "head", "share of the loss"):
         heads.add_column(name, justify="right")
     for layer, head in profile.order[:10]:
         heads.add_row(str(layer), str(head), f"{profile.importance[layer][head]:.3f}")

@@ -35,14 +35,16 @@ class HeadProfile:
         model: display name of the model.
         window: recent tokens that a streaming head saw in the probes.
         sinks: attention sinks that it saw besides.
-        importance: share of the full loss by layer and KV head: the loss of answers when this
-            head alone has a window, on a scale where 0 is a full cache and 1 is windows in all
-            heads. Slightly negative where a window helps.
-        order: every pair (layer, KV head) once, the most important first. This is not the order
-            of `importance`: heads stand in for each other, so the order comes from giving windows
-            to more and more heads.
-        loss_left: pairs (count, loss): the loss on the same scale when the first `count` pairs of
-            `order` keep all tokens and the other heads have windows. Counts increase.
+        importance: what a window in each KV head costs, by layer, as a share of what windows in
+            all heads cost. Negative where a window helps. Shares sum to about 1. Profiles made by
+            ablation, such as that of SmolLM2-135M, have the cost when this head alone has a
+            window.
+        order: every pair (layer, KV head) once, the most important first. In profiles made by
+            ablation this is not the order of `importance`: it comes from giving windows to more
+            and more heads.
+        loss_left: pairs (count, loss): the loss of answers when the first `count` pairs of `order`
+            keep all tokens and the other heads have windows, on a scale where 0 is a full cache
+            and 1 is windows in all heads. Counts increase.
 
     Raises:
         ConfigError: the values do not fit together.

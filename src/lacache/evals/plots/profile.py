@@ -55,7 +55,7 @@ def _draw_importance(figure: Figure, axes: Axes, profile: HeadProfile) -> None:
     axes.tick_params(labelsize=8)
     axes.set_xlabel("layer")
     axes.set_ylabel("KV head")
-    axes.set_title("Loss when this head alone has a window", weight="normal", size=11)
+    axes.set_title("Share of what windows in all heads cost", weight="normal", size=11)
     bar = figure.colorbar(image, ax=axes, pad=0.01)
     bar.ax.tick_params(labelsize=8)
     half = len(profile.order) // 10
