@@ -1,4 +1,4 @@
-"""How keys and values are stored: in the model's own type, or in fewer bits (docs/adr/0023)."""
+"""Storage formats of keys and values: the model's own type, or fewer bits (docs/adr/0023)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -62,7 +62,7 @@ class PlainCodec(Codec):
     dtype: torch.dtype
 
     def parts(self, size: int) -> tuple[tuple[torch.dtype, int], ...]:
-        """Return one tensor."""
+        """Return the one tensor: the numbers as they are."""
         return ((self.dtype, size),)
 
     def encode(self, states: Tensor) -> Stored:

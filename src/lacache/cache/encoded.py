@@ -61,12 +61,12 @@ class EncodedStates:
 
     @property
     def device(self) -> torch.device:
-        """Where the states are stored."""
+        """The device that the states are on."""
         return self.stored[0].device
 
     @property
     def num_slots(self) -> int:
-        """Slots N."""
+        """Number of slots N."""
         return self.stored[0].shape[-2]
 
     @property

@@ -1,4 +1,4 @@
-"""What all keys of a head have in common: the bias of the key projection (docs/adr/0023)."""
+"""Key centers: the bias of the key projection, which all keys of a head share (docs/adr/0023)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -76,9 +76,9 @@ def numbered(pool: SlotPool, member: int, head: int, tokens: range) -> Tensor:
 def test_regions_keep_their_tokens_wherever_they_are(data: Any, unrotated: bool) -> None:
     """Two sequences of any policy, with the newest slots of each group kept at a compaction."""
     bound = bind(data.draw(sized_policies(5, 2)), (2,) * 5)
-    [drawn] = {pool.num_rows: pool for pool in CacheLayout(INFO, bound).pools}.values()
+    [drawn] = {pool.num_slots: pool for pool in CacheLayout(INFO, bound).pools}.values()
     pool = SlotPool(
-        PoolLayout(drawn.members, drawn.num_rows, 1, 1, unrotated, drawn.regions_move),
+        PoolLayout(drawn.members, drawn.num_slots, 1, 1, unrotated, drawn.regions_move),
         2,
         [find_codecs(None, torch.float32)] * len(drawn.members),
         CPU,
@@ -133,7 +133,7 @@ def check(pool: SlotPool, sequences: list[SequenceState], held: list[list[list[i
             for buffer in buffers:
                 assert torch.equal(buffer.read(batch_slot, len(tokens))[0, ..., 0], expected)
             columns = pool.columns(member.layer)
-            first = pool.first_rows[batch_slot, columns][list(member.heads)]
+            first = pool.first_slots[batch_slot, columns][list(member.heads)]
             rows = first[:, None] + torch.arange(len(tokens))
             assert torch.equal(pool.keys.flat[0][rows][..., 0], expected)
 
@@ -155,7 +155,7 @@ def test_regions_fit_at_every_count_of_tokens(data: Any) -> None:
             num_slots = sequence.num_slots()
             for pool in pools:
                 used = sum(num_slots[m.group] * len(m.heads) for m in pool.members)
-                assert used <= pool.num_rows
+                assert used <= pool.num_slots
             sequence.commit(sequence.room())
 
 

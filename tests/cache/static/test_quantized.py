@@ -11,7 +11,7 @@ from torch import Tensor
 from lacache.cache.codecs import Codec, HadamardCodec, PlainCodec, find_codecs, hadamard
 from lacache.cache.static import static_cache
 from lacache.cache.static.layout import CacheLayout
-from lacache.cache.static.storage import Buffer, Rows, fixed_buffer
+from lacache.cache.static.storage import Buffer, LayerStates, fixed_buffer
 from lacache.common.validation import KV_DTYPES
 from lacache.engine.runner import Runner
 from lacache.errors import ConfigError
@@ -223,15 +223,15 @@ def test_outliers_cost_the_other_numbers_little(name: str) -> None:
 
 
 @names
-def test_a_row_for_each_head_equals_a_write_in_each_active_batch_slot(name: str) -> None:
+def test_a_slot_of_each_head_equals_a_write_in_each_active_batch_slot(name: str) -> None:
     fast, slow = make(name), make(name)
     for buffer in (fast, slow):
         for row in range(ROWS):
             buffer.write(row, 0, states_of(row, SLOTS, torch.float32))
     new = states_of(9, 1, torch.float32, rows=ROWS)
-    first_rows = SLOTS * torch.arange(ROWS * HEADS).view(ROWS, HEADS)
-    rows = first_rows + torch.tensor([[4], [6]])
-    Rows(fast.storage, fast.codec).write(rows, torch.tensor([False, True]), new)
+    first_slots = SLOTS * torch.arange(ROWS * HEADS).view(ROWS, HEADS)
+    rows = first_slots + torch.tensor([[4], [6]])
+    LayerStates(fast.storage, fast.codec).write(rows, torch.tensor([False, True]), new)
     slow.write(1, 6, new[1:2])
     assert torch.equal(fast.at(rows[..., None])[1:], slow.read(1, 7, 6))
     for one, other in zip(copies(fast), copies(slow), strict=True):

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lacache import Engine
 from lacache.cache.codecs import find_codecs
-from lacache.cache.static.storage import Rows, Storage
+from lacache.cache.static.storage import LayerStates, Storage
 from lacache.common.validation import KV_DTYPES
 from lacache.engine.cpu.build import load_kernels
-from lacache.engine.cpu.kernels import attend_rows, kernel_product
+from lacache.engine.cpu.kernels import attend_in_place, kernel_product
 from lacache.engine.int8 import Int8Linear, quantize_weights
 from lacache.policies import Ladder
 from tests.cache.tiny_models import random_ids, tiny_model
@@ -81,7 +81,7 @@ def slow_attend(query: Tensor, keys: Tensor, values: Tensor, first: Tensor, last
     scale=st.sampled_from((0.1, 1.0, 30.0)),
     seed=st.integers(0, 10**6),
 )
-def test_attention_over_any_rows(
+def test_attention_over_any_slots(
     rows: int,
     kv_heads: int,
     shared: int,
@@ -114,7 +114,7 @@ def test_attention_over_any_rows(
     centered=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_attention_over_rows_in_fewer_bits(
+def test_attention_over_slots_in_fewer_bits(
     name: str,
     rows: int,
     shared: int,
@@ -141,10 +141,10 @@ def test_attention_over_rows_in_fewer_bits(
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(15, (rows, 2), generator=generator) + torch.tensor([0, 30])
     last = torch.randint(15, (rows, 2), generator=generator)
-    found = attend_rows(
+    found = attend_in_place(
         query,
-        Rows(stored[0], key_codec),
-        Rows(stored[1], value_codec),
+        LayerStates(stored[0], key_codec),
+        LayerStates(stored[1], value_codec),
         first,
         last,
         {"scaling": 1.0},

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lacache.cache.layers import EvictingLayer
 from lacache.cache.static.kv_heads import KVHeads
-from lacache.cache.static.storage import Rows
+from lacache.cache.static.storage import LayerStates
 from lacache.common.packages import quiet_imports
 from lacache.errors import UnsupportedModelError, UnsupportedOperationError
 
@@ -32,11 +32,13 @@ Attend = Callable[..., Tensor]
 `visible` is bool [B or 1, 1, 1 or Q, N], or None where all keys are visible.
 """
 
-AttendRows = Callable[[Tensor, Rows, Rows, Tensor, Tensor, dict[str, Any]], Tensor | None]
-"""(query [B, Hq, 1, D], keys, values, first_rows, last_slots, options) -> [B, Hq, 1, D].
+AttendInPlace = Callable[
+    [Tensor, LayerStates, LayerStates, Tensor, Tensor, dict[str, Any]], Tensor | None
+]
+"""(query [B, Hq, 1, D], keys, values, first_slots, last_slots, options) -> [B, Hq, 1, D].
 
-Each KV head attends to its slots 0 to `last_slots` [B, Hkv], of which the first is the row
-`first_rows` [B, Hkv] in `Storage.flat`. None where it does not support that.
+Each KV head attends to its slots 0 to `last_slots` [B, Hkv], of which the first has the index
+`first_slots` [B, Hkv] in `Storage.flat`. None where it does not support that.
 """
 
 

@@ -35,11 +35,11 @@ class CompactionOps(ABC):
 
     @abstractmethod
     def move(self, stored: Tensor, moves: Tensor) -> None:
-        """Move runs of rows to other places, one after the other, in place.
+        """Move runs of slots to other places, one after the other, in place.
 
         Args:
             stored: [P, ...].
-            moves: the first row, the row that it becomes and the number of rows of each run,
+            moves: the first slot, the slot that it becomes and the number of slots of each run,
                 int64 [M, 3] on the CPU. A run may overlap its new place.
         """
 

@@ -12,31 +12,31 @@ from lacache.cache.sequence_state import SequenceState
 from lacache.cache.static.attention import (
     Attend,
     AttendingLayer,
-    AttendRows,
+    AttendInPlace,
     GroupedLayer,
     VisibleKV,
 )
 from lacache.cache.static.kv_heads import KVHeads
 from lacache.cache.static.pool import SlotPool
 from lacache.cache.static.rings import RingBuffer
-from lacache.cache.static.storage import Rows
+from lacache.cache.static.storage import LayerStates
 
 
 @final
 @dataclass(frozen=True)
 class PoolInputs:
-    """Where the new token of each KV head of a pool goes, set anew before each decode step."""
+    """Places of the new token in each KV head of a pool, set anew before each decode step."""
 
     pool: SlotPool
     slots: Tensor
     """The slot of the new token [B, T]."""
-    rows: Tensor
-    """Its row in `Storage.flat` [B, T]."""
+    indices: Tensor
+    """Its index in `Storage.flat` [B, T]."""
 
     def update(self, slots: Tensor) -> None:
         """Set the tensors, given the slot of the new token in each head group [B, G]."""
         self.slots.copy_(slots[:, self.pool.groups])
-        torch.add(self.pool.first_rows, self.slots, out=self.rows)
+        torch.add(self.pool.first_slots, self.slots, out=self.indices)
 
 
 @final
@@ -56,7 +56,7 @@ class DecodeInputs:
     visible: tuple[Tensor, ...]
     """For each head group, the slots that attention sees, bool [B, 1, 1, C]."""
     pools: tuple[PoolInputs, ...]
-    """For each pool, the slots and rows of the new token."""
+    """For each pool, the slots and indices of the new token."""
     ring_slots: dict[int, Tensor]
     """For each window size, the slot of the new token [B]."""
     ring_last: dict[int, Tensor]
@@ -87,7 +87,7 @@ class DecodeInputs:
             slots=longs(batch_size, len(capacities)),
             visible=tuple(bools(batch_size, 1, 1, capacity) for capacity in capacities),
             pools=tuple(
-                PoolInputs(pool, *(longs(*pool.first_rows.shape) for _ in range(2)))
+                PoolInputs(pool, *(longs(*pool.first_slots.shape) for _ in range(2)))
                 for pool in pools
             ),
             ring_slots={window: longs(batch_size) for window in sorted(windows)},
@@ -123,7 +123,7 @@ class DecodeInputs:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all tensors, whose addresses never change."""
-        pools = [t for one in self.pools for t in (one.slots, one.rows, one.pool.first_rows)]
+        pools = [t for one in self.pools for t in (one.slots, one.indices, one.pool.first_slots)]
         rings = (self.ring_slots, self.ring_last, self.ring_visible)
         return (
             self.positions,
@@ -147,40 +147,41 @@ class DecodeLayer(GroupedLayer):
         pool: SlotPool,
         index: int,
         codecs: tuple[Codec, Codec],
-        attend_rows: AttendRows | None,
+        attend_in_place: AttendInPlace | None,
     ) -> None:
         super().__init__(attend, by_group)
         self._inputs = inputs
         self._pool = pool
-        self._keys, self._values = map(Rows, (pool.keys, pool.values), codecs)
-        self._attend_rows = attend_rows
+        self._keys, self._values = map(LayerStates, (pool.keys, pool.values), codecs)
+        self._attend_rows = attend_in_place
         self._columns = pool.columns(index)
         [self._places] = (one for one in inputs.pools if one.pool is pool)
 
     def insert(self, keys: Tensor, values: Tensor) -> None:
         """Add a key and a value to each active batch slot."""
-        rows = self._places.rows[:, self._columns]
-        self._keys.write(rows, self._inputs.active, keys)
-        self._values.write(rows, self._inputs.active, values)
+        indices = self._places.indices[:, self._columns]
+        self._keys.write(indices, self._inputs.active, keys)
+        self._values.write(indices, self._inputs.active, values)
 
     def visible_kv(self, kv_heads: KVHeads) -> VisibleKV:
         """Return every slot of a head group; those in use are visible."""
         visible = self._inputs.visible[kv_heads.group]
         if not self._pool.layout.regions_move:
             return kv_heads.keys.all(), kv_heads.values.all(), visible
-        first_rows = self._pool.first_rows[:, self._columns][:, list(kv_heads.heads)]
-        # Rows beyond the region are hidden, and must be rows of the same sequence.
-        slots = torch.arange(visible.shape[-1], device=first_rows.device)
-        rows = torch.minimum(first_rows[..., None] + slots, self._pool.last_rows[:, None, None])
-        return kv_heads.keys.at(rows), kv_heads.values.at(rows), visible
+        first_slots = self._pool.first_slots[:, self._columns][:, list(kv_heads.heads)]
+        # Slots beyond the region are hidden, and must be slots of the same sequence.
+        slots = torch.arange(visible.shape[-1], device=first_slots.device)
+        last = self._pool.last_indices[:, None, None]
+        indices = torch.minimum(first_slots[..., None] + slots, last)
+        return kv_heads.keys.at(indices), kv_heads.values.at(indices), visible
 
     def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
         """Attend to the slots in use, of all head groups at once if that is supported."""
         if self._attend_rows is not None:
-            places = self._pool.first_rows, self._places.slots
-            first_rows, last_slots = (tensor[:, self._columns] for tensor in places)
+            places = self._pool.first_slots, self._places.slots
+            first_slots, last_slots = (tensor[:, self._columns] for tensor in places)
             states = self._keys, self._values
-            output = self._attend_rows(query, *states, first_rows, last_slots, options)
+            output = self._attend_rows(query, *states, first_slots, last_slots, options)
             if output is not None:
                 return output
         return super().attend(module, query, options)
@@ -195,12 +196,12 @@ class DecodeRingLayer(AttendingLayer):
         attend: Attend,
         ring: RingBuffer,
         inputs: DecodeInputs,
-        attend_rows: AttendRows | None,
+        attend_in_place: AttendInPlace | None,
     ) -> None:
         super().__init__(attend)
         self._ring = ring
         self._inputs = inputs
-        self._attend_rows = attend_rows
+        self._attend_rows = attend_in_place
 
     def insert(self, keys: Tensor, values: Tensor) -> None:
         """Add a key and a value to each active batch slot, over the oldest."""
@@ -211,9 +212,9 @@ class DecodeRingLayer(AttendingLayer):
         """Attend to the ring buffer."""
         ring = self._ring
         if self._attend_rows is not None:
-            last = self._inputs.ring_last[ring.window].expand_as(ring.first_rows)
-            states = ring.key_rows, ring.value_rows
-            output = self._attend_rows(query, *states, ring.first_rows, last, options)
+            last = self._inputs.ring_last[ring.window].expand_as(ring.first_slots)
+            states = ring.key_states, ring.value_states
+            output = self._attend_rows(query, *states, ring.first_slots, last, options)
             if output is not None:
                 return output
         visible = self._inputs.ring_visible[ring.window]

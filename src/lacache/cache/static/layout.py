@@ -39,7 +39,7 @@ class PoolLayout:
 
     Args:
         members: layer by layer.
-        num_rows: slots of one sequence, over all KV heads.
+        num_slots: slots of one sequence, over all KV heads.
         key_size: D of a key.
         value_size: D of a value.
         unrotated: whether every key is stored unrotated besides.
@@ -47,7 +47,7 @@ class PoolLayout:
     """
 
     members: tuple[Member, ...]
-    num_rows: int
+    num_slots: int
     key_size: int
     value_size: int
     unrotated: bool
@@ -131,10 +131,10 @@ class CacheLayout:
                 if s.final_capacity != s.capacity
             )
             slack = sum(shrinking) if len(members) > 1 else 0
-            num_rows = largest
+            num_slots = largest
             if self.shares_slots:
-                num_rows = min(largest, most_slots(schedules, num_heads) + slack)
-            pools.append(PoolLayout(tuple(mine), num_rows, *kind, num_rows < largest))
+                num_slots = min(largest, most_slots(schedules, num_heads) + slack)
+            pools.append(PoolLayout(tuple(mine), num_slots, *kind, num_slots < largest))
         return tuple(pools)
 
     @property
@@ -145,7 +145,7 @@ class CacheLayout:
         for pool in self.pools:
             key = of_keys.vector_bytes(pool.key_size)
             value = of_values.vector_bytes(pool.value_size)
-            in_pools += pool.num_rows * (key * (1 + pool.unrotated) + value)
+            in_pools += pool.num_slots * (key * (1 + pool.unrotated) + value)
         sinks = 0
         for group in self.bound.groups:
             for depth, heads in group.heads.items():

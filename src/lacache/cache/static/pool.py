@@ -16,14 +16,14 @@ from lacache.cache.static.storage import Buffer, Storage, moves_between
 class SlotPool:
     """Keys and values of KV heads whose keys, and whose values, have the same size.
 
-    Each KV head has a region of rows. A head group's regions have equally many slots, and move when
-    that number changes. The regions of each batch slot stand on their own.
+    Each KV head has a region of adjacent slots. A head group's regions have equally many slots, and
+    move when that number changes. The regions of each batch slot stand on their own.
 
     Args:
         layout: the KV heads, and the sizes.
         batch_size: batch slots, B.
         codecs: of the keys and values of each member.
-        device: where the rows are allocated.
+        device: where the slots are allocated.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class SlotPool:
         device: torch.device,
     ) -> None:
         def storage(codec: Codec, size: int) -> Storage:
-            return Storage(batch_size, layout.num_rows, codec.parts(size), device)
+            return Storage(batch_size, layout.num_slots, codec.parts(size), device)
 
         of_keys, of_values = codecs[0]
         self.layout = layout
@@ -53,10 +53,10 @@ class SlotPool:
         self._columns = {(layer, head): n for n, (layer, head, _) in enumerate(heads)}
         self.groups = torch.tensor([group for _, _, group in heads], device=device)
         """The head group of each KV head, layer by layer [T]."""
-        self.first_rows = torch.zeros(batch_size, len(heads), dtype=torch.long, device=device)
-        """In `Storage.flat`, the row of each KV head's first slot [B, T]."""
-        self.last_rows = layout.num_rows * (1 + torch.arange(batch_size, device=device)) - 1
-        """In `Storage.flat`, the last row of each batch slot [B]."""
+        self.first_slots = torch.zeros(batch_size, len(heads), dtype=torch.long, device=device)
+        """In `Storage.flat`, the index of each KV head's first slot [B, T]."""
+        self.last_indices = layout.num_slots * (1 + torch.arange(batch_size, device=device)) - 1
+        """In `Storage.flat`, the last index of each batch slot [B]."""
         self._num_slots: list[tuple[int, ...]] = [()] * batch_size
 
     @property
@@ -75,17 +75,17 @@ class SlotPool:
         if self._num_slots[batch_slot] == tuple(num_slots):
             return
         used = sum(num_slots[m.group] * len(m.heads) for m in self.layout.members)
-        assert used <= self.layout.num_rows
-        first = torch.empty(self.first_rows.shape[1], dtype=torch.long)
+        assert used <= self.layout.num_slots
+        first = torch.empty(self.first_slots.shape[1], dtype=torch.long)
         starts = self._starts(num_slots)
         for member, buffers, start in zip(self.layout.members, self.buffers, starts, strict=True):
             slots = num_slots[member.group]
             for buffer in buffers:
                 buffer.place(batch_slot, start, slots)
             for number, head in enumerate(member.heads):
-                row = batch_slot * self.layout.num_rows + start + number * slots
-                first[self._columns[member.layer, head]] = row
-        self.first_rows[batch_slot] = first.to(self.first_rows.device)
+                index = batch_slot * self.layout.num_slots + start + number * slots
+                first[self._columns[member.layer, head]] = index
+        self.first_slots[batch_slot] = first.to(self.first_slots.device)
         self._num_slots[batch_slot] = tuple(num_slots)
 
     def resize(
@@ -101,7 +101,7 @@ class SlotPool:
             batch_slot: the batch slot.
             num_slots: slots of each head group's KV heads from now on.
             num_cached: slots in use, for each head group.
-            ops: what moves the rows.
+            ops: what moves the slots.
         """
         if self._num_slots[batch_slot] == tuple(num_slots):
             return
@@ -114,12 +114,12 @@ class SlotPool:
         self.place(batch_slot, num_slots)
 
     def _starts(self, num_slots: Sequence[int]) -> list[int]:
-        """Return the first row of each member."""
-        rows = [len(member.heads) * num_slots[member.group] for member in self.layout.members]
-        return [0, *accumulate(rows)][:-1]
+        """Return the index of each member's first slot."""
+        sizes = [len(member.heads) * num_slots[member.group] for member in self.layout.members]
+        return [0, *accumulate(sizes)][:-1]
 
     def _by_head(self, num_slots: Sequence[int]) -> list[int]:
-        """Return the first row of each KV head, in the order of the regions."""
+        """Return the index of each KV head's first slot, in the order of the regions."""
         return [
             start + number * num_slots[member.group]
             for member, start in zip(self.layout.members, self._starts(num_slots), strict=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lacache.cache.codecs import PlainCodec
-from lacache.cache.static.storage import Rows, fixed_buffer
+from lacache.cache.static.storage import LayerStates, fixed_buffer
 from lacache.models.model_info import SlidingLayer
 
 
@@ -24,13 +24,13 @@ class RingBuffer:
         shape = (batch_size, layer.num_heads, layer.window)
         self.keys = fixed_buffer((*shape, layer.key_size), PlainCodec(dtype), device)
         self.values = fixed_buffer((*shape, layer.value_size), PlainCodec(dtype), device)
-        self.key_rows, self.value_rows = (
-            Rows(buffer.storage, buffer.codec) for buffer in (self.keys, self.values)
+        self.key_states, self.value_states = (
+            LayerStates(buffer.storage, buffer.codec) for buffer in (self.keys, self.values)
         )
-        self.first_rows = layer.window * torch.arange(
+        self.first_slots = layer.window * torch.arange(
             batch_size * layer.num_heads, device=device
         ).view(batch_size, layer.num_heads)
-        """In `Storage.flat`, the row of each KV head's first slot [B, H]."""
+        """In `Storage.flat`, the index of each KV head's first slot [B, H]."""
 
     def before(self, batch_slot: int, num_seen: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values [1, H, N, D] that the next token attends to, oldest first.
@@ -51,9 +51,9 @@ class RingBuffer:
 
     def insert_one(self, slots: Tensor, active: Tensor, keys: Tensor, values: Tensor) -> None:
         """Add a key and a value [B, H, 1, D] to each active batch slot, at slots [B]."""
-        rows = self.first_rows + slots[:, None]
-        self.key_rows.write(rows, active, keys)
-        self.value_rows.write(rows, active, values)
+        indices = self.first_slots + slots[:, None]
+        self.key_states.write(indices, active, keys)
+        self.value_states.write(indices, active, values)
 
     def fork(self, batch_slot: int, target: int) -> None:
         """Copy one batch slot to another."""

@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache
 
 from lacache.cache.codecs import Codec, find_codecs
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
-from lacache.cache.static.attention import Attend, AttendRows
+from lacache.cache.static.attention import Attend, AttendInPlace
 from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
 from lacache.cache.static.kv_heads import KVHeads, PlanTables, Rotations
 from lacache.cache.static.layers import (
@@ -45,8 +45,8 @@ class StaticKVCache:
         attend: the model's attention.
         device: where the buffers are allocated.
         ops: the operations of compactions; None is torch's operators.
-        attend_rows: attention of decode steps that reads slots where they are; None copies those
-            whose place changes.
+        attend_in_place: attention of decode steps that reads slots where they are; None copies
+            those whose place changes.
 
     Raises:
         ConfigError: the buffers do not fit in memory.
@@ -61,7 +61,7 @@ class StaticKVCache:
         attend: Attend,
         device: torch.device,
         ops: CompactionOps | None = None,
-        attend_rows: AttendRows | None = None,
+        attend_in_place: AttendInPlace | None = None,
     ) -> None:
         self.layout = layout
         self.device = device
@@ -112,9 +112,15 @@ class StaticKVCache:
         codecs = {index: self._codecs(index) for index in self.kv_heads}
         self._decode_cache = self._make_cache(
             lambda index, kv_heads: DecodeLayer(
-                attend, kv_heads, self._inputs, pool_of[index], index, codecs[index], attend_rows
+                attend,
+                kv_heads,
+                self._inputs,
+                pool_of[index],
+                index,
+                codecs[index],
+                attend_in_place,
             ),
-            lambda ring: DecodeRingLayer(attend, ring, self._inputs, attend_rows),
+            lambda ring: DecodeRingLayer(attend, ring, self._inputs, attend_in_place),
         )
         self._mark_static([codec for pair in codecs.values() for codec in pair])
 
@@ -248,8 +254,8 @@ class StaticKVCache:
             *self._inputs.tensors(),
             *(tensor for storage in self.storages() for tensor in storage.flat),
             *(tensor for codec in codecs for tensor in codec.constants()),
-            *(pool.last_rows for pool in self.pools),
-            *(ring.first_rows for ring in self.rings.values()),
+            *(pool.last_indices for pool in self.pools),
+            *(ring.first_slots for ring in self.rings.values()),
         ]
         for tensor in tensors:
             torch._dynamo.mark_static_address(tensor)

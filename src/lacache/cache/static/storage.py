@@ -1,4 +1,4 @@
-"""Storage of keys or values: rows of numbers, and how KV heads divide and read them."""
+"""Storage of keys or values: slots of a pool, and how KV heads divide and read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from torch import Tensor
 from lacache.cache.codecs import Codec, Stored
 
 Move = tuple[int, int, int]
-"""Rows that move together: from where, to where, and how many."""
+"""Slots that move together: from where, to where, and how many."""
 
 
 @final
 class Storage:
-    """Rows of keys or values, as many in each batch slot. Their memory never moves.
+    """Slots of keys or values, as many in each batch slot. Their memory never moves.
 
     Args:
         batch_size: batch slots, B.
-        num_rows: rows of each batch slot, P.
+        num_slots: slots of each batch slot, over all KV heads, P.
         parts: type and width W of each tensor; see `Codec.parts`.
-        device: where the rows are allocated.
+        device: where the slots are allocated.
     """
 
     def __init__(
         self,
         batch_size: int,
-        num_rows: int,
+        num_slots: int,
         parts: Sequence[tuple[torch.dtype, int]],
         device: torch.device,
     ) -> None:
@@ -35,7 +35,7 @@ class Storage:
         # Filled now, as the system may promise pages that it does not have. Compiled steps write in
         # place only to whole tensors that they are given, not to views of them.
         self.flat = tuple(
-            torch.empty(batch_size * num_rows, width, dtype=dtype, device=device).fill_(0)
+            torch.empty(batch_size * num_slots, width, dtype=dtype, device=device).fill_(0)
             for dtype, width in parts
         )
         """The stored tensors, each [B * P, W]."""
@@ -58,22 +58,23 @@ class Storage:
 
 @final
 @dataclass(frozen=True)
-class Rows:
+class LayerStates:
     """Keys or values of all KV heads of a layer, wherever they are in a storage."""
 
     storage: Storage
     codec: Codec
 
-    def write(self, rows: Tensor, active: Tensor, states: Tensor) -> None:
-        """Set one row for each KV head, in each active batch slot.
+    def write(self, indices: Tensor, active: Tensor, states: Tensor) -> None:
+        """Set one slot for each KV head, in each active batch slot.
 
         Args:
-            rows: in `Storage.flat`, [B, H].
+            indices: of the slots in `Storage.flat` [B, H].
             active: the batch slots to write to, bool [B]; the others do not change.
             states: [B, H, 1, D].
         """
         for stored, new in zip(self.storage.flat, self.codec.encode(states), strict=True):
-            stored[rows] = torch.where(active[:, None, None], new[:, :, 0], stored[rows])
+            old = stored[indices]
+            stored[indices] = torch.where(active[:, None, None], new[:, :, 0], old)
 
 
 @final
@@ -99,14 +100,14 @@ class Buffer:
             self.place(batch_slot, 0, 0)
 
     def place(self, batch_slot: int, start: int, num_slots: int) -> None:
-        """Let the region of a batch slot begin at row `start`, with `num_slots` slots a head.
+        """Let the region of a batch slot begin at index `start`, with `num_slots` slots a head.
 
-        What its slots hold is what the rows hold.
+        Its slots hold what is stored there.
         """
-        rows = slice(start, start + self.num_heads * num_slots)
+        region = slice(start, start + self.num_heads * num_slots)
         self._starts[batch_slot] = start
         self._regions[batch_slot] = tuple(
-            t[batch_slot, rows].view(self.num_heads, num_slots, t.shape[-1])
+            t[batch_slot, region].view(self.num_heads, num_slots, t.shape[-1])
             for t in self.storage.tensors
         )
 
@@ -119,19 +120,19 @@ class Buffer:
         return self._regions[batch_slot][0].shape[1]
 
     def all(self) -> Tensor:
-        """Return all slots of all batch slots [B, H, C, D]; their regions must be at equal rows."""
+        """Return all slots of all batch slots [B, H, C, D], whose regions must not have moved."""
         start, num_slots = self._starts[0], self.num_slots(0)
-        rows = slice(start, start + self.num_heads * num_slots)
+        region = slice(start, start + self.num_heads * num_slots)
         return self.codec.decode(
             tuple(
-                t[:, rows].view(len(t), self.num_heads, num_slots, t.shape[-1])
+                t[:, region].view(len(t), self.num_heads, num_slots, t.shape[-1])
                 for t in self.storage.tensors
             )
         )
 
-    def at(self, rows: Tensor) -> Tensor:
-        """Return a copy of rows [B, H, N] of `Storage.flat`, as attention reads them."""
-        return self.codec.decode(tuple(stored[rows] for stored in self.storage.flat))
+    def at(self, indices: Tensor) -> Tensor:
+        """Return a copy of slots by their `indices` [B, H, N] in `Storage.flat` [B, H, N, D]."""
+        return self.codec.decode(tuple(stored[indices] for stored in self.storage.flat))
 
     def read(self, batch_slot: int, stop: int, start: int = 0) -> Tensor:
         """Return slots `start` to `stop` of a batch slot [1, H, stop - start, D]."""
@@ -178,9 +179,9 @@ def moves_between(
     """Return the moves of regions that keep their order, such that none overwrites another.
 
     Args:
-        before: the row at which each region begins, increasing.
+        before: the index at which each region begins, increasing.
         after: likewise, where it shall begin.
-        lengths: the rows that each must keep; they fit before the next region in both places.
+        lengths: the slots that each must keep; they fit before the next region in both places.
 
     Returns:
         Moves to be made one after the other; each may overlap itself.

@@ -97,15 +97,15 @@ void attend_head(const Head<T>& head, const float* queries, float* found) {
 // Calls attend(first row, number of slots, first query head, number of query heads) for each KV head
 // of each sequence.
 template <class Attend>
-void for_each_head(const at::Tensor& query, int64_t num_rows, const at::Tensor& first_rows,
+void for_each_head(const at::Tensor& query, int64_t num_slots, const at::Tensor& first_slots,
                    const at::Tensor& last_slots, const Attend& attend) {
-  const int64_t kv_heads = first_rows.size(1), heads = query.size(0) * kv_heads;
+  const int64_t kv_heads = first_slots.size(1), heads = query.size(0) * kv_heads;
   const int64_t shared = query.size(1) / kv_heads;
-  const auto first = first_rows.accessor<int64_t, 2>(), last = last_slots.accessor<int64_t, 2>();
+  const auto first = first_slots.accessor<int64_t, 2>(), last = last_slots.accessor<int64_t, 2>();
   int64_t most = 0;
   for (int64_t n = 0; n < heads; ++n) {
     const int64_t row = first[n / kv_heads][n % kv_heads], number = last[n / kv_heads][n % kv_heads] + 1;
-    TORCH_CHECK(row >= 0 && number > 0 && row + number <= num_rows,
+    TORCH_CHECK(row >= 0 && number > 0 && row + number <= num_slots,
                 "lacache::attend: each head's slots are among the rows");
     most = std::max(most, number);
   }
@@ -117,15 +117,15 @@ void for_each_head(const at::Tensor& query, int64_t num_rows, const at::Tensor& 
 }
 
 template <class T>
-void attend_rows(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
-                 const at::Tensor& first_rows, const at::Tensor& last_slots, at::Tensor& found) {
+void attend_in_place(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
+                 const at::Tensor& first_slots, const at::Tensor& last_slots, at::Tensor& found) {
   using States = const typename T::Stored*;
   const int64_t key_size = keys.size(1), value_size = values.size(1);
   const States all_keys = static_cast<States>(keys.const_data_ptr());
   const States all_values = static_cast<States>(values.const_data_ptr());
   const float* queries = query.const_data_ptr<float>();
   float* all_found = found.mutable_data_ptr<float>();
-  for_each_head(query, keys.size(0), first_rows, last_slots,
+  for_each_head(query, keys.size(0), first_slots, last_slots,
                 [&](int64_t row, int64_t number, int64_t q, int64_t shared) {
     const Head<T> head{all_keys + row * key_size, all_values + row * value_size, number, key_size,
                        value_size};
@@ -146,21 +146,21 @@ void attend_rows(const at::Tensor& query, const at::Tensor& keys, const at::Tens
   });
 }
 
-void check_query(const at::Tensor& query, const at::Tensor& first_rows,
+void check_query(const at::Tensor& query, const at::Tensor& first_slots,
                  const at::Tensor& last_slots) {
-  TORCH_CHECK(query.dim() == 4 && first_rows.dim() == 2 && first_rows.size(1) > 0 &&
-                  query.size(0) == first_rows.size(0) && query.size(1) % first_rows.size(1) == 0 &&
-                  query.size(2) == 1 && last_slots.sizes() == first_rows.sizes() &&
-                  first_rows.scalar_type() == at::kLong && last_slots.scalar_type() == at::kLong &&
+  TORCH_CHECK(query.dim() == 4 && first_slots.dim() == 2 && first_slots.size(1) > 0 &&
+                  query.size(0) == first_slots.size(0) && query.size(1) % first_slots.size(1) == 0 &&
+                  query.size(2) == 1 && last_slots.sizes() == first_slots.sizes() &&
+                  first_slots.scalar_type() == at::kLong && last_slots.scalar_type() == at::kLong &&
                   query.scalar_type() == at::kFloat && query.is_contiguous(),
               "lacache::attend: one query a head in float32, with rows and slots in int64");
 }
 
 // query [B, Hq, 1, D] in float32 and scaled, keys and values [N, D]; each KV head has the rows from
-// first_rows [B, Hkv] on, up to its slot last_slots [B, Hkv]: [B, Hq, 1, D] in float32.
+// first_slots [B, Hkv] on, up to its slot last_slots [B, Hkv]: [B, Hq, 1, D] in float32.
 at::Tensor attend(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
-                  const at::Tensor& first_rows, const at::Tensor& last_slots) {
-  check_query(query, first_rows, last_slots);
+                  const at::Tensor& first_slots, const at::Tensor& last_slots) {
+  check_query(query, first_slots, last_slots);
   TORCH_CHECK(keys.dim() == 2 && values.dim() == 2 && query.size(3) == keys.size(1) &&
                   values.size(0) == keys.size(0) && keys.is_contiguous() &&
                   values.is_contiguous() && keys.scalar_type() == values.scalar_type(),
@@ -168,15 +168,15 @@ at::Tensor attend(const at::Tensor& query, const at::Tensor& keys, const at::Ten
   at::Tensor found =
       at::empty({query.size(0), query.size(1), 1, values.size(1)}, query.options());
   if (keys.scalar_type() == at::kFloat)
-    attend_rows<Float32>(query, keys, values, first_rows, last_slots, found);
+    attend_in_place<Float32>(query, keys, values, first_slots, last_slots, found);
   else if (keys.scalar_type() == at::kBFloat16)
-    attend_rows<BFloat16>(query, keys, values, first_rows, last_slots, found);
+    attend_in_place<BFloat16>(query, keys, values, first_slots, last_slots, found);
   else
     TORCH_CHECK(false, "lacache::attend: states are float32 or bfloat16");
   return found;
 }
 
-// Rows of integers in 8 bits, or two in a byte of which the low one belongs to the first half, times
+// LayerStates of integers in 8 bits, or two in a byte of which the low one belongs to the first half, times
 // scales in bfloat16 of as many equal groups.
 struct Coded {
   const void* integers;
@@ -219,9 +219,9 @@ struct Coded {
 // As `attend`, but keys and values are integers [N, W] times scales [N, G].
 at::Tensor attend_coded(const at::Tensor& query, const at::Tensor& keys,
                         const at::Tensor& key_scales, const at::Tensor& values,
-                        const at::Tensor& value_scales, const at::Tensor& first_rows,
+                        const at::Tensor& value_scales, const at::Tensor& first_slots,
                         const at::Tensor& last_slots) {
-  check_query(query, first_rows, last_slots);
+  check_query(query, first_slots, last_slots);
   const Coded all_keys(keys, key_scales), all_values(values, value_scales);
   const int64_t key_size = all_keys.size, value_size = all_values.size;
   TORCH_CHECK(query.size(3) == key_size && values.size(0) == keys.size(0),
@@ -229,7 +229,7 @@ at::Tensor attend_coded(const at::Tensor& query, const at::Tensor& keys,
   at::Tensor found = at::zeros({query.size(0), query.size(1), 1, value_size}, query.options());
   const float* queries = query.const_data_ptr<float>();
   float* all_found = found.mutable_data_ptr<float>();
-  for_each_head(query, keys.size(0), first_rows, last_slots,
+  for_each_head(query, keys.size(0), first_slots, last_slots,
                 [&](int64_t row, int64_t number, int64_t q, int64_t shared) {
     std::vector<float> wide(std::max(key_size, value_size)), shares(shared * number);
     for (int64_t slot = 0; slot < number; ++slot) {

@@ -132,12 +132,12 @@ def _call(command: list[str]) -> None:
 
 
 def _fake_product(weight: Tensor, vector: Tensor) -> Tensor:
-    """What torch.compile has to know: the shape of the result."""
+    """Return an empty result, whose shape torch.compile has to know."""
     return vector.new_empty(weight.shape[0])
 
 
 def _fake_attend(
-    query: Tensor, keys: Tensor, values: Tensor, first_rows: Tensor, last_slots: Tensor
+    query: Tensor, keys: Tensor, values: Tensor, first_slots: Tensor, last_slots: Tensor
 ) -> Tensor:
     return query.new_empty(*query.shape[:3], values.shape[-1])
 
@@ -148,7 +148,7 @@ def _fake_attend_coded(
     key_scales: Tensor,
     values: Tensor,
     value_scales: Tensor,
-    first_rows: Tensor,
+    first_slots: Tensor,
     last_slots: Tensor,
 ) -> Tensor:
     size = values.shape[-1] * (2 if values.dtype is torch.uint8 else 1)

@@ -9,10 +9,10 @@
 TORCH_LIBRARY(lacache, library) {
   library.def("product(Tensor weight, Tensor vector) -> Tensor");
   library.def(
-      "attend(Tensor query, Tensor keys, Tensor values, Tensor first_rows, Tensor last_slots) -> Tensor");
+      "attend(Tensor query, Tensor keys, Tensor values, Tensor first_slots, Tensor last_slots) -> Tensor");
   library.def(
       "attend_coded(Tensor query, Tensor keys, Tensor key_scales, Tensor values, "
-      "Tensor value_scales, Tensor first_rows, Tensor last_slots) -> Tensor");
+      "Tensor value_scales, Tensor first_slots, Tensor last_slots) -> Tensor");
   library.def("gather(Tensor(a!) stored, Tensor slots, int start) -> ()");
   library.def("move(Tensor(a!) stored, Tensor moves) -> ()");
   library.def("rotate(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lacache.cache.codecs import HadamardCodec
 from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
-from lacache.cache.static.storage import Rows
+from lacache.cache.static.storage import LayerStates
 
 TYPES = (torch.float32, torch.bfloat16)
 """Types of weights, keys and values that the kernels take."""
@@ -26,17 +26,17 @@ def kernel_product(weight: Tensor, vector: Tensor) -> Tensor:
     return product.to(vector.dtype)
 
 
-def attend_rows(
+def attend_in_place(
     query: Tensor,
-    keys: Rows,
-    values: Rows,
-    first_rows: Tensor,
+    keys: LayerStates,
+    values: LayerStates,
+    first_slots: Tensor,
     last_slots: Tensor,
     options: dict[str, Any],
 ) -> Tensor | None:
     """Compute attention of one token by the kernel, which reads only the slots in use.
 
-    See `AttendRows`; None for formats and options that the kernel does not support.
+    See `AttendInPlace`; None for formats and options that the kernel does not support.
     """
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         return None
@@ -48,11 +48,11 @@ def attend_rows(
         # Queries are transformed in place of keys. What all keys have in common adds the same to
         # all scores of a query, which softmax ignores.
         scaled = keys.codec.transform(scaled).contiguous()
-        mixed = torch.ops.lacache.attend_coded(scaled, *stored, first_rows, last_slots)
+        mixed = torch.ops.lacache.attend_coded(scaled, *stored, first_slots, last_slots)
         return values.codec.transform(mixed).to(query.dtype)
     if keys.codec.parts(1)[0][0] not in TYPES:
         return None
-    output: Tensor = torch.ops.lacache.attend(scaled.contiguous(), *stored, first_rows, last_slots)
+    output: Tensor = torch.ops.lacache.attend(scaled.contiguous(), *stored, first_slots, last_slots)
     return output.to(query.dtype)
 
 
@@ -68,7 +68,7 @@ class KernelCompactionOps(CompactionOps):
         torch.ops.lacache.gather(stored, slots, start)
 
     def move(self, stored: Tensor, moves: Tensor) -> None:
-        """Move runs of rows in place, without a copy."""
+        """Move runs of slots in place, without a copy."""
         torch.ops.lacache.move(stored, moves)
 
     def rotate(self, keys: Tensor, cosines: Tensor, sines: Tensor, partners: Tensor) -> Tensor:
