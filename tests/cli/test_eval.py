@@ -123,7 +123,7 @@ def test_every_policy_of_a_run_stores_the_same_bits(evaluate: Run, out: Path) ->
     policies = "full;streaming;keydiff;tova"
     whole = evaluate("--policy", policies)
     assert whole.exit_code == 0, whole.output
-    assert "32 bits for each number" in " ".join(whole.stdout.split())
+    assert "bits for each number" not in whole.stdout
     eight = evaluate("--policy", policies, "--kv-dtype", "int8")
     assert eight.exit_code == 0, eight.output
     assert "already" not in eight.stderr
