@@ -76,15 +76,13 @@ class SlotPool:
             return
         used = sum(num_slots[m.group] * len(m.heads) for m in self.layout.members)
         assert used <= self.layout.num_slots
-        first = torch.empty(self.first_slots.shape[1], dtype=torch.long)
         starts = self._starts(num_slots)
         for member, buffers, start in zip(self.layout.members, self.buffers, starts, strict=True):
-            slots = num_slots[member.group]
             for buffer in buffers:
-                buffer.place(batch_slot, start, slots)
-            for number, head in enumerate(member.heads):
-                index = batch_slot * self.layout.num_slots + start + number * slots
-                first[self._columns[member.layer, head]] = index
+                buffer.place(batch_slot, start, num_slots[member.group])
+        columns = [self._columns[m.layer, head] for m in self.layout.members for head in m.heads]
+        first = torch.empty(len(columns), dtype=torch.long)
+        first[columns] = batch_slot * self.layout.num_slots + torch.tensor(self._by_head(num_slots))
         self.first_slots[batch_slot] = first.to(self.first_slots.device)
         self._num_slots[batch_slot] = tuple(num_slots)
 
