@@ -6,14 +6,19 @@ and random tokens. Held-out measurements use other kinds.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, InputError
 
-KINDS = ("lines", "words", "numbers", "filler", "copies")
+KINDS = (
+    "lines", "words", "numbers", "filler", "copies",
+    "chains", "counts", "several", "forms", "turns",
+)  # fmt: skip
 LEAST_HAY = 100
 """Least number of tokens of running text, or of lines, in a probe."""
 
@@ -32,6 +37,7 @@ _CITIES = (
     "Paris London Berlin Madrid Rome Vienna Prague Warsaw Athens Lisbon Dublin Oslo Helsinki Cairo "
     "Delhi Tokyo Lima Boston Chicago Denver"
 )
+_SEPARATORS = "== => -> || // ## ++ ~~ :: <> @@ &&"
 
 
 @final
@@ -101,9 +107,10 @@ class _ProbeBuilder:
         if repeated is not None:
             once = self.encode(repeated)
             return (once * (num_tokens // len(once) + 1))[:num_tokens]
-        # A word is a token at least.
-        start = rng.randrange(max(1, len(self.words) - num_tokens))
-        ids = self.encode(" ".join(self.words[start : start + num_tokens]))
+        # A word is a token at least. After the end of the text comes its start.
+        start = rng.randrange(len(self.words))
+        words = [*self.words[start:], *self.words[:start]][:num_tokens]
+        ids = self.encode(" ".join(words))
         if len(ids) < num_tokens:
             raise InputError(
                 f"the document to hide probes in has {len(ids)} tokens and must have {num_tokens}; "
@@ -133,22 +140,21 @@ class _ProbeBuilder:
             ids += answer
         return Probe(kind, tuple(ids), tuple(answers))
 
-    def fact_probe(
+    def recall(
         self,
         kind: str,
         rng: random.Random,
-        facts: Sequence[tuple[str, str]],
-        statement: str,
-        question: str,
+        facts: Sequence[str],
+        asked: Sequence[tuple[str, str]],
         filler: str | None = None,
     ) -> Probe:
-        """Hide facts in running text or filler; ask for each once, in another order."""
-        stated = [self.encode(statement.format(key=key, value=value)) for key, value in facts]
-        asked = [(self.encode(question.format(key=k)), self.encode(f" {v}")) for k, v in facts]
-        taken = sum(map(len, stated)) + sum(len(q) + len(a) for q, a in asked)
+        """Hide facts in running text or filler; ask the questions, whose order is random."""
+        stated = [self.encode(fact) for fact in facts]
+        questions = [(self.encode(question), self.encode(answer)) for question, answer in asked]
+        taken = sum(map(len, stated)) + sum(len(q) + len(a) for q, a in questions)
         hay = self.hay(rng, self.length - taken, filler)
-        rng.shuffle(asked)
-        return self.probe(kind, _hide(rng, hay, stated, self.ends(hay)), asked)
+        rng.shuffle(questions)
+        return self.probe(kind, _hide(rng, hay, stated, self.ends(hay)), questions)
 
     def ends(self, ids: Sequence[int]) -> list[int]:
         """Return the places right after a sentence's end, or every place if there are none."""
@@ -200,27 +206,39 @@ def _lines(builder: _ProbeBuilder, rng: random.Random) -> Probe:
 
 def _words(builder: _ProbeBuilder, rng: random.Random) -> Probe:
     """State words in running text."""
-    facts = [
-        (name, " ".join(rng.sample(_WORDS.split(), 2))) for name in rng.sample(_NAMES.split(), 4)
-    ]
-    question = "\nWhat is the password of {key}? The password of {key} is"
-    return builder.fact_probe("words", rng, facts, " The password of {key} is {value}.", question)
+    names = rng.sample(_NAMES.split(), 4)
+    values = [" ".join(rng.sample(_WORDS.split(), 2)) for _ in names]
+    return builder.recall(
+        "words",
+        rng,
+        [f" The password of {n} is {v}." for n, v in zip(names, values, strict=True)],
+        [
+            (f"\nWhat is the password of {n}? The password of {n} is", f" {v}")
+            for n, v in zip(names, values, strict=True)
+        ],
+    )
 
 
 def _numbers(builder: _ProbeBuilder, rng: random.Random) -> Probe:
     """State numbers in running text."""
-    facts = [(city, _digits(rng, 6)) for city in rng.sample(_CITIES.split(), 4)]
-    question = "\nQuestion: what is the code for {key}? Answer: the code for {key} is"
-    statement = " Remember: the code for {key} is {value}."
-    return builder.fact_probe("numbers", rng, facts, statement, question)
+    codes = [(city, _digits(rng, 6)) for city in rng.sample(_CITIES.split(), 4)]
+    return builder.recall(
+        "numbers",
+        rng,
+        [f" Remember: the code for {city} is {code}." for city, code in codes],
+        [
+            (f"\nQuestion: what is the code for {city}? Answer: the code for {city} is", f" {code}")
+            for city, code in codes
+        ],
+    )
 
 
 def _filler(builder: _ProbeBuilder, rng: random.Random) -> Probe:
     """State a number amid repeated sentences."""
-    facts = [("locker", _digits(rng, 5))]
-    statement = " Keep this in mind: the {key} opens with {value}."
-    question = " Which number opens the {key}? The {key} opens with"
-    return builder.fact_probe("filler", rng, facts, statement, question, _FILLER)
+    number = _digits(rng, 5)
+    fact = f" Keep this in mind: the locker opens with {number}."
+    question = " Which number opens the locker? The locker opens with"
+    return builder.recall("filler", rng, [fact], [(question, f" {number}")], _FILLER)
 
 
 def _copies(builder: _ProbeBuilder, rng: random.Random) -> Probe:
@@ -234,10 +252,104 @@ def _copies(builder: _ProbeBuilder, rng: random.Random) -> Probe:
     return builder.probe("copies", context, [(run[:6], run[6:]) for run in runs])
 
 
+def _chains(builder: _ProbeBuilder, rng: random.Random) -> Probe:
+    """Pass two parcels from hand to hand; ask through whose hands each went."""
+    names = rng.sample(_NAMES.split(), 8)
+    facts, asked = [], []
+    for first, *others in (names[:4], names[4:]):
+        parcel = _digits(rng, 5)
+        facts.append(f" {first} fetched parcel {parcel}.")
+        facts += [f" {a} gave a parcel to {b}." for a, b in pairwise([first, *others])]
+        question = f"\nParcel {parcel} went through these hands: {first},"
+        asked.append((question, f" {', '.join(others)}."))
+    # One step of each parcel in turn.
+    return builder.recall("chains", rng, [facts[i] for i in (0, 4, 1, 5, 2, 6, 3, 7)], asked)
+
+
+def _counts(builder: _ProbeBuilder, rng: random.Random) -> Probe:
+    """List words, three of them often; ask for these after running text."""
+    words = rng.sample(_WORDS.split(), 24)
+    weights = [9, 6, 4] + [1] * 21
+    ids = builder.encode("These things were counted:")
+    end = [*builder.hay(rng, LEAST_HAY), *builder.encode("\nMost often came, in this order:")]
+    room = builder.length - len(end) - len(builder.encode(3 * " umbrella,"))
+    builder.validate_room(room)
+    listed: list[str] = []
+    while True:
+        (word,) = rng.choices(words, weights)
+        item = builder.encode(f" {word},")
+        if len(ids) + len(item) > room:
+            break
+        listed.append(word)
+        ids += item
+    answer = ", ".join(word for word, _ in Counter(listed).most_common(3))
+    return builder.probe("counts", ids, [(end, builder.encode(f" {answer}."))])
+
+
+def _several(builder: _ProbeBuilder, rng: random.Random) -> Probe:
+    """State three things of each of two people; ask for all of each."""
+    names, things = rng.sample(_NAMES.split(), 2), rng.sample(_WORDS.split(), 6)
+    facts = [f" {names[i % 2]} bought the {thing}." for i, thing in enumerate(things)]
+    asked = [
+        (f"\nEverything that {name} bought: the", f" {', the '.join(things[i::2])}.")
+        for i, name in enumerate(names)
+    ]
+    return builder.recall("several", rng, facts, asked)
+
+
+def _forms(builder: _ProbeBuilder, rng: random.Random) -> Probe:
+    """Show forms with separators of their own; fill them in again. Separators are the answers."""
+    context: list[int] = []
+    filled = []
+    marks = [builder.encode(f" {mark}") for mark in rng.sample(_SEPARATORS.split(), 12)]
+    for number, city in enumerate(rng.sample(_CITIES.split(), 3)):
+        title = builder.encode(f"\nForm {city}:")
+        separators = marks[number::3]
+        first, second = (
+            [builder.encode(f" {word}") for word in rng.sample(_WORDS.split(), 4)] for _ in range(2)
+        )
+        context += title
+        for word, separator in zip(first, separators, strict=True):
+            context += [*word, *separator]
+        parts = zip([title + second[0], *second[1:]], separators, strict=True)
+        filled.append(list(parts))
+    context += builder.encode("\n")
+    rng.shuffle(filled)
+    questions = [part for parts in filled for part in parts]
+    taken = len(context) + sum(len(words) + len(answer) for words, answer in questions)
+    hay = builder.hay(rng, builder.length - taken)
+    return builder.probe("forms", context + hay, questions)
+
+
+def _turns(builder: _ProbeBuilder, rng: random.Random) -> Probe:
+    """State facts, then ask for them one by one, with running text before each question."""
+    rooms = [(name, _digits(rng, 4)) for name in rng.sample(_NAMES.split(), 3)]
+    facts = builder.encode("".join(f" {name} lives in room {room}." for name, room in rooms))
+    rng.shuffle(rooms)
+    asked = [
+        (builder.encode(f"\nUser: Where does {name} live?\nAssistant: In room"), room)
+        for name, room in rooms
+    ]
+    answers = [builder.encode(f" {room}") for _, room in asked]
+    taken = len(facts) + sum(len(q) for q, _ in asked) + sum(map(len, answers))
+    hay = builder.hay(rng, builder.length - taken)
+    third = len(hay) // 3
+    questions = [
+        (hay[i * third : (i + 1) * third] + question, answer)
+        for i, ((question, _), answer) in enumerate(zip(asked, answers, strict=True))
+    ]
+    return builder.probe("turns", facts, questions)
+
+
 _MAKERS: dict[str, Callable[[_ProbeBuilder, random.Random], Probe]] = {
     "lines": _lines,
     "words": _words,
     "numbers": _numbers,
     "filler": _filler,
     "copies": _copies,
+    "chains": _chains,
+    "counts": _counts,
+    "several": _several,
+    "forms": _forms,
+    "turns": _turns,
 }
