@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from lacache.calibration.packed import differentiable, restore_forward
 from lacache.common.packages import quiet_imports
 from lacache.common.validation import validate_int
 from lacache.errors import ModelError, UnsupportedModelError, UnsupportedOperationError
@@ -123,6 +124,7 @@ class Emulation:
         with (
             torch.enable_grad(),
             _frozen(self._model),
+            differentiable(self._model),
             # Attention is computed once more in the backward, so it stays mixed until then.
             self._mixed(len(token_ids), mixing),
             _checkpointed(self._layers),
@@ -301,18 +303,11 @@ def _checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
         for layer in layers:
             # Set on this one module, and only while the block lasts.
             before = vars(layer).get("forward")
-            stack.callback(_restore_forward, layer, before)
+            stack.callback(restore_forward, layer, before)
             layer.forward = partial(
                 checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
             )
         yield
-
-
-def _restore_forward(layer: nn.Module, forward: Any) -> None:
-    if forward is not None:
-        layer.forward = forward
-    elif "forward" in vars(layer):
-        del layer.forward
 
 
 def _restore_modes(modes: dict[nn.Module, bool]) -> None:

@@ -52,6 +52,7 @@ class Int8Linear(nn.Module):
         self, weight: Tensor, scale: Tensor, bias: Tensor | None, *, kernels: bool = False
     ) -> None:
         super().__init__()
+        self.in_features = weight.shape[1]
         self._kernels = kernels
         self._linear = linear_for(scale.dtype)
         self.register_buffer("weight", weight)
