@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, FalconConfig, Gemma2Config
+from transformers import AutoModelForCausalLM, FalconConfig, Gemma2Config, Qwen3NextConfig
 
 from lacache.calibration.attribution import attributions
 from lacache.calibration.emulation import Emulation, visible_tokens
@@ -110,6 +110,33 @@ def test_gradients_are_finite_differences(family: str) -> None:
         change[layer, head] = step
         difference = (loss(mixing + change) - loss(mixing - change)) / (2 * step)
         assert float(gradient[layer, head]) == pytest.approx(difference, abs=5e-4, rel=2e-2)
+
+
+def test_gradients_pass_through_linear_attention() -> None:
+    torch.manual_seed(0)
+    experts = 4
+    config = Qwen3NextConfig(
+        **SHAPE | {"num_hidden_layers": 4},
+        head_dim=8,
+        layer_types=2 * ["linear_attention", "full_attention"],
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        # All experts, since the loss jumps where a token goes to another one.
+        num_experts=experts,
+        num_experts_per_tok=experts,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    )
+    emulation = emulate(AutoModelForCausalLM.from_config(config).eval())
+    mixing = torch.tensor([[0.3, 0.8], [0.6, 0.1]]).double()
+    gradient, loss = gradient_of(emulation)(mixing), loss_of(emulation)
+    for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        change = torch.zeros_like(mixing)
+        change[place] = step = 5e-3
+        difference = (loss(mixing + change) - loss(mixing - change)) / (2 * step)
+        assert float(gradient[place]) == pytest.approx(difference, abs=5e-4, rel=2e-2)
 
 
 # Not gpt-oss: where a token goes to another expert, the loss jumps.
