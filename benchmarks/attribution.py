@@ -32,7 +32,6 @@ from lacache.evals.tasks.ruler.tracing import CommonWords, VariableTracking
 from lacache.evals.tasks.task import Sample
 from lacache.models import load_model
 from lacache.models.fingerprint import fingerprint
-from lacache.policies.head_profile import read_profile
 
 RESULTS = Path(__file__).parent / "results"
 LEAST_GAP = 0.1
@@ -108,6 +107,13 @@ def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return vectors * cos + torch.cat([-second, first], -1) * sin
 
 
+def read_order(path: Path) -> list[Pair]:
+    """Return the order of a profile, or the attribution's in a record of this benchmark."""
+    record = json.loads(path.read_text())
+    order = record["order"] if "order" in record else record["orders"]["attribution"]
+    return [(layer, head) for layer, head in order]
+
+
 class Measurer:
     """Measure scores and losses once each, also over several runs."""
 
@@ -165,7 +171,9 @@ def main() -> None:
     options.add_argument("--samples", type=int, default=1, help="of each held-out task")
     options.add_argument("--held-out-length", type=int, default=700)
     options.add_argument("--kinds", action="append", default=[], help="an order of NAME=KIND,KIND")
-    options.add_argument("--profile", action="append", default=[], help="an order of NAME=FILE")
+    options.add_argument(
+        "--order", action="append", default=[], help="NAME=FILE of a profile or a record"
+    )
     options.add_argument("--no-forwards-only", action="store_true")
     options.add_argument("--journal", type=Path, required=True, help="file to resume from")
     options.add_argument("--out", type=Path, help="the record")
@@ -176,11 +184,18 @@ def main() -> None:
     journal = Journal(given.journal, {"fingerprint": fingerprint(model), "dtype": given.dtype})
     measurer = Measurer(model, given.window, given.sinks, journal)
     num_heads = measurer.emulation.num_heads
-    haystack = (
-        sample_haystack(model, tokenizer, num_tokens=given.length, seed=0)
-        if given.text is None
-        else load_document(given.text).content
-    )
+    if given.text is None:
+        # The journal holds numbers only.
+        points = journal.get(
+            f"haystack {given.length}",
+            lambda: [
+                ord(char)
+                for char in sample_haystack(model, tokenizer, num_tokens=given.length, seed=0)
+            ],
+        )
+        haystack = "".join(chr(int(point)) for point in points)
+    else:
+        haystack = load_document(given.text).content
     probes = make_probes(tokenizer, haystack, length=given.length, per_kind=given.per_kind, seed=0)
     named = {
         f"{p.kind} {i // len(KINDS)} {given.text} {given.length}": p for i, p in enumerate(probes)
@@ -198,9 +213,9 @@ def main() -> None:
     for kinds in given.kinds:
         name, _, chosen = kinds.partition("=")
         orders[name] = of_kinds(chosen.split(","))
-    for profile in given.profile:
-        name, _, path = profile.partition("=")
-        orders[name] = list(read_profile(Path(path)).order)
+    for other in given.order:
+        name, _, path = other.partition("=")
+        orders[name] = read_order(Path(path))
     if not given.no_forwards_only:
         mass = [
             measurer.score(
@@ -254,7 +269,7 @@ def main() -> None:
         "counts": counts,
         "nats_full_and_windows": gaps,
         "loss_left": left,
-        "orders": {name: order[:20] for name, order in orders.items()},
+        "orders": {name: order[: counts[-1]] for name, order in orders.items()},
         "environment": environment(),
     }
     if given.out is not None:
