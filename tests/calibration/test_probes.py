@@ -94,30 +94,6 @@ def test_several_values_of_a_key_come_in_the_order_of_the_text(
         assert len(text) - text.rindex("bought the") > 64 + 4
 
 
-def test_forms_are_filled_in_with_their_own_separators(tokenizer: Any, probes: list[Probe]) -> None:
-    for probe in (probe for probe in probes if probe.kind == "forms"):
-        lines = re.findall(r"\nForm (\w+):(.*)", tokenizer.decode(probe.token_ids))
-        separators = {}
-        for city, line in lines[:3]:
-            found = re.findall(r" [a-z]+ (\W+)(?= |$)", line)
-            separators[city] = found[:4]
-            assert len(set(found[:4])) == 4
-        answers = [tokenizer.decode(probe.token_ids[a:b]) for a, b in probe.answers]
-        assert answers == [f" {mark}" for city, _ in lines[3:] for mark in separators[city]]
-
-
-def test_turns_are_far_apart(tokenizer: Any, probes: list[Probe]) -> None:
-    for probe in (probe for probe in probes if probe.kind == "turns"):
-        before = 0
-        for start, stop in probe.answers:
-            assert start - before > 64 + 4
-            before = stop
-        for text, question, answer in of_kind(tokenizer, [probe], "turns"):
-            assert question == "Assistant: In room"
-            (name,) = re.findall(r"Where does (\w+) live\?$", text)
-            assert f" {name} lives in room{answer}." in text
-
-
 def test_positions_predict_the_targets(probes: list[Probe]) -> None:
     for probe in probes:
         asked = [i for start, stop in probe.answers for i in range(start, stop)]

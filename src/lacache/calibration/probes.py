@@ -2,7 +2,8 @@
 
 There are several kinds because heads differ by what they look up: values by keys, words and numbers
 stated in running text, a number amid repeated sentences (which a model is tempted to continue),
-and random tokens. Held-out measurements use other kinds.
+random tokens, chains of several steps, the most common words, and several values of a key.
+Held-out measurements use the tasks of `lacache eval`, whose words are others.
 """
 
 import random
@@ -15,10 +16,7 @@ from typing import Any, final
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, InputError
 
-KINDS = (
-    "lines", "words", "numbers", "filler", "copies",
-    "chains", "counts", "several", "forms", "turns",
-)  # fmt: skip
+KINDS = ("lines", "words", "numbers", "filler", "copies", "chains", "counts", "several")
 LEAST_HAY = 100
 """Least number of tokens of running text, or of lines, in a probe."""
 
@@ -37,7 +35,6 @@ _CITIES = (
     "Paris London Berlin Madrid Rome Vienna Prague Warsaw Athens Lisbon Dublin Oslo Helsinki Cairo "
     "Delhi Tokyo Lima Boston Chicago Denver"
 )
-_SEPARATORS = "== => -> || // ## ++ ~~ :: <> @@ &&"
 
 
 @final
@@ -297,50 +294,6 @@ def _several(builder: _ProbeBuilder, rng: random.Random) -> Probe:
     return builder.recall("several", rng, facts, asked)
 
 
-def _forms(builder: _ProbeBuilder, rng: random.Random) -> Probe:
-    """Show forms with separators of their own; fill them in again. Separators are the answers."""
-    context: list[int] = []
-    filled = []
-    marks = [builder.encode(f" {mark}") for mark in rng.sample(_SEPARATORS.split(), 12)]
-    for number, city in enumerate(rng.sample(_CITIES.split(), 3)):
-        title = builder.encode(f"\nForm {city}:")
-        separators = marks[number::3]
-        first, second = (
-            [builder.encode(f" {word}") for word in rng.sample(_WORDS.split(), 4)] for _ in range(2)
-        )
-        context += title
-        for word, separator in zip(first, separators, strict=True):
-            context += [*word, *separator]
-        parts = zip([title + second[0], *second[1:]], separators, strict=True)
-        filled.append(list(parts))
-    context += builder.encode("\n")
-    rng.shuffle(filled)
-    questions = [part for parts in filled for part in parts]
-    taken = len(context) + sum(len(words) + len(answer) for words, answer in questions)
-    hay = builder.hay(rng, builder.length - taken)
-    return builder.probe("forms", context + hay, questions)
-
-
-def _turns(builder: _ProbeBuilder, rng: random.Random) -> Probe:
-    """State facts, then ask for them one by one, with running text before each question."""
-    rooms = [(name, _digits(rng, 4)) for name in rng.sample(_NAMES.split(), 3)]
-    facts = builder.encode("".join(f" {name} lives in room {room}." for name, room in rooms))
-    rng.shuffle(rooms)
-    asked = [
-        (builder.encode(f"\nUser: Where does {name} live?\nAssistant: In room"), room)
-        for name, room in rooms
-    ]
-    answers = [builder.encode(f" {room}") for _, room in asked]
-    taken = len(facts) + sum(len(q) for q, _ in asked) + sum(map(len, answers))
-    hay = builder.hay(rng, builder.length - taken)
-    third = len(hay) // 3
-    questions = [
-        (hay[i * third : (i + 1) * third] + question, answer)
-        for i, ((question, _), answer) in enumerate(zip(asked, answers, strict=True))
-    ]
-    return builder.probe("turns", facts, questions)
-
-
 _MAKERS: dict[str, Callable[[_ProbeBuilder, random.Random], Probe]] = {
     "lines": _lines,
     "words": _words,
@@ -350,6 +303,4 @@ _MAKERS: dict[str, Callable[[_ProbeBuilder, random.Random], Probe]] = {
     "chains": _chains,
     "counts": _counts,
     "several": _several,
-    "forms": _forms,
-    "turns": _turns,
 }
