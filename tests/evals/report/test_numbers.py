@@ -197,17 +197,17 @@ def test_repeats_are_shown_once_and_different_figures_noted() -> None:
 
 
 def test_a_policy_with_other_inputs_is_another_policy() -> None:
-    preset: Record = {"name": "global"}
+    preset: Record = {"name": "recall"}
     found = numbers(
         eval_record(preset, scores=OURS, policy_inputs_sha256="1" * 64),
         eval_record(preset, scores=THEIRS, policy_inputs_sha256="2" * 64),
         eval_record("streaming", scores=THEIRS, policy_inputs_sha256=""),
     )
-    labels = {"global inputs=11111111", "global inputs=22222222", "StreamingLLM"}
+    labels = {"recall inputs=11111111", "recall inputs=22222222", "StreamingLLM"}
     assert set(rows(found)) == labels
     assert not found.notes
     one = numbers(eval_record(preset, scores=OURS, policy_inputs_sha256="1" * 64))
-    assert set(rows(one)) == {"global"}
+    assert set(rows(one)) == {"recall"}
 
 
 def test_versions_of_the_harness_are_never_pooled() -> None:
