@@ -178,7 +178,10 @@ def _show_sums(console: Console, plan: EvalPlan) -> None:
         )
     console.print(message, markup=False, soft_wrap=True)
     if prefill_tokens(plan.specs) < sum(spec.tokens for spec in plan.specs):
-        console.print("One dense pass over a sample serves all its policies and budgets.")
+        console.print(
+            "One dense pass over a sample serves all its policies and budgets; more than 2 GiB of "
+            "passes for a task are computed anew."
+        )
     for what, error in plan.missing.items():
         message = f"missing for {what}: {' '.join(error.split())}"
         console.print(Text(message, style="red"), soft_wrap=True)
