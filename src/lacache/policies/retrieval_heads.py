@@ -111,7 +111,7 @@ class RetrievalHeads(Policy):
 
     names: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "balanced": {},
-        "recall": {"window": 0.25, "without_profile": "depth"},
+        "recall": {"window": 0.35, "without_profile": "depth"},
         "retrieval": {},
     }
 
