@@ -55,10 +55,10 @@ class Clock:
 
 def policies(model: Any) -> dict[str, BoundPolicy]:
     """Return the measured policies of a model, by label."""
-    found = {f"one ladder, evict_batch {BUDGET // 10}": bind(model, "local", BUDGET)}
+    found = {f"one ladder, evict_batch {BUDGET // 10}": bind(model, "ladder", BUDGET)}
     if model_profile(model) is not None:
         # Without a profile both are the ladder above.
-        for name in ("balanced", "local"):
+        for name in ("balanced", "recall"):
             found[name] = bind(model, name, BUDGET, with_profile=True)
     is_default = len(model_info(model).num_heads) == 30
     paper = "paper: S 15, O 0, evict_batch 1" if is_default else "paper"

@@ -71,7 +71,7 @@ def main() -> None:
     begun = time.perf_counter()
     loaded = load_model(dtype="bfloat16")
     model = loaded.model
-    bound = bind(model, "local", BUDGET)
+    bound = bind(model, "ladder", BUDGET)
     ours = {
         "engine": EngineStepper(model, bound, 0, given.backend),
         "engine, not compiled": EngineStepper(model, bound, 0, None),

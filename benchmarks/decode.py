@@ -58,7 +58,7 @@ def ways(model: Any, backend: str, *, is_whole: bool) -> Making:
         is_whole: with all that runs uncompiled, with the default policy, and with int8 states,
             whose step takes minutes to compile.
     """
-    ladder = bind(model, "local", SLOTS)
+    ladder = bind(model, "ladder", SLOTS)
     plain = bind(model, "streaming", SLOTS)
     full = SLOTS + 100
 

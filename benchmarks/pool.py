@@ -25,7 +25,7 @@ from lacache.models import load_model
 from lacache.policies import BoundPolicy
 
 BUDGET = 512
-POLICIES = ("balanced", "global")
+POLICIES = ("balanced", "recall")
 TURNS = 16
 PROMPT = 2048
 TARGET = 0.97

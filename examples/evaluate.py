@@ -9,7 +9,7 @@ from lacache.models import load_model
 
 suite = Suite(
     tasks=("needle",),
-    policies=("streaming", "ladder:span=15:overlap=0", "global"),
+    policies=("streaming", "ladder:span=15:overlap=0", "recall"),
     budgets=("0.4",),
     lengths=(512,),
     samples=2,

@@ -17,7 +17,7 @@ def tokens(text: str) -> torch.Tensor:
     return tokenizer(text, return_tensors="pt").input_ids
 
 
-cache = LaCache(model, budget=0.4, policy="global")
+cache = LaCache(model, budget=0.4, policy="recall")
 with torch.inference_mode():
     cache.prefill(model, tokens(book))
 print(cache.report())

@@ -23,13 +23,13 @@ def num_groups(cache: LaCache) -> int:
 
 
 def test_the_users_profile_chooses_the_retrieval_heads(model: Any) -> None:
-    assert num_groups(LaCache(model, 64, "global")) > 1
-    assert num_groups(LaCache(model, 64, "local")) == 1
+    assert num_groups(LaCache(model, 64, "recall")) > 1
+    assert num_groups(LaCache(model, 64, "balanced")) == 1
     mark = fingerprint(model)
     pairs = tuple((layer, head) for layer in (3, 0, 1, 2, 4) for head in (1, 0))
     save_profile(HeadProfile(mark, "tiny", 16, 4, ((0.0, 0.0),) * 5, pairs, ()), profile_path(mark))
     assert num_groups(LaCache(model, 64)) > 1
-    cache = LaCache(model, 64, "global")
+    cache = LaCache(model, 64, "recall")
     assert cache.policy.groups[0].heads == {3: (1,)}
     cache.prefill(model, random_ids(500))
     per_token = 5 * 2 * 2 * 8 * 4
@@ -54,7 +54,7 @@ def test_text_and_objects_are_the_same_policy(model: Any) -> None:
 
 
 def test_a_share_grows_with_the_prompt(model: Any) -> None:
-    cache = LaCache(model, 0.5, "global")
+    cache = LaCache(model, 0.5, "recall")
     cache.prefill(model, random_ids(300))
     assert cache.policy.capacity == 150
     assert num_groups(cache) > 1

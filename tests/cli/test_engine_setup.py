@@ -75,7 +75,7 @@ def test_invalid_options_are_refused_without_a_model(
 
 
 def test_the_cache_is_that_of_the_library(model: Any, tmp_path: Path) -> None:
-    for policy in ("balanced", "global", "ladder:span=2"):
+    for policy in ("balanced", "recall", "ladder:span=2"):
         made = CacheOptions.parse("64", policy).new_cache(model)
         assert made.policy == LaCache(model, 64, policy).policy
     path = tmp_path / "policy.txt"

@@ -270,7 +270,7 @@ def test_ctrl_c_stops_an_endless_text_cleanly(tiny: Path) -> None:
         ("--policy ladder:span=5", "span=5 must be below the number of layers 5"),
         ("--policy ladder:window_layers=0-9", "must be below the number of layers 5"),
         ("--policy ladder:window_layers=0/9", "window_layers=0/9 of policy 'ladder' cannot be"),
-        ("--policy best", "policy='best' must be one of balanced, local"),
+        ("--policy best", "policy='best' must be one of balanced, recall"),
         ("--policy full --budget 9", "budget=9 cannot be given with policy 'full'"),
         ("--policy streaming:span=2", "policy 'streaming' has no setting 'span'"),
         ("--policy @none.txt", "none.txt: No such file"),

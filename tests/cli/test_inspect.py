@@ -177,7 +177,7 @@ def test_a_plot_is_written(run: Run, tmp_path: Path) -> None:
         ("", "no budget was given; try budget=512"),
         ("--policy full -b 9", "budget=9 cannot be given with policy 'full'"),
         ("--policy streaming:span=3 -b 9", "policy 'streaming' has no setting 'span'"),
-        ("--policy best -b 9", "policy='best' must be one of balanced, local"),
+        ("--policy best -b 9", "policy='best' must be one of balanced, recall"),
         ("-b 64 --policy ladder:geometry=round", "geometry='round' must be one of interleaved"),
         ("-b 64 --policy ladder:unit=0", "unit=0 must be at least 1"),
         ("-b 64 --policy ladder:evict_batch=-1", "evict_batch=-1 must be at least 1"),

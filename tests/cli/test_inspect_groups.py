@@ -14,7 +14,7 @@ from tests.policies.group_strategies import groups
 from tests.policies.sized import Sized, bind
 
 HERE = ("--layers", 30, "--heads", 3, "--seen", 3000)
-NAMED = ("balanced", "local", "global", "paper")
+NAMED = ("balanced", "recall", "paper")
 POLICY = "retrieval:heads=1+2.0+4.1:window=0.5:evict_batch=4"
 SMALL = ("--layers", 6, "--heads", 2, "--seen", 500, "--budget", 64, "--policy", POLICY)
 
@@ -75,7 +75,7 @@ def test_the_profile_that_is_missing_is_named(run: Run) -> None:
 
 
 def test_a_window_that_shrinks_shows_both_capacities(run: Run) -> None:
-    done = run("inspect", "--policy", "global", *HERE, "-b", 256)
+    done = run("inspect", "--policy", "recall", *HERE, "-b", 256)
     assert "256, later 64" in done.stdout
 
 
@@ -83,9 +83,9 @@ def test_a_window_that_shrinks_shows_both_capacities(run: Run) -> None:
     ("options", "message"),
     [
         (("--policy", "globl", "-b", 9), "policy='globl' must be one of balanced, local"),
-        (("--policy", "global"), "no budget was given; try budget=512"),
-        (("--policy", "global", "-b", 3), "budget=3 must be at least 24 tokens"),
-        (("--policy", "balanced:heads=3", "-b", 99), "heads cannot be given with share=0.07"),
+        (("--policy", "recall"), "no budget was given; try budget=512"),
+        (("--policy", "recall", "-b", 3), "budget=3 must be at least 24 tokens"),
+        (("--policy", "balanced:heads=3:share=0.1", "-b", 99), "heads cannot be given with share=0.1"),
     ],
 )
 def test_what_does_not_go_together(run: Run, options: tuple[object, ...], message: str) -> None:

@@ -79,7 +79,7 @@ def test_options_after_dashes_override_defaults(run: Run, tiny: Path, became: li
         (("vllm", "--", "--host=0.0.0.0"), "--host cannot be given after --"),
         (("vllm", "--budget", 0), "budget=0 must be at least 1"),
         (("vllm", "--budget", 0.5), "budget=0.5 must be a number of tokens"),
-        (("vllm", "--policy", "local"), "policy=local is not supported"),
+        (("vllm", "--policy", "recall"), "policy=recall is not supported"),
         (("vllm", "--model", "no/such/model"), "does not exist"),
         (("vllm", "--", "--model", "other"), "--model cannot be given after --"),
         (("vllm", "--", "--additional-config={}"), "--additional-config cannot be given after --"),

@@ -333,7 +333,7 @@ def test_memory_is_known_and_never_grows() -> None:
 
 
 @pytest.mark.parametrize("budget", ["20KB", "64KiB", "0.1MB", "1MiB"])
-@pytest.mark.parametrize("policy", ["balanced", "local", "paper"])
+@pytest.mark.parametrize("policy", ["balanced", "recall", "paper"])
 def test_a_budget_in_bytes_is_that_of_a_sequence(model: Any, budget: str, policy: str) -> None:
     limit = {"20KB": 20_000, "64KiB": 65_536, "0.1MB": 100_000, "1MiB": 1_048_576}[budget]
     engine = Engine(model, budget, policy, max_sequences=2)

@@ -398,7 +398,7 @@ def test_runs_of_the_same_samples_follow_each_other() -> None:
 def test_the_suites_can_be_run(suite: Suite) -> None:
     assert {run.task.name for run in suite.runs()} >= {"passkey", "needle", "ppl"}
     assert {str(run.policy) for run in suite.runs()} == {
-        *("full", "streaming", "balanced", "global")
+        *("full", "streaming", "balanced", "recall")
     }
 
 

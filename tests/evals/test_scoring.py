@@ -132,7 +132,7 @@ def test_the_hash_differs_between_tokens() -> None:
         (Full(), "full"),
         (Streaming(), "streaming"),
         (Ladder(span=2), "ladder"),
-        (parse_policy("global"), "global"),
+        (parse_policy("recall"), "recall"),
         (parse_policy("groups:0-1@32@streaming/2-4@64@ladder"), "groups"),
     ],
 )

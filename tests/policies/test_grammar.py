@@ -98,7 +98,7 @@ def test_settings_are_read_by_their_type() -> None:
     ("text", "message"),
     [
         (3, "policy=3 must be a policy or its text; try policy='balanced'"),
-        ("lader", "policy='lader' must be one of balanced, local"),
+        ("lader", "policy='lader' must be one of balanced, recall"),
         ("lader", "; try ladder"),
         ("", "policy='' must be one of"),
         ("ladder:size=3", "policy 'ladder' has no setting 'size'; use span, overlap"),
@@ -122,7 +122,7 @@ def test_settings_are_read_by_their_type() -> None:
             "shrinking:least=3",
             "policy 'shrinking' needs growing_heads, window_heads; write",
         ),
-        ("balanced:heads=3", "heads cannot be given with share=0.07"),
+        ("balanced:heads=3:share=0.1", "heads cannot be given with share=0.1"),
         ("groups", "group '' must be MEMBERS@CAPACITY@POLICY; try 0-11@512@streaming"),
         ("groups:0@x@ladder", "group '0@x@ladder' must be MEMBERS@CAPACITY@POLICY"),
         ("groups:0@9@balanced", "policy balanced cannot be that of a group"),

@@ -147,3 +147,12 @@ def test_the_guess_by_depth_finds_what_was_measured() -> None:
     assert 16 in layers_by_depth(24)[:3]
     with pytest.raises(ConfigError, match="num_layers=0"):
         layers_by_depth(0)
+
+
+def test_heads_that_leave_a_loss_are_interpolated() -> None:
+    pairs = tuple((layer, 0) for layer in range(10))
+    losses = ((0, 1.0), (2, 0.6), (4, 0.2), (6, -0.1))
+    profile = HeadProfile("a-b", "tiny", 16, 4, ((0.1,),) * 10, pairs, losses)
+    assert [profile.heads_that_leave(x) for x in (0.9, 0.6, 0.5, 0.2, 0.1)] == [1, 2, 3, 4, 5]
+    # Without measurements between them, the loss is linear from no heads to all.
+    assert replace(profile, loss_left=()).heads_that_leave(0.2) == 8

@@ -98,7 +98,6 @@ def test_the_history_has_the_ladder_s_settings() -> None:
     [
         ({"window": 1.0}, "window=1.0 as a share must be in (0, 1)"),
         ({"heads": ((),)}, "heads=((),) has an empty tier"),
-        ({"heads": ()}, "needs share or heads; try retrieval:share=0.07"),
         ({"window": "wide"}, "window='wide' must be a number"),
         ({"capacity": 8}, "window=0.5 of capacity=8 is 4 tokens, and at least 5"),
         ({"heads": 3}, "heads=3 must be a sequence of tiers"),
@@ -107,6 +106,7 @@ def test_the_history_has_the_ladder_s_settings() -> None:
         ({"heads": ((10,),)}, "layer 10 of a group must be below the number of layers 10"),
         ({"heads": (tuple(range(10)),)}, "every KV head is among the retrieval heads"),
         ({"share": 0.1}, "heads cannot be given with share=0.1"),
+        ({"most": 0.1}, "heads cannot be given with share=None or most=0.1"),
         ({"share": 1.5, "heads": ()}, "share=1.5 as a share must be in (0, 1)"),
         ({"without_profile": "guess"}, "without_profile='guess' must be 'ladder' or 'depth'"),
         ({"evict_batch": 30}, "at least 34 = sinks 4 + evict_batch 30 are needed"),
@@ -181,7 +181,7 @@ def test_all_groups_compact_at_the_same_tokens_until_the_history_is_full(
 
 def test_importance_splits_into_a_history_and_tiers_that_grow() -> None:
     order = tuple(range(20))
-    assert split_by_importance(order, 0.2, 0.0) == (order[:4],)
-    assert split_by_importance(order, 0.2, 0.5) == ((0, 1, 2, 3), (4,), (5,), (6,), (7,), (8, 9))
-    assert split_by_importance(order, 0.01, 0.05) == ((0,),)
-    assert sum(split_by_importance(order, 0.5, 1.0), ()) == order[:19]
+    assert split_by_importance(order, 4, 0) == (order[:4],)
+    assert split_by_importance(order, 4, 10) == ((0, 1, 2, 3), (4,), (5,), (6,), (7,), (8, 9))
+    assert split_by_importance(order, 0, 1) == ((0,),)
+    assert sum(split_by_importance(order, 10, 20), ()) == order[:19]

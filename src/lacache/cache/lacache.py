@@ -49,11 +49,11 @@ class LaCache(HookedCache):
             chunk with generate's prefill_chunk_size, as the rest is not known then); a text such
             as "64MiB" is bytes for one sequence over all layers with a growing cache, rounded
             down. None for policies that take no budget (full, groups).
-        policy: which tokens are kept, as an object or as text: "balanced" (the default), "local",
-            "global", "paper", "ladder:span=15:overlap=0", "streaming", "full", ...; see
-            `lacache.policies`. With the first three, the retrieval heads of a model with a head
-            profile (lacache calibrate) keep many old tokens; without a profile, "balanced" and
-            "local" are a ladder over all layers.
+        policy: which tokens are kept, as an object or as text: "balanced" (the default), "recall",
+            "paper", "ladder:span=15:overlap=0", "streaming", "full", ...; see `lacache.policies`.
+            With the first two, the retrieval heads of a model with a head profile (lacache
+            calibrate) keep many old tokens; without a profile, "balanced" is a ladder over all
+            layers, and "recall" guesses which layers matter.
         prefill: "chunked" compacts while it prefills, so memory is bounded at all times; "dense"
             prefills the first input with a full cache and then compacts it, as the paper does for
             LongBench and needles.

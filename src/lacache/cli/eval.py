@@ -126,6 +126,14 @@ def eval(
             "Runs that are in it are skipped."
         ),
     ] = Path("eval.jsonl"),
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Begin no run after so many minutes; the same command continues.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON in place of the tables.")
     ] = False,
@@ -205,7 +213,7 @@ def eval(
         raise ConfigError(
             f"device={device} cannot hold the model ({reason}); try --device cpu"
         ) from error
-    evaluate(specs, loaded, out, as_json=as_json)
+    evaluate(specs, loaded, out, minutes=minutes, as_json=as_json)
 
 
 def _recipe(words: list[str], *, quick: bool) -> Recipe:

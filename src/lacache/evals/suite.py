@@ -96,7 +96,7 @@ class Suite:
 
 SMALL = Suite(
     tasks=("passkey", "needle", "multiturn", "ppl"),
-    policies=("full", "streaming", "balanced", "global"),
+    policies=("full", "streaming", "balanced", "recall"),
     budgets=("0.25", "0.5"),
     lengths=(1024, 2048),
     ppl_budgets=("256",),
@@ -107,7 +107,7 @@ SMALL = Suite(
 
 QUICK = Suite(
     tasks=("passkey", "needle", "ppl"),
-    policies=("full", "streaming", "balanced", "global"),
+    policies=("full", "streaming", "balanced", "recall"),
     budgets=("0.5",),
     lengths=(512,),
     ppl_budgets=("256",),

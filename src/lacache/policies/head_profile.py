@@ -5,6 +5,7 @@ with a short window. With a profile a policy gives each head the capacity that i
 profile is fixed before a prompt is seen, so what is kept still depends on counts alone.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,18 @@ class HeadProfile:
     def layers(self) -> tuple[int, ...]:
         """Return every layer, the most important first, by its first head in `order`."""
         return tuple(dict.fromkeys(layer for layer, _ in self.order))
+
+    def heads_that_leave(self, loss: float) -> int:
+        """Return how many heads of `order` must keep all tokens to leave at most this loss.
+
+        Args:
+            loss: below 1, on the scale of `loss_left`, between whose pairs it is linear.
+        """
+        points = [(0, 1.0), *self.loss_left, (len(self.order), 0.0)]
+        for (few, high), (many, low) in itertools.pairwise(points):
+            if low <= loss < high:
+                return few + math.ceil((many - few) * (high - loss) / (high - low))
+        return len(self.order)
 
     def matches(self, fingerprint: str) -> bool:
         """Return whether a model has exactly the measured configuration and weights."""

@@ -2,7 +2,8 @@
 
 Few KV heads copy from far back ("retrieval heads", arXiv 2404.15574); all others do as well with a
 window. Which they are comes from the model's head profile or from the user, before the first
-token, so what is kept still depends on counts alone.
+token, so what is kept still depends on counts alone. docs/adr/0026-split.md has the measurements
+behind the numbers here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,6 +50,11 @@ def _format_tiers(tiers: Tiers) -> str:
 
 _TIERS_FORM = text_form(_parse_tiers, _format_tiers, "8.0+17/12.1")
 
+_LOSS_LEFT = 0.2
+"""Share of what windows in all heads cost that the heads of the history may leave."""
+_MOST = 0.6
+_SHARE_BY_DEPTH = 0.1
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +64,21 @@ class RetrievalHeads(Policy):
     The history never ends, as it is a ladder over its own layers: once its capacity is reached,
     its older part is compacted again and again.
 
+    At every length, as many heads hold everything as the bytes allow, the most important first.
+    Less important heads lose theirs earlier, in tiers.
+
     Args:
-        share: of the KV heads, how many keep a history, most important first, by the model's head
-            profile. Give it or `heads`.
-        most: share of the KV heads in the history and all tiers together. Each tier adds a
-            quarter of what stands before it; it holds everything until the history and the tiers
-            before it need its bytes, so less important heads lose theirs first.
+        window: capacity of the streaming heads in the end, as a share of the whole. The wider, the
+            better prose; the narrower, the more heads hold everything. With a profile it is
+            never less than the window of the profile, or half of the whole if that is less. Until
+            the history has grown so long, streaming heads hold what it leaves.
+        share: of the KV heads, how many keep a history in the end. None is as many as the
+            model's head profile asks for: the fewest that leave a fifth of what windows in all
+            heads cost.
+        most: share of the KV heads in the history and all tiers together; None is three fifths.
+            Each tier adds a quarter of what stands before it.
         heads: layers, or pairs (layer, KV head), in place of a profile: the history first, then
             the tiers.
-        window: capacity of the streaming heads in the end, as a share of the whole. Until the
-            history has grown so long, they hold what it leaves.
         without_profile: what a model without a profile gets: "ladder", one ladder over all
             layers, or "depth", a history for the layers that are likely by their depth.
         sinks: first tokens, never evicted.
@@ -84,10 +95,10 @@ class RetrievalHeads(Policy):
         ConfigError: a value out of range; from `bind` for groups that cannot work in that model.
     """
 
-    share: float | None = None
-    most: float = 0.0
-    heads: Tiers = field(default=(), metadata=_TIERS_FORM)
     window: float = 0.5
+    share: float | None = None
+    most: float | None = None
+    heads: Tiers = field(default=(), metadata=_TIERS_FORM)
     without_profile: str = "ladder"
     sinks: int = SINKS
     evict_batch: float = EVICT_BATCH
@@ -99,9 +110,8 @@ class RetrievalHeads(Policy):
     positions: str = DEFAULT_POSITIONS
 
     names: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "balanced": {"share": 0.07, "most": 0.3, "window": 0.75},
-        "local": {"share": 0.1, "window": 0.85},
-        "global": {"share": 0.1, "most": 0.3, "window": 0.25, "without_profile": "depth"},
+        "balanced": {},
+        "recall": {"window": 0.35, "without_profile": "depth"},
         "retrieval": {},
     }
 
@@ -114,22 +124,17 @@ class RetrievalHeads(Policy):
         if not all(tiers):
             raise ConfigError(f"heads={self.heads!r} has an empty tier; leave it out")
         object.__setattr__(self, "heads", tiers)
-        if self.heads and (self.share is not None or self.most):
+        if self.heads and (self.share, self.most) != (None, None):
             raise ConfigError(
                 f"heads cannot be given with share={self.share} or most={self.most}, which choose "
                 "them; leave one out (as text: retrieval:heads=8.0+17)"
-            )
-        if not self.heads and self.share is None:
-            raise ConfigError(
-                "a policy of retrieval heads needs share or heads; try retrieval:share=0.07 (by "
-                "the model's head profile) or retrieval:heads=8.0+17"
             )
         for name in ("share", "most", "window"):
             value = getattr(self, name)
             if value is not None:
                 validate_number(name, value, 0.5)
-                low_is_fine = name == "most" and value == 0
-                if not (0.0 < value < 1.0 or low_is_fine):
+                no_tiers = name == "most" and value == 0
+                if not (0.0 < value < 1.0 or no_tiers):
                     raise ConfigError(
                         f"{name}={value} as a share must be in (0, 1); try {name}=0.5"
                     )
@@ -143,14 +148,14 @@ class RetrievalHeads(Policy):
     @property
     def needs_profile(self) -> bool:
         """Whether the heads are chosen by the model's head profile."""
-        return self.share is not None
+        return not self.heads
 
     def bind(self, shape: ModelShape, capacity: int) -> tuple[BoundGroup, ...]:
         """Return the history first, then the tiers, then the streaming heads."""
         tiers = self._tiers(shape)
         if not tiers:
             return Ladder.like(self).bind(shape, capacity)
-        least = max(1, int(capacity * self.window))
+        least = self._least(shape, capacity)
         num_heads = shape.num_heads
         pairs = [pairs_of(members, num_heads) for members in tiers]
         named = {pair for tier in pairs for pair in tier}
@@ -189,18 +194,32 @@ class RetrievalHeads(Policy):
             groups.append(Group(window, tuple(tier), capacity_of(num_before)))
         return Groups(tuple(groups)).bind(shape, UNBOUNDED)
 
+    def _least(self, shape: ModelShape, capacity: int) -> int:
+        """Return the capacity of the streaming heads in the end."""
+        least = max(1, int(capacity * self.window))
+        if self.heads or shape.profile is None:
+            return least
+        # What a narrower window costs was not measured.
+        measured = shape.profile.sinks + shape.profile.window
+        return max(least, min(measured, capacity // 2))
+
     def _tiers(self, shape: ModelShape) -> Tiers:
         """Return the history and its tiers; nothing where one ladder takes their place."""
-        if self.share is None:
+        if self.heads:
             return self.heads
-        order: Sequence[Member]
-        if shape.profile is not None:
-            order = shape.profile.order
+        profile = shape.profile
+        if profile is not None:
+            order: Sequence[Member] = profile.order
+            count = profile.heads_that_leave(_LOSS_LEFT)
         elif self.without_profile == "depth":
             order = layers_by_depth(shape.num_layers)
+            count = round(_SHARE_BY_DEPTH * len(order))
         else:
             return ()
-        return split_by_importance(order, self.share, self.most)
+        if self.share is not None:
+            count = round(self.share * len(order))
+        most = _MOST if self.most is None else self.most
+        return split_by_importance(order, count, round(most * len(order)))
 
     def _batch(self, depth: int, capacity: int, least: int, history_capacity: int) -> int:
         """Return the slots that every group frees at once: a multiple of what the history can.
@@ -236,18 +255,18 @@ class RetrievalHeads(Policy):
         return Ladder.like(self, evict_batch=evict_batch)
 
 
-def split_by_importance(order: Sequence[Member], share: float, most: float) -> Tiers:
+def split_by_importance(order: Sequence[Member], count: int, most: int) -> Tiers:
     """Return a history and its tiers.
 
     Args:
         order: layers or pairs, the most important first.
-        share: of them in the history; one at least.
-        most: share in the history and all tiers together, but one member. Each tier adds a quarter
-            of what stands before it.
+        count: of them in the history; one at least, and all but one at most.
+        most: of them in the history and all tiers together; all but one at most. Each tier adds a
+            quarter of what stands before it.
     """
-    end = max(1, round(share * len(order)))
+    end = max(1, min(count, len(order) - 1))
     parts = [tuple(order[:end])]
-    last = min(round(most * len(order)), len(order) - 1)
+    last = min(most, len(order) - 1)
     while end < last:
         start, end = end, min(last, end + max(1, end // 4))
         parts.append(tuple(order[start:end]))

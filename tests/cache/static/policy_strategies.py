@@ -19,7 +19,7 @@ from tests.policies.sized import Sized, bind
 
 POSITIONS = st.sampled_from(["original", "slots"])
 KINDS = ("ladder", "window", "shrinking", "layers", "heads", "history", "named")
-NAMED = ("balanced", "local", "global", "paper")
+NAMED = ("balanced", "recall", "paper")
 
 
 @st.composite

@@ -68,8 +68,7 @@ _LOOKS = {
     "snapkv": ("#117733", ">"),
     "pyramidkv": ("#AA4499", "h"),
     "balanced": ("#AA3377", "p"),
-    "global": ("#228833", "d"),
-    "local": ("#CCBB44", "8"),
+    "recall": ("#228833", "d"),
     "paper": ("#661100", "H"),
 }
 _OTHER_LOOKS = (

@@ -16,7 +16,6 @@ from lacache.policies import (
     parse_policy,
 )
 from lacache.policies.members import format_members
-from lacache.policies.retrieval_heads import split_by_importance
 
 _LADDERS = (
     "ladder",
@@ -57,7 +56,8 @@ def default_texts(shape: ModelShape) -> list[str]:
     settings: dict[str, Any] = {"span": span, "overlap": overlap, "last_early": span - 1}
     retrieval: tuple[str, ...] = ()
     if shape.profile is not None:
-        layers = split_by_importance(shape.profile.layers(), _LAYERS_SHARE, 0.0)[0]
+        layers = shape.profile.layers()
+        layers = layers[: max(1, round(_LAYERS_SHARE * len(layers)))]
         settings["layers"] = format_members(sorted(layers))
         retrieval = _RETRIEVAL
     mixed = [text for pair in zip(retrieval, _LADDERS, strict=False) for text in pair]
