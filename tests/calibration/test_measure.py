@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lacache.calibration.calibrate import Settings, calibrate
+from lacache.calibration.measure import Settings, measure_profile
 from lacache.calibration.store import save_profile
 from lacache.errors import ConfigError, ModelError
 from lacache.models.fingerprint import fingerprint
@@ -29,7 +29,7 @@ def model_with(heard: set[tuple[int, int]]) -> Any:
 
 
 def run(model: Any, journal: Path, **options: Any) -> HeadProfile:
-    return calibrate(
+    return measure_profile(
         model, tiny_tokenizer(), HAY, name="tiny", journal=journal, settings=SETTINGS, **options
     )
 

@@ -1,9 +1,10 @@
-"""Measure the importance of a long history for every KV head, by probes and a few gradients.
+"""Measure a head profile: the importance of a long history for every KV head, by a few gradients.
 
 The loss is that of the answers in probes, with windows emulated. Losses are shares of what windows
 in all heads cost, averaged over the kinds of probes.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -17,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from lacache.calibration.attribution import POINTS, Pair, attributions, rank
 from lacache.calibration.emulation import Emulation
+from lacache.calibration.haystack import sample_haystack
 from lacache.calibration.probes import KINDS, Probe, make_probes
 from lacache.calibration.store import Journal
 from lacache.common.validation import validate_int
@@ -35,6 +37,8 @@ _MOST_PROBES = 1000
 _SHARES = (0.033, 0.067, 0.1, 0.16, 0.25)
 # Duration of a gradient in forwards: forward, once more by layer, and backward.
 _GRADIENT_STEPS = 4
+# First words of the journal's keys.
+_LOSS, _GRADIENT = "loss", "gradient"
 
 
 @final
@@ -79,14 +83,15 @@ class Settings:
         return self.per_kind * len(KINDS) * (forwards + _GRADIENT_STEPS * len(POINTS))
 
 
-def calibrate(
+def measure_profile(
     model: Any,
     tokenizer: Any,
-    haystack: str,
+    haystack: str | None = None,
     *,
     name: str,
     journal: Path,
     settings: Settings | None = None,
+    on_start: Callable[[float], None] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> HeadProfile:
     """Measure the head profile of a model, by attribution.
@@ -96,11 +101,12 @@ def calibrate(
     Args:
         model: a causal language model of transformers.
         tokenizer: its tokenizer.
-        haystack: running text to hide probes in.
+        haystack: running text to hide probes in; None samples it from the model.
         name: display name of the model.
         journal: a file for measurements, with which an interrupted calibration resumes. The
             caller deletes it once the profile is saved.
         settings: of the probes; None for the defaults.
+        on_start: called once, with the seconds that the measurements will take, about.
         on_step: called with the work done since the last call, in forwards; the sum of all calls
             is `settings.num_steps(...)`.
 
@@ -111,13 +117,7 @@ def calibrate(
         UnsupportedOperationError: an attention implementation that cannot.
     """
     settings = settings or Settings()
-    probes = make_probes(
-        tokenizer,
-        haystack,
-        length=settings.length,
-        per_kind=settings.per_kind,
-        seed=settings.seed,
-    )
+    emulation = Emulation(model, window=settings.window, sinks=settings.sinks)
     model_fingerprint = fingerprint(model)
     measurements = Journal(
         journal,
@@ -125,12 +125,23 @@ def calibrate(
             "fingerprint": model_fingerprint,
             "dtype": str(next(model.parameters()).dtype),
             "attention": model.config.get_text_config(decoder=True)._attn_implementation,
-            "probes_sha256": sha256(repr(probes).encode()).hexdigest(),
-            "points": list(POINTS),
+            "haystack": None if haystack is None else sha256(haystack.encode()).hexdigest(),
             **asdict(settings),
         },
     )
-    emulation = Emulation(model, window=settings.window, sinks=settings.sinks)
+    if haystack is None:
+        # Kept in the journal, since other threads or kernels would sample another text.
+        (haystack,) = measurements.get("haystack", lambda: [_sample(model, tokenizer, settings)])
+    probes = make_probes(
+        tokenizer,
+        haystack,
+        length=settings.length,
+        per_kind=settings.per_kind,
+        seed=settings.seed,
+    )
+    if on_start is not None:
+        steps_left = settings.num_steps(emulation.num_heads) - _num_steps(measurements)
+        on_start(steps_left * _seconds_of_a_forward(emulation, probes[0]))
     measurer = _Measurer(emulation, probes, measurements, on_step or (lambda _steps: None))
     importance = measurer.importance()
     order = rank(importance, emulation.num_heads)
@@ -154,6 +165,28 @@ def calibrate(
     )
 
 
+def _sample(model: Any, tokenizer: Any, settings: Settings) -> str:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        return sample_haystack(model, tokenizer, num_tokens=settings.length, seed=settings.seed)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _num_steps(journal: Journal) -> int:
+    """Return the work in the journal, in forwards."""
+    steps = {_LOSS: 1, _GRADIENT: _GRADIENT_STEPS}
+    return sum(steps.get(key.partition(" ")[0], 0) for key in journal)
+
+
+def _seconds_of_a_forward(emulation: Emulation, probe: Probe) -> float:
+    start = time.perf_counter()
+    emulation.logits(probe.token_ids, torch.tensor(probe.positions()), emulation.coefficients(0))
+    return time.perf_counter() - start
+
+
 def _counts(num_heads: int) -> list[int]:
     """Return how many heads keep all tokens where the loss is measured, without the ends."""
     return sorted({round(share * num_heads) for share in _SHARES} - {0, num_heads})
@@ -174,6 +207,8 @@ class _Measurer:
         self._journal = journal
         self._on_step = on_step
         self._probes = probes
+        # Of their content, so that a journal never serves other probes.
+        self._names = [sha256(repr(probe).encode()).hexdigest()[:16] for probe in probes]
         ends = [
             (
                 self._loss(number, emulation.coefficients(1)),
@@ -235,7 +270,7 @@ class _Measurer:
             return [float(loss) / len(probe.answers)]
 
         keep = "".join(str(int(value)) for value in mixing.flatten().tolist())
-        loss = self._journal.get(f"loss {number} {keep}", measure)[0]
+        loss: float = self._journal.get(f"{_LOSS} {self._names[number]} {keep}", measure)[0]
         self._on_step(1)
         return loss
 
@@ -250,6 +285,6 @@ class _Measurer:
             values: list[float] = (gradient * len(targets) / len(probe.answers)).flatten().tolist()
             return values
 
-        values = self._journal.get(f"gradient {number} {point}", measure)
+        values = self._journal.get(f"{_GRADIENT} {self._names[number]} {point}", measure)
         self._on_step(_GRADIENT_STEPS)
         return torch.tensor(values).view_as(mixing)
