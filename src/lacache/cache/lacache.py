@@ -52,8 +52,8 @@ class LaCache(HookedCache):
         policy: which tokens are kept, as an object or as text: "balanced" (the default), "local",
             "global", "paper", "ladder:span=15:overlap=0", "streaming", "full", ...; see
             `lacache.policies`. With the first three, the retrieval heads of a model with a head
-            profile (lacache calibrate) keep many old tokens; without a profile, "balanced" and
-            "local" are a ladder over all layers.
+            profile (`lacache.calibrate`) keep many old tokens; without a profile, "balanced" and
+            "local" are a ladder over all layers, and a HeadProfileWarning is issued.
         prefill: "chunked" compacts while it prefills, so memory is bounded at all times; "dense"
             prefills the first input with a full cache and then compacts it, as the paper does for
             LongBench and needles.
