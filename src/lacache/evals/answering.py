@@ -13,11 +13,12 @@ from lacache.cache import HookedCache
 from lacache.common.records import Record
 from lacache.engine.detokenizer import find_eos_token_ids
 from lacache.errors import ConfigError, InputError, ModelError
+from lacache.evals.dense_pass import DensePasses, shares_dense_pass
 from lacache.evals.monitor import CacheMonitor, open_monitored
 from lacache.evals.runs import Protocol
 from lacache.evals.tasks.task import Question, Sample, Task
 from lacache.models.decoder import cache_argument
-from lacache.policies import Budget, Policy
+from lacache.policies import Budget, Full, Policy
 
 _DIGITS = 5
 
@@ -34,6 +35,7 @@ def answer_sample(
     *,
     kv_dtype: str | None = None,
     on_tokens: Callable[[int], None] | None = None,
+    passes: DensePasses | None = None,
 ) -> Record:
     """Answer all questions of a sample, in a new cache, and score the answers.
 
@@ -52,6 +54,7 @@ def answer_sample(
         kv_dtype: what the cache stores keys and values in; None is the model's own type.
         on_tokens: called with the number of new tokens after each forward of the sample, besides
             those for the loss.
+        passes: dense passes that other policies and budgets have computed; None computes it anew.
 
     Returns:
         The sample's part of a run's record.
@@ -91,8 +94,13 @@ def answer_sample(
         is_first = not predictions
         inputs = _first_inputs(context, questions, protocol) if is_first else [[*pending, *ids]]
         for number, chunk in enumerate(filter(None, inputs)):
-            with monitor.monitoring(dense=protocol.is_dense and is_first and number == 0):
-                logits = cache.prefill(model, _tensor(chunk, model))
+            opens = is_first and number == 0
+            in_one_piece = opens and (protocol.is_dense or isinstance(policy, Full))
+            with monitor.monitoring(dense=opens and protocol.is_dense):
+                if passes is not None and in_one_piece and shares_dense_pass(model, policy):
+                    logits = passes.prefill(monitor, chunk)
+                else:
+                    logits = cache.prefill(model, _tensor(chunk, model))
         losses.append(_answer_nll(model, monitor, logits, _answer_ids(tokenizer, question)))
         with monitor.monitoring():
             generated, pending = _generate(

@@ -96,6 +96,26 @@ def perplexity_ratio(
     return Estimate(math.exp(fmean(gaps)), math.exp(low), math.exp(high))
 
 
+def mean_of_means(cells: Sequence[Sequence[float]]) -> Estimate:
+    """Return the mean of the mean scores of cells; samples are drawn within each cell.
+
+    Raises:
+        InputError: there are no cells, or one is empty.
+    """
+    if not cells or not all(map(len, cells)):
+        raise InputError(f"{len(cells)} cells, none empty, must be at least 1; give scores")
+    generator = _generator()
+    drawn = torch.zeros(_RESAMPLES, dtype=torch.float64)
+    for scores in cells:
+        data = torch.tensor(list(scores), dtype=torch.float64)
+        chosen = torch.randint(len(data), (_RESAMPLES, len(data)), generator=generator)
+        drawn += data[chosen].mean(dim=1)
+    value = fmean(map(fmean, cells))
+    if all(len(scores) == 1 for scores in cells):
+        return Estimate(value, *UNKNOWN)
+    return Estimate(value, *_percentiles(drawn / len(cells), 0.95))
+
+
 def ratio_of_means(cells: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Estimate | None:
     """Return our mean of mean scores of cells over theirs, or None where theirs is 0.
 

@@ -1,6 +1,6 @@
 """Monitor the bytes that a cache holds during a run, so that no policy exceeds its budget."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -122,14 +122,36 @@ class CacheMonitor:
             held = float(max(self.cache.report().bytes, self._stored()))
             self._add(self._num_seen - begun, peak=held, mean=held)
 
+    def take(self, layers: Sequence[tuple[int, Tensor, Tensor]], num_tokens: int) -> None:
+        """Give the cache keys and values of a forward that another cache had; count as for its own.
+
+        Use it inside of `monitoring`, for the first input of a cache that takes it in one piece.
+
+        Args:
+            layers: index, keys [1, Hkv, N, D] as the model gave them, and values, in order.
+            num_tokens: N.
+        """
+        self.cache.expect_prompt(num_tokens)
+        self.cache.begin(num_tokens)
+        for layer_idx, keys, values in layers:
+            self.cache.update(keys, values, layer_idx)
+        self._count_end()
+        self.cache.commit()
+        self._count_closed()
+
     def _ends(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if given_cache(kwargs) is self.cache:
-            self._at_end = max(self._stored(), self._attended + self._native_bytes())
-            self._attended = 0
+            self._count_end()
 
     def _closed(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if given_cache(kwargs) is not self.cache:
-            return
+        if given_cache(kwargs) is self.cache:
+            self._count_closed()
+
+    def _count_end(self) -> None:
+        self._at_end = max(self._stored(), self._attended + self._native_bytes())
+        self._attended = 0
+
+    def _count_closed(self) -> None:
         report = self.cache.report()
         num_new = report.num_seen - self._num_seen
         self._num_seen = report.num_seen

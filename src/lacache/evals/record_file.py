@@ -1,6 +1,8 @@
 """Many runs into one file of records, which continues where it stopped."""
 
 import json
+import math
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -43,6 +45,7 @@ def run_all(
     specs: Iterable[RunSpec],
     path: Path,
     *,
+    minutes: float | None = None,
     on_start: Callable[[RunSpec], None] | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Iterator[Outcome]:
@@ -56,11 +59,13 @@ def run_all(
         runner: runs them on a model.
         specs: what to run.
         path: the file of JSON lines; created if missing.
+        minutes: no run begins after so long; None for no limit.
         on_start: called before each run that is not recorded yet.
         on_tokens: called with the number of tokens after each forward.
 
     Yields:
-        The outcome of each run, in the order of the specs.
+        The outcome of each run, in the order of the specs; of those in the file already, also
+        after the limit.
 
     Raises:
         InputError: the file cannot be read or written.
@@ -71,10 +76,13 @@ def run_all(
     hashes: dict[str, set[str]] = defaultdict(set)
     for record in records:
         hashes[samples_key(record)].add(str(record.get("samples_sha256")))
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     for spec in specs:
         key = runner.key(spec)
         same = hashes[runner.samples_key(spec)]
         was_recorded = key in by_key
+        if not was_recorded and time.monotonic() > deadline:
+            continue
         if not was_recorded and on_start is not None:
             on_start(spec)
         try:

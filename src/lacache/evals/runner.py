@@ -9,6 +9,7 @@ from typing import Any, final
 
 from lacache.common.records import Record, environment
 from lacache.evals.answering import answer_sample
+from lacache.evals.dense_pass import DensePasses
 from lacache.evals.intervals import block_interval, mean_interval
 from lacache.evals.monitor import CacheMonitor, open_monitored
 from lacache.evals.perplexity import buckets, doubling_edges, last_seen, perplexity, score_tokens
@@ -29,6 +30,9 @@ _FIRST_BUCKET = 256
 class EvalRunner:
     """Run specifications on one model.
 
+    Runs of the same samples, one after the other, share their dense passes: one for each sample
+    serves all policies and budgets.
+
     Args:
         loaded: the model and its tokenizer.
         chunk_size: most tokens in one forward of a perplexity run.
@@ -41,6 +45,7 @@ class EvalRunner:
         about = model_record(loaded.model, loaded.name)
         self._about = {**about, "weights_sha256": weights_sha256(loaded.model)}
         self._last_inputs: tuple[object, Any] = (None, None)
+        self._passes = DensePasses(loaded.model)
         self._hashes: dict[object, str] = {}
 
     def key(self, spec: RunSpec) -> str:
@@ -143,6 +148,7 @@ class EvalRunner:
                 sample,
                 kv_dtype=spec.kv_dtype,
                 on_tokens=on_tokens,
+                passes=self._passes,
             )
             for sample in samples
         ]
@@ -188,6 +194,7 @@ class EvalRunner:
                     self._tokenizer, length=spec.length, count=spec.count, seed=spec.seed
                 )
             self._last_inputs = (key, made)
+            self._passes.clear()
         return self._last_inputs[1]
 
 

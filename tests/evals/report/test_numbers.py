@@ -161,6 +161,43 @@ def test_policies_with_other_seeds_are_not_compared() -> None:
     assert "2 different sets of samples, 12 of seeds 0 to 2" in found.notes[0]
 
 
+def test_a_seed_that_some_policies_do_not_have_yet_is_left_out() -> None:
+    records = [
+        eval_record(name, scores=scores, seed=seed, prefill="dense", budget=budget)
+        for seed in (0, 1, 2)
+        for budget in ("0.25", "0.5")
+        for name, scores in (("ladder", OURS), ("streaming", THEIRS))
+    ]
+    full = [eval_record("full", scores=[1.0] * 4, seed=seed, budget="1.0") for seed in range(3)]
+    # The run that was to come last.
+    unfinished = numbers(*records[:-1], *full)
+    (table,) = unfinished.sections[0].tables
+    assert table.cell.seeds == (0, 1)
+    assert table.full is not None
+    assert table.full.cell == table.cell
+    assert [len(found) for found in table.by_budget.values()] == [2, 2]
+    assert any("seed 2 of passkey at length 1,000 is left out" in n for n in unfinished.notes)
+    (table,) = numbers(*records, *full).sections[0].tables
+    assert table.cell.seeds == (0, 1, 2)
+
+
+def test_the_full_cache_is_pooled_to_the_seeds_of_every_prefill() -> None:
+    records = [
+        eval_record(name, scores=[1.0, 0.0], seed=seed, prefill=prefill)
+        for prefill, seeds in (("chunked", (0, 1, 2)), ("dense", (0, 1)))
+        for seed in seeds
+        for name in ("ladder", "streaming")
+    ]
+    full = [eval_record("full", scores=[1.0, 1.0], seed=s, budget="1.0") for s in range(3)]
+    sections = numbers(*records, *full).sections
+    found = [
+        (table.cell.seeds, table.full and len(table.full.scores))
+        for s in sections
+        for table in s.tables
+    ]
+    assert found == [((0, 1, 2), 6), ((0, 1), 4)]
+
+
 def test_samples_that_may_be_the_same_are_not_pooled() -> None:
     """Of one seed, or of other counts, which begin with the same samples."""
     found = numbers(eval_record(samples="old"), eval_record(samples="new"), eval_record(seed=1))

@@ -75,8 +75,9 @@ def arrange(runs: Sequence[Run]) -> Report:
     newest, old = _select_newest_harness(runs)
     kept, repeats = _select_newest_repeats(newest)
     policies, tasks = policy_labels(kept), task_labels(kept)
-    sections = _arrange(_pool_seeds(kept), policies, tasks)
-    notes = [*old, *repeats, *_separation_notes(sections, tasks)]
+    pooled, unfinished = _pool_seeds(kept)
+    sections = _arrange(pooled, policies, tasks)
+    notes = [*old, *repeats, *unfinished, *_separation_notes(sections, tasks)]
     return Report(kept, sections, notes, policies, tasks)
 
 
@@ -126,25 +127,62 @@ def _select_newest_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return kept, notes
 
 
-def _pool_seeds(runs: Sequence[Run]) -> list[Run]:
+def _pool_seeds(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Pool runs that differ only by the seed of their samples into one run of all samples.
 
-    Two policies pool to the same samples if they were run with the same seeds. Perplexity draws
-    nothing and is not pooled, nor are runs that share a seed.
+    Two policies pool to the same samples if they were run with the same seeds. The full cache is
+    pooled to the seeds of each of them. Perplexity draws nothing and is not pooled, nor are runs
+    that share a seed.
     """
-    groups: dict[object, list[Run]] = defaultdict(list)
-    for number, run in enumerate(runs):
-        cell = run.cell
-        alike = (run.setting, cell.task, cell.length, cell.count, run.policy_key, run.budget)
-        groups[number if run.is_ppl else alike].append(run)
-    pooled: list[Run] = []
-    for same in groups.values():
-        seeds = {run.record["seed"] for run in same}
-        if len(same) > 1 and len(seeds) == len(same):
-            pooled.append(_pool(sorted(same, key=lambda run: int(run.record["seed"]))))
-        else:
-            pooled += same
-    return pooled
+    pooled = [run for run in runs if run.is_ppl]
+    bounded: dict[object, dict[object, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    full: dict[object, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.policy == FULL and not run.is_ppl:
+            full[run.setting, _any_seed(run)].append(run)
+        elif not run.is_ppl:
+            bounded[run.setting, _any_seed(run)][run.policy_key, run.budget].append(run)
+    notes = []
+    seeds: dict[object, set[tuple[int, ...]]] = defaultdict(set)
+    for by_policy in bounded.values():
+        unfinished = _unfinished_seed(list(by_policy.values()))
+        for same in by_policy.values():
+            complete = [run for run in same if run.record["seed"] != unfinished]
+            pooled += (found := _pool_distinct(complete))
+            seeds[_any_seed(same[0])] |= {run.cell.seeds for run in found}
+        if unfinished is not None:
+            one = next(iter(by_policy.values()))[0]
+            notes.append(
+                f"{one.setting.label}: seed {unfinished} of {one.record['task']['name']} at length "
+                f"{one.cell.length:,} is left out until all policies have it."
+            )
+    for same in full.values():
+        known = {run.record["seed"] for run in same}
+        wanted = [some for some in seeds[_any_seed(same[0])] if known.issuperset(some)]
+        for some in sorted(wanted) or [tuple(known)]:
+            pooled += _pool_distinct([run for run in same if run.record["seed"] in some])
+    return pooled, notes
+
+
+def _any_seed(run: Run) -> object:
+    """Return what runs of any seed and prefill share, if their samples are comparable."""
+    setting = replace(run.setting, prefill="", first_token="")
+    return (setting, run.cell.task, run.cell.length, run.cell.count)
+
+
+def _unfinished_seed(by_policy: Sequence[Sequence[Run]]) -> int | None:
+    """Return the one seed that some policies have and others do not have yet, if that is all."""
+    seeds = [{int(run.record["seed"]) for run in same} for same in by_policy]
+    common = set.intersection(*seeds)
+    rest = set.union(*seeds) - common
+    return rest.pop() if common and len(rest) == 1 else None
+
+
+def _pool_distinct(runs: Sequence[Run]) -> list[Run]:
+    """Pool runs of one configuration if all their seeds differ."""
+    if len(runs) < 2 or len({run.record["seed"] for run in runs}) < len(runs):
+        return list(runs)
+    return [_pool(sorted(runs, key=lambda run: int(run.record["seed"])))]
 
 
 def _pool(runs: Sequence[Run]) -> Run:

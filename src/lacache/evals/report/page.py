@@ -10,6 +10,7 @@ from typing import Any
 from lacache.common.records import Record, replacing, validate_writable
 from lacache.evals.plots.style import require_matplotlib
 from lacache.evals.report.arrange import Report, arrange
+from lacache.evals.report.by_task import TaskTable, by_task
 from lacache.evals.report.figures import Figure, section_figures
 from lacache.evals.report.run import BASE, Run, budget_label, split_draws
 from lacache.evals.report.tables import MeanRow, Row, Section, Table
@@ -145,6 +146,7 @@ def page_text(report: Report, figures: Sequence[Sequence[Figure]]) -> str:
     parts = ["# Quality of bounded caches\n", _conclusions(report), _runs(report)]
     for i, (part, shown) in enumerate(zip(report.sections, figures, strict=True), start=1):
         parts += [f"## {i}. {part.setting.label}\n", _means(part)]
+        parts += map(_by_task, by_task(part, report.tasks))
         for figure in shown:
             alternative = figure.caption.replace("[", "(").replace("]", ")")
             parts.append(f"![{alternative}]({figure.name})\n\n{figure.caption}\n")
@@ -236,6 +238,26 @@ def _means(part: Section) -> str:
             "than the others and is not to be compared with them.\n"
         )
     return text
+
+
+def _by_task(table: TaskTable) -> str:
+    mean = f"mean of {table.mean_of}"
+    head = ["budget", "policy", *table.columns, mean, "of StreamingLLM's", "of the full cache's"]
+    rows = []
+    last = None
+    for row in table.rows:
+        rows.append(
+            [
+                "" if row.budget == last else budget_label(row.budget),
+                row.policy,
+                *(NOTHING if value is None else f"{value:.2f}" for value in row.values),
+                NOTHING if row.mean is None else with_interval(*row.mean),
+                ratio(row.against_base),
+                ratio(row.against_full),
+            ]
+        )
+        last = row.budget
+    return f"### {table.title}\n\n{markdown_table(head, rows, left_aligned=2)}"
 
 
 def _table(table: Table) -> str:
