@@ -11,7 +11,6 @@ from lacache.policies import (
     Ladder,
     ModelShape,
     Paper,
-    RetrievalHeads,
     bind_policy,
     kept_after,
     mean_capacity,
