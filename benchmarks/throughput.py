@@ -37,12 +37,12 @@ from transformers import DynamicCache
 
 from lacache.common.records import Record, environment, write_record
 from lacache.corpora import load_document
-from lacache.engine.cpu.linear import has_arithmetic
 from lacache.engine.engine import Engine
 from lacache.engine.session import Session
 from lacache.evals.plots import drawing
 from lacache.evals.provenance import model_record
 from lacache.models import load_model
+from lacache.models.arithmetic import has_arithmetic
 from lacache.models.decoder import cache_argument
 from lacache.models.model_info import model_info
 

@@ -8,6 +8,8 @@ from pathlib import Path
 # Read when transformers and torch are first imported, so set before any test module loads them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+# For commands, here and in processes that tests start; tests of calibration set it again.
+os.environ["LACACHE_CALIBRATE"] = "0"
 
 import pytest
 from hypothesis import HealthCheck, settings

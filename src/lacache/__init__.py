@@ -8,6 +8,7 @@ from lacache.version import __version__
 if TYPE_CHECKING:
     from lacache.cache.lacache import LaCache
     from lacache.cache.report import CacheReport
+    from lacache.calibration.calibrate import calibrate
     from lacache.engine.cache_stream import stream
     from lacache.engine.engine import Engine
     from lacache.engine.sampling import Sampling
@@ -34,6 +35,7 @@ _HOMES = {
     "Sampling": "lacache.engine.sampling",
     "Session": "lacache.engine.session",
     "Streaming": "lacache.policies.streaming",
+    "calibrate": "lacache.calibration.calibrate",
     "parse_policy": "lacache.policies.grammar",
     "stream": "lacache.engine.cache_stream",
 }
@@ -52,6 +54,7 @@ __all__ = [
     "Session",
     "Streaming",
     "__version__",
+    "calibrate",
     "parse_policy",
     "stream",
 ]

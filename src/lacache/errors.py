@@ -1,4 +1,4 @@
-"""Every error that a user can cause. Messages give the value, the rule and the remedy."""
+"""Errors and warnings that a user can cause. Messages give the value, the rule and the remedy."""
 
 from typing import final
 
@@ -39,3 +39,11 @@ class CompilerError(LaCacheError):
 @final
 class MissingExtraError(LaCacheError, ImportError):
     """An optional dependency that is not installed."""
+
+
+@final
+class HeadProfileWarning(UserWarning):
+    """A policy that needs a head profile, for a model whose weights have none.
+
+    Issued once for a model. `lacache.calibrate(model, tokenizer)` measures the profile.
+    """

@@ -27,7 +27,9 @@ def test_the_users_profile_chooses_the_retrieval_heads(model: Any) -> None:
     assert num_groups(LaCache(model, 64, "balanced")) == 1
     mark = fingerprint(model)
     pairs = tuple((layer, head) for layer in (3, 0, 1, 2, 4) for head in (1, 0))
-    save_profile(HeadProfile(mark, "tiny", 16, 4, ((0.0, 0.0),) * 5, pairs, ()), profile_path(mark))
+    losses = ((0, 1.0), (1, 0.1))
+    profile = HeadProfile(mark, "tiny", 16, 4, ((0.0, 0.0),) * 5, pairs, losses)
+    save_profile(profile, profile_path(mark))
     assert num_groups(LaCache(model, 64)) > 1
     cache = LaCache(model, 64, "recall")
     assert cache.policy.groups[0].heads == {3: (1,)}

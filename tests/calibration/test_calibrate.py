@@ -1,111 +1,183 @@
-import json
+"""A calibration is made once, kept, resumed, and shared by those who wait for it."""
+
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from lacache.calibration.calibrate import Settings, calibrate
-from lacache.calibration.store import save_profile
-from lacache.errors import ConfigError, ModelError
+import lacache
+from lacache.calibration import calibrate as module
+from lacache.calibration import measure
+from lacache.calibration.calibrate import calibrate
+from lacache.calibration.store import journal_path, lock_path, profile_path
+from lacache.errors import HeadProfileWarning, InputError, ModelError
 from lacache.models.fingerprint import fingerprint
 from lacache.policies.head_profile import HeadProfile, read_profile
+from tests.calibration.test_measure import HEARD, SETTINGS, model_with
 from tests.calibration.test_probes import HAY
-from tests.engine.tiny import tiny_llama, tiny_tokenizer
-
-SETTINGS = Settings(window=8, sinks=1, length=760, per_kind=1)
-HEARD = {(1, 0), (3, 1)}
-STEPS = SETTINGS.num_steps((2,) * 5)
+from tests.engine.tiny import tiny_tokenizer
 
 
-def model_with(heard: set[tuple[int, int]]) -> Any:
-    """Five layers of two KV heads, of which only some have a say in what follows."""
-    model = tiny_llama(seed=0)
-    for number, layer in enumerate(model.model.layers):
-        columns = layer.self_attn.o_proj.weight.data.view(32, 2, 16)
-        for head in range(2):
-            if (number, head) not in heard:
-                columns[:, head] = 0.0
-    return model
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LACACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
-def run(model: Any, journal: Path, **options: Any) -> HeadProfile:
-    return calibrate(
-        model, tiny_tokenizer(), HAY, name="tiny", journal=journal, settings=SETTINGS, **options
-    )
+def run(model: Any, **options: Any) -> HeadProfile:
+    return calibrate(model, tiny_tokenizer(), **{"settings": SETTINGS, "haystack": HAY} | options)
 
 
-@pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> HeadProfile:
-    return run(model_with(HEARD), tmp_path_factory.mktemp("whole") / "journal.jsonl")
-
-
-def test_only_heads_with_an_effect_are_important(profile: HeadProfile) -> None:
-    assert profile.num_heads == (2,) * 5
-    found = {
-        (i, h): value for i, row in enumerate(profile.importance) for h, value in enumerate(row)
-    }
-    assert {pair for pair, value in found.items() if value != 0.0} == HEARD
-    assert profile.loss_left[0] == (0, 1.0)
-    assert profile.loss_left[-1] == (10, 0.0)
-
-
-def test_it_knows_its_model(profile: HeadProfile) -> None:
-    assert profile.matches(fingerprint(model_with(HEARD)))
-    assert not profile.matches(fingerprint(model_with({(0, 0)})))
-
-
-def test_an_interrupted_calibration_resumes(tmp_path: Path, profile: HeadProfile) -> None:
-    journal = tmp_path / "journal.jsonl"
-    model = model_with(HEARD)
+def count_forwards(model: Any) -> list[int]:
     forwards: list[int] = []
     model.register_forward_pre_hook(lambda _module, _args: forwards.append(1))
-    steps: list[int] = []
+    return forwards
 
-    def stop_in_the_middle(count: int) -> None:
-        steps.append(count)
-        if sum(steps) > STEPS // 2:
+
+def test_it_is_stored_where_caches_find_it(capsys: pytest.CaptureFixture[str]) -> None:
+    model = model_with(HEARD)
+    profile = run(model)
+    path = profile_path(fingerprint(model))
+    assert read_profile(path) == profile
+    assert sorted(path.parent.iterdir()) == [lock_path(fingerprint(model)), path]
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Calibrating LlamaForCausalLM: about " in shown.err
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HeadProfileWarning)
+        cache = lacache.LaCache(model, 64)
+    assert cache.policy.shape.profile == profile
+
+
+def test_it_is_measured_once_or_again_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    model = model_with(HEARD)
+    forwards = count_forwards(model)
+    profile = run(model, progress=False)
+    measured = len(forwards)
+    assert run(model) == profile
+    assert len(forwards) == measured
+    assert capsys.readouterr().err == ""
+    assert run(model, again=True, progress=False) == profile
+    assert len(forwards) == 2 * measured
+
+
+def test_a_path_of_its_own_leaves_the_folder_of_profiles_alone(tmp_path: Path) -> None:
+    model, path = model_with(HEARD), tmp_path / "mine.json"
+    profile = run(model, path=path)
+    assert read_profile(path) == profile
+    assert not profile_path(fingerprint(model)).exists()
+    forwards = count_forwards(model)
+    assert run(model, path=path) == profile
+    assert not forwards
+
+
+def test_an_interrupted_one_resumes_with_the_same_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_with(HEARD)
+    forwards = count_forwards(model)
+    whole = run(model, haystack=None)
+    num_whole = len(forwards)
+    profile_path(fingerprint(model)).unlink()
+    forwards.clear()
+
+    def stop(_module: Any, _args: Any) -> None:
+        if len(forwards) == 3 * num_whole // 4:
             raise KeyboardInterrupt
 
+    hook = model.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        run(model, journal, on_step=stop_in_the_middle)
-    before = len(forwards)
-    steps.clear()
-    assert run(model, journal, on_step=steps.append) == profile
-    resumed = len(forwards)
-    assert 0 < before < resumed
-    assert sum(steps) == STEPS
-    assert journal.exists()
-    # Nothing that was measured is measured again.
-    journal.unlink()
-    run(model, journal)
-    assert len(forwards) - resumed == resumed
+        run(model, haystack=None)
+    assert "the next calibration of the model resumes" in capsys.readouterr().err
+    hook.remove()
+
+    def refuse(*_: Any, **__: Any) -> str:
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr(measure, "sample_haystack", refuse)
+    forwards.clear()
+    assert run(model, haystack=None) == whole
+    assert len(forwards) < num_whole / 2
+    assert not journal_path(fingerprint(model)).exists()
 
 
-def test_weights_stay_trainable(tmp_path: Path) -> None:
-    model = model_with(HEARD)
-    run(model, tmp_path / "journal.jsonl")
-    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
-    assert model.config._attn_implementation == "sdpa"
+def test_of_two_at_once_one_measures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun, waiting = threading.Event(), threading.Event()
+    measured: list[int] = []
+    real_measure, real_lock = module.measure_profile, module.waiting_lock
+
+    def measure_late(*arguments: Any, **options: Any) -> HeadProfile:
+        begun.set()
+        assert waiting.wait(60)
+        measured.append(1)
+        return real_measure(*arguments, **options)
+
+    def lock(path: Path, on_wait: Any) -> Any:
+        def wait() -> None:
+            on_wait()
+            waiting.set()
+
+        return real_lock(path, wait)
+
+    monkeypatch.setattr(module, "measure_profile", measure_late)
+    monkeypatch.setattr(module, "waiting_lock", lock)
+    found: list[HeadProfile] = []
+    first = threading.Thread(target=lambda: found.append(run(model_with(HEARD), again=True)))
+    second = threading.Thread(target=lambda: found.append(run(model_with(HEARD), again=True)))
+    first.start()
+    assert begun.wait(60)
+    second.start()
+    first.join()
+    second.join()
+    assert len(measured) == 1
+    assert found[0] == found[1]
+    assert "Another process is calibrating this model: waiting" in capsys.readouterr().err
 
 
-def test_a_model_that_does_not_look_back_is_refused(tmp_path: Path) -> None:
-    journal = tmp_path / "journal.jsonl"
+def test_a_model_that_makes_no_use_of_it_leaves_nothing_behind(home: Path) -> None:
+    model = model_with(set())
     with pytest.raises(ModelError, match="makes no use of distant tokens"):
-        run(model_with(set()), journal)
+        run(model)
+    assert list((home / "profiles").iterdir()) == [lock_path(fingerprint(model))]
 
 
-def test_a_profile_is_saved_whole(tmp_path: Path, profile: HeadProfile) -> None:
-    path = tmp_path / "new" / "profile.json"
-    save_profile(profile, path)
-    assert read_profile(path) == profile
-    assert json.loads(path.read_text())["num_layers"] == 5
-    assert list(path.parent.iterdir()) == [path]
+def test_a_home_that_is_a_file_is_refused(home: Path) -> None:
+    home.write_text("")
+    with pytest.raises(InputError, match="set LACACHE_HOME to a folder"):
+        run(model_with(HEARD))
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"window": 0}, {"sinks": -1}, {"per_kind": 0}, {"length": 100}, {"seed": -1}],
+    ("seconds", "text"),
+    [(0.2, "1 s"), (17.2, "17 s"), (64, "60 s"), (130, "2 min"), (5000, "83 min"), (9000, "2 h")],
 )
-def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="must"):
-        Settings(**change)
+def test_times_are_rounded(seconds: float, text: str) -> None:
+    assert module._about(seconds) == f"about {text}"
+
+
+def test_slow_types_are_avoided_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    types: list[torch.dtype] = []
+    real = module.measure_profile
+
+    def look(model: Any, *arguments: Any, **options: Any) -> HeadProfile:
+        types.append(model.dtype)
+        return real(model, *arguments, **options)
+
+    monkeypatch.setattr(module, "measure_profile", look)
+    model = model_with(HEARD).to(torch.bfloat16)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    profile = run(model)
+    assert types == [torch.float32]
+    assert profile.matches(fingerprint(model))
+    for name, weight in model.named_parameters():
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, before[name])
+    monkeypatch.setattr("lacache.models.arithmetic.physical_bytes", lambda: 1000)
+    run(model, again=True)
+    assert types == [torch.float32, torch.bfloat16]

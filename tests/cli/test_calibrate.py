@@ -18,14 +18,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_the_profile_is_stored_where_it_is_found_again(run: Run, tiny: Path, home: Path) -> None:
     png = home / "importance.png"
     done = run(
         "calibrate", "--model", tiny, "--text", home / "hay.txt", *QUICK, "--json", "--plot", png
     )
     assert done.exit_code == 0, done.output
-    (stored,) = (home / "home" / "profiles").iterdir()
+    (stored,) = (home / "home" / "profiles").glob("*.json")
     profile = parse_profile(json.loads(done.stdout), "output")
     assert stored.name == f"{profile.fingerprint}.json"
     assert read_profile(stored) == profile
@@ -33,7 +32,9 @@ def test_the_profile_is_stored_where_it_is_found_again(run: Run, tiny: Path, hom
     assert profile.window == 8
     assert profile.sinks == 1
     assert len(profile.order) == 10
-    assert [path.name for path in stored.parent.iterdir()] == [stored.name]
+    assert len(list(stored.parent.iterdir())) == 2  # and the lock
+    assert "Calibrating tiny: about " in done.stderr
+    assert f"wrote {stored}" in done.stderr
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
@@ -71,3 +72,12 @@ def test_bad_options_are_refused_before_a_model_is_loaded(
     assert done.exit_code == 2
     assert message in done.stderr
     assert not (home / "home").exists()
+
+
+def test_a_file_of_its_own(run: Run, tiny: Path, home: Path) -> None:
+    text, out = home / "hay.txt", home / "new" / "mine.json"
+    done = run("calibrate", "--model", tiny, "--text", text, *QUICK, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "Most important KV heads" in done.stdout
+    assert read_profile(out).model == "tiny"
+    assert not list((home / "home" / "profiles").glob("*.json"))

@@ -17,7 +17,7 @@ from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 from lacache import models
-from lacache.engine.cpu.linear import has_arithmetic
+from lacache.models.arithmetic import has_arithmetic
 
 
 def run_console(example: Example) -> None:

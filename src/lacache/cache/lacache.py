@@ -51,9 +51,10 @@ class LaCache(HookedCache):
             down. None for policies that take no budget (full, groups).
         policy: which tokens are kept, as an object or as text: "balanced" (the default), "recall",
             "paper", "ladder:span=15:overlap=0", "streaming", "full", ...; see `lacache.policies`.
-            With the first two, the retrieval heads of a model with a head profile (lacache
-            calibrate) keep many old tokens; without a profile, "balanced" is a ladder over all
-            layers, and "recall" guesses which layers matter.
+            With the first two, the retrieval heads of a model with a head profile
+            (`lacache.calibrate`) keep many old tokens; without a profile, "balanced" is a ladder
+            over all layers, "recall" guesses which layers matter, and a HeadProfileWarning is
+            issued.
         prefill: "chunked" compacts while it prefills, so memory is bounded at all times; "dense"
             prefills the first input with a full cache and then compacts it, as the paper does for
             LongBench and needles.

@@ -1,255 +1,181 @@
-"""Measure the importance of a long history for every KV head, by probes and a few gradients.
+"""Calibrate a model once: measure its head profile, with progress, and keep it in a file."""
 
-The loss is that of the answers in probes, with windows emulated. Losses are shares of what windows
-in all heads cost, averaged over the kinds of probes.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
-from typing import Any, final
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from lacache.calibration.attribution import POINTS, Pair, attributions, rank
-from lacache.calibration.emulation import Emulation
-from lacache.calibration.probes import KINDS, Probe, make_probes
-from lacache.calibration.store import Journal
-from lacache.common.validation import validate_int
-from lacache.errors import ConfigError, ModelError
-from lacache.models.fingerprint import fingerprint
-from lacache.policies.head_profile import HeadProfile
-
-LEAST_GAP = 0.1
-"""Least cost of windows in all heads, in nats per answer, for a kind of probe to count."""
-
-_DIGITS = 5
-# A probe is one forward, with attention from all tokens to all.
-_MOST_TOKENS = 100_000
-_MOST_PROBES = 1000
-# Shares of the heads that keep all tokens, for `HeadProfile.loss_left`.
-_SHARES = (0.033, 0.067, 0.1, 0.16, 0.25)
-# Duration of a gradient in forwards: forward, once more by layer, and backward.
-_GRADIENT_STEPS = 4
-
-
-@final
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a calibration, besides the model and the document.
-
-    Args:
-        window: recent tokens that a streaming head sees.
-        sinks: attention sinks that it sees besides.
-        length: tokens of a probe.
-        per_kind: number of probes of each kind.
-        seed: of the random parts of the probes.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    window: int = 64
-    sinks: int = 4
-    length: int = 400
-    per_kind: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        validate_int("window", self.window, 1)
-        validate_int("sinks", self.sinks, 0)
-        validate_int("per_kind", self.per_kind, 1, _MOST_PROBES)
-        validate_int("seed", self.seed, 0)
-        validate_int("length", self.length, 1, _MOST_TOKENS)
-        # A probe must be much longer than what a streaming head sees.
-        least = 2 * (self.window + self.sinks)
-        if self.length < least:
-            raise ConfigError(
-                f"length={self.length} must be at least {least} = 2 × (window {self.window} + "
-                f"sinks {self.sinks}); try length={least}"
-            )
-
-    def num_steps(self, num_heads: Sequence[int]) -> int:
-        """Return the work in forwards; a gradient counts as four."""
-        forwards = 2 + len(_counts(sum(num_heads)))
-        return self.per_kind * len(KINDS) * (forwards + _GRADIENT_STEPS * len(POINTS))
+from lacache.calibration.measure import Settings, measure_profile
+from lacache.calibration.store import journal_path, lock_path, profile_path, save_profile
+from lacache.common.lock import waiting_lock
+from lacache.common.records import validate_replaceable
+from lacache.errors import InputError, ModelError, UnsupportedOperationError
+from lacache.models.arithmetic import fast_arithmetic
+from lacache.models.fingerprint import fingerprint, model_profile
+from lacache.models.model_info import model_info
+from lacache.policies.head_profile import HeadProfile, read_profile
 
 
 def calibrate(
     model: Any,
     tokenizer: Any,
-    haystack: str,
     *,
-    name: str,
-    journal: Path,
+    haystack: str | None = None,
     settings: Settings | None = None,
-    on_step: Callable[[int], None] | None = None,
+    name: str | None = None,
+    path: str | Path | None = None,
+    again: bool = False,
+    progress: bool = True,
+    note: str = "",
 ) -> HeadProfile:
-    """Measure the head profile of a model, by attribution.
+    """Find the retrieval heads of a model, once, and store them as its head profile.
 
-    The model's weights are frozen while it runs, and it is left as it was.
+    Caches and engines that are made from then on for a model with the same weights use the
+    profile, in this process and in others. It takes about a minute for 135 million weights on one
+    core, and resumes after an interruption. Of two processes that calibrate the same model, one
+    measures and the other waits for the profile. The model is left as it was.
+
+        lacache.calibrate(model, tokenizer)
+        cache = LaCache(model, budget=512)
 
     Args:
         model: a causal language model of transformers.
         tokenizer: its tokenizer.
-        haystack: running text to hide probes in.
-        name: display name of the model.
-        journal: a file for measurements, with which an interrupted calibration resumes. The
-            caller deletes it once the profile is saved.
+        haystack: running text to hide probes in; None samples it from the model.
         settings: of the probes; None for the defaults.
-        on_step: called with the work done since the last call, in forwards; the sum of all calls
-            is `settings.num_steps(...)`.
+        name: display name of the model; None takes it from its configuration.
+        path: file of the profile; None is the user's folder, where profiles are looked up.
+        again: whether to measure even if these weights have a profile.
+        progress: whether to show the expected time and a progress bar on stderr.
+        note: added to the line with the expected time.
+
+    Returns:
+        The profile that was measured, or else the one that these weights have.
 
     Raises:
-        InputError: the haystack is too short, or the journal cannot be written.
-        ModelError: windows cost the model nothing in any kind of probe.
+        ConfigError: probes of such a length leave no room for text.
+        InputError: the haystack is too short, or a file cannot be read or written.
+        ModelError: windows cost the model nothing, so it needs no profile.
         UnsupportedModelError: attention that cannot be given windows.
         UnsupportedOperationError: an attention implementation that cannot.
     """
+    name = name or Path(str(model.config.name_or_path)).name or type(model).__name__
     settings = settings or Settings()
-    probes = make_probes(
-        tokenizer,
-        haystack,
-        length=settings.length,
-        per_kind=settings.per_kind,
-        seed=settings.seed,
-    )
     model_fingerprint = fingerprint(model)
-    measurements = Journal(
-        journal,
-        {
-            "fingerprint": model_fingerprint,
-            "dtype": str(next(model.parameters()).dtype),
-            "attention": model.config.get_text_config(decoder=True)._attn_implementation,
-            "probes_sha256": sha256(repr(probes).encode()).hexdigest(),
-            "points": list(POINTS),
-            **asdict(settings),
-        },
+    target = profile_path(model_fingerprint) if path is None else Path(path)
+    before = _modified(target)
+    # Keep the present stderr, since libraries redirect it.
+    console = Console(file=sys.stderr, quiet=not progress, markup=False, highlight=False)
+    with _locked(model_fingerprint, console):
+        if not again:
+            known = model_profile(model) if path is None else _read_existing(target)
+            if known is not None and known.matches(model_fingerprint):
+                return known
+        elif _modified(target) != before:
+            # Another process has measured it while this one waited.
+            return read_profile(target)
+        validate_replaceable(target)
+        profile = _measure(model, tokenizer, haystack, settings, name, console, note)
+        save_profile(profile, target)
+        journal_path(model_fingerprint).unlink(missing_ok=True)
+    return profile
+
+
+def _measure(
+    model: Any,
+    tokenizer: Any,
+    haystack: str | None,
+    settings: Settings,
+    name: str,
+    console: Console,
+    note: str,
+) -> HeadProfile:
+    journal = journal_path(fingerprint(model))
+    num_steps = settings.num_steps(model_info(model).num_heads)
+    try:
+        with _progress(console, num_steps) as (bar, on_step), fast_arithmetic(model):
+
+            def on_start(seconds: float) -> None:
+                console.print(f"Calibrating {name}: {_about(seconds)}{note}", soft_wrap=True)
+                bar.start()
+
+            return measure_profile(
+                model,
+                tokenizer,
+                haystack,
+                name=name,
+                journal=journal,
+                settings=settings,
+                on_start=on_start,
+                on_step=on_step,
+            )
+    except KeyboardInterrupt:
+        console.print("The measurements are kept: the next calibration of the model resumes.")
+        raise
+    except (ModelError, UnsupportedOperationError):
+        journal.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _locked(model_fingerprint: str, console: Console) -> Iterator[None]:
+    path = lock_path(model_fingerprint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write in {path.parent}: {error.strerror}; set LACACHE_HOME to a folder that "
+            "can be written"
+        ) from error
+    waiting = "Another process is calibrating this model: waiting for its profile."
+    with waiting_lock(path, lambda: console.print(waiting)):
+        yield
+
+
+@contextmanager
+def _progress(console: Console, num_steps: int) -> Iterator[tuple[Progress, Callable[[int], None]]]:
+    """Yield a progress bar that is not shown yet, and a function that advances it."""
+    columns = (
+        TextColumn("probing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
-    emulation = Emulation(model, window=settings.window, sinks=settings.sinks)
-    measurer = _Measurer(emulation, probes, measurements, on_step or (lambda _steps: None))
-    importance = measurer.importance()
-    order = rank(importance, emulation.num_heads)
-    # A full cache is 0 of the scale, and windows in all heads are 1.
-    left = [(count, measurer.loss_left(order[:count])) for count in _counts(len(order))]
-    return HeadProfile(
-        fingerprint=model_fingerprint,
-        model=name,
-        window=settings.window,
-        sinks=settings.sinks,
-        importance=tuple(
-            tuple(round(value, _DIGITS) for value in row[:n])
-            for row, n in zip(importance.tolist(), emulation.num_heads, strict=True)
-        ),
-        order=tuple(order),
-        loss_left=(
-            (0, 1.0),
-            *((count, round(loss, _DIGITS)) for count, loss in left),
-            (len(order), 0.0),
-        ),
-    )
+    bar = Progress(*columns, console=console)
+    task = bar.add_task("probing", total=num_steps)
+    try:
+        yield bar, lambda count: bar.advance(task, count)
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
-def _counts(num_heads: int) -> list[int]:
-    """Return how many heads keep all tokens where the loss is measured, without the ends."""
-    return sorted({round(share * num_heads) for share in _SHARES} - {0, num_heads})
+def _about(seconds: float) -> str:
+    """Return a duration with one or two digits."""
+    if seconds < 100:
+        return f"about {max(1, round(seconds, -1 if seconds > 20 else None)):.0f} s"
+    if seconds < 6000:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.0f} h"
 
 
-@final
-class _Measurer:
-    """Measure losses of probes as shares of what windows in all heads cost."""
+def _read_existing(path: Path) -> HeadProfile | None:
+    return read_profile(path) if path.exists() else None
 
-    def __init__(
-        self,
-        emulation: Emulation,
-        probes: Sequence[Probe],
-        journal: Journal,
-        on_step: Callable[[int], None],
-    ) -> None:
-        self._emulation = emulation
-        self._journal = journal
-        self._on_step = on_step
-        self._probes = probes
-        ends = [
-            (
-                self._loss(number, emulation.coefficients(1)),
-                self._loss(number, emulation.coefficients(0)),
-            )
-            for number in range(len(probes))
-        ]
-        self._at_best = [full for full, _ in ends]
-        gaps = {
-            kind: fmean(w - f for p, (f, w) in zip(probes, ends, strict=True) if p.kind == kind)
-            for kind in KINDS
-        }
-        self._gaps = {kind: gap for kind, gap in gaps.items() if gap >= LEAST_GAP}
-        if not self._gaps:
-            raise ModelError(
-                "windows in all layers cost this model nothing in any kind of probe "
-                f"({', '.join(f'{kind} {gap:.2f}' for kind, gap in gaps.items())} nats), so it "
-                "makes no use of distant tokens and needs no profile; use one policy for all "
-                "layers"
-            )
 
-    def importance(self) -> Tensor:
-        """Return the attributions [L, H]."""
-        return self._mean(
-            lambda probe: attributions(lambda point: self._gradient(probe, point)),
-            steps=_GRADIENT_STEPS * len(POINTS),
-        )
-
-    def loss_left(self, pairs: Sequence[Pair]) -> float:
-        """Return the loss with windows in all heads but `pairs`."""
-        mixing = self._emulation.coefficients(0)
-        for pair in pairs:
-            mixing[pair] = 1.0
-        return float(
-            self._mean(
-                lambda probe: torch.tensor(self._loss(probe, mixing) - self._at_best[probe]),
-                steps=1,
-            )
-        )
-
-    def _mean(self, measure: Callable[[int], Tensor], *, steps: int) -> Tensor:
-        """Average shares over the kinds that count, from nats of each probe."""
-        shares: dict[str, list[Tensor]] = {kind: [] for kind in self._gaps}
-        for number, probe in enumerate(self._probes):
-            if probe.kind in self._gaps:
-                shares[probe.kind].append(measure(number) / self._gaps[probe.kind])
-            else:
-                self._on_step(steps)
-        return torch.stack([torch.stack(of_kind).mean(0) for of_kind in shares.values()]).mean(0)
-
-    def _loss(self, number: int, mixing: Tensor) -> float:
-        """Return the nats per answer of a probe, where all coefficients are 0 or 1."""
-        probe = self._probes[number]
-
-        def measure() -> list[float]:
-            positions, targets = torch.tensor(probe.positions()), torch.tensor(probe.targets())
-            logits = self._emulation.logits(probe.token_ids, positions, mixing)
-            loss = cross_entropy(logits, targets.to(logits.device), reduction="sum")
-            return [float(loss) / len(probe.answers)]
-
-        keep = "".join(str(int(value)) for value in mixing.flatten().tolist())
-        loss = self._journal.get(f"loss {number} {keep}", measure)[0]
-        self._on_step(1)
-        return loss
-
-    def _gradient(self, number: int, point: float) -> Tensor:
-        """Return the derivatives [L, H] of the nats per answer of a probe."""
-        probe = self._probes[number]
-        mixing = self._emulation.coefficients(point)
-
-        def measure() -> list[float]:
-            positions, targets = torch.tensor(probe.positions()), torch.tensor(probe.targets())
-            _, gradient = self._emulation.gradient(probe.token_ids, positions, targets, mixing)
-            values: list[float] = (gradient * len(targets) / len(probe.answers)).flatten().tolist()
-            return values
-
-        values = self._journal.get(f"gradient {number} {point}", measure)
-        self._on_step(_GRADIENT_STEPS)
-        return torch.tensor(values).view_as(mixing)
+def _modified(path: Path) -> int | None:
+    """Return when a file was last written, in nanoseconds; None if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None

@@ -1,19 +1,22 @@
-"""The user's folder of head profiles, and the journal of an unfinished calibration."""
+"""The user's folder of head profiles, journals of unfinished calibrations, and refused models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from lacache.common.files import profiles_folder
 from lacache.common.records import (
     Record,
     append_record,
+    read_record,
     read_records,
     replacing,
     write_record,
 )
 from lacache.errors import InputError
 from lacache.policies.head_profile import HeadProfile, profile_json
+from lacache.version import __version__
 
 
 def profile_path(fingerprint: str) -> Path:
@@ -28,6 +31,33 @@ def save_profile(profile: HeadProfile, path: Path) -> None:
         InputError: the file cannot be written.
     """
     write_record(path, profile_json(profile))
+
+
+def lock_path(fingerprint: str) -> Path:
+    """Return the file that one calibration of a model locks, in the user's folder."""
+    return profiles_folder() / f".{fingerprint}.lock"
+
+
+def write_refusal(fingerprint: str, reason: str) -> None:
+    """Remember that a model cannot be calibrated, until another version of this package.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_record(_refusal_path(fingerprint), {"reason": reason, "lacache": __version__})
+
+
+def read_refusal(fingerprint: str) -> str | None:
+    """Return why a model cannot be calibrated, or None if that was never tried."""
+    with suppress(InputError):
+        refusal = read_record(_refusal_path(fingerprint))
+        if refusal.get("lacache") == __version__:
+            return str(refusal.get("reason"))
+    return None
+
+
+def _refusal_path(fingerprint: str) -> Path:
+    return profiles_folder() / f"{fingerprint}.refused"
 
 
 def journal_path(fingerprint: str) -> Path:
@@ -51,7 +81,7 @@ class Journal:
 
     def __init__(self, path: Path, settings: Record) -> None:
         self._path = path
-        self._known: dict[str, list[float]] = {}
+        self._known: dict[str, list[Any]] = {}
         try:
             records = read_records(path)
         except InputError as error:
@@ -68,8 +98,15 @@ class Journal:
     def __contains__(self, key: str) -> bool:
         return key in self._known
 
-    def get(self, key: str, measure: Callable[[], list[float]]) -> list[float]:
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def get(self, key: str, measure: Callable[[], list[Any]]) -> list[Any]:
         """Return the measurement of a key; measure and append it if it is missing.
+
+        Args:
+            key: its name.
+            measure: returns the measurement, as values that JSON holds.
 
         Raises:
             InputError: the file cannot be written.

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
 from lacache.cli.preflight import computing_dtype, validate_loading
 from lacache.common.validation import validate_int
-from lacache.policies.head_profile import HeadProfile, profile_json, read_profile
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from lacache.policies.head_profile import HeadProfile, profile_json
 
 
 def calibrate(
@@ -24,14 +19,15 @@ def calibrate(
     text: Annotated[
         str | None,
         typer.Option(
-            help="A built-in corpus or a text file to hide the probes in. Default: Hamlet.",
+            help="A built-in corpus or a text file to hide the probes in. Default: sampled from "
+            "the model.",
             show_default=False,
         ),
     ] = None,
     window: Annotated[int, typer.Option(help="Recent tokens that a streaming head sees.")] = 64,
     sinks: Annotated[int, typer.Option(help="Attention sinks that it sees besides.")] = 4,
     length: Annotated[int, typer.Option(help="Tokens of a probe.")] = 400,
-    probes: Annotated[int, typer.Option(help="Number of probes of each of the five kinds.")] = 1,
+    probes: Annotated[int, typer.Option(help="Number of probes of each kind.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random parts of the probes.")] = 0,
     out: Annotated[
         Path | None,
@@ -49,7 +45,7 @@ def calibrate(
     dtype: DtypeOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
 ) -> None:
-    """Find the retrieval heads of a model, from a few gradients.
+    """Find the retrieval heads of a model, from a few gradients, even if they are known.
 
     Measures what it costs in answers when heads see only a short window, all at once, and how much
     of that is due to each head. After an interruption the same command resumes.
@@ -57,18 +53,14 @@ def calibrate(
     validate_loading(model, dtype=dtype, threads=threads)
     validate_int("probes", probes, 1, 1000)
 
-    from rich.console import Console
-
-    from lacache.calibration.calibrate import Settings
     from lacache.calibration.calibrate import calibrate as measure
-    from lacache.calibration.store import journal_path, profile_path, save_profile
+    from lacache.calibration.measure import Settings
+    from lacache.calibration.store import profile_path
     from lacache.common.records import validate_replaceable
-    from lacache.corpora import DEFAULT_DOCUMENT, load_document
+    from lacache.corpora import load_document
     from lacache.evals.plots.profile import plot_profile
     from lacache.evals.plots.style import require_matplotlib, validate_png
     from lacache.models import load_model
-    from lacache.models.fingerprint import fingerprint
-    from lacache.models.model_info import model_info
 
     settings = Settings(window=window, sinks=sinks, length=length, per_kind=probes, seed=seed)
     if plot is not None:
@@ -77,61 +69,25 @@ def calibrate(
         validate_replaceable(plot)
     if out is not None:
         validate_replaceable(out)
-    source = load_document(DEFAULT_DOCUMENT if text is None else text)
+    haystack = None if text is None else load_document(text).content
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
-    model_fingerprint = fingerprint(loaded.model)
-    journal = journal_path(model_fingerprint)
-    path = out or profile_path(model_fingerprint)
-    validate_replaceable(path)
-    steps = settings.num_steps(model_info(loaded.model).num_heads)
-    console = Console(stderr=True)
-    console.print(
-        f"Calibrating {loaded.name} ({model_fingerprint}) with {source.name}", highlight=False
+    profile = measure(
+        loaded.model,
+        loaded.tokenizer,
+        haystack=haystack,
+        settings=settings,
+        name=loaded.name,
+        path=out,
+        again=True,
     )
-    with _progress(console, steps) as on_step:
-        profile = measure(
-            loaded.model,
-            loaded.tokenizer,
-            source.content,
-            name=loaded.name,
-            journal=journal,
-            settings=settings,
-            on_step=on_step,
-        )
-    save_profile(profile, path)
-    journal.unlink(missing_ok=True)
     if as_json:
         typer.echo(json.dumps(profile_json(profile)))
     else:
         _show(profile)
-    typer.echo(f"wrote {path}", err=True)
+    typer.echo(f"wrote {out or profile_path(profile.fingerprint)}", err=True)
     if plot is not None:
-        plot_profile(read_profile(path), plot)
+        plot_profile(profile, plot)
         typer.echo(f"wrote {plot}", err=True)
-
-
-@contextmanager
-def _progress(console: Console, steps: int) -> Iterator[Callable[[int], None]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("probing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("probing", total=steps)
-        yield lambda count: progress.advance(task, count)
 
 
 def _show(profile: HeadProfile) -> None:

@@ -9,8 +9,10 @@ from typing import Annotated, Any, final
 import typer
 
 from lacache.cli.engine_setup import CacheOptions, EngineOptions, generator_factory
+from lacache.cli.head_profile import ensure_profile
 from lacache.cli.options import (
     DEFAULT_THREADS,
+    CalibrateOption,
     CompileOption,
     DtypeOption,
     KvDtypeOption,
@@ -82,6 +84,7 @@ def chat(
     weights: WeightsOption = None,
     compile: CompileOption = False,
     threads: ThreadsOption = DEFAULT_THREADS,
+    calibrate: CalibrateOption = True,
 ) -> None:
     """Chat with a model for as long as you like, in constant memory.
 
@@ -122,6 +125,7 @@ def chat(
 
     loaded = load_model(model, dtype=dtype, threads=threads)
     template = ChatTemplate(loaded.tokenizer, system)
+    ensure_profile(loaded, [options.policy], calibrate=calibrate)
     pinning = options.policy.with_sinks(template.num_pinned)
     options = replace(options, policy=pinning)
     new_generator = generator_factory(

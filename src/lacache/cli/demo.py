@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lacache.cli.engine_setup import DEFAULT_BUDGET
-from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
+from lacache.cli.head_profile import ensure_profile
+from lacache.cli.options import (
+    DEFAULT_THREADS,
+    CalibrateOption,
+    DtypeOption,
+    ModelOption,
+    ThreadsOption,
+)
 from lacache.cli.preflight import computing_dtype, validate_bytes, validate_loading, validate_memory
 from lacache.common.validation import validate_int
 from lacache.policies import DEFAULT_POLICY, parse_budget
@@ -71,6 +78,7 @@ def demo(
     new_tokens: Annotated[int, typer.Option(help="How many tokens to generate at the end.")] = 60,
     threads: ThreadsOption = DEFAULT_THREADS,
     dtype: DtypeOption = "auto",
+    calibrate: CalibrateOption = True,
     out: Annotated[
         Path, typer.Option(help="Folder for demo.json and the plots; created if missing.")
     ] = Path("demo"),
@@ -108,7 +116,6 @@ def demo(
     from lacache.evals.runs import RunSpec
     from lacache.evals.tasks.ppl import Perplexity
     from lacache.models import load_model
-    from lacache.models.fingerprint import model_profile
     from lacache.models.model_info import model_info
 
     chosen = list(dict.fromkeys(map(parse_eval_policy, policies or _POLICIES)))
@@ -119,6 +126,7 @@ def demo(
     loaded = load_model(model, dtype=computing_dtype(dtype), threads=threads)
     # One token more than is prefilled, to continue from.
     token_ids = task.token_ids(loaded.tokenizer, length=tokens + 1)
+    ensure_profile(loaded, chosen, calibrate=calibrate)
     info = model_info(loaded.model)
     capacity = parsed.capacity(
         bytes_per_token=info.bytes_per_token,
@@ -138,12 +146,6 @@ def demo(
         f"at most {chunk_size} tokens at once, {threads} thread{'s' * (threads > 1)}.",
         highlight=False,
     )
-    if any(policy.needs_profile for policy in chosen) and model_profile(loaded.model) is None:
-        progress_console.print(
-            "The model has no head profile, so its retrieval heads are unknown; lacache calibrate "
-            "finds them.",
-            highlight=False,
-        )
     runner = EvalRunner(loaded, chunk_size=chunk_size)
     runs: list[Record] = []
     cache: Any = None

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from lacache.cli.head_profile import ensure_profile
 from lacache.cli.options import (
     DEFAULT_THREADS,
+    CalibrateOption,
     DtypeOption,
     KvDtypeOption,
     ModelOption,
@@ -119,6 +121,7 @@ def eval(
         typer.Option(help="Where the model runs, such as cpu or cuda.", rich_help_panel="Model"),
     ] = "cpu",
     threads: ThreadsOption = DEFAULT_THREADS,
+    calibrate: CalibrateOption = True,
     out: Annotated[
         Path,
         typer.Option(
@@ -213,6 +216,7 @@ def eval(
         raise ConfigError(
             f"device={device} cannot hold the model ({reason}); try --device cpu"
         ) from error
+    ensure_profile(loaded, [spec.policy for spec in plan.left], calibrate=calibrate)
     evaluate(specs, loaded, out, minutes=minutes, as_json=as_json)
 
 

@@ -7,10 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from lacache.cli.engine_setup import CacheOptions, EngineOptions, generator_factory
+from lacache.cli.head_profile import ensure_profile
 from lacache.cli.options import (
     DEFAULT_THREADS,
     WORTH_COMPILING,
     BudgetOption,
+    CalibrateOption,
     CompileOption,
     DtypeOption,
     KvDtypeOption,
@@ -84,6 +86,7 @@ def generate(
     weights: WeightsOption = None,
     compile: CompileOption = None,
     threads: ThreadsOption = DEFAULT_THREADS,
+    calibrate: CalibrateOption = True,
 ) -> None:
     """Continue a prompt of any length in constant memory.
 
@@ -118,6 +121,7 @@ def generate(
 
     loaded = load_model(model, dtype=dtype, threads=threads)
     ids = _tokens(loaded.tokenizer, text, chat=chat)
+    ensure_profile(loaded, [options.policy], calibrate=calibrate)
     generator = generator_factory(loaded.model, options, engine_options, len(ids), sampling)()
     run = generate_text(
         loaded,

@@ -115,6 +115,16 @@ DtypeOption = Annotated[
     str,
     typer.Option("--dtype", help="auto, bfloat16, float16 or float32.", rich_help_panel=_MODEL),
 ]
+CalibrateOption = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate/--no-calibrate",
+        envvar="LACACHE_CALIBRATE",
+        help="Before the first use of a model, find its retrieval heads if the policy needs them, "
+        "in minutes (lacache calibrate).",
+        rich_help_panel=_MODEL,
+    ),
+]
 WORTH_COMPILING = 2000
 CompileOption = Annotated[
     bool | None,

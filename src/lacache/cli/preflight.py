@@ -83,7 +83,7 @@ def computing_dtype(dtype: str) -> str:
     import torch
     from rich.console import Console
 
-    from lacache.engine.cpu.linear import has_arithmetic
+    from lacache.models.arithmetic import has_arithmetic
 
     if dtype != "auto" or has_arithmetic(torch.bfloat16):
         return dtype

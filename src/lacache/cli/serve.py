@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from lacache.cli.engine_setup import DEFAULT_BUDGET, CacheOptions, EngineOptions, new_engine
+from lacache.cli.head_profile import ensure_profile
 from lacache.cli.options import (
     DEFAULT_THREADS,
+    CalibrateOption,
     DtypeOption,
     KvDtypeOption,
     ModelOption,
@@ -133,6 +135,7 @@ def serve(
         ),
     ] = None,
     dtype: DtypeOption = "auto",
+    calibrate: CalibrateOption = True,
 ) -> None:
     """Serve OpenAI's API with a bounded KV cache: constant memory for sequences of any length.
 
@@ -185,6 +188,7 @@ def serve(
     validate_folder(folder)
     with listen(host, port) as listening:
         loaded = load_model(model, dtype=dtype, threads=threads)
+        ensure_profile(loaded, [cache.policy for cache in caches.values()], calibrate=calibrate)
         engines = {
             loaded.name + suffix: new_engine(
                 loaded.model, cache, engine_options, max_sequences=max_sequences

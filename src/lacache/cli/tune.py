@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lacache.cli.options import DEFAULT_THREADS, DtypeOption, ModelOption, ThreadsOption
+from lacache.cli.head_profile import ensure_profile
+from lacache.cli.options import (
+    DEFAULT_THREADS,
+    CalibrateOption,
+    DtypeOption,
+    ModelOption,
+    ThreadsOption,
+)
 from lacache.cli.preflight import computing_dtype, validate_loading
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.policies import Budget, parse_budget
+from lacache.policies import DEFAULT_POLICY, Budget, parse_budget
 
 if TYPE_CHECKING:
     from lacache.evals.runs import RunSpec
-    from lacache.policies import Policy
 
 _SHARE_LENGTH = 2048
 _LEAST_LENGTH = 1024
@@ -72,6 +78,7 @@ def tune(
     seed: Annotated[int, typer.Option(help="Seed of excerpts and needles.")] = 0,
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = DEFAULT_THREADS,
+    calibrate: CalibrateOption = True,
     out: Annotated[
         Path,
         typer.Option(
@@ -118,6 +125,7 @@ def tune(
     from lacache.evals.runner import EvalRunner
     from lacache.evals.suite import split_list
     from lacache.evals.tasks.documents import load_named_document
+    from lacache.evals.tuning.candidates import default_candidates, given_candidates
     from lacache.evals.tuning.result import Settings, tuning_record, validate_minutes
     from lacache.evals.tuning.search import Search
     from lacache.evals.tuning.split import split_text
@@ -135,8 +143,8 @@ def tune(
     if save_policy is not None:
         validate_replaceable(save_policy)
     validate_appendable(out)
-    for policy in given or ():
-        parse_eval_policy(policy)
+    # Without candidates of the user, those of a model with a head profile are tried too.
+    parsed_policies = [parse_eval_policy(policy) for policy in given or (DEFAULT_POLICY,)]
     if not parsed.num_bytes:  # else the model's bytes of a token decide
         Settings(*_sizes(parsed, length, bytes_per_token=1, context=None), minutes)
     load_named_document(text)
@@ -147,7 +155,12 @@ def tune(
     settings = Settings(capacity, length, minutes)
     parts = split_text(loaded.tokenizer, text, length=length, seed=seed)
     console = Console(stderr=True, highlight=False)
-    candidates = _candidates(loaded.model, capacity, given, console)
+    ensure_profile(loaded, parsed_policies, calibrate=calibrate)
+    candidates = (
+        default_candidates(loaded.model, capacity)
+        if given is None
+        else given_candidates(loaded.model, capacity, given)
+    )
     runner = EvalRunner(loaded)
     with tuning_bars(console, minutes) as bars:
 
@@ -193,17 +206,3 @@ def _sizes(
     length = max(_LEAST_LENGTH, 4 * capacity)
     # Beyond its context the full cache, which the needles are tried on, does not work.
     return capacity, length if context is None else min(length, context)
-
-
-def _candidates(model: Any, capacity: int, given: list[str] | None, console: Any) -> list[Policy]:
-    from lacache.evals.tuning.candidates import default_candidates, given_candidates
-    from lacache.models.fingerprint import model_profile
-
-    if given is not None:
-        return given_candidates(model, capacity, given)
-    if model_profile(model) is None:
-        console.print(
-            "This model has no head profile, so no candidate treats retrieval heads apart; "
-            "lacache calibrate makes one."
-        )
-    return default_candidates(model, capacity)

@@ -76,6 +76,7 @@ class Runner:
     ) -> None:
         shares_slots = shares_slots_on(model.device)
         self.layout = CacheLayout(model_info(model), bound, kv_dtype, shares_slots)
+        # Of the checkpoint: never of weights that are quantised below.
         self.fingerprint = fingerprint(model)
         self.weights = weights
         self._model, own = private_model(model)

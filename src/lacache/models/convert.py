@@ -12,13 +12,13 @@ from typing import Any, final
 
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 
 from lacache.common.files import cache_home
+from lacache.common.lock import waiting_lock
 from lacache.common.packages import require_modules
 from lacache.errors import ModelError
 from lacache.models.files import find_damage, write_manifest
@@ -74,7 +74,9 @@ def ensure_converted(
     console = Console(file=sys.stderr, quiet=not progress, markup=False, highlight=False)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder, console):
+        waiting = "Another process is converting this model: waiting for it."
+        lock = folder.with_name(f".{folder.name}.lock")
+        with waiting_lock(lock, lambda: console.print(waiting)):
             if folder.is_dir():
                 damage = find_damage(folder)
                 if damage is None:
@@ -88,20 +90,6 @@ def ensure_converted(
             "set LACACHE_HOME to a folder that can be"
         ) from error
     return folder
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, console: Console) -> Iterator[None]:
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        console.print("Another process is converting this model: waiting for it.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _convert_locked(

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import warnings
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lacache.common.files import profiles_folder
+from lacache.errors import HeadProfileWarning
 from lacache.models.decoder import find_decoder
 from lacache.models.model_info import model_info
 from lacache.policies import ModelShape, Policy
@@ -75,12 +78,38 @@ def _sample(weight: Tensor) -> Tensor:
     return (flat[places].to(torch.bfloat16) + 0.0).cpu().view(torch.int16)
 
 
+_warned: WeakSet[nn.Module] = WeakSet()
+
+
 def model_shape(model: Any, policy: Policy) -> ModelShape:
     """Return what a policy must know of a model, its head profile where the policy needs one.
+
+    Issues a HeadProfileWarning, once for a model, if the policy needs a profile and none was
+    measured for these weights.
 
     Raises:
         InputError: a profile cannot be read.
         UnsupportedModelError: the model's caches or positions are not understood.
     """
     profile = model_profile(model) if policy.needs_profile else None
+    decoder = find_decoder(model)
+    if policy.needs_profile and decoder not in _warned:
+        _warned.add(decoder)
+        if profile is None or not profile.matches(fingerprint(model)):
+            # The caller of the cache or engine that asks for the shape.
+            warnings.warn(_warning(model, policy, profile), HeadProfileWarning, stacklevel=3)
     return ModelShape(model_info(model).num_heads, profile)
+
+
+def _warning(model: Any, policy: Policy, profile: HeadProfile | None) -> str:
+    name = str(model.config.name_or_path)
+    command = f" or: lacache calibrate --model {name}" if name else ""
+    found = (
+        f"so policy '{policy}' works without knowing its retrieval heads"
+        if profile is None
+        else f"so policy '{policy}' uses that of {profile.model}, of equal shape"
+    )
+    return (
+        f"the weights of {name or type(model).__name__} have no head profile, {found}; measure it "
+        f"once with lacache.calibrate(model, tokenizer){command}"
+    )

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lacache.engine.cpu import linear
-from lacache.engine.cpu.linear import has_arithmetic, linear_for, widened_linear
+from lacache.engine.cpu.linear import linear_for, widened_linear
+from lacache.models.arithmetic import has_arithmetic
 from lacache.policies import Ladder
 from tests.cache.tiny_models import tiny_model
 from tests.engine.ragged import Ragged, new_runner

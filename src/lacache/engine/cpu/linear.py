@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lacache.engine.cpu.kernels import TYPES, kernel_product
+from lacache.models.arithmetic import has_arithmetic
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(states [..., I], weight [O, I], bias [O] or None) -> [..., O]."""
@@ -19,7 +20,6 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Product = Callable[[Tensor, Tensor], Tensor]
 """(weight [O, I], vector [I]) -> [O], in the vector's type."""
 
-_HALVES = (torch.bfloat16, torch.float16)
 _BLOCK = 2**20
 """Weights that are converted at once: as many as a processor's own caches hold."""
 
@@ -64,15 +64,6 @@ def use_cpu_linear(module: nn.Module, *, alone: bool, kernels: bool) -> None:
             setattr(module, name, CpuLinear(child, product if alone else None))
         else:
             use_cpu_linear(child, alone=alone, kernels=kernels)
-
-
-def has_arithmetic(dtype: torch.dtype) -> bool:
-    """Whether torch has fast products of a type on this CPU.
-
-    Processors with AVX2 and no AVX512 have no 16-bit arithmetic that torch uses; there it falls
-    back to loops that are ten times slower than float32.
-    """
-    return dtype not in _HALVES or torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 def linear_for(dtype: torch.dtype) -> Linear:

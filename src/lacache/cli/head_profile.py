@@ -1,0 +1,84 @@
+"""The head profile that a command's policies need: measured once, before the model's first use."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from lacache.errors import (
+    ConfigError,
+    HeadProfileWarning,
+    InputError,
+    ModelError,
+    UnsupportedOperationError,
+)
+from lacache.policies import Policy
+
+if TYPE_CHECKING:
+    from lacache.models import LoadedModel
+    from lacache.policies import HeadProfile
+
+
+def ensure_profile(loaded: LoadedModel, policies: Iterable[Policy], *, calibrate: bool) -> None:
+    """Calibrate a model if a policy needs a head profile, and these weights have none.
+
+    A model that cannot be calibrated is used without. Why is printed, and remembered if the model
+    is the reason.
+
+    Args:
+        loaded: the model, before anything is made from it.
+        policies: what will run.
+        calibrate: whether to do it; else the policies work without, and nothing is printed.
+
+    Raises:
+        InputError: the model's profile cannot be read.
+    """
+    needing = next((str(policy) for policy in policies if policy.needs_profile), None)
+    if needing is None:
+        return
+
+    from rich.console import Console
+
+    from lacache.models.fingerprint import fingerprint, model_profile
+
+    model_fingerprint = fingerprint(loaded.model)
+    profile = model_profile(loaded.model)
+    if profile is not None and profile.matches(model_fingerprint):
+        return
+    # What the library would warn of is printed here.
+    warnings.filterwarnings("ignore", category=HeadProfileWarning)
+    if calibrate and (reason := _calibrate(loaded, model_fingerprint, needing)):
+        console = Console(stderr=True, markup=False, highlight=False)
+        console.print(
+            f"{loaded.name} has no head profile ({reason}): {_without(needing, profile)}",
+            soft_wrap=True,
+        )
+
+
+def _calibrate(loaded: LoadedModel, model_fingerprint: str, policy: str) -> str | None:
+    """Return why the model could not be calibrated, or None if it was."""
+    from lacache.calibration.calibrate import calibrate
+    from lacache.calibration.store import read_refusal, write_refusal
+    from lacache.models.third_party import first_line
+
+    reason = read_refusal(model_fingerprint)
+    if reason is not None:
+        return reason
+    note = f" once, since policy {policy} needs its retrieval heads; --no-calibrate skips it"
+    try:
+        calibrate(loaded.model, loaded.tokenizer, name=loaded.name, note=note)
+    except (ConfigError, ModelError, UnsupportedOperationError) as error:
+        with suppress(InputError):
+            write_refusal(model_fingerprint, str(error))
+        return str(error)
+    except Exception as error:  # a command must not end for what it can do without
+        return first_line(error)
+    return None
+
+
+def _without(policy: str, profile: HeadProfile | None) -> str:
+    if profile is None:
+        return f"policy {policy} works without knowing its retrieval heads"
+    return f"policy {policy} uses that of {profile.model}, of equal shape"
