@@ -50,7 +50,7 @@ QWEN = cache_home() / "models" / "Qwen2.5-Coder-1.5B-Instruct-Q4_K_M.gguf"
 DEFAULT = "balanced"
 RECALL = "recall"
 """The preset for recall."""
-KEEP_ALL = "balanced:share=0.125:most=0.0"
+KEEP_ALL = "balanced:window=0.5:share=0.125:most=0.0"
 """In a quarter of the bytes an eighth of the heads holds the whole prompt and the longest answer;
 the others hold half of what all could, as their window."""
 

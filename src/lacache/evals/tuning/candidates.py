@@ -30,7 +30,7 @@ _LADDERS = (
 _RETRIEVAL = (
     "balanced",
     "recall",
-    "balanced:window=0.65",
+    "balanced:window=0.5",
     "balanced:share=0.16",
     "balanced:window=0.8",
     "recall:share=0.16",
