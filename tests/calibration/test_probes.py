@@ -134,8 +134,6 @@ def test_too_short_a_text_is_refused(tokenizer: Any, hay: str) -> None:
         make_probes(tokenizer, hay, length=LENGTH, per_kind=1, seed=0)
 
 
-def test_white_space_in_the_text_makes_no_difference(
-    tokenizer: Any, probes: list[Probe]
-) -> None:
+def test_white_space_in_the_text_makes_no_difference(tokenizer: Any, probes: list[Probe]) -> None:
     hay = HAY.replace(" ", "  \n")
     assert make_probes(tokenizer, hay, length=LENGTH, per_kind=3, seed=0) == probes

@@ -52,17 +52,21 @@ def fingerprint(model: Any) -> str:
     return f"{hashlib.sha256(shape.encode()).hexdigest()[:8]}-{weights.hexdigest()[:12]}"
 
 
-def model_profile(model: Any) -> HeadProfile | None:
+def model_profile(model: Any, model_fingerprint: str | None = None) -> HeadProfile | None:
     """Return the head profile of a loaded model, or None if none was measured.
 
     A user's own profile comes before a shipped one, and one for these weights before one for
     other weights of the same shape.
 
+    Args:
+        model: a causal language model of transformers.
+        model_fingerprint: its fingerprint, where the caller has it.
+
     Raises:
         InputError: a profile file cannot be read.
         UnsupportedModelError: the model's caches or positions are not understood.
     """
-    profile = find_profile(fingerprint(model), (profiles_folder(),))
+    profile = find_profile(model_fingerprint or fingerprint(model), (profiles_folder(),))
     if profile is not None and profile.num_heads != model_info(model).num_heads:
         # The same shape otherwise, but other layers are sliding.
         return None
