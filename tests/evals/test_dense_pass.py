@@ -174,11 +174,9 @@ def test_one_pass_for_each_sample_serves_all_policies_and_budgets(
     assert computed == [78] * 3 + [88] * 2
 
 
-def test_passes_beyond_the_limit_are_computed_anew(
+def test_a_prompt_beyond_the_limit_is_computed_by_each_cache(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = compute_dense_pass(model, list(range(20)))
-    assert one.num_bytes == 20 * sum(layer.bytes_per_token for layer in model_info(model).growing)
     computed: list[int] = []
 
     def counting(model: Any, ids: Any, kv_dtype: str | None = None) -> Any:
@@ -186,7 +184,9 @@ def test_passes_beyond_the_limit_are_computed_anew(
         return compute_dense_pass(model, ids, kv_dtype)
 
     monkeypatch.setattr(dense_pass, "compute_dense_pass", counting)
-    passes = DensePasses(model, most_bytes=one.num_bytes)
-    for _ in range(2):
+    prompt_tokens = answer(model, "ladder", DENSE, None)["prompt_tokens"]
+    size = model_info(model).bytes_per_token * (prompt_tokens - 1)
+    for most_bytes, num_computed in ((size - 1, 0), (size, 1)):
+        passes = DensePasses(model, most_bytes=most_bytes)
         assert_same(answer(model, "ladder", DENSE, passes), answer(model, "ladder", DENSE, None))
-    assert len(computed) == 2
+        assert len(computed) == num_computed

@@ -1,5 +1,7 @@
 """Named policies work for any model and budget."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -202,3 +204,15 @@ def test_windows_are_never_narrower_than_what_was_measured() -> None:
     assert narrowest("recall", 48) == 20
     assert narrowest("recall", 36) == 18
     assert narrowest("recall", 48, None) == 16
+
+
+def test_a_late_loss_leaves_windows_their_heads() -> None:
+    groups = bind("balanced", 512, replace(PROFILE, loss_left=())).groups
+    assert groups[0].num_heads == round(0.6 * len(PAIRS))
+
+
+def test_a_single_head_has_one_ladder_or_is_refused() -> None:
+    one = HeadProfile("a-b", "tiny", 16, 4, ((0.0,),), ((0, 0),), ())
+    for text in ("balanced", "recall"):
+        with pytest.raises(ConfigError, match="at least 2 layers"):
+            bind(text, 512, one, heads=(1,))

@@ -95,9 +95,9 @@ def answer_sample(
         inputs = _first_inputs(context, questions, protocol) if is_first else [[*pending, *ids]]
         for number, chunk in enumerate(filter(None, inputs)):
             opens = is_first and number == 0
-            in_one_piece = opens and (protocol.is_dense or isinstance(policy, Full))
+            is_one_chunk = opens and (protocol.is_dense or isinstance(policy, Full))
             with monitor.monitoring(dense=opens and protocol.is_dense):
-                if passes is not None and in_one_piece and shares_dense_pass(model, policy):
+                if passes is not None and is_one_chunk and shares_dense_pass(model, policy):
                     logits = passes.prefill(monitor, chunk)
                 else:
                     logits = cache.prefill(model, _tensor(chunk, model))

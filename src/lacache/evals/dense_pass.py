@@ -29,11 +29,6 @@ class DensePass:
     """The last token's [1, V]."""
     num_tokens: int
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the keys and values."""
-        return sum(keys.nbytes + values.nbytes for _, keys, values in self.layers)
-
 
 def shares_dense_pass(model: Any, policy: Policy) -> bool:
     """Return whether a cache can take a dense pass that another has computed.
@@ -50,7 +45,8 @@ class DensePasses:
 
     Args:
         model: a causal language model of transformers.
-        most_bytes: passes that do not fit into so many bytes are computed anew each time.
+        most_bytes: bytes of the passes that are held at once. For a prompt whose pass does not fit,
+            each cache runs its own forward, which holds one layer's keys and values at a time.
     """
 
     def __init__(self, model: Any, *, most_bytes: int = MOST_BYTES) -> None:
@@ -64,17 +60,20 @@ class DensePasses:
         self._num_bytes = 0
 
     def prefill(self, monitor: CacheMonitor, ids: Sequence[int]) -> Tensor:
-        """Give an empty cache its first input, in one piece, and return the last logits [1, V].
+        """Give an empty cache its first input as one chunk, and return the last logits [1, V].
 
         The cache holds what its own forward would have left, and the monitor has counted the same.
         """
         key = (tuple(ids), monitor.cache.kv_dtype)
         found = self._passes.get(key)
         if found is None:
+            num_bytes = len(ids) * model_info(self._model).bytes_per_token
+            if self._num_bytes + num_bytes > self._most_bytes:
+                inputs = torch.tensor([list(ids)], device=self._model.device)
+                return monitor.cache.prefill(self._model, inputs)
             found = compute_dense_pass(self._model, ids, monitor.cache.kv_dtype)
-            if self._num_bytes + found.num_bytes <= self._most_bytes:
-                self._passes[key] = found
-                self._num_bytes += found.num_bytes
+            self._passes[key] = found
+            self._num_bytes += num_bytes
         monitor.take(found.layers, found.num_tokens)
         return found.logits
 

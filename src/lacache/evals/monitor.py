@@ -125,7 +125,7 @@ class CacheMonitor:
     def take(self, layers: Sequence[tuple[int, Tensor, Tensor]], num_tokens: int) -> None:
         """Give the cache keys and values of a forward that another cache had; count as for its own.
 
-        Use it inside of `monitoring`, for the first input of a cache that takes it in one piece.
+        Use it inside of `monitoring`, for the first input of a cache, as one chunk.
 
         Args:
             layers: index, keys [1, Hkv, N, D] as the model gave them, and values, in order.

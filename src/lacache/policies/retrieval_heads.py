@@ -70,8 +70,8 @@ class RetrievalHeads(Policy):
     Args:
         window: capacity of the streaming heads in the end, as a share of the whole. The wider, the
             better prose; the narrower, the more heads hold everything. With a profile it is
-            never less than the window of the profile, or half of the whole if that is less. Until
-            the history has grown so long, streaming heads hold what it leaves.
+            never less than the profile's sinks and window, or half of the whole if that is less.
+            Until the history has grown so long, streaming heads hold what it leaves.
         share: of the KV heads, how many keep a history in the end. None is as many as the
             model's head profile asks for: the fewest that leave a third of what windows in all
             heads cost.
@@ -208,9 +208,13 @@ class RetrievalHeads(Policy):
         if self.heads:
             return self.heads
         profile = shape.profile
+        if sum(shape.num_heads) == 1:
+            return ()
         if profile is not None:
             order: Sequence[Member] = profile.order
-            count = profile.heads_that_leave(_LOSS_LEFT)
+            # Windows must have bytes to give, even where the loss falls late or never.
+            most_heads = round(_MOST * len(order))
+            count = min(profile.heads_that_leave(_LOSS_LEFT), most_heads)
         elif self.without_profile == "depth":
             order = layers_by_depth(shape.num_layers)
             count = round(_SHARE_BY_DEPTH * len(order))

@@ -171,11 +171,12 @@ def _any_seed(run: Run) -> object:
 
 
 def _unfinished_seed(by_policy: Sequence[Sequence[Run]]) -> int | None:
-    """Return the one seed that some policies have and others do not have yet, if that is all."""
+    """Return the seed of the newest record, if it is the only one that some policies lack."""
     seeds = [{int(run.record["seed"]) for run in same} for same in by_policy]
     common = set.intersection(*seeds)
-    rest = set.union(*seeds) - common
-    return rest.pop() if common and len(rest) == 1 else None
+    runs = [run for same in by_policy for run in same]
+    newest = max(runs, key=lambda run: str(run.record["environment"]["time"])).record["seed"]
+    return int(newest) if common and set.union(*seeds) - common == {newest} else None
 
 
 def _pool_distinct(runs: Sequence[Run]) -> list[Run]:

@@ -28,17 +28,16 @@ _LADDERS = (
     "ladder:unit=16:span={span}:overlap=0",
 )
 _RETRIEVAL = (
-    "retrieval:share=0.16:window=0.5",
-    "retrieval:share=0.16:window=0.25",
-    "retrieval:share=0.3:window=0.5",
-    "retrieval:share=0.08:window=0.5",
-    "retrieval:share=0.16:window=0.75",
-    "retrieval:share=0.3:window=0.25",
-    "retrieval:share=0.08:window=0.75",
-    "retrieval:share=0.3:window=0.75",
-    "retrieval:share=0.16:window=0.5:unit=8",
+    "balanced",
+    "recall",
+    "balanced:window=0.65",
+    "balanced:share=0.16",
+    "balanced:window=0.8",
+    "recall:share=0.16",
+    "balanced:share=0.3:most=0.0",
+    "balanced:share=0.08:most=0.0:window=0.75",
+    "balanced:unit=8",
     "retrieval:heads={layers}:window=0.5",
-    "retrieval:share=0.5:window=0.5",
 )
 _LAYERS_SHARE = 0.3
 
