@@ -110,7 +110,7 @@ def test_the_environment_can_forbid_it_too(
     run: Run, tiny: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LACACHE_CALIBRATE", "0")
-    start(run, "generate", tiny)
+    assert "profile" not in start(run, "generate", tiny).stderr
     assert not calls
     start(run, "generate", tiny, "--calibrate")
     assert calls == ["tiny"]

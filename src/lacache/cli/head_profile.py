@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -24,7 +25,8 @@ def ensure_profile(loaded: LoadedModel, policies: Iterable[Policy], *, calibrate
     Args:
         loaded: the model, before anything is made from it.
         policies: what will run.
-        calibrate: whether to do it; else one line is printed, and the policies work without.
+        calibrate: whether to do it; else the policies work without, and one line is printed
+            unless LACACHE_CALIBRATE is set.
 
     Raises:
         InputError: the model's profile cannot be read.
@@ -44,7 +46,11 @@ def ensure_profile(loaded: LoadedModel, policies: Iterable[Policy], *, calibrate
     # The line below replaces the library's warning. A command is the whole process, and no other
     # warning has this category, so the filter may stay.
     warnings.filterwarnings("ignore", category=HeadProfileWarning)
-    reason = _calibrate(loaded, model_fingerprint, needing) if calibrate else "--no-calibrate"
+    if calibrate:
+        reason = _calibrate(loaded, model_fingerprint, needing)
+    else:
+        # A variable is set once, and the line would come at every start.
+        reason = None if "LACACHE_CALIBRATE" in os.environ else "--no-calibrate"
     if reason is not None:
         console = Console(stderr=True, markup=False, highlight=False)
         console.print(
