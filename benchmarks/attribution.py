@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from lacache.calibration.attribution import POINTS, Pair, attributions, rank
 from lacache.calibration.emulation import Emulation, visible_tokens
 from lacache.calibration.haystack import sample_haystack
+from lacache.calibration.measure import LEAST_GAP
 from lacache.calibration.probes import KINDS, Probe, make_probes
 from lacache.calibration.store import Journal
 from lacache.common.records import environment, write_record
@@ -34,7 +35,6 @@ from lacache.models import load_model
 from lacache.models.fingerprint import fingerprint
 
 RESULTS = Path(__file__).parent / "results"
-LEAST_GAP = 0.1
 COUNTS = (3, 6, 9, 14, 20)
 HELD_OUT = {
     "needle": Needle(haystack="wikipedia"),
@@ -93,10 +93,10 @@ def mean_attention(model: Any, token_ids: Sequence[int], length: int = 500) -> T
         query = attention.q_proj(states).view(-1, model.config.num_attention_heads, width).mean(0)
         key = attention.k_proj(states).view(-1, model.config.num_key_value_heads, width).mean(0)
         cos, sin = model.model.rotary_emb(states, torch.arange(length)[None])
-        turned = rotate(query[:, None], cos, sin)[:, -1:] @ rotate(
+        products = rotate(query[:, None], cos, sin)[:, -1:] @ rotate(
             key.repeat_interleave(len(query) // len(key), 0)[:, None], cos, sin
         ).transpose(1, 2)
-        weights = (turned[:, 0].float() / width**0.5).softmax(-1)
+        weights = (products[:, 0].float() / width**0.5).softmax(-1)
         scores.append(weights.cumsum(-1).mean(-1).view(len(key), -1).mean(-1))
     return torch.stack(scores)
 
@@ -185,15 +185,10 @@ def main() -> None:
     measurer = Measurer(model, given.window, given.sinks, journal)
     num_heads = measurer.emulation.num_heads
     if given.text is None:
-        # The journal holds numbers only.
-        points = journal.get(
-            f"haystack {given.length}",
-            lambda: [
-                ord(char)
-                for char in sample_haystack(model, tokenizer, num_tokens=given.length, seed=0)
-            ],
+        (haystack,) = journal.get(
+            f"sampled text {given.length}",
+            lambda: [sample_haystack(model, tokenizer, num_tokens=given.length, seed=0)],
         )
-        haystack = "".join(chr(int(point)) for point in points)
     else:
         haystack = load_document(given.text).content
     probes = make_probes(tokenizer, haystack, length=given.length, per_kind=given.per_kind, seed=0)

@@ -1,7 +1,11 @@
 """A calibration is made once, kept, resumed, and shared by those who wait for it."""
 
+import json
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,11 @@ import lacache
 from lacache.calibration import calibrate as module
 from lacache.calibration import measure
 from lacache.calibration.calibrate import calibrate
+from lacache.calibration.measure import Settings
 from lacache.calibration.store import journal_path, lock_path, profile_path
-from lacache.errors import HeadProfileWarning, InputError, ModelError
+from lacache.errors import ConfigError, HeadProfileWarning, InputError, ModelError
 from lacache.models.fingerprint import fingerprint
-from lacache.policies.head_profile import HeadProfile, read_profile
+from lacache.policies.head_profile import HeadProfile, profile_json, read_profile
 from tests.calibration.test_measure import HEARD, SETTINGS, model_with
 from tests.calibration.test_probes import HAY
 from tests.engine.tiny import tiny_tokenizer
@@ -127,8 +132,8 @@ def test_of_two_at_once_one_measures(
     monkeypatch.setattr(module, "measure_profile", measure_late)
     monkeypatch.setattr(module, "waiting_lock", lock)
     found: list[HeadProfile] = []
-    first = threading.Thread(target=lambda: found.append(run(model_with(HEARD), again=True)))
-    second = threading.Thread(target=lambda: found.append(run(model_with(HEARD), again=True)))
+    first = threading.Thread(target=lambda: found.append(run(model_with(HEARD))))
+    second = threading.Thread(target=lambda: found.append(run(model_with(HEARD))))
     first.start()
     assert begun.wait(60)
     second.start()
@@ -137,6 +142,66 @@ def test_of_two_at_once_one_measures(
     assert len(measured) == 1
     assert found[0] == found[1]
     assert "Another process is calibrating this model: waiting" in capsys.readouterr().err
+
+
+def test_again_measures_with_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_with(HEARD)
+    path = profile_path(fingerprint(model))
+    real = module.waiting_lock
+
+    @contextmanager
+    def lock(*arguments: Any) -> Iterator[None]:
+        with real(*arguments):
+            # Another process wrote this while the lock was held.
+            path.write_text(json.dumps(profile_json(others)))
+            yield
+
+    others = replace(run(model), window=9)
+    monkeypatch.setattr(module, "waiting_lock", lock)
+    assert run(model, again=True).window == SETTINGS.window
+    assert read_profile(path).window == SETTINGS.window
+
+
+def test_the_default_length_grows_with_the_tokens_of_a_word() -> None:
+    model = model_with(HEARD)
+    lengths: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, options: lengths.append(options["input_ids"].shape[1]),
+        with_kwargs=True,
+    )
+    run(model, settings=Settings(window=8, sinks=1))
+    assert 400 < max(lengths) < 800
+
+
+def test_sampling_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    model = model_with(HEARD)
+    run(model, haystack=None, name="tiny")
+    first, second = capsys.readouterr().err.splitlines()[:2]
+    assert first == "Sampling text from tiny"
+    assert second.startswith("Calibrating tiny: about ")
+
+
+def test_a_lock_that_cannot_be_taken_is_refused() -> None:
+    model = model_with(HEARD)
+    lock_path(fingerprint(model)).mkdir(parents=True)
+    with pytest.raises(InputError, match=r"cannot write .*\.lock: .*; set LACACHE_HOME"):
+        run(model)
+
+
+def test_errors_of_the_block_under_the_lock_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> HeadProfile:
+        raise BrokenPipeError("stderr is closed")
+
+    monkeypatch.setattr(module, "measure_profile", fail)
+    with pytest.raises(BrokenPipeError):
+        run(model_with(HEARD))
+
+
+def test_a_length_that_is_too_short_leaves_nothing_behind(home: Path) -> None:
+    model = model_with(HEARD)
+    with pytest.raises(ConfigError, match="try length="):
+        run(model, settings=Settings(window=8, sinks=1, length=140))
+    assert list((home / "profiles").iterdir()) == [lock_path(fingerprint(model))]
 
 
 def test_a_model_that_makes_no_use_of_it_leaves_nothing_behind(home: Path) -> None:
@@ -172,12 +237,19 @@ def test_slow_types_are_avoided_and_come_back(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "measure_profile", look)
     model = model_with(HEARD).to(torch.bfloat16)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
+    places = [weight.data_ptr() for weight in model.parameters()]
     profile = run(model)
     assert types == [torch.float32]
     assert profile.matches(fingerprint(model))
     for name, weight in model.named_parameters():
         assert weight.dtype == torch.bfloat16
         assert torch.equal(weight, before[name])
-    monkeypatch.setattr("lacache.models.arithmetic.physical_bytes", lambda: 1000)
+    # An engine that was made before shares them.
+    assert [weight.data_ptr() for weight in model.parameters()] == places
+    size = sum(weight.numel() for weight in model.parameters())
+    monkeypatch.setattr("lacache.models.arithmetic.physical_bytes", lambda: 2 * 6 * size)
     run(model, again=True)
-    assert types == [torch.float32, torch.bfloat16]
+    assert types == 2 * [torch.float32]
+    monkeypatch.setattr("lacache.models.arithmetic.physical_bytes", lambda: 2 * 6 * size - 2)
+    run(model, again=True)
+    assert types == [torch.float32, torch.float32, torch.bfloat16]

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from lacache.calibration import haystack as module
 from lacache.calibration.haystack import sample_haystack
-from lacache.errors import ConfigError
+from lacache.errors import ConfigError, ModelError
 from tests.cache.tiny_models import tiny_model
 from tests.engine.tiny import VOCABULARY, tiny_llama, tiny_tokenizer
 
@@ -28,6 +29,33 @@ def test_the_seed_decides(caplog: pytest.LogCaptureFixture) -> None:
 def test_other_families_can_be_sampled(family: str) -> None:
     model = tiny_model(family, vocab_size=len(VOCABULARY))
     assert sample_haystack(model, tiny_tokenizer(), num_tokens=20, seed=0)
+
+
+def test_special_tokens_beyond_the_logits_are_skipped() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    model = tiny_llama()
+    assert max(tokenizer.all_special_ids) == model.config.vocab_size
+    text = sample_haystack(model, tokenizer, num_tokens=20, seed=0)
+    assert text == sample_haystack(model, tiny_tokenizer(), num_tokens=20, seed=0)
+
+
+def test_a_model_without_finite_logits_is_refused() -> None:
+    model = tiny_llama()
+    model.lm_head.weight.data[7] = torch.nan
+    with pytest.raises(
+        ModelError, match=r"NaN or infinite .*; load the model with dtype='float32'"
+    ):
+        sample_haystack(model, tiny_tokenizer(), num_tokens=20, seed=0)
+
+
+def test_a_model_that_generates_white_space_only_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space = tiny_tokenizer()(" ").input_ids[0]
+    monkeypatch.setattr(module, "_sample", lambda *_: [[space] * 48])
+    with pytest.raises(ModelError, match="hold 0 tokens of text and must hold 20; calibrate with"):
+        sample_haystack(tiny_llama(), tiny_tokenizer(), num_tokens=20, seed=0)
 
 
 def test_impossible_numbers_are_refused() -> None:

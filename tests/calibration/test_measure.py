@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from lacache.calibration import measure
 from lacache.calibration.measure import Settings, measure_profile
 from lacache.calibration.store import save_profile
 from lacache.errors import ConfigError, ModelError
@@ -109,3 +110,21 @@ def test_a_profile_is_saved_whole(tmp_path: Path, profile: HeadProfile) -> None:
 def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must"):
         Settings(**change)
+
+
+def test_a_journal_of_another_version_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, journal = model_with(HEARD), tmp_path / "journal.jsonl"
+
+    def forwards() -> int:
+        counted: list[int] = []
+        hook = model.register_forward_pre_hook(lambda _module, _args: counted.append(1))
+        run(model, journal)
+        hook.remove()
+        return len(counted)
+
+    whole = forwards()
+    assert forwards() < whole / 10
+    monkeypatch.setattr(measure.transformers, "__version__", "99")
+    assert forwards() == whole

@@ -108,14 +108,32 @@ def test_the_same_arguments_give_the_same_probes(tokenizer: Any, probes: list[Pr
     assert len({probe.token_ids for probe in probes}) == len(probes)
 
 
-def test_too_short_a_probe_is_refused_with_a_length_that_does(tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match="try length=") as raised:
-        make_probes(tokenizer, HAY, length=300, per_kind=1, seed=0)
-    assert "length=300 leaves" in str(raised.value)
-    with pytest.raises(ConfigError, match="must be at least"):
-        make_probes(tokenizer, HAY, length=50, per_kind=1, seed=0)
+@pytest.mark.parametrize("length", [1, 140, 400])
+@pytest.mark.parametrize("per_kind", [1, 3])
+def test_too_short_a_length_is_refused_with_one_that_works(
+    tokenizer: Any, length: int, per_kind: int
+) -> None:
+    with pytest.raises(ConfigError, match="must be at least") as raised:
+        make_probes(tokenizer, HAY, length=length, per_kind=per_kind, seed=0)
+    named = int(str(raised.value).rpartition("try length=")[2])
+    probes = make_probes(tokenizer, HAY, length=named, per_kind=per_kind, seed=0)
+    assert len(probes) == per_kind * len(KINDS)
+    with pytest.raises(ConfigError, match=f"length={named - 1} must be at least {named}"):
+        make_probes(tokenizer, HAY, length=named - 1, per_kind=per_kind, seed=0)
 
 
-def test_too_short_a_text_is_refused(tokenizer: Any) -> None:
+def test_impossible_numbers_are_refused(tokenizer: Any) -> None:
+    for options in ({"length": 0, "per_kind": 1}, {"length": LENGTH, "per_kind": 0}):
+        with pytest.raises(ConfigError, match="must be at least 1"):
+            make_probes(tokenizer, HAY, seed=0, **options)
+
+
+@pytest.mark.parametrize("hay", ["", "too short", "  too   short \n\n"])
+def test_too_short_a_text_is_refused(tokenizer: Any, hay: str) -> None:
     with pytest.raises(InputError, match="use a longer document"):
-        make_probes(tokenizer, "too short", length=LENGTH, per_kind=1, seed=0)
+        make_probes(tokenizer, hay, length=LENGTH, per_kind=1, seed=0)
+
+
+def test_white_space_in_the_text_makes_no_difference(tokenizer: Any, probes: list[Probe]) -> None:
+    hay = HAY.replace(" ", "  \n")
+    assert make_probes(tokenizer, hay, length=LENGTH, per_kind=3, seed=0) == probes

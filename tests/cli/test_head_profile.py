@@ -1,4 +1,4 @@
-"""Commands calibrate a model that they see for the first time, unless they are told not to."""
+"""Commands calibrate a model that they see for the first time, unless an option forbids it."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,14 @@ from typing import Any
 import pytest
 
 from lacache.calibration import calibrate as module
-from lacache.calibration.store import journal_path, profile_path, read_refusal, save_profile
-from lacache.errors import InputError, ModelError
+from lacache.calibration.store import (
+    journal_path,
+    profile_path,
+    read_refusal,
+    save_profile,
+    write_refusal,
+)
+from lacache.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
 from lacache.models.fingerprint import fingerprint, model_profile
 from lacache.policies.head_profile import HeadProfile, read_profile
 from tests.calibration.test_measure import SETTINGS
@@ -90,20 +96,21 @@ def test_each_command_calibrates_once(run: Run, tiny: Path, command: str, calls:
 
 @pytest.mark.usefixtures("stopped_commands")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_can_be_told_not_to(
+def test_an_option_of_each_command_forbids_it(
     run: Run, tiny: Path, place: Path, command: str, calls: list[str]
 ) -> None:
     done = start(run, command, tiny, "--no-calibrate")
-    assert "profile" not in done.stderr
+    expected = "tiny has no head profile (--no-calibrate): policy balanced works without knowing"
+    assert done.stderr.count(expected) == 1
     assert not calls
     assert not (place / "home" / "profiles").exists()
 
 
-def test_the_environment_can_tell_it_too(
+def test_the_environment_can_forbid_it_too(
     run: Run, tiny: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LACACHE_CALIBRATE", "0")
-    start(run, "generate", tiny)
+    assert "profile" not in start(run, "generate", tiny).stderr
     assert not calls
     start(run, "generate", tiny, "--calibrate")
     assert calls == ["tiny"]
@@ -193,7 +200,22 @@ def test_a_model_that_cannot_be_calibrated_is_used_without_and_not_tried_again(
     assert len(tried) == 3
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), InputError("out of space")])
+def test_a_success_deletes_the_refusal(run: Run, tiny: Path, calls: list[str]) -> None:
+    write_refusal(fingerprint(tiny_llama()), REASON)
+    assert run("calibrate", "--model", tiny).exit_code == 0
+    assert calls == ["tiny"]
+    assert read_refusal(fingerprint(tiny_llama())) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("out of memory"),
+        InputError("out of space"),
+        ConfigError("too short"),
+        UnsupportedOperationError("needs eager"),
+    ],
+)
 def test_other_failures_end_no_command_and_are_not_remembered(
     run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -208,7 +230,7 @@ def test_other_failures_end_no_command_and_are_not_remembered(
 def test_a_home_that_cannot_be_written_ends_no_command(run: Run, tiny: Path, place: Path) -> None:
     (place / "home").write_text("a file")
     done = start(run, "generate", tiny)
-    assert "tiny has no head profile (cannot write in" in done.stderr
+    assert "tiny has no head profile (cannot write " in done.stderr
 
 
 def test_what_was_mistyped_is_refused_before(run: Run, place: Path, calls: list[str]) -> None:

@@ -58,6 +58,20 @@ def test_one_changed_matrix_shows() -> None:
     assert fingerprint(model) != before
 
 
+@pytest.mark.parametrize("config", ["Int8WeightOnly", "Float8WeightOnly"])
+def test_packed_weights_differ_as_their_models_do(config: str) -> None:
+    pytest.importorskip("torchao", reason="needs the extra int8")
+    from torchao import quantization
+
+    def packed(scale: float) -> str:
+        model = tiny_llama()
+        model.model.layers[3].self_attn.k_proj.weight.data *= scale
+        quantization.quantize_(model, getattr(quantization, f"{config}Config")())
+        return fingerprint(model)
+
+    assert packed(1.0) == packed(1.0) != packed(1.5)
+
+
 def save_profile_of(model: Any) -> HeadProfile:
     order = tuple((layer, head) for layer in range(5) for head in range(2))
     profile = HeadProfile(fingerprint(model), "made", 64, 4, ((0.1, 0.1),) * 5, order, ((0, 1.0),))

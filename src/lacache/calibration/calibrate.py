@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,17 @@ from rich.progress import (
 )
 
 from lacache.calibration.measure import Settings, measure_profile
-from lacache.calibration.store import journal_path, lock_path, profile_path, save_profile
+from lacache.calibration.store import (
+    delete_journal,
+    delete_refusal,
+    journal_path,
+    lock_path,
+    profile_path,
+    save_profile,
+)
 from lacache.common.lock import waiting_lock
 from lacache.common.records import validate_replaceable
-from lacache.errors import InputError, ModelError, UnsupportedOperationError
+from lacache.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
 from lacache.models.arithmetic import fast_arithmetic
 from lacache.models.fingerprint import fingerprint, model_profile
 from lacache.models.model_info import model_info
@@ -44,7 +51,7 @@ def calibrate(
     Caches and engines that are made from then on for a model with the same weights use the
     profile, in this process and in others. It takes about a minute for 135 million weights on one
     core, and resumes after an interruption. Of two processes that calibrate the same model, one
-    measures and the other waits for the profile. The model is left as it was.
+    measures while the other waits, and then uses that profile. The model is left as it was.
 
         lacache.calibrate(model, tokenizer)
         cache = LaCache(model, budget=512)
@@ -56,7 +63,8 @@ def calibrate(
         settings: of the probes; None for the defaults.
         name: display name of the model; None takes it from its configuration.
         path: file of the profile; None is the user's folder, where profiles are looked up.
-        again: whether to measure even if these weights have a profile.
+        again: whether to measure even if these weights have a profile, also one that another
+            process has just measured.
         progress: whether to show the expected time and a progress bar on stderr.
         note: added to the line with the expected time.
 
@@ -66,7 +74,8 @@ def calibrate(
     Raises:
         ConfigError: probes of such a length leave no room for text.
         InputError: the haystack is too short, or a file cannot be read or written.
-        ModelError: windows cost the model nothing, so it needs no profile.
+        ModelError: windows cost the model nothing, so it needs no profile; or no text can be
+            sampled from it.
         UnsupportedModelError: attention that cannot be given windows.
         UnsupportedOperationError: an attention implementation that cannot.
     """
@@ -74,21 +83,22 @@ def calibrate(
     settings = settings or Settings()
     model_fingerprint = fingerprint(model)
     target = profile_path(model_fingerprint) if path is None else Path(path)
-    before = _modified(target)
     # Keep the present stderr, since libraries redirect it.
     console = Console(file=sys.stderr, quiet=not progress, markup=False, highlight=False)
     with _locked(model_fingerprint, console):
         if not again:
-            known = model_profile(model) if path is None else _read_existing(target)
+            known = (
+                model_profile(model, model_fingerprint) if path is None else _read_existing(target)
+            )
             if known is not None and known.matches(model_fingerprint):
                 return known
-        elif _modified(target) != before:
-            # Another process has measured it while this one waited.
-            return read_profile(target)
         validate_replaceable(target)
-        profile = _measure(model, tokenizer, haystack, settings, name, console, note)
+        profile = _measure(
+            model, tokenizer, haystack, settings, name, model_fingerprint, console, note
+        )
         save_profile(profile, target)
-        journal_path(model_fingerprint).unlink(missing_ok=True)
+        delete_journal(model_fingerprint)
+        delete_refusal(model_fingerprint)
     return profile
 
 
@@ -98,10 +108,10 @@ def _measure(
     haystack: str | None,
     settings: Settings,
     name: str,
+    model_fingerprint: str,
     console: Console,
     note: str,
 ) -> HeadProfile:
-    journal = journal_path(fingerprint(model))
     num_steps = settings.num_steps(model_info(model).num_heads)
     try:
         with _progress(console, num_steps) as (bar, on_step), fast_arithmetic(model):
@@ -115,31 +125,33 @@ def _measure(
                 tokenizer,
                 haystack,
                 name=name,
-                journal=journal,
+                journal=journal_path(model_fingerprint),
                 settings=settings,
+                on_sample=lambda: console.print(f"Sampling text from {name}", soft_wrap=True),
                 on_start=on_start,
                 on_step=on_step,
             )
     except KeyboardInterrupt:
         console.print("The measurements are kept: the next calibration of the model resumes.")
         raise
-    except (ModelError, UnsupportedOperationError):
-        journal.unlink(missing_ok=True)
+    except (ConfigError, ModelError, UnsupportedOperationError):
+        delete_journal(model_fingerprint)
         raise
 
 
 @contextmanager
 def _locked(model_fingerprint: str, console: Console) -> Iterator[None]:
     path = lock_path(model_fingerprint)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write in {path.parent}: {error.strerror}; set LACACHE_HOME to a folder that "
-            "can be written"
-        ) from error
-    waiting = "Another process is calibrating this model: waiting for its profile."
-    with waiting_lock(path, lambda: console.print(waiting)):
+    waiting = "Another process is calibrating this model: waiting for it."
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(waiting_lock(path, lambda: console.print(waiting)))
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}; set LACACHE_HOME to a folder "
+                "that can be written"
+            ) from error
         yield
 
 
@@ -174,8 +186,3 @@ def _about(seconds: float) -> str:
 
 def _read_existing(path: Path) -> HeadProfile | None:
     return read_profile(path) if path.exists() else None
-
-
-def _modified(path: Path) -> int | None:
-    """Return when a file was last written, in nanoseconds; None if there is none."""
-    return path.stat().st_mtime_ns if path.exists() else None

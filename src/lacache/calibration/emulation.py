@@ -150,8 +150,7 @@ class Emulation:
         _validate_implementation(implementation)
         mixes = [_Mix(mixing[i, :n], visible) for i, n in enumerate(self.num_heads)]
         with ExitStack() as stack:
-            stack.callback(_restore_modes, {m: m.training for m in self._model.modules()})
-            self._model.eval()
+            stack.enter_context(evaluating(self._model))
             stack.callback(setattr, self._config, "_attn_implementation", implementation)
             self._config._attn_implementation = _NAMES[implementation]
             for attention, mix in zip(self._attentions, mixes, strict=True):
@@ -310,6 +309,13 @@ def _checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
-def _restore_modes(modes: dict[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off while the block lasts."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

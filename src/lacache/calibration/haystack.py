@@ -8,16 +8,18 @@ from torch import Tensor
 
 from lacache.common.packages import quiet_imports
 from lacache.common.validation import validate_int
+from lacache.errors import ModelError
 from lacache.models.decoder import cache_argument
 
 with quiet_imports():
     from transformers import DynamicCache
 
 _OPENING = "That was the year in which"
-_PIECE = 48
-"""Tokens of a piece. Pieces are sampled side by side, so that many cost little more than one."""
+_SAMPLE = 48
+"""Tokens of a sample. Samples are drawn side by side, so that many cost little more than one."""
 _SPARE = 1.5
-"""Sampled tokens for each wanted one: pieces are cut at the end of their last sentence."""
+"""Sampled tokens for each wanted one: samples are cut at the end of their last sentence."""
+_MOST_BATCHES = 32
 _TOP_K = 50
 
 
@@ -32,38 +34,50 @@ def sample_haystack(model: Any, tokenizer: Any, *, num_tokens: int, seed: int) -
 
     Raises:
         ConfigError: `num_tokens` or `seed` is out of range.
+        ModelError: the model's logits are not finite, or hardly anything but white space follows.
     """
     validate_int("num_tokens", num_tokens, 1)
     validate_int("seed", seed, 0)
     generator = torch.Generator().manual_seed(seed)
     opening = tokenizer(_OPENING, return_tensors="pt").input_ids
-    pieces: list[str] = []
-    missing = num_tokens
-    while missing > 0:
-        rows = math.ceil(_SPARE * missing / _PIECE)
-        sampled = _sample(model, opening.expand(rows, -1), tokenizer.all_special_ids, generator)
-        pieces += [_whole_sentences(tokenizer.decode(row)) for row in sampled]
-        text = " ".join(pieces)
+    samples: list[str] = []
+    found = 0
+    for _ in range(_MOST_BATCHES):
+        count = math.ceil(_SPARE * (num_tokens - found) / _SAMPLE)
+        sampled = _sample(model, opening.expand(count, -1), tokenizer.all_special_ids, generator)
+        samples += [_whole_sentences(tokenizer.decode(ids)) for ids in sampled]
+        text = " ".join(" ".join(samples).split())
         found = len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-        missing = num_tokens - found
-    return text
+        if found >= num_tokens:
+            return text
+    raise ModelError(
+        f"{len(samples)} samples of {_SAMPLE} tokens hold {found} tokens of text and must hold "
+        f"{num_tokens}; calibrate with a document (haystack=, or --text)"
+    )
 
 
 @torch.no_grad()
 def _sample(
     model: Any, opening: Tensor, special: list[int], generator: torch.Generator
 ) -> list[list[int]]:
-    """Continue each row of token ids [B, N] by a piece."""
+    """Return a sample after each row of token ids [B, N]."""
     device = model.get_input_embeddings().weight.device
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     tokens = opening
     sampled = []
-    for _ in range(_PIECE):
+    for _ in range(_SAMPLE):
         output = model(input_ids=tokens.to(device), **cache_argument(model, cache), use_cache=True)
         logits = output.logits[:, -1].float().cpu()
-        logits[:, special] = -torch.inf
+        # A tokenizer may have special tokens that the model has not.
+        logits[:, [i for i in special if i < logits.shape[1]]] = -torch.inf
         best = logits.topk(min(_TOP_K, logits.shape[1]))
-        drawn = best.values.softmax(-1).multinomial(1, generator=generator)
+        chances = best.values.softmax(-1)
+        if not chances.isfinite().all():
+            raise ModelError(
+                "the model's logits are NaN or infinite and must be finite, so no text can be "
+                "sampled; load the model with dtype='float32' and calibrate it again"
+            )
+        drawn = chances.multinomial(1, generator=generator)
         tokens = best.indices.gather(1, drawn)
         sampled.append(tokens)
     return torch.cat(sampled, 1).tolist()

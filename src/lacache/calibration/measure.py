@@ -17,19 +17,27 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lacache.calibration.attribution import POINTS, Pair, attributions, rank
-from lacache.calibration.emulation import Emulation
+from lacache.calibration.emulation import Emulation, evaluating
 from lacache.calibration.haystack import sample_haystack
-from lacache.calibration.probes import KINDS, Probe, make_probes
+from lacache.calibration.probes import KINDS, Probe, least_length, make_probes, validate_length
 from lacache.calibration.store import Journal
+from lacache.common.packages import quiet_imports
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, ModelError
 from lacache.models.fingerprint import fingerprint
 from lacache.policies.head_profile import HeadProfile
+from lacache.version import __version__
+
+with quiet_imports():
+    import transformers
 
 LEAST_GAP = 0.1
 """Least cost of windows in all heads, in nats per answer, for a kind of probe to count."""
 
 _DIGITS = 5
+_LENGTH = 400
+# Tokenizers of bytes need about 600 tokens.
+_MOST_DEFAULT_LENGTH = 2000
 # A probe is one forward, with attention from all tokens to all.
 _MOST_TOKENS = 100_000
 _MOST_PROBES = 1000
@@ -49,7 +57,8 @@ class Settings:
     Args:
         window: recent tokens that a streaming head sees.
         sinks: attention sinks that it sees besides.
-        length: tokens of a probe.
+        length: tokens of a probe; None for 400, or more where the tokenizer needs more, up to
+            2,000.
         per_kind: number of probes of each kind.
         seed: of the random parts of the probes.
 
@@ -59,7 +68,7 @@ class Settings:
 
     window: int = 64
     sinks: int = 4
-    length: int = 400
+    length: int | None = None
     per_kind: int = 1
     seed: int = 0
 
@@ -68,14 +77,28 @@ class Settings:
         validate_int("sinks", self.sinks, 0)
         validate_int("per_kind", self.per_kind, 1, _MOST_PROBES)
         validate_int("seed", self.seed, 0)
-        validate_int("length", self.length, 1, _MOST_TOKENS)
+        length = _LENGTH if self.length is None else self.length
+        validate_int("length", length, 1, _MOST_TOKENS)
         # A probe must be much longer than what a streaming head sees.
         least = 2 * (self.window + self.sinks)
-        if self.length < least:
+        if length < least:
             raise ConfigError(
-                f"length={self.length} must be at least {least} = 2 × (window {self.window} + "
+                f"length={length} must be at least {least} = 2 × (window {self.window} + "
                 f"sinks {self.sinks}); try length={least}"
             )
+
+    def resolved_length(self, tokenizer: Any) -> int:
+        """Return the tokens of a probe with a tokenizer.
+
+        Raises:
+            ConfigError: the tokenizer needs more.
+        """
+        length = self.length
+        if length is None:
+            least = least_length(tokenizer, per_kind=self.per_kind, seed=self.seed)
+            length = max(_LENGTH, min(least, _MOST_DEFAULT_LENGTH))
+        validate_length(tokenizer, length, per_kind=self.per_kind, seed=self.seed)
+        return length
 
     def num_steps(self, num_heads: Sequence[int]) -> int:
         """Return the work in forwards; a gradient counts as four."""
@@ -91,6 +114,7 @@ def measure_profile(
     name: str,
     journal: Path,
     settings: Settings | None = None,
+    on_sample: Callable[[], None] | None = None,
     on_start: Callable[[float], None] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> HeadProfile:
@@ -106,17 +130,21 @@ def measure_profile(
         journal: a file for measurements, with which an interrupted calibration resumes. The
             caller deletes it once the profile is saved.
         settings: of the probes; None for the defaults.
+        on_sample: called before text is sampled from the model, which takes a while.
         on_start: called once, with the seconds that the measurements will take, about.
         on_step: called with the work done since the last call, in forwards; the sum of all calls
             is `settings.num_steps(...)`.
 
     Raises:
+        ConfigError: probes of such a length leave no room for text.
         InputError: the haystack is too short, or the journal cannot be written.
-        ModelError: windows cost the model nothing in any kind of probe.
+        ModelError: windows cost the model nothing in any kind of probe, or no text can be sampled
+            from it.
         UnsupportedModelError: attention that cannot be given windows.
         UnsupportedOperationError: an attention implementation that cannot.
     """
     settings = settings or Settings()
+    length = settings.resolved_length(tokenizer)
     emulation = Emulation(model, window=settings.window, sinks=settings.sinks)
     model_fingerprint = fingerprint(model)
     measurements = Journal(
@@ -126,16 +154,25 @@ def measure_profile(
             "dtype": str(next(model.parameters()).dtype),
             "attention": model.config.get_text_config(decoder=True)._attn_implementation,
             "haystack": None if haystack is None else sha256(haystack.encode()).hexdigest(),
+            "versions": [__version__, str(torch.__version__), transformers.__version__],
             **asdict(settings),
+            "length": length,
         },
     )
     if haystack is None:
+
+        def sample() -> list[str]:
+            if on_sample is not None:
+                on_sample()
+            with evaluating(model):
+                return [sample_haystack(model, tokenizer, num_tokens=length, seed=settings.seed)]
+
         # Kept in the journal, since other threads or kernels would sample another text.
-        (haystack,) = measurements.get("haystack", lambda: [_sample(model, tokenizer, settings)])
+        (haystack,) = measurements.get("haystack", sample)
     probes = make_probes(
         tokenizer,
         haystack,
-        length=settings.length,
+        length=length,
         per_kind=settings.per_kind,
         seed=settings.seed,
     )
@@ -143,6 +180,7 @@ def measure_profile(
         steps_left = settings.num_steps(emulation.num_heads) - _num_steps(measurements)
         on_start(steps_left * _seconds_of_a_forward(emulation, probes[0]))
     measurer = _Measurer(emulation, probes, measurements, on_step or (lambda _steps: None))
+    measurer.measure_gaps()
     importance = measurer.importance()
     order = rank(importance, emulation.num_heads)
     # A full cache is 0 of the scale, and windows in all heads are 1.
@@ -163,16 +201,6 @@ def measure_profile(
             (len(order), 0.0),
         ),
     )
-
-
-def _sample(model: Any, tokenizer: Any, settings: Settings) -> str:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        return sample_haystack(model, tokenizer, num_tokens=settings.length, seed=settings.seed)
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _num_steps(journal: Journal) -> int:
@@ -209,18 +237,25 @@ class _Measurer:
         self._probes = probes
         # Of their content, so that a journal never serves other probes.
         self._names = [sha256(repr(probe).encode()).hexdigest()[:16] for probe in probes]
+        self._at_best: list[float] = []
+        self._gaps: dict[str, float] = {}
+
+    def measure_gaps(self) -> None:
+        """Measure what windows in all heads cost in each kind of probe. Call this first.
+
+        Raises:
+            ModelError: they cost nothing in any kind.
+        """
         ends = [
             (
-                self._loss(number, emulation.coefficients(1)),
-                self._loss(number, emulation.coefficients(0)),
+                self._loss(number, self._emulation.coefficients(1)),
+                self._loss(number, self._emulation.coefficients(0)),
             )
-            for number in range(len(probes))
+            for number in range(len(self._probes))
         ]
         self._at_best = [full for full, _ in ends]
-        gaps = {
-            kind: fmean(w - f for p, (f, w) in zip(probes, ends, strict=True) if p.kind == kind)
-            for kind in KINDS
-        }
+        pairs = list(zip(self._probes, ends, strict=True))
+        gaps = {kind: fmean(w - f for p, (f, w) in pairs if p.kind == kind) for kind in KINDS}
         self._gaps = {kind: gap for kind, gap in gaps.items() if gap >= LEAST_GAP}
         if not self._gaps:
             raise ModelError(

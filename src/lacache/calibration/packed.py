@@ -1,4 +1,4 @@
-"""Derivatives through linear layers with packed weights, whose kernels have none."""
+"""Derivatives through linear layers with torchao's packed weights, whose kernels have none."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,10 @@ _ROWS = 512
 
 @contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """Give packed linear layers a derivative by their input while the block lasts."""
+    """Give packed linear layers a derivative by their input while the block lasts.
+
+    The derivative of a layer with weight [O, I] maps gradients [..., O] to [..., I].
+    """
     with ExitStack() as stack:
         for module in model.modules():
             if _is_packed(module):
@@ -37,37 +40,35 @@ def _apply(module: nn.Module, forward: Callable[[Tensor], Tensor], states: Tenso
 
 
 def _is_packed(module: nn.Module) -> bool:
-    """Whether a module is a linear layer whose weight is no plain tensor of floats."""
-    weight: Any = getattr(module, "weight", None)
-    plain = type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
-    return hasattr(module, "in_features") and not plain
+    """Check whether a module is a linear layer whose weight consists of several tensors."""
+    return isinstance(module, nn.Linear) and hasattr(module.weight, "__tensor_flatten__")
 
 
 @final
 class _Packed(torch.autograd.Function):
-    """A linear layer as it computes, with the derivative of its unpacked weight."""
+    """A linear layer as it computes, with the derivative of its unpacked weight [O, I]."""
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, module: Any, forward: Callable[[Tensor], Tensor]
+        ctx: Any, states: Tensor, module: nn.Linear, forward: Callable[[Tensor], Tensor]
     ) -> Tensor:
+        """Map hidden states [..., I] to [..., O]."""
         ctx.module, ctx.forward = module, forward
         return forward(states)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Map gradients [..., O] to [..., I]."""
         (gradient,) = gradients
         module, columns = ctx.module, []
-        bias = getattr(module, "bias", None)
-        # The layer's outputs for unit vectors are its weight, however that is packed.
+        bias = module.bias
+        # The layer's outputs for unit vectors [I, I] are its weight, however that is packed.
         unit = torch.eye(module.in_features, dtype=gradient.dtype, device=gradient.device)
         # A large bias would leave few digits of the weight.
-        if bias is not None:
-            module.bias = None
+        module.bias = None
         try:
             for rows in torch.split(unit, _ROWS):
                 columns.append(gradient @ ctx.forward(rows).T)
         finally:
-            if bias is not None:
-                module.bias = bias
+            module.bias = bias
         return torch.cat(columns, -1), None, None

@@ -8,7 +8,7 @@ Held-out measurements use the tasks of `lacache eval`, whose words are others.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, final
@@ -19,6 +19,9 @@ from lacache.errors import ConfigError, InputError
 KINDS = ("lines", "words", "numbers", "filler", "copies", "chains", "counts", "several")
 LEAST_HAY = 100
 """Least number of tokens of running text, or of lines, in a probe."""
+
+# Four of the first 85 % of the lines are asked for.
+_LEAST_LINES = 5
 
 _FILLER = " The tide comes in. The boats lie still. Gulls cry over the pier. The tide goes out."
 _WORDS = (
@@ -77,14 +80,59 @@ def make_probes(
         ConfigError: `length` or `per_kind` is too small.
         InputError: the haystack is too short.
     """
-    validate_int("length", length, LEAST_HAY)
+    validate_length(tokenizer, length, per_kind=per_kind, seed=seed)
+    builder = _ProbeBuilder(tokenizer, haystack.split(), length)
+    return [_MAKERS[kind](builder, rng) for kind, rng in _generators(per_kind, seed)]
+
+
+def least_length(tokenizer: Any, *, per_kind: int, seed: int) -> int:
+    """Return the least length for which all probes can be made.
+
+    Args:
+        tokenizer: the model's.
+        per_kind: number of probes of each kind.
+        seed: of all random choices.
+
+    Raises:
+        ConfigError: `per_kind` is too small.
+    """
     validate_int("per_kind", per_kind, 1)
-    builder = _ProbeBuilder(tokenizer, haystack.split(" "), length)
-    return [
-        _MAKERS[kind](builder, random.Random(f"{kind} {seed} {number}"))
-        for number in range(per_kind)
-        for kind in KINDS
-    ]
+    builder = _ProbeBuilder(tokenizer, (), 0)
+    least = 0
+    for kind, rng in _generators(per_kind, seed):
+        # What is missing does not depend on the length.
+        try:
+            _MAKERS[kind](builder, rng)
+        except _NoRoomError as error:
+            least = max(least, error.missing)
+    return least
+
+
+def validate_length(tokenizer: Any, length: int, *, per_kind: int, seed: int) -> None:
+    """Raise ConfigError unless all probes can be made with `length` tokens each."""
+    validate_int("length", length, 1)
+    least = least_length(tokenizer, per_kind=per_kind, seed=seed)
+    if length < least:
+        raise ConfigError(
+            f"length={length} must be at least {least} with this tokenizer, to leave room for text "
+            f"around the facts; try length={least}"
+        )
+
+
+def _generators(per_kind: int, seed: int) -> Iterator[tuple[str, random.Random]]:
+    """Yield every kind in turn, with the generator of its random choices."""
+    for number in range(per_kind):
+        for kind in KINDS:
+            yield kind, random.Random(f"{kind} {seed} {number}")
+
+
+@final
+class _NoRoomError(Exception):
+    """A length that is `missing` tokens too short for a probe."""
+
+    def __init__(self, missing: int) -> None:
+        super().__init__(missing)
+        self.missing = missing
 
 
 @final
@@ -105,7 +153,7 @@ class _ProbeBuilder:
             once = self.encode(repeated)
             return (once * (num_tokens // len(once) + 1))[:num_tokens]
         # A word is a token at least. After the end of the text comes its start.
-        start = rng.randrange(len(self.words))
+        start = rng.randrange(len(self.words) or 1)
         words = [*self.words[start:], *self.words[:start]][:num_tokens]
         ids = self.encode(" ".join(words))
         if len(ids) < num_tokens:
@@ -115,12 +163,9 @@ class _ProbeBuilder:
             )
         return ids[:num_tokens]
 
-    def validate_room(self, num_tokens: int) -> None:
-        if num_tokens < LEAST_HAY:
-            raise ConfigError(
-                f"length={self.length} leaves {num_tokens} tokens to hide facts in, and must leave "
-                f"{LEAST_HAY}; try length={self.length + LEAST_HAY - num_tokens}"
-            )
+    def validate_room(self, num_tokens: int, least: int = LEAST_HAY) -> None:
+        if num_tokens < least:
+            raise _NoRoomError(least - num_tokens)
 
     def probe(
         self,
@@ -183,15 +228,17 @@ def _lines(builder: _ProbeBuilder, rng: random.Random) -> Probe:
     again = builder.encode("\nThe same again, for some keys.\n")
     lines: list[tuple[str, str]] = []
     most = builder.length - len(again) - 4 * len(builder.encode("\numbrella-umbrella: 10000"))
-    builder.validate_room(most - len(context))
+    room, taken = most - len(context), 0
     while True:
         key, value = "-".join(rng.sample(_WORDS.split(), 2)), _digits(rng, 5)
         line = builder.encode(f"{key}: {value}\n")
-        if len(context) + len(line) > most:
+        if len(lines) >= _LEAST_LINES and len(context) + len(line) > most:
             break
         if key not in dict(lines):
             context += line
             lines.append((key, value))
+            taken += len(line) if len(lines) <= _LEAST_LINES else 0
+    builder.validate_room(room, max(LEAST_HAY, taken))
     # The last ones are within the window.
     asked = rng.sample(lines[: int(0.85 * len(lines))], 4)
     return builder.probe(
@@ -268,9 +315,10 @@ def _counts(builder: _ProbeBuilder, rng: random.Random) -> Probe:
     words = rng.sample(_WORDS.split(), 24)
     weights = [9, 6, 4] + [1] * 21
     ids = builder.encode("These things were counted:")
-    end = [*builder.hay(rng, LEAST_HAY), *builder.encode("\nMost often came, in this order:")]
-    room = builder.length - len(end) - len(builder.encode(3 * " umbrella,"))
+    question = builder.encode("\nMost often came, in this order:")
+    room = builder.length - LEAST_HAY - len(question) - len(builder.encode(3 * " umbrella,"))
     builder.validate_room(room)
+    end = [*builder.hay(rng, LEAST_HAY), *question]
     listed: list[str] = []
     while True:
         (word,) = rng.choices(words, weights)

@@ -56,6 +56,12 @@ def read_refusal(fingerprint: str) -> str | None:
     return None
 
 
+def delete_refusal(fingerprint: str) -> None:
+    """Forget that a model cannot be calibrated. A file that cannot be deleted stays."""
+    with suppress(OSError):
+        _refusal_path(fingerprint).unlink(missing_ok=True)
+
+
 def _refusal_path(fingerprint: str) -> Path:
     return profiles_folder() / f"{fingerprint}.refused"
 
@@ -63,6 +69,12 @@ def _refusal_path(fingerprint: str) -> Path:
 def journal_path(fingerprint: str) -> Path:
     """Return the journal of an interrupted calibration of a model, in the user's folder."""
     return profiles_folder() / f"{fingerprint}.partial.jsonl"
+
+
+def delete_journal(fingerprint: str) -> None:
+    """Delete the journal of a model. A file that cannot be deleted stays."""
+    with suppress(OSError):
+        journal_path(fingerprint).unlink(missing_ok=True)
 
 
 @final

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from lacache.errors import (
-    ConfigError,
-    HeadProfileWarning,
-    InputError,
-    ModelError,
-    UnsupportedOperationError,
-)
+from lacache.errors import HeadProfileWarning, InputError, ModelError
 from lacache.policies import Policy
 
 if TYPE_CHECKING:
@@ -24,13 +19,14 @@ if TYPE_CHECKING:
 def ensure_profile(loaded: LoadedModel, policies: Iterable[Policy], *, calibrate: bool) -> None:
     """Calibrate a model if a policy needs a head profile, and these weights have none.
 
-    A model that cannot be calibrated is used without. Why is printed, and remembered if the model
-    is the reason.
+    A model that cannot be calibrated is used without a profile. The reason is printed. It is
+    remembered if it lies in the weights or the architecture.
 
     Args:
         loaded: the model, before anything is made from it.
         policies: what will run.
-        calibrate: whether to do it; else the policies work without, and nothing is printed.
+        calibrate: whether to do it; else the policies work without, and one line is printed
+            unless LACACHE_CALIBRATE is set.
 
     Raises:
         InputError: the model's profile cannot be read.
@@ -44,12 +40,18 @@ def ensure_profile(loaded: LoadedModel, policies: Iterable[Policy], *, calibrate
     from lacache.models.fingerprint import fingerprint, model_profile
 
     model_fingerprint = fingerprint(loaded.model)
-    profile = model_profile(loaded.model)
+    profile = model_profile(loaded.model, model_fingerprint)
     if profile is not None and profile.matches(model_fingerprint):
         return
-    # What the library would warn of is printed here.
+    # The line below replaces the library's warning. A command is the whole process, and no other
+    # warning has this category, so the filter may stay.
     warnings.filterwarnings("ignore", category=HeadProfileWarning)
-    if calibrate and (reason := _calibrate(loaded, model_fingerprint, needing)):
+    if calibrate:
+        reason = _calibrate(loaded, model_fingerprint, needing)
+    else:
+        # A variable is set once, and the line would come at every start.
+        reason = None if "LACACHE_CALIBRATE" in os.environ else "--no-calibrate"
+    if reason is not None:
         console = Console(stderr=True, markup=False, highlight=False)
         console.print(
             f"{loaded.name} has no head profile ({reason}): {_without(needing, profile)}",
@@ -69,7 +71,7 @@ def _calibrate(loaded: LoadedModel, model_fingerprint: str, policy: str) -> str 
     note = f" once, since policy {policy} needs its retrieval heads; --no-calibrate skips it"
     try:
         calibrate(loaded.model, loaded.tokenizer, name=loaded.name, note=note)
-    except (ConfigError, ModelError, UnsupportedOperationError) as error:
+    except ModelError as error:
         with suppress(InputError):
             write_refusal(model_fingerprint, str(error))
         return str(error)

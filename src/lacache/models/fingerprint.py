@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet
 
@@ -35,8 +36,8 @@ def fingerprint(model: Any) -> str:
     About 32 elements of every weight matrix are hashed, as bfloat16. So a checkpoint has the same
     fingerprint whether it is loaded in bfloat16 or float32, and in float16 unless a sampled
     element underflows or was rounded twice. Weights outside memory (offloaded, on the meta device)
-    are left out, which changes the second hash. The fingerprint tells checkpoints apart; it does
-    not protect against deliberate collisions.
+    are left out, which changes the second hash. Packing by torchao changes it too. The fingerprint
+    tells checkpoints apart; it does not protect against deliberate collisions.
 
     Raises:
         UnsupportedModelError: `model` is not a decoder-only model of transformers.
@@ -48,31 +49,45 @@ def fingerprint(model: Any) -> str:
     for name, weight in decoder.named_parameters():
         if weight.ndim >= 2 and not weight.is_meta:
             weights.update(name.encode())
-            weights.update(_sample(weight).numpy().tobytes())
+            for part in _plain_tensors(weight.detach()):
+                weights.update(_sample(part).numpy().tobytes())
     return f"{hashlib.sha256(shape.encode()).hexdigest()[:8]}-{weights.hexdigest()[:12]}"
 
 
-def model_profile(model: Any) -> HeadProfile | None:
+def model_profile(model: Any, model_fingerprint: str | None = None) -> HeadProfile | None:
     """Return the head profile of a loaded model, or None if none was measured.
 
     A user's own profile comes before a shipped one, and one for these weights before one for
     other weights of the same shape.
 
+    Args:
+        model: a causal language model of transformers.
+        model_fingerprint: its fingerprint, where the caller has it.
+
     Raises:
         InputError: a profile file cannot be read.
         UnsupportedModelError: the model's caches or positions are not understood.
     """
-    profile = find_profile(fingerprint(model), (profiles_folder(),))
+    profile = find_profile(model_fingerprint or fingerprint(model), (profiles_folder(),))
     if profile is not None and profile.num_heads != model_info(model).num_heads:
         # The same shape otherwise, but other layers are sliding.
         return None
     return profile
 
 
+def _plain_tensors(weight: Any) -> Iterator[Tensor]:
+    """Yield a weight, or the tensors that it packs: torchao's weights have no elements."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        yield weight
+        return
+    for name in weight.__tensor_flatten__()[0]:
+        yield from _plain_tensors(getattr(weight, name))
+
+
 @torch.no_grad()
 def _sample(weight: Tensor) -> Tensor:
     """Return evenly spaced elements, as the bits of bfloat16 in int16."""
-    flat = weight.detach().flatten()
+    flat = weight.flatten()
     places = torch.arange(_PER_TENSOR, device=flat.device) * (flat.numel() - 1) // (_PER_TENSOR - 1)
     # Adding 0.0 makes negative zeros positive.
     return (flat[places].to(torch.bfloat16) + 0.0).cpu().view(torch.int16)
