@@ -26,7 +26,13 @@ def calibrate(
     ] = None,
     window: Annotated[int, typer.Option(help="Recent tokens that a streaming head sees.")] = 64,
     sinks: Annotated[int, typer.Option(help="Attention sinks that it sees besides.")] = 4,
-    length: Annotated[int, typer.Option(help="Tokens of a probe.")] = 400,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a probe. Default: 400, or more where the tokenizer needs more.",
+            show_default=False,
+        ),
+    ] = None,
     probes: Annotated[int, typer.Option(help="Number of probes of each kind.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random parts of the probes.")] = 0,
     out: Annotated[
