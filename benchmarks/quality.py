@@ -246,15 +246,15 @@ def _paper_ruler(model: Model, others: Sequence[str]) -> list[list[Suite]]:
 
 def _paper_perplexity(model: Model) -> list[Suite]:
     """`recipe wikitext-16k`, on a book."""
-    return [_texts(("shakespeare:hamlet",), model.four(exact=False), ("256",), 16_385)]
+    return [_perplexity_suite(("shakespeare:hamlet",), model.four(exact=False), ("256",), 16_385)]
 
 
 def _perplexity(model: Model) -> list[Suite]:
     texts = ("shakespeare:hamlet", "wikipedia:Agriculture")
-    return [_texts(texts, model.four(exact=False), ("256", "512", "1024"), 4096)]
+    return [_perplexity_suite(texts, model.four(exact=False), ("256", "512", "1024"), 4096)]
 
 
-def _texts(
+def _perplexity_suite(
     texts: Iterable[str], policies: tuple[str, ...], budgets: tuple[str, ...], length: int
 ) -> Suite:
     return Suite(

@@ -37,7 +37,7 @@ SHAPES = {
 }
 
 
-def test_ruler_has_all_tasks_that_need_no_file_and_enough_samples() -> None:
+def test_ruler_has_all_tasks_without_files_and_enough_samples() -> None:
     for name in ("ruler-dense", "ruler-strict", "smollm2-ruler-dense", "smollm2-ruler-strict"):
         specs = PARTS[name].specs
         at_25 = [s for s in specs if s.budget == "0.25" and s.policy == parse_eval_policy(KEEP_ALL)]
@@ -125,7 +125,7 @@ def made_up(name: str, dense: bool) -> Part:
     return Part(name, "folder", name, rounds)
 
 
-def test_rounds_of_the_parts_take_turns_and_a_limit_ends_them(
+def test_rounds_of_the_parts_alternate_and_a_limit_ends_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loaded, console = loaded_lookup(), Console(file=io.StringIO(), width=200)

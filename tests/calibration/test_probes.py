@@ -49,7 +49,7 @@ def test_each_answer_was_given_far_above(tokenizer: Any, probes: list[Probe]) ->
             assert start - places[-1] > 64 + 4
 
 
-def asked(tokenizer: Any, probe: Probe) -> list[tuple[str, str, str]]:
+def questions_of(tokenizer: Any, probe: Probe) -> list[tuple[str, str, str]]:
     """What comes before the first question's end, the question's last line, and the answer."""
     found = []
     for start, stop in probe.answers:
@@ -60,7 +60,7 @@ def asked(tokenizer: Any, probe: Probe) -> list[tuple[str, str, str]]:
 
 
 def of_kind(tokenizer: Any, probes: list[Probe], kind: str) -> list[tuple[str, str, str]]:
-    return [found for p in probes if p.kind == kind for found in asked(tokenizer, p)]
+    return [found for p in probes if p.kind == kind for found in questions_of(tokenizer, p)]
 
 
 def test_chains_are_passed_on_from_hand_to_hand(tokenizer: Any, probes: list[Probe]) -> None:
@@ -76,7 +76,7 @@ def test_chains_are_passed_on_from_hand_to_hand(tokenizer: Any, probes: list[Pro
         assert len(text) - text.rindex("gave") > 64 + 4
 
 
-def test_counted_words_are_the_most_common(tokenizer: Any, probes: list[Probe]) -> None:
+def test_answers_are_the_most_common_words(tokenizer: Any, probes: list[Probe]) -> None:
     for text, _question, answer in of_kind(tokenizer, probes, "counts"):
         listed = re.findall(r" ([a-z]+),", text)
         assert answer == f" {', '.join(word for word, _ in Counter(listed).most_common(3))}."

@@ -121,7 +121,7 @@ def test_no_run_begins_after_the_limit_and_the_same_command_continues(
     assert len(read_records(out)) == 3
 
 
-def test_a_dense_pass_for_several_runs_is_counted_once(evaluate: Run) -> None:
+def test_a_dense_pass_for_several_runs_is_in_the_sum_once(evaluate: Run) -> None:
     def tokens(*more: object) -> Any:
         return json.loads(evaluate("--dry-run", None, "--json", None, *more).stdout)["tokens"]
 

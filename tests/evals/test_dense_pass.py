@@ -132,7 +132,7 @@ def test_the_full_cache_takes_the_pass_of_the_whole_prompt(
     assert shared == answer(model, "full", CHUNKED, None)
 
 
-def test_attention_scores_and_native_layers_need_their_own_forward(model: Any) -> None:
+def test_attention_scores_and_native_layers_run_their_own_forward(model: Any) -> None:
     needs = {"tova", "h2o", "snapkv", "pyramidkv"}
     assert needs == {
         name

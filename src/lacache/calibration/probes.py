@@ -187,16 +187,16 @@ class _ProbeBuilder:
         kind: str,
         rng: random.Random,
         facts: Sequence[str],
-        asked: Sequence[tuple[str, str]],
+        questions: Sequence[tuple[str, str]],
         filler: str | None = None,
     ) -> Probe:
         """Hide facts in running text or filler; ask the questions, whose order is random."""
         stated = [self.encode(fact) for fact in facts]
-        questions = [(self.encode(question), self.encode(answer)) for question, answer in asked]
-        taken = sum(map(len, stated)) + sum(len(q) + len(a) for q, a in questions)
+        encoded = [(self.encode(text), self.encode(answer)) for text, answer in questions]
+        taken = sum(map(len, stated)) + sum(len(q) + len(a) for q, a in encoded)
         hay = self.hay(rng, self.length - taken, filler)
-        rng.shuffle(questions)
-        return self.probe(kind, _hide(rng, hay, stated, self.ends(hay)), questions)
+        rng.shuffle(encoded)
+        return self.probe(kind, _hide(rng, hay, stated, self.ends(hay)), encoded)
 
     def ends(self, ids: Sequence[int]) -> list[int]:
         """Return the places right after a sentence's end, or every place if there are none."""

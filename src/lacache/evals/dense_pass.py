@@ -21,7 +21,7 @@ MOST_BYTES = 2 << 30
 @final
 @dataclass(frozen=True)
 class DensePass:
-    """What one forward over a whole prompt leaves: what any cache needs to take it as its own."""
+    """The keys, values and last logits of one forward over a prompt, for any cache to take."""
 
     layers: Sequence[tuple[int, Tensor, Tensor]]
     """Index, keys [1, Hkv, N, D] as the model gave them, and values of each layer, in order."""
