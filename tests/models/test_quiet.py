@@ -21,7 +21,7 @@ ENGINE = """
 from lacache.engine.engine import Engine
 from lacache.models import load_model
 loaded = load_model(MODEL, progress=False)
-engine = Engine(loaded.model, budget=24, weights="int8")
+engine = Engine(loaded.model, budget=24, policy="ladder", weights="int8")
 assert len(list(engine.submit([3, 4, 5], max_new_tokens=3))) == 3
 """
 OURS = re.compile(

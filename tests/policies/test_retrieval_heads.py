@@ -72,7 +72,7 @@ def test_the_history_is_a_ladder_over_its_own_layers() -> None:
 
 
 def test_one_layer_alone_keeps_a_long_window() -> None:
-    policy = RetrievalHeads(heads=(((4, 0), (4, 2)),), evict_batch=1)
+    policy = RetrievalHeads(heads=(((4, 0), (4, 2)),), window=0.5, evict_batch=1)
     history, _ = policy.bind(SHAPE, 100)
     assert set(history.schedule.patterns) == {0}
     assert history.schedule.capacity == (100 * 30 - 50 * 28) // 2
@@ -114,7 +114,7 @@ def test_the_history_has_the_ladder_s_settings() -> None:
     ],
 )
 def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = {"heads": ((1, 2),)} | settings
+    given: dict[str, Any] = {"heads": ((1, 2),), "window": 0.5} | settings
     capacity = given.pop("capacity", 64)
     with pytest.raises(ConfigError) as raised:
         RetrievalHeads(**given).bind(SHAPE, capacity)

