@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, FalconConfig, Gemma2Config, Qwen3
 from lacache.calibration.attribution import attributions
 from lacache.calibration.emulation import Emulation, visible_tokens
 from lacache.errors import ConfigError, UnsupportedModelError, UnsupportedOperationError
+from lacache.models.model_info import model_info
 from tests.cache.tiny_models import FAMILIES, HYBRID, SHAPE, tiny_model
 from tests.calibration.masked import masked_logits
 from tests.calibration.slow_windows import slow_logits
@@ -129,7 +130,12 @@ def test_gradients_pass_through_linear_attention() -> None:
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
     )
-    emulation = emulate(AutoModelForCausalLM.from_config(config).eval())
+    model = AutoModelForCausalLM.from_config(config).eval()
+    try:
+        model_info(model)
+    except UnsupportedModelError:
+        pytest.skip("this version of transformers does not carry the state of linear layers on")
+    emulation = emulate(model)
     mixing = torch.tensor([[0.3, 0.8], [0.6, 0.1]]).double()
     gradient, loss = gradient_of(emulation)(mixing), loss_of(emulation)
     for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
