@@ -154,16 +154,22 @@ def test_attention_scores_and_native_layers_run_their_own_forward(model: Any) ->
     assert not shares_dense_pass(sliding, parse_eval_policy("streaming"))
 
 
-def test_one_pass_for_each_sample_serves_all_policies_and_budgets(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed: list[int] = []
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each dense pass that is computed to be shared."""
+    lengths: list[int] = []
 
     def counting(model: Any, ids: Any, kv_dtype: str | None = None) -> Any:
-        computed.append(len(ids))
+        lengths.append(len(ids))
         return compute_dense_pass(model, ids, kv_dtype)
 
     monkeypatch.setattr(dense_pass, "compute_dense_pass", counting)
+    return lengths
+
+
+def test_one_pass_for_each_sample_serves_all_policies_and_budgets(
+    model: Any, computed: list[int]
+) -> None:
     runner = EvalRunner(LoadedModel(model, TOKENIZER, "tiny", Path()))
     for policy in ("streaming", "ladder:span=2", "keydiff"):
         for budget in ("0.5", "0.8"):
@@ -175,15 +181,8 @@ def test_one_pass_for_each_sample_serves_all_policies_and_budgets(
 
 
 def test_a_prompt_beyond_the_limit_is_computed_by_each_cache(
-    model: Any, monkeypatch: pytest.MonkeyPatch
+    model: Any, computed: list[int]
 ) -> None:
-    computed: list[int] = []
-
-    def counting(model: Any, ids: Any, kv_dtype: str | None = None) -> Any:
-        computed.append(len(ids))
-        return compute_dense_pass(model, ids, kv_dtype)
-
-    monkeypatch.setattr(dense_pass, "compute_dense_pass", counting)
     prompt_tokens = answer(model, "ladder", DENSE, None)["prompt_tokens"]
     size = model_info(model).bytes_per_token * (prompt_tokens - 1)
     for most_bytes, num_computed in ((size - 1, 0), (size, 1)):

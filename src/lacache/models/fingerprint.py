@@ -106,14 +106,17 @@ def model_shape(model: Any, policy: Policy) -> ModelShape:
         InputError: a profile cannot be read.
         UnsupportedModelError: the model's caches or positions are not understood.
     """
-    profile = model_profile(model) if policy.needs_profile else None
-    decoder = find_decoder(model)
-    if policy.needs_profile and decoder not in _warned:
+    num_heads = model_info(model).num_heads
+    if not policy.needs_profile:
+        return ModelShape(num_heads)
+    decoder, model_fingerprint = find_decoder(model), fingerprint(model)
+    profile = model_profile(model, model_fingerprint)
+    if decoder not in _warned:
         _warned.add(decoder)
-        if profile is None or not profile.matches(fingerprint(model)):
+        if profile is None or not profile.matches(model_fingerprint):
             # The caller of the cache or engine that asks for the shape.
             warnings.warn(_warning(model, policy, profile), HeadProfileWarning, stacklevel=3)
-    return ModelShape(model_info(model).num_heads, profile)
+    return ModelShape(num_heads, profile)
 
 
 def _warning(model: Any, policy: Policy, profile: HeadProfile | None) -> str:
