@@ -1,5 +1,6 @@
 import copy
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lacache.evals.baselines import BASELINES
 from lacache.evals.monitor import ProtocolError
 from lacache.evals.policies import open_cache, parse_eval_policy
 from lacache.evals.runs import Protocol
-from lacache.evals.tasks.task import Question, Sample
+from lacache.evals.tasks.task import Question, Sample, Task
 from lacache.models.decoder import cache_argument
 from lacache.models.fingerprint import fingerprint
 from lacache.models.model_info import model_info
@@ -40,6 +41,7 @@ from tests.evals.lookup import LAYERS, LOOKING, Digit, lookup_model
 
 TOKENIZER = tiny_tokenizer()
 CHUNKED = Protocol()
+BUDGET = parse_budget(32)
 DENSE = Protocol("dense", "cache")
 DENSE_FIRST = Protocol("dense", "dense")
 
@@ -174,6 +176,52 @@ def test_answers_follow_from_prefill_token_by_token(random_model: Any, policy: P
     second = greedy(random_model, slow, [*ids, *TOKENIZER(" two? ").input_ids], 4)
     slow_predictions = [TOKENIZER.decode(one, skip_special_tokens=True) for one in (first, second)]
     assert asked["predictions"] == slow_predictions
+
+
+@final
+@dataclass(frozen=True)
+class Anywhere(Task):
+    """Any question, right once its answer occurs."""
+
+    name: ClassVar[str] = "anywhere"
+
+    def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
+        raise NotImplementedError
+
+
+@final
+@dataclass(frozen=True)
+class WrittenOut(Task):
+    """Its twin: answers are never cut short."""
+
+    name: ClassVar[str] = "written-out"
+    stays_right: ClassVar[bool] = False
+
+    def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
+        raise NotImplementedError
+
+
+@settings(max_examples=20)
+@given(start=st.integers(0, 11), length=st.integers(1, 4), text=st.text("abc. ", min_size=4))
+def test_the_last_answer_ends_once_it_is_right(
+    random_model: Any, start: int, length: int, text: str
+) -> None:
+    def ask(task: Task, *answers: str) -> Record:
+        questions = tuple(Question("\n", (answer,), 12) for answer in answers)
+        sample = Sample(text, questions)
+        return answer_sample(random_model, TOKENIZER, Streaming(), BUDGET, CHUNKED, task, sample)
+
+    first, last = ask(WrittenOut(), "0", "0")["predictions"]
+    answer = last[start : start + length] or "never"
+    slow, fast = ask(WrittenOut(), first[:1], answer), ask(Anywhere(), first[:1], answer)
+    assert fast["scores"] == slow["scores"]
+    assert fast["nlls"] == slow["nlls"]
+    assert fast["predictions"][0] == slow["predictions"][0] == first
+    if answer not in last:
+        assert fast["predictions"][1] == last
+    elif "\ufffd" not in last:  # else a token may end within a character
+        before, _, _ = last.partition(answer)
+        assert fast["predictions"][1] == before + answer
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -40,8 +41,9 @@ def answer_sample(
     """Answer all questions of a sample, in a new cache, and score the answers.
 
     Context and questions are tokenized apart and joined, after the start token if the tokenizer
-    adds one. Decoding is greedy, up to the question's limit or an end token. All questions
-    continue in one cache, each after the answer that was given to the one before.
+    adds one. Decoding is greedy, up to the question's limit or an end token; the last answer also
+    ends once it is right for good. All questions continue in one cache, each after the answer that
+    was given to the one before.
 
     Args:
         model: a causal language model of transformers.
@@ -102,11 +104,18 @@ def answer_sample(
                 else:
                     logits = cache.prefill(model, _tensor(chunk, model))
         losses.append(_answer_nll(model, monitor, logits, _answer_ids(tokenizer, question)))
+        is_last = len(losses) == len(questions)
         with monitor.monitoring():
-            generated, pending = _generate(
-                model, cache, logits, question.max_new_tokens, eos_token_ids
+            prediction, pending = _generate(
+                model,
+                tokenizer,
+                cache,
+                logits,
+                question.max_new_tokens,
+                eos_token_ids,
+                partial(_is_right, task, question) if is_last and task.stays_right else None,
             )
-        predictions.append(tokenizer.decode(generated, skip_special_tokens=True))
+        predictions.append(prediction)
     scores = [task.score(p, q) for p, q in zip(predictions, sample.questions, strict=True)]
     return {
         "score": round(fmean(scores), _DIGITS),
@@ -163,23 +172,33 @@ def _answer_ids(tokenizer: Any, question: Question) -> list[int]:
     return ids
 
 
+def _is_right(task: Task, question: Question, prediction: str) -> bool:
+    return task.score(prediction, question) == 1.0
+
+
 def _generate(
-    model: Any, cache: HookedCache, logits: Tensor, limit: int, eos_token_ids: frozenset[int]
-) -> tuple[list[int], list[int]]:
+    model: Any,
+    tokenizer: Any,
+    cache: HookedCache,
+    logits: Tensor,
+    limit: int,
+    eos_token_ids: frozenset[int],
+    is_enough: Callable[[str], bool] | None,
+) -> tuple[str, list[int]]:
     """Decode greedily from logits [1, V].
 
     Returns:
-        The generated tokens, without an end token, and those of them not in the cache yet.
+        The generated text, without an end token, and those of its tokens not in the cache yet.
     """
     generated: list[int] = []
     while True:
         token = int(logits.argmax(dim=-1))
-        if token in eos_token_ids:
-            return generated, []
-        generated.append(token)
-        if len(generated) >= limit:
-            return generated, [token]
-        logits = cache.prefill(model, _tensor([token], model))
+        pending = [] if token in eos_token_ids else [token]
+        generated += pending
+        text = tokenizer.decode(generated, skip_special_tokens=True)
+        if not pending or len(generated) >= limit or (is_enough is not None and is_enough(text)):
+            return text, pending
+        logits = cache.prefill(model, _tensor(pending, model))
 
 
 def _answer_nll(model: Any, monitor: CacheMonitor, logits: Tensor, answer: Sequence[int]) -> float:

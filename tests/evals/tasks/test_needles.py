@@ -1,12 +1,14 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lacache.errors import ConfigError, InputError
 from lacache.evals.tasks.needles import MultiTurn, Needle
 from lacache.evals.tasks.passkey import Passkey
 from lacache.evals.tasks.registry import TASKS, parse_task
-from lacache.evals.tasks.task import Sample, Task
+from lacache.evals.tasks.task import Question, Sample, Task
 from tests.engine.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -112,3 +114,18 @@ def test_tasks_are_made_by_name() -> None:
     assert parse_task("ppl:start=5").name == "ppl"
     for name in ("passkey", "needle", "multiturn"):
         assert TASKS[name]().name == name
+
+
+@pytest.mark.parametrize("name", TASKS)
+@given(before=st.text(), answers=st.lists(st.text(min_size=1), min_size=1), after=st.text())
+def test_more_text_keeps_a_right_answer_right(
+    name: str, before: str, answers: list[str], after: str
+) -> None:
+    task = TASKS[name]()
+    if not task.stays_right:
+        assert name.startswith("longbench-")
+        return
+    right = before + "".join(answers)
+    question = Question("?", tuple(answers), 9)
+    if task.score(right, question) == 1.0:
+        assert task.score(right + after, question) == 1.0

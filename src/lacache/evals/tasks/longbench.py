@@ -165,6 +165,7 @@ class LongBench(Task):
     """
 
     dataset: ClassVar[str]
+    stays_right: ClassVar[bool] = False
 
     folder: str | None = None
     max_new_tokens: int | None = None

@@ -39,6 +39,8 @@ class Task(ABC):
     """A source of samples. Subclasses are frozen dataclasses; their fields are the settings."""
 
     name: ClassVar[str]
+    stays_right: ClassVar[bool] = True
+    """Whether no further token can lower a score of 1, so that the last answer may end there."""
 
     @abstractmethod
     def samples(self, tokenizer: Any, *, length: int, count: int, seed: int) -> list[Sample]:
