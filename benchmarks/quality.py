@@ -5,9 +5,9 @@ samples. So the tables are complete after one round and become sharper with each
 appended; the same command continues. Samples have seeds from 101 on, as settings were chosen on
 100 and are chosen on smaller ones.
 
-    python benchmarks/quality.py --minutes 60                     # round 1 of every part, 2, ...
-    python benchmarks/quality.py --part ruler-dense --dry-run     # runs and tokens
-    python benchmarks/quality.py --part smollm2-ruler-strict
+    python -m benchmarks.quality --minutes 60                     # round 1 of every part, 2, ...
+    python -m benchmarks.quality --part ruler-dense --dry-run     # runs and tokens
+    python -m benchmarks.quality --part smollm2-ruler-strict
     lacache report benchmarks/results/quality-1.5b/*.jsonl --out benchmarks/results/quality-1.5b
 
 - RULER: strict (chunked prefill) and dense (first answer token from the compacted cache); all
@@ -34,6 +34,7 @@ from typing import Any, final
 from rich.console import Console
 from rich.text import Text
 
+from benchmarks._packed_linears import pack_linears
 from lacache.cli.preflight import computing_dtype, validate_device
 from lacache.common.files import cache_home
 from lacache.errors import LaCacheError
@@ -382,6 +383,7 @@ def main() -> None:
         validate_device(given.device)
         loaded = load_model(model, dtype=computing_dtype("auto"), threads=given.threads)
         loaded.model.to(given.device)  # type: ignore[arg-type]  # its stubs know no text
+        pack_linears(loaded.model)
         failed = run_parts(chosen, loaded, minutes=given.minutes)
     except LaCacheError as error:
         sys.exit(f"error: {error}")
