@@ -7,6 +7,7 @@ import pytest
 
 from lacache.cli import app as app_module
 from lacache.errors import ConfigError
+from lacache.policies import POLICIES, policy_names
 from lacache.version import __version__
 from tests.cli.conftest import Run
 
@@ -126,3 +127,11 @@ def test_ctrl_c_is_130(run_raising: Run) -> None:
     result = run_raising(KeyboardInterrupt())
     assert result.exit_code == 130
     assert result.stderr == "stopped\n"
+
+
+def test_help_names_policies_that_exist(run: Run) -> None:
+    text = " ".join(run("generate", "--help").stdout.replace("│", " ").split())
+    listed = text.partition("Which tokens are kept: ")[2].partition(", with settings")[0]
+    names = re.findall(r"[a-z]+", re.sub(r"\([^)]*\)|\bor\b", "", listed))
+    assert set(names) <= set(policy_names(POLICIES))
+    assert {"balanced", "recall", "paper", "full"} <= set(names)

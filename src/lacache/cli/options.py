@@ -13,9 +13,9 @@ PolicyOption = Annotated[
     str,
     typer.Option(
         "--policy",
-        help="Which tokens are kept: balanced, local (prose, chat), global (finding what is far "
-        "back; neither is an attention type of layers), paper, ladder, streaming or full, with "
-        "settings after colons, such as ladder:span=15:overlap=0; or @FILE with such a text.",
+        help="Which tokens are kept: balanced, recall (more of what is far back, at some cost in "
+        "prose), paper, ladder, streaming or full, with settings after colons, such as "
+        "ladder:span=15:overlap=0; or @FILE with such a text.",
         rich_help_panel=_CACHE,
     ),
 ]
