@@ -120,7 +120,7 @@ def test_explicit_groups_are_the_same_without_profile_and_budget(name: str) -> N
         ("ladder:span=6", "ladder:span=6:overlap=0"),
         ("ladder:span=6", "ladder:span=6:evict_batch=64:recent=256"),
         ("paper", "ladder:span=6:overlap=0:recent=12:evict_batch=1:positions=slots"),
-        ("recall:window=0.6:most=0.0", "retrieval:share=0.125:most=0.0"),
+        ("recall:window=0.7:most=0.0", "retrieval:share=0.125:most=0.0"),
     ],
 )
 def test_equal_schedules_have_one_identity_however_they_are_written(one: str, other: str) -> None:

@@ -95,7 +95,7 @@ class RetrievalHeads(Policy):
         ConfigError: a value out of range; from `bind` for groups that cannot work in that model.
     """
 
-    window: float = 0.6
+    window: float = 0.7
     share: float | None = None
     most: float | None = None
     heads: Tiers = field(default=(), metadata=_TIERS_FORM)
