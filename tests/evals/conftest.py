@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -5,14 +6,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lacache.calibration.store import profile_path, save_profile
 from lacache.common.records import Record
 from lacache.evals.compare import trace_record
 from lacache.evals.runner import EvalRunner
 from lacache.evals.runs import RunSpec
 from lacache.evals.tasks.ppl import Perplexity
 from lacache.models import LoadedModel
+from lacache.models.fingerprint import fingerprint
 from lacache.models.model_info import model_info
-from lacache.policies import Full, Ladder, LayerPolicy, Streaming
+from lacache.policies import Full, HeadProfile, Ladder, LayerPolicy, Streaming
 from tests.engine.tiny import tiny_tokenizer
 
 TOKENS = 300
@@ -44,6 +47,23 @@ def model() -> Any:
 @pytest.fixture(scope="session")
 def token_ids() -> list[int]:
     return torch.randint(0, 64, (TOKENS,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@pytest.fixture
+def make_up_profile(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Any], None]:
+    """Store a made-up head profile of a model, for the policies that need one."""
+    monkeypatch.setenv("LACACHE_HOME", str(tmp_path_factory.mktemp("home")))
+
+    def store(model: Any) -> None:
+        heads = model_info(model).num_heads
+        order = tuple((layer, head) for layer, count in enumerate(heads) for head in range(count))
+        need = tuple((0.1,) * count for count in heads)
+        profile = HeadProfile(fingerprint(model), "tiny", 64, 4, need, order[::-1], ((0, 1.0),))
+        save_profile(profile, profile_path(profile.fingerprint))
+
+    return store
 
 
 class Drawn(Perplexity):

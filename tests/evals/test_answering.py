@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -10,7 +11,6 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from lacache.cache import HookedCache, LaCache
-from lacache.calibration.store import profile_path, save_profile
 from lacache.common.records import Record
 from lacache.errors import ConfigError, InputError, ModelError
 from lacache.evals.answering import answer_sample
@@ -20,13 +20,10 @@ from lacache.evals.policies import open_cache, parse_eval_policy
 from lacache.evals.runs import Protocol
 from lacache.evals.tasks.task import Question, Sample, Task
 from lacache.models.decoder import cache_argument
-from lacache.models.fingerprint import fingerprint
-from lacache.models.model_info import model_info
 from lacache.policies import (
     POLICIES,
     Full,
     Groups,
-    HeadProfile,
     KeptTokens,
     Ladder,
     LayerPolicy,
@@ -225,16 +222,8 @@ def test_the_last_answer_ends_once_it_is_right(
 
 
 @pytest.fixture
-def calibrated(
-    random_model: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A made-up head profile, for the policies that need one."""
-    monkeypatch.setenv("LACACHE_HOME", str(tmp_path_factory.mktemp("home")))
-    heads = model_info(random_model).num_heads
-    order = tuple((layer, head) for layer, count in enumerate(heads) for head in range(count))
-    need = tuple((0.1,) * count for count in heads)
-    profile = HeadProfile(fingerprint(random_model), "tiny", 64, 4, need, order[::-1], ((0, 1.0),))
-    save_profile(profile, profile_path(profile.fingerprint))
+def calibrated(random_model: Any, make_up_profile: Callable[[Any], None]) -> None:
+    make_up_profile(random_model)
 
 
 NAMES = [

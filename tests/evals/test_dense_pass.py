@@ -1,12 +1,12 @@
 """A dense pass is computed once, and every policy and budget answers as after its own."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from lacache.calibration.store import profile_path, save_profile
 from lacache.common.records import Record
 from lacache.common.validation import KV_DTYPES
 from lacache.evals import dense_pass
@@ -18,9 +18,8 @@ from lacache.evals.runner import EvalRunner
 from lacache.evals.runs import CHUNKED, Protocol, RunSpec
 from lacache.evals.tasks.task import Question, Sample
 from lacache.models import LoadedModel
-from lacache.models.fingerprint import fingerprint
 from lacache.models.model_info import model_info
-from lacache.policies import POLICIES, HeadProfile, parse_budget, policy_names
+from lacache.policies import POLICIES, parse_budget, policy_names
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 from tests.evals.lookup import Digit
 
@@ -44,16 +43,8 @@ def model() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def calibrated(
-    model: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A made-up head profile, for the policies that need one."""
-    monkeypatch.setenv("LACACHE_HOME", str(tmp_path_factory.mktemp("home")))
-    heads = model_info(model).num_heads
-    order = tuple((layer, head) for layer, count in enumerate(heads) for head in range(count))
-    need = tuple((0.1,) * count for count in heads)
-    profile = HeadProfile(fingerprint(model), "tiny", 64, 4, need, order[::-1], ((0, 1.0),))
-    save_profile(profile, profile_path(profile.fingerprint))
+def calibrated(model: Any, make_up_profile: Callable[[Any], None]) -> None:
+    make_up_profile(model)
 
 
 def answer(
