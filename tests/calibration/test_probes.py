@@ -1,13 +1,15 @@
 import random
 import re
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from lacache.calibration.probes import KINDS, Probe, make_probes
+from lacache.calibration.probes import KINDS, Probe, least_length, make_probes
 from lacache.errors import ConfigError, InputError
 from tests.engine.tiny import tiny_tokenizer
+from tests.models.test_start_tokens import tokenizer_with
 
 LENGTH = 900
 HAY = " ".join(
@@ -137,3 +139,31 @@ def test_too_short_a_text_is_refused(tokenizer: Any, hay: str) -> None:
 def test_white_space_in_the_text_makes_no_difference(tokenizer: Any, probes: list[Probe]) -> None:
     hay = HAY.replace(" ", "  \n")
     assert make_probes(tokenizer, hay, length=LENGTH, per_kind=3, seed=0) == probes
+
+
+def test_probes_begin_as_every_text_does(tokenizer: Any, probes: list[Probe]) -> None:
+    starting = tokenizer_with("<|endoftext|> <|im_start|> $A <|im_end|>")
+    started = make_probes(starting, HAY, length=LENGTH + 2, per_kind=3, seed=0)
+    assert [probe.token_ids for probe in started] == [(0, 1, *p.token_ids) for p in probes]
+    assert [probe.targets() for probe in started] == [probe.targets() for probe in probes]
+    least = least_length(tokenizer, per_kind=1, seed=0)
+    assert least_length(starting, per_kind=1, seed=0) == least + 2
+
+
+def test_lines_end_where_there_are_no_more_keys(tokenizer: Any) -> None:
+    hay = "word " * 70_000
+    (lines, *_others) = make_probes(tokenizer, hay, length=65_000, per_kind=1, seed=0)
+    assert tokenizer.decode(lines.token_ids).count(": ") == 50 * 49 + 4
+
+
+@pytest.mark.parametrize(("end", "where"), [("x", 0.1), (".", 0.95)])
+def test_facts_are_spread_where_sentences_are_rare(tokenizer: Any, end: str, where: float) -> None:
+    words = ["word"] * 600
+    words[int(where * len(words))] = end
+    probes = make_probes(tokenizer, " ".join(words), length=LENGTH, per_kind=1, seed=0)
+    (probe,) = (probe for probe in probes if probe.kind == "numbers")
+    text = tokenizer.decode(probe.token_ids)
+    places = [match.start() / len(text) for match in re.finditer("Remember", text)]
+    assert len(places) == 4
+    assert max(b - a for a, b in pairwise(places)) < 0.45
+    assert places[-1] - places[0] > 0.3

@@ -20,6 +20,7 @@ from lacache.evals.tasks.task import Question, Sample
 from lacache.models import LoadedModel
 from lacache.models.model_info import model_info
 from lacache.policies import POLICIES, parse_budget, policy_names
+from tests.cache.tiny_models import tiny_model
 from tests.engine.tiny import tiny_llama, tiny_tokenizer
 from tests.evals.lookup import Digit
 
@@ -34,6 +35,7 @@ NAMES = [name for name in policy_names((*POLICIES, *BASELINES)) if name != "shri
 SAMPLE = Sample(
     "The quick brown fox jumps over the lazy dog. " * 4, (Question(" and then?", ("the 1",), 8),)
 )
+SHORT = Sample("The quick brown fox.", (Question(" and?", ("the",), 4),))
 TURNS = Sample(SAMPLE.context, (*SAMPLE.questions, Question(" one?", ("a b",), 4)))
 
 
@@ -143,6 +145,15 @@ def test_attention_scores_and_native_layers_run_their_own_forward(model: Any) ->
     )
     sliding = Gemma3ForCausalLM(config).eval()
     assert not shares_dense_pass(sliding, parse_eval_policy("streaming"))
+
+
+@pytest.mark.parametrize("family", ["phi3-longrope", "llama-dynamic"])
+def test_rotations_that_depend_on_the_length_are_no_hindrance(family: str) -> None:
+    model = tiny_model(family, vocab_size=300)
+    passes = DensePasses(model)
+    for name in ("streaming", "ladder"):
+        shared = answer(model, name, DENSE, passes, budget="0.5", sample=SHORT)
+        assert shared == answer(model, name, DENSE, None, budget="0.5", sample=SHORT)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from lacache.common.packages import quiet_imports
 from lacache.common.validation import validate_int
 from lacache.errors import ModelError
 from lacache.models.decoder import cache_argument
+from lacache.models.start_tokens import start_tokens
 
 with quiet_imports():
     from transformers import DynamicCache
@@ -39,7 +40,8 @@ def sample_haystack(model: Any, tokenizer: Any, *, num_tokens: int, seed: int) -
     validate_int("num_tokens", num_tokens, 1)
     validate_int("seed", seed, 0)
     generator = torch.Generator().manual_seed(seed)
-    opening = tokenizer(_OPENING, return_tensors="pt").input_ids
+    plain = tokenizer(_OPENING, add_special_tokens=False).input_ids
+    opening = torch.tensor([[*start_tokens(tokenizer), *plain]])
     samples: list[str] = []
     found = 0
     for _ in range(_MOST_BATCHES):

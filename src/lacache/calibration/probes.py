@@ -15,6 +15,7 @@ from typing import Any, final
 
 from lacache.common.validation import validate_int
 from lacache.errors import ConfigError, InputError
+from lacache.models.start_tokens import start_tokens
 
 KINDS = ("lines", "words", "numbers", "filler", "copies", "chains", "counts", "several")
 LEAST_HAY = 100
@@ -22,6 +23,7 @@ LEAST_HAY = 100
 
 # Four of the first 85 % of the lines are asked for.
 _LEAST_LINES = 5
+_ENDS = ".。"
 
 _FILLER = " The tide comes in. The boats lie still. Gulls cry over the pier. The tide goes out."
 _WORDS = (
@@ -81,7 +83,8 @@ def make_probes(
         InputError: the haystack is too short.
     """
     validate_length(tokenizer, length, per_kind=per_kind, seed=seed)
-    builder = _ProbeBuilder(tokenizer, haystack.split(), length)
+    start = start_tokens(tokenizer)
+    builder = _ProbeBuilder(tokenizer, start, haystack.split(), length - len(start))
     return [_MAKERS[kind](builder, rng) for kind, rng in _generators(per_kind, seed)]
 
 
@@ -97,7 +100,8 @@ def least_length(tokenizer: Any, *, per_kind: int, seed: int) -> int:
         ConfigError: `per_kind` is too small.
     """
     validate_int("per_kind", per_kind, 1)
-    builder = _ProbeBuilder(tokenizer, (), 0)
+    start = start_tokens(tokenizer)
+    builder = _ProbeBuilder(tokenizer, start, (), 0)
     least = 0
     for kind, rng in _generators(per_kind, seed):
         # What is missing does not depend on the length.
@@ -105,7 +109,7 @@ def least_length(tokenizer: Any, *, per_kind: int, seed: int) -> int:
             _MAKERS[kind](builder, rng)
         except _NoRoomError as error:
             least = max(least, error.missing)
-    return least
+    return least + len(start)
 
 
 def validate_length(tokenizer: Any, length: int, *, per_kind: int, seed: int) -> None:
@@ -139,8 +143,11 @@ class _NoRoomError(Exception):
 @dataclass(frozen=True)
 class _ProbeBuilder:
     tokenizer: Any
+    start: Sequence[int]
+    """What the tokenizer puts before every text."""
     words: Sequence[str]
     length: int
+    """Tokens of a probe after the start."""
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -173,8 +180,8 @@ class _ProbeBuilder:
         context: Sequence[int],
         questions: Sequence[tuple[Sequence[int], Sequence[int]]],
     ) -> Probe:
-        """Join the context, then each question with its answer."""
-        ids = list(context)
+        """Join the start, the context, then each question with its answer."""
+        ids = [*self.start, *context]
         answers = []
         for question, answer in questions:
             ids += question
@@ -199,20 +206,22 @@ class _ProbeBuilder:
         return self.probe(kind, _hide(rng, hay, stated, self.ends(hay)), encoded)
 
     def ends(self, ids: Sequence[int]) -> list[int]:
-        """Return the places right after a sentence's end, or every place if there are none."""
-        ends = [i + 1 for i, token in enumerate(ids) if "." in self.tokenizer.decode([token])]
-        return ends or list(range(len(ids)))
+        """Return the places right after a sentence's end."""
+        texts = [self.tokenizer.decode([token]) for token in ids]
+        return [i + 1 for i, text in enumerate(texts) if any(end in text for end in _ENDS)]
 
 
 def _hide(
     rng: random.Random, hay: Sequence[int], facts: Sequence[Sequence[int]], ends: Sequence[int]
 ) -> list[int]:
-    """Spread facts evenly over the first 85 % of `hay`, each after the end of a sentence."""
+    """Spread facts evenly over the first 85 % of `hay`, after sentences where one ends near."""
     ids: list[int] = []
     last = 0
+    apart = 0.85 * len(hay) / len(facts)
     for number, fact in enumerate(facts):
-        wanted = 0.85 * len(hay) * (number + rng.random()) / len(facts)
-        place = max(last, min(ends, key=lambda end: abs(end - wanted)))
+        wanted = apart * (number + rng.random())
+        end = min(ends, key=lambda end: abs(end - wanted), default=len(hay))
+        place = max(last, end if abs(end - wanted) <= apart else int(wanted))
         ids += [*hay[last:place], *fact]
         last = place
     return [*ids, *hay[last:]]
@@ -226,21 +235,22 @@ def _lines(builder: _ProbeBuilder, rng: random.Random) -> Probe:
     """Make lines of keys and values, then repeat four keys."""
     context = builder.encode("Here is a list of keys and values.\n")
     again = builder.encode("\nThe same again, for some keys.\n")
-    lines: list[tuple[str, str]] = []
+    lines: dict[str, str] = {}
+    num_keys = len(_WORDS.split()) * (len(_WORDS.split()) - 1)
     most = builder.length - len(again) - 4 * len(builder.encode("\numbrella-umbrella: 10000"))
     room, taken = most - len(context), 0
-    while True:
+    while len(lines) < num_keys:
         key, value = "-".join(rng.sample(_WORDS.split(), 2)), _digits(rng, 5)
         line = builder.encode(f"{key}: {value}\n")
         if len(lines) >= _LEAST_LINES and len(context) + len(line) > most:
             break
-        if key not in dict(lines):
+        if key not in lines:
             context += line
-            lines.append((key, value))
+            lines[key] = value
             taken += len(line) if len(lines) <= _LEAST_LINES else 0
     builder.validate_room(room, max(LEAST_HAY, taken))
     # The last ones are within the window.
-    asked = rng.sample(lines[: int(0.85 * len(lines))], 4)
+    asked = rng.sample([*lines.items()][: int(0.85 * len(lines))], 4)
     return builder.probe(
         "lines",
         context + again,
@@ -291,7 +301,7 @@ def _copies(builder: _ProbeBuilder, rng: random.Random) -> Probe:
     usual = [i for i in range(len(builder.tokenizer)) if i not in special]
     runs = [rng.choices(usual, k=24) for _ in range(3)]
     hay = builder.hay(rng, builder.length - 2 * 3 * 24)
-    context = _hide(rng, hay, runs, list(range(len(hay))))
+    context = _hide(rng, hay, runs, range(len(hay)))
     rng.shuffle(runs)
     return builder.probe("copies", context, [(run[:6], run[6:]) for run in runs])
 

@@ -19,6 +19,7 @@ from lacache.evals.monitor import CacheMonitor, open_monitored
 from lacache.evals.runs import Protocol
 from lacache.evals.tasks.task import Question, Sample, Task
 from lacache.models.decoder import cache_argument
+from lacache.models.start_tokens import start_tokens
 from lacache.policies import Budget, Full, Policy
 
 _DIGITS = 5
@@ -153,8 +154,7 @@ def _token_ids(tokenizer: Any, sample: Sample) -> list[list[int]]:
     ids: list[list[int]] = [
         tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts
     ]
-    # What the tokenizer adds to an empty text is what it starts every text with.
-    ids[0] = [*tokenizer("").input_ids, *ids[0]]
+    ids[0] = [*start_tokens(tokenizer), *ids[0]]
     return ids
 
 

@@ -34,9 +34,12 @@ def shares_dense_pass(model: Any, policy: Policy) -> bool:
     """Return whether a cache can take a dense pass that another has computed.
 
     Policies that score by attention weights need the forward itself. So do native layers (sliding,
-    linear), which keep more than keys and values.
+    linear), which keep more than keys and values. Where rotations depend on the length, only a
+    bounded cache is possible.
     """
-    return not (isinstance(policy, AttentionPolicy) or model_info(model).has_native)
+    info = model_info(model)
+    needs_own = info.has_native or info.fixed_length is not None
+    return not (isinstance(policy, AttentionPolicy) or needs_own)
 
 
 @final

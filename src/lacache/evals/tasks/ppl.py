@@ -7,6 +7,7 @@ from typing import Any, ClassVar, final
 from lacache.common.validation import validate_int
 from lacache.errors import InputError
 from lacache.evals.tasks.documents import load_named_document, validate_named_document
+from lacache.models.start_tokens import start_tokens
 
 
 @final
@@ -39,7 +40,7 @@ class Perplexity:
             InputError: there is no such document, or it is too short.
             MissingExtraError: a package that it needs is not installed.
         """
-        first: list[int] = tokenizer("").input_ids
+        first = start_tokens(tokenizer)
         ids = _token_ids(tokenizer, load_named_document(self.text).content)
         last = self.start + length - len(first)
         if len(ids) < last:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from lacache.errors import InputError
+from lacache.models.start_tokens import start_tokens
 
 _MOST_SENTENCES = 1 << 20
 
@@ -74,8 +75,7 @@ def count_tokens(tokenizer: Any, *parts: str) -> int:
 
     A context and its questions are encoded in the same way.
     """
-    start = len(tokenizer("").input_ids)
-    return start + sum(
+    return len(start_tokens(tokenizer)) + sum(
         len(tokenizer(part, add_special_tokens=False, verbose=False).input_ids) for part in parts
     )
 
