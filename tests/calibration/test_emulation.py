@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,14 @@ def any_model(family: str) -> Any:
     torch.manual_seed(0)
     capped = Gemma2Config(**SHAPE | HYBRID, head_dim=8, attn_logit_softcapping=2.0)
     return AutoModelForCausalLM.from_config(capped, attn_implementation="eager").eval()
+
+
+def with_sliding_windows(model: Any, window: int) -> Any:
+    """Copy a model, with other windows in its sliding layers if it has any."""
+    copied = copy.deepcopy(model)
+    if model_info(model).sliding:
+        model_info(copied).text_config.sliding_window = window
+    return copied
 
 
 def random_keep(layers: int, heads: int, seed: int) -> Tensor:
@@ -83,17 +92,32 @@ def test_a_token_sees_sinks_and_its_window(num_tokens: int, window: int, sinks: 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_coefficients_of_1_and_0_are_full_and_window_attention(family: str) -> None:
     model = any_model(family)
-    emulation = emulate(model)
+    # A window of the model's own has no sinks.
+    sinks = 0 if model_info(model).sliding else SINKS
+    emulation = Emulation(model, window=WINDOW, sinks=sinks)
+    narrow = with_sliding_windows(model, WINDOW)
     with torch.no_grad():
-        plain = model(torch.tensor([ids()])).logits[0]
+        plain = narrow(torch.tensor([ids()])).logits[0]
     full = emulation.logits(ids(), ALL, emulation.coefficients(1))
     torch.testing.assert_close(full, plain, atol=0, rtol=0)
 
     shape = emulation.coefficients().shape
     for keep in (torch.zeros(shape, dtype=torch.bool), random_keep(*shape, seed=1)):
         mixed = emulation.logits(ids(), ALL, keep.float())
-        assert_close(mixed, masked_logits(model, ids(), keep, window=WINDOW, sinks=SINKS))
+        assert_close(mixed, masked_logits(narrow, ids(), keep, window=WINDOW, sinks=sinks))
         assert (mixed - full).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt-oss"])
+def test_longer_sliding_windows_are_narrowed_and_shorter_ones_are_not(family: str) -> None:
+    model = any_model(family)
+    (own,) = {layer.window for layer in model_info(model).sliding}
+    for window, is_narrowed in ((own - 1, True), (own, False), (own + 1, False)):
+        emulation = Emulation(model, window=window, sinks=0)
+        full = emulation.logits(ids(), ALL, emulation.coefficients(1))
+        with torch.no_grad():
+            plain = model(torch.tensor([ids()])).logits[0]
+        assert torch.equal(full, plain) is not is_narrowed
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)

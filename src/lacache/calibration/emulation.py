@@ -44,6 +44,9 @@ class Emulation:
     share a KV head share its coefficient. Coefficients are [L, H]: L layers with a growing cache,
     H the most KV heads of any of them; surplus entries of a layer are ignored.
 
+    Layers with a longer sliding window of their own always get the window, since they see as little
+    of what is far back in a long text as that shows them of a short one.
+
     Args:
         model: a causal language model of transformers whose attention is eager or sdpa.
         window: recent tokens that a streaming head sees, the current one included.
@@ -74,6 +77,11 @@ class Emulation:
         decoder = find_decoder(model)
         self._layers = _find_layers(decoder, self._config.num_hidden_layers)
         self._attentions = [_find_attention(self._layers[i.index], i.index) for i in info.growing]
+        self._sliding = [
+            (_find_attention(self._layers[i.index], i.index), torch.zeros(i.num_heads))
+            for i in info.sliding
+            if i.window > window
+        ]
         self._takes_positions = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def coefficients(self, value: float = 0.0) -> Tensor:
@@ -148,16 +156,17 @@ class Emulation:
         visible = visible_tokens(num_tokens, self._window, self._sinks)[0]
         implementation = self._config._attn_implementation
         _validate_implementation(implementation)
-        mixes = [_Mix(mixing[i, :n], visible) for i, n in enumerate(self.num_heads)]
+        growing = [(a, mixing[i, : self.num_heads[i]]) for i, a in enumerate(self._attentions)]
+        mixes = [(attention, _Mix(c, visible)) for attention, c in (*growing, *self._sliding)]
         with ExitStack() as stack:
             stack.enter_context(evaluating(self._model))
             stack.callback(setattr, self._config, "_attn_implementation", implementation)
             self._config._attn_implementation = _NAMES[implementation]
-            for attention, mix in zip(self._attentions, mixes, strict=True):
+            for attention, mix in mixes:
                 stack.callback(_mixes.pop, attention, None)
                 _mixes[attention] = mix
             yield
-        for attention, mix in zip(self._attentions, mixes, strict=True):
+        for attention, mix in mixes:
             if not mix.was_used:
                 raise UnsupportedModelError(
                     f"{type(attention).__name__} of {type(self._model).__name__} does not call its "
