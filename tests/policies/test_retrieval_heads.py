@@ -13,9 +13,11 @@ from lacache.policies import (
     ModelShape,
     RetrievalHeads,
     ShrinkingWindow,
+    Streaming,
     Timetable,
     kept_after,
     mean_capacity,
+    parse_policy,
 )
 from lacache.policies.retrieval_heads import split_by_importance
 
@@ -99,7 +101,10 @@ def test_the_history_has_the_ladder_s_settings() -> None:
         ({"window": 1.0}, "window=1.0 as a share must be in (0, 1)"),
         ({"heads": ((),)}, "heads=((),) has an empty tier"),
         ({"window": "wide"}, "window='wide' must be a number"),
-        ({"capacity": 8}, "window=0.5 of capacity=8 is 4 tokens, and at least 5"),
+        (
+            {"capacity": 8},
+            "streaming heads have 4 of capacity=8 tokens (window=0.5), and at least 5",
+        ),
         ({"heads": 3}, "heads=3 must be a sequence of tiers"),
         ({"heads": (3,)}, "heads=3 must be a sequence"),
         ({"heads": ((1, 2), (2, 3))}, "KV head 0 of layer 2 is in the groups 0 and 1"),
@@ -185,3 +190,20 @@ def test_importance_splits_into_a_history_and_tiers_that_grow() -> None:
     assert split_by_importance(order, 4, 10) == ((0, 1, 2, 3), (4,), (5,), (6,), (7,), (8, 9))
     assert split_by_importance(order, 0, 1) == ((0,),)
     assert sum(split_by_importance(order, 10, 20), ()) == order[:19]
+
+
+@pytest.mark.parametrize("name", ["balanced", "recall", "recall:share=0.5"])
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_one_growing_layer_has_a_window_where_nothing_tells_its_heads_apart(
+    name: str, heads: int
+) -> None:
+    (group,) = parse_policy(name).bind(ModelShape((heads,)), 40)
+    assert group.schedule == Streaming().schedule(1, 40)
+
+
+def test_errors_of_the_history_say_whose_they_are() -> None:
+    policy = RetrievalHeads(heads=((1, 2),), span=5)
+    with pytest.raises(
+        ConfigError, match=r"history of the retrieval heads, \d+ tokens in 2 layers"
+    ):
+        policy.bind(SHAPE, 64)

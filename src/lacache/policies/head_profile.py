@@ -23,6 +23,8 @@ _FORMAT = 2
 _FORMAT_1_NAMES = {"importance": "need", "loss_left": "left"}
 _LIKELY_DEPTH = 0.65
 
+_REPLACE = "calibrate again to replace it (lacache calibrate, or lacache.calibrate with again=True)"
+
 
 @final
 @dataclass(frozen=True)
@@ -192,8 +194,7 @@ def parse_profile(content: Any, name: str) -> HeadProfile:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{name} is a damaged profile ({type(error).__name__}: {error}); make it again with "
-            "lacache calibrate"
+            f"{name} is a damaged profile ({type(error).__name__}: {error}); {_REPLACE}"
         ) from error
 
 
@@ -210,7 +211,7 @@ def read_profile(path: Path) -> HeadProfile:
             f"cannot read {path}: {error.strerror}; give the path of a profile"
         ) from error
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); calibrate again to replace it") from error
+        raise InputError(f"{path} is not JSON ({error}); {_REPLACE}") from error
     return parse_profile(content, str(path))
 
 

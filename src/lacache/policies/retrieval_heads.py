@@ -33,7 +33,7 @@ from lacache.policies.policy import (
     Policy,
     in_slots,
 )
-from lacache.policies.schedule import UNBOUNDED
+from lacache.policies.schedule import UNBOUNDED, Schedule
 from lacache.policies.shrinking_window import ShrinkingWindow
 from lacache.policies.streaming import Streaming
 
@@ -154,7 +154,7 @@ class RetrievalHeads(Policy):
         """Return the history first, then the tiers, then the streaming heads."""
         tiers = self._tiers(shape)
         if not tiers:
-            return Ladder.like(self).bind(shape, capacity)
+            return self._history(shape.num_layers, self.evict_batch).bind(shape, capacity)
         least = self._least(shape, capacity)
         num_heads = shape.num_heads
         pairs = [pairs_of(members, num_heads) for members in tiers]
@@ -208,8 +208,6 @@ class RetrievalHeads(Policy):
         if self.heads:
             return self.heads
         profile = shape.profile
-        if sum(shape.num_heads) == 1:
-            return ()
         if profile is not None:
             order: Sequence[Member] = profile.order
             # Windows must have bytes to give, even where the loss falls late or never.
@@ -219,6 +217,8 @@ class RetrievalHeads(Policy):
             order = layers_by_depth(shape.num_layers)
             count = round(_SHARE_BY_DEPTH * len(order))
         else:
+            return ()
+        if len(order) == 1:
             return ()
         if self.share is not None:
             count = round(self.share * len(order))
@@ -237,22 +237,30 @@ class RetrievalHeads(Policy):
         Raises:
             ConfigError: the window or the history is too small.
         """
-        unit = self._history(depth, 1).schedule(depth, history_capacity).evict_unit
+        unit = self._history_schedule(depth, 1, history_capacity).evict_unit
         batch = -(-in_slots(self.evict_batch, capacity) // unit) * unit
         if isinstance(self.evict_batch, float):
             batch = max(unit, min(batch, (least - self.sinks) // unit * unit))
             # The history loses up to a batch of its capacity, to be full when the others are.
-            history = self._history(depth, batch)
-            batch = history.schedule(depth, history_capacity - batch + 1).evict_batch
+            capacity_left = history_capacity - batch + 1
+            batch = self._history_schedule(depth, batch, capacity_left).evict_batch
         if least < self.sinks + batch:
             raise ConfigError(
-                f"window={self.window} of capacity={capacity} is {least} tokens, and at least "
-                f"{self.sinks + batch} = sinks {self.sinks} + evict_batch {batch} are needed; try "
-                "a larger budget or window"
+                f"streaming heads have {least} of capacity={capacity} tokens (window="
+                f"{self.window}), and at least {self.sinks + batch} = sinks {self.sinks} + "
+                f"evict_batch {batch} are needed; try a larger budget or window"
             )
         return batch
 
-    def _history(self, num_layers: int, evict_batch: int) -> LayerPolicy:
+    def _history_schedule(self, depth: int, evict_batch: int, capacity: int) -> Schedule:
+        try:
+            return self._history(depth, evict_batch).schedule(depth, capacity)
+        except ConfigError as error:
+            raise ConfigError(
+                f"the history of the retrieval heads, {capacity} tokens in {depth} layers: {error}"
+            ) from error
+
+    def _history(self, num_layers: int, evict_batch: float) -> LayerPolicy:
         if num_layers == 1:
             # One layer alone has no ladder to stand on.
             return Streaming(sinks=self.sinks, evict_batch=evict_batch, positions=self.positions)
