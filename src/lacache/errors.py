@@ -27,6 +27,11 @@ class UnsupportedModelError(ModelError):
 
 
 @final
+class NoDistantTokensError(ModelError):
+    """A model that makes no use of distant tokens, so that it has no retrieval heads."""
+
+
+@final
 class UnsupportedOperationError(LaCacheError):
     """An operation that a bounded cache cannot carry out exactly."""
 

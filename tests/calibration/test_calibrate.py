@@ -17,7 +17,7 @@ from lacache.calibration import calibrate as module
 from lacache.calibration import measure
 from lacache.calibration.calibrate import calibrate
 from lacache.calibration.measure import Settings
-from lacache.calibration.store import journal_path, lock_path, profile_path
+from lacache.calibration.store import lock_path, profile_path
 from lacache.errors import ConfigError, HeadProfileWarning, InputError, ModelError
 from lacache.models.fingerprint import fingerprint
 from lacache.policies.head_profile import HeadProfile, profile_json, read_profile
@@ -55,6 +55,11 @@ def test_it_is_stored_where_caches_find_it(capsys: pytest.CaptureFixture[str]) -
         warnings.simplefilter("error", HeadProfileWarning)
         cache = lacache.LaCache(model, 64)
     assert cache.policy.shape.profile == profile
+
+
+def journals(model: Any) -> list[Path]:
+    """The files of unfinished calibrations of a model."""
+    return list(profile_path(fingerprint(model)).parent.glob(f"{fingerprint(model)}*.jsonl"))
 
 
 def test_it_is_measured_once_or_again_on_request(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +101,7 @@ def test_an_interrupted_one_resumes_with_the_same_text(
     hook = model.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
         run(model, haystack=None)
-    assert "the next calibration of the model resumes" in capsys.readouterr().err
+    assert "the next calibration with the same settings resumes" in capsys.readouterr().err
     hook.remove()
 
     def refuse(*_: Any, **__: Any) -> str:
@@ -106,7 +111,7 @@ def test_an_interrupted_one_resumes_with_the_same_text(
     forwards.clear()
     assert run(model, haystack=None) == whole
     assert len(forwards) < num_whole / 2
-    assert not journal_path(fingerprint(model)).exists()
+    assert not journals(model)
 
 
 def test_of_two_at_once_one_measures(
@@ -253,3 +258,33 @@ def test_slow_types_are_avoided_and_come_back(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("lacache.models.arithmetic.physical_bytes", lambda: 2 * 6 * size - 2)
     run(model, again=True)
     assert types == [torch.float32, torch.float32, torch.bfloat16]
+
+
+def test_other_settings_leave_an_interrupted_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_with(HEARD)
+    real = module.measure_profile
+
+    def stop(_count: int) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted(*arguments: Any, **options: Any) -> HeadProfile:
+        return real(*arguments, **options | {"on_step": stop})
+
+    monkeypatch.setattr(module, "measure_profile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, progress=False)
+    kept = journals(model)
+    assert len(kept) == 1
+    for settings in (replace(SETTINGS, seed=1), replace(SETTINGS, length=20)):
+        with pytest.raises((KeyboardInterrupt, ConfigError)):
+            run(model, settings=settings, progress=False)
+    assert len(journals(model)) == 2
+    assert set(kept) <= set(journals(model))
+    monkeypatch.setattr(module, "measure_profile", real)
+    run(model, progress=False)
+    assert not journals(model)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ModelError):
+        run(tiny_tokenizer())

@@ -128,3 +128,31 @@ def test_a_journal_of_another_version_is_started_anew(
     assert forwards() < whole / 10
     monkeypatch.setattr(measure.transformers, "__version__", "99")
     assert forwards() == whole
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_losses_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    model = model_with(HEARD)
+    model.lm_head.weight.data[0, 0] = value
+    journal = tmp_path / "journal.jsonl"
+    with pytest.raises(ModelError, match=r"must be finite; load the model with dtype='float32'"):
+        run(model, journal)
+    assert len(journal.read_text().splitlines()) == 1
+
+
+def test_probes_are_no_longer_than_what_the_model_was_trained_on() -> None:
+    tokenizer = tiny_tokenizer()
+    least = Settings().resolved_length(tokenizer, 10_000)
+    assert least > 400  # bytes need more
+    assert Settings(length=least + 1).resolved_length(tokenizer, least + 1) == least + 1
+    with pytest.raises(ConfigError, match=rf"must be at most {least}, .* try length={least}"):
+        Settings(length=least + 1).resolved_length(tokenizer, least)
+
+
+def test_default_probes_are_shorter_where_the_model_was_trained_on_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "least_length", lambda *_, **__: 300)
+    monkeypatch.setattr(measure, "validate_length", lambda *_, **__: None)
+    for trained, expected in ((10_000, 400), (350, 350)):
+        assert Settings().resolved_length(tiny_tokenizer(), trained) == expected

@@ -7,13 +7,17 @@ import pytest
 
 from lacache.calibration import calibrate as module
 from lacache.calibration.store import (
-    journal_path,
     profile_path,
     read_refusal,
     save_profile,
     write_refusal,
 )
-from lacache.errors import ConfigError, InputError, ModelError, UnsupportedOperationError
+from lacache.errors import (
+    ConfigError,
+    InputError,
+    NoDistantTokensError,
+    UnsupportedOperationError,
+)
 from lacache.models.fingerprint import fingerprint, model_profile
 from lacache.policies.head_profile import HeadProfile, read_profile
 from tests.calibration.test_measure import SETTINGS
@@ -151,9 +155,10 @@ def test_an_interrupted_one_resumes_with_the_same_command(
     monkeypatch.setattr(module, "measure_profile", interrupted)
     done = run("generate", *COMMANDS["generate"], "--model", tiny)
     assert done.exit_code == 130
-    assert "the next calibration of the model resumes" in done.stderr
+    assert "the next calibration with the same settings resumes" in done.stderr
     assert done.stderr.endswith("stopped\n")
-    journal = journal_path(fingerprint(tiny_llama()))
+    fingerprinted = fingerprint(tiny_llama())
+    (journal,) = profile_path(fingerprinted).parent.glob(f"{fingerprinted}*.jsonl")
     kept = journal.read_text()
     assert kept.count('"key"') == 7  # the text, and as many measurements as steps
     monkeypatch.setattr(module, "measure_profile", real)
@@ -179,7 +184,7 @@ def test_a_model_that_cannot_be_calibrated_is_used_without_and_not_tried_again(
 
     def fail(*_: Any, **__: Any) -> HeadProfile:
         tried.append(1)
-        raise ModelError(REASON)
+        raise NoDistantTokensError(REASON)
 
     monkeypatch.setattr(module, "measure_profile", fail)
     expected = f"tiny has no head profile ({REASON}): policy balanced "

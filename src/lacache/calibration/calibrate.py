@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.progress import (
 
 from lacache.calibration.measure import Settings, measure_profile
 from lacache.calibration.store import (
-    delete_journal,
+    delete_journals,
     delete_refusal,
     journal_path,
     lock_path,
@@ -72,16 +72,17 @@ def calibrate(
         The profile that was measured, or else the one that these weights have.
 
     Raises:
-        ConfigError: probes of such a length leave no room for text.
+        ConfigError: probes of such a length leave no room for text, or are longer than what the
+            model was trained on.
         InputError: the haystack is too short, or a file cannot be read or written.
-        ModelError: windows cost the model nothing, so it needs no profile; or no text can be
-            sampled from it.
+        ModelError: the model's losses are not finite, or no text can be sampled from it.
+        NoDistantTokensError: windows cost the model nothing, so it needs no profile.
         UnsupportedModelError: attention that cannot be given windows.
         UnsupportedOperationError: an attention implementation that cannot.
     """
+    model_fingerprint = fingerprint(model)
     name = name or Path(str(model.config.name_or_path)).name or type(model).__name__
     settings = settings or Settings()
-    model_fingerprint = fingerprint(model)
     target = profile_path(model_fingerprint) if path is None else Path(path)
     # Keep the present stderr, since libraries redirect it.
     console = Console(file=sys.stderr, quiet=not progress, markup=False, highlight=False)
@@ -97,7 +98,7 @@ def calibrate(
             model, tokenizer, haystack, settings, name, model_fingerprint, console, note
         )
         save_profile(profile, target)
-        delete_journal(model_fingerprint)
+        delete_journals(model_fingerprint)
         delete_refusal(model_fingerprint)
     return profile
 
@@ -113,6 +114,7 @@ def _measure(
     note: str,
 ) -> HeadProfile:
     num_steps = settings.num_steps(model_info(model).num_heads)
+    journal = journal_path(model_fingerprint, f"{settings} {haystack}")
     try:
         with _progress(console, num_steps) as (bar, on_step), fast_arithmetic(model):
 
@@ -125,17 +127,19 @@ def _measure(
                 tokenizer,
                 haystack,
                 name=name,
-                journal=journal_path(model_fingerprint),
+                journal=journal,
                 settings=settings,
                 on_sample=lambda: console.print(f"Sampling text from {name}", soft_wrap=True),
                 on_start=on_start,
                 on_step=on_step,
             )
     except KeyboardInterrupt:
-        console.print("The measurements are kept: the next calibration of the model resumes.")
+        kept = "The measurements are kept: the next calibration with the same settings resumes."
+        console.print(kept, soft_wrap=True)
         raise
     except (ConfigError, ModelError, UnsupportedOperationError):
-        delete_journal(model_fingerprint)
+        with suppress(OSError):
+            journal.unlink(missing_ok=True)
         raise
 
 

@@ -23,8 +23,9 @@ from lacache.calibration.probes import KINDS, Probe, least_length, make_probes, 
 from lacache.calibration.store import Journal
 from lacache.common.packages import quiet_imports
 from lacache.common.validation import validate_int
-from lacache.errors import ConfigError, ModelError
+from lacache.errors import ConfigError, ModelError, NoDistantTokensError
 from lacache.models.fingerprint import fingerprint
+from lacache.models.model_info import model_info
 from lacache.policies.head_profile import HeadProfile
 from lacache.version import __version__
 
@@ -57,8 +58,8 @@ class Settings:
     Args:
         window: recent tokens that a streaming head sees.
         sinks: attention sinks that it sees besides.
-        length: tokens of a probe; None for 400, or more where the tokenizer needs more, up to
-            2,000.
+        length: tokens of a probe; None for 400, more where the tokenizer needs more, up to 2,000,
+            or the model's trained length if that is less.
         per_kind: number of probes of each kind.
         seed: of the random parts of the probes.
 
@@ -87,17 +88,23 @@ class Settings:
                 f"sinks {self.sinks}); try length={least}"
             )
 
-    def resolved_length(self, tokenizer: Any) -> int:
-        """Return the tokens of a probe with a tokenizer.
+    def resolved_length(self, tokenizer: Any, trained_length: int) -> int:
+        """Return the tokens of a probe with a tokenizer, for a model trained on such a length.
 
         Raises:
-            ConfigError: the tokenizer needs more.
+            ConfigError: the tokenizer needs more, or the model was trained on less.
         """
         length = self.length
         if length is None:
             least = least_length(tokenizer, per_kind=self.per_kind, seed=self.seed)
             length = max(_LENGTH, min(least, _MOST_DEFAULT_LENGTH))
+            length = min(length, trained_length)
         validate_length(tokenizer, length, per_kind=self.per_kind, seed=self.seed)
+        if length > trained_length:
+            raise ConfigError(
+                f"length={length} must be at most {trained_length}, the length that the model was "
+                f"trained on; try length={trained_length}"
+            )
         return length
 
     def num_steps(self, num_heads: Sequence[int]) -> int:
@@ -136,15 +143,16 @@ def measure_profile(
             is `settings.num_steps(...)`.
 
     Raises:
-        ConfigError: probes of such a length leave no room for text.
+        ConfigError: probes of such a length leave no room for text, or are longer than what the
+            model was trained on.
         InputError: the haystack is too short, or the journal cannot be written.
-        ModelError: windows cost the model nothing in any kind of probe, or no text can be sampled
-            from it.
+        ModelError: the model's losses are not finite, or no text can be sampled from it.
+        NoDistantTokensError: windows cost the model nothing in any kind of probe.
         UnsupportedModelError: attention that cannot be given windows.
         UnsupportedOperationError: an attention implementation that cannot.
     """
     settings = settings or Settings()
-    length = settings.resolved_length(tokenizer)
+    length = settings.resolved_length(tokenizer, model_info(model).trained_length)
     emulation = Emulation(model, window=settings.window, sinks=settings.sinks)
     model_fingerprint = fingerprint(model)
     measurements = Journal(
@@ -220,6 +228,15 @@ def _counts(num_heads: int) -> list[int]:
     return sorted({round(share * num_heads) for share in _SHARES} - {0, num_heads})
 
 
+def _finite(value: Tensor) -> float:
+    if not value.isfinite():
+        raise ModelError(
+            f"a loss of the model, or a derivative of it, is {float(value)} and must be finite; "
+            "load the model with dtype='float32' and calibrate it again"
+        )
+    return float(value)
+
+
 @final
 class _Measurer:
     """Measure losses of probes as shares of what windows in all heads cost."""
@@ -244,7 +261,7 @@ class _Measurer:
         """Measure what windows in all heads cost in each kind of probe. Call this first.
 
         Raises:
-            ModelError: they cost nothing in any kind.
+            NoDistantTokensError: they cost nothing in any kind.
         """
         ends = [
             (
@@ -258,7 +275,7 @@ class _Measurer:
         gaps = {kind: fmean(w - f for p, (f, w) in pairs if p.kind == kind) for kind in KINDS}
         self._gaps = {kind: gap for kind, gap in gaps.items() if gap >= LEAST_GAP}
         if not self._gaps:
-            raise ModelError(
+            raise NoDistantTokensError(
                 "windows in all layers cost this model nothing in any kind of probe "
                 f"({', '.join(f'{kind} {gap:.2f}' for kind, gap in gaps.items())} nats), so it "
                 "makes no use of distant tokens and needs no profile; use one policy for all "
@@ -302,7 +319,7 @@ class _Measurer:
             positions, targets = torch.tensor(probe.positions()), torch.tensor(probe.targets())
             logits = self._emulation.logits(probe.token_ids, positions, mixing)
             loss = cross_entropy(logits, targets.to(logits.device), reduction="sum")
-            return [float(loss) / len(probe.answers)]
+            return [_finite(loss) / len(probe.answers)]
 
         keep = "".join(str(int(value)) for value in mixing.flatten().tolist())
         loss: float = self._journal.get(f"{_LOSS} {self._names[number]} {keep}", measure)[0]
@@ -317,8 +334,8 @@ class _Measurer:
         def measure() -> list[float]:
             positions, targets = torch.tensor(probe.positions()), torch.tensor(probe.targets())
             _, gradient = self._emulation.gradient(probe.token_ids, positions, targets, mixing)
-            values: list[float] = (gradient * len(targets) / len(probe.answers)).flatten().tolist()
-            return values
+            scaled = gradient * (len(targets) / len(probe.answers))
+            return [_finite(value) for value in scaled.flatten()]
 
         values = self._journal.get(f"{_GRADIENT} {self._names[number]} {point}", measure)
         self._on_step(_GRADIENT_STEPS)

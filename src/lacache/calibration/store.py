@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
 
@@ -66,15 +67,22 @@ def _refusal_path(fingerprint: str) -> Path:
     return profiles_folder() / f"{fingerprint}.refused"
 
 
-def journal_path(fingerprint: str) -> Path:
-    """Return the journal of an interrupted calibration of a model, in the user's folder."""
-    return profiles_folder() / f"{fingerprint}.partial.jsonl"
+def journal_path(fingerprint: str, settings: str) -> Path:
+    """Return the journal of an interrupted calibration of a model, in the user's folder.
+
+    Args:
+        fingerprint: the model's.
+        settings: of the calibration, as text; other settings have another journal.
+    """
+    digest = sha256(settings.encode()).hexdigest()[:8]
+    return profiles_folder() / f"{fingerprint}.{digest}.partial.jsonl"
 
 
-def delete_journal(fingerprint: str) -> None:
-    """Delete the journal of a model. A file that cannot be deleted stays."""
+def delete_journals(fingerprint: str) -> None:
+    """Delete all journals of a model. Files that cannot be deleted stay."""
     with suppress(OSError):
-        journal_path(fingerprint).unlink(missing_ok=True)
+        for path in profiles_folder().glob(f"{fingerprint}.*partial.jsonl"):
+            path.unlink(missing_ok=True)
 
 
 @final

@@ -8,7 +8,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from lacache.errors import HeadProfileWarning, InputError, ModelError
+from lacache.errors import (
+    HeadProfileWarning,
+    InputError,
+    NoDistantTokensError,
+    UnsupportedModelError,
+)
 from lacache.policies import Policy
 
 if TYPE_CHECKING:
@@ -71,7 +76,7 @@ def _calibrate(loaded: LoadedModel, model_fingerprint: str, policy: str) -> str 
     note = f" once, since policy {policy} needs its retrieval heads; --no-calibrate skips it"
     try:
         calibrate(loaded.model, loaded.tokenizer, name=loaded.name, note=note)
-    except ModelError as error:
+    except (NoDistantTokensError, UnsupportedModelError) as error:
         with suppress(InputError):
             write_refusal(model_fingerprint, str(error))
         return str(error)
