@@ -183,7 +183,7 @@ def test_a_plot_is_written(run: Run, tmp_path: Path) -> None:
         ("-b 64 --policy ladder:evict_batch=-1", "evict_batch=-1 must be at least 1"),
         ("-b 64 --policy ladder:window_layers=3-1", "window_layers=3-1 of policy 'ladder' cannot"),
         ("-b 64 --policy ladder:window_layers=30-32", "must be below the number of layers 32"),
-        ("-b 64 --layers 1", "a ladder needs at least 2 layers"),
+        ("-b 64 --layers 1 --policy ladder", "a ladder needs at least 2 layers"),
         ("-b 64 --seen -1", "seen=-1 must be at least 0"),
     ],
 )
