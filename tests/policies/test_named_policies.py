@@ -80,7 +80,7 @@ def test_a_profile_chooses_the_retrieval_heads(name: str) -> None:
         heads = bind(text, 512).groups[0].heads
         return {(layer, head) for layer, of_layer in heads.items() for head in of_layer}
 
-    # The fewest that leave 0.7, between none with 1 and 2 heads with 0.5.
+    # The fewest that leave half.
     assert history(name) == set(PROFILE.order[:2])
     assert history(f"{name}:share=0.25") == set(PROFILE.order[:6])
 

@@ -50,7 +50,7 @@ def _format_tiers(tiers: Tiers) -> str:
 
 _TIERS_FORM = text_form(_parse_tiers, _format_tiers, "8.0+17/12.1")
 
-_LOSS_LEFT = 0.7
+_LOSS_LEFT = 0.5
 """Share of what windows in all heads cost that the heads of the history may leave."""
 _MOST = 0.6
 _SHARE_BY_DEPTH = 0.1
@@ -73,7 +73,7 @@ class RetrievalHeads(Policy):
             never less than the profile's sinks and window, or half of the whole if that is less.
             Until the history has grown so long, streaming heads hold what it leaves.
         share: of the KV heads, how many keep a history in the end. None is as many as the
-            model's head profile asks for: the fewest that leave seven tenths of what windows in all
+            model's head profile asks for: the fewest that leave half of what windows in all
             heads cost.
         most: share of the KV heads in the history and all tiers together; None is three fifths.
             Each tier adds a quarter of what stands before it.
