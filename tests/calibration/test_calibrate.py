@@ -288,3 +288,10 @@ def test_other_settings_leave_an_interrupted_one_alone(monkeypatch: pytest.Monke
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(ModelError):
         run(tiny_tokenizer())
+
+
+def test_inference_mode_is_no_hindrance() -> None:
+    model = model_with(HEARD)
+    with torch.inference_mode():
+        measured = run(model, progress=False)
+    assert run(model, again=True, progress=False) == measured

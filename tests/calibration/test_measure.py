@@ -147,6 +147,10 @@ def test_probes_are_no_longer_than_what_the_model_was_trained_on() -> None:
     assert Settings(length=least + 1).resolved_length(tokenizer, least + 1) == least + 1
     with pytest.raises(ConfigError, match=rf"must be at most {least}, .* try length={least}"):
         Settings(length=least + 1).resolved_length(tokenizer, least)
+    for settings in (Settings(), Settings(length=least)):
+        with pytest.raises(ConfigError, match=rf"trained on {least - 1} tokens, .* needs {least} "):
+            settings.resolved_length(tokenizer, least - 1)
+    assert Settings(window=600).resolved_length(tokenizer, 10_000) == 2 * (600 + 4)
 
 
 def test_default_probes_are_shorter_where_the_model_was_trained_on_less(

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -116,7 +117,11 @@ def _measure(
     num_steps = settings.num_steps(model_info(model).num_heads)
     journal = journal_path(model_fingerprint, f"{settings} {haystack}")
     try:
-        with _progress(console, num_steps) as (bar, on_step), fast_arithmetic(model):
+        with (
+            _progress(console, num_steps) as (bar, on_step),
+            fast_arithmetic(model),
+            torch.inference_mode(False),  # which keeps nothing for derivatives
+        ):
 
             def on_start(seconds: float) -> None:
                 console.print(f"Calibrating {name}: {_about(seconds)}{note}", soft_wrap=True)

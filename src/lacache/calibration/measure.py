@@ -78,15 +78,19 @@ class Settings:
         validate_int("sinks", self.sinks, 0)
         validate_int("per_kind", self.per_kind, 1, _MOST_PROBES)
         validate_int("seed", self.seed, 0)
-        length = _LENGTH if self.length is None else self.length
-        validate_int("length", length, 1, _MOST_TOKENS)
-        # A probe must be much longer than what a streaming head sees.
-        least = 2 * (self.window + self.sinks)
-        if length < least:
+        if self.length is None:
+            return
+        validate_int("length", self.length, 1, _MOST_TOKENS)
+        if self.length < self._least:
             raise ConfigError(
-                f"length={length} must be at least {least} = 2 × (window {self.window} + "
-                f"sinks {self.sinks}); try length={least}"
+                f"length={self.length} must be at least {self._least} = 2 × (window {self.window} "
+                f"+ sinks {self.sinks}); try length={self._least}"
             )
+
+    @property
+    def _least(self) -> int:
+        """A probe is much longer than what a streaming head sees."""
+        return 2 * (self.window + self.sinks)
 
     def resolved_length(self, tokenizer: Any, trained_length: int) -> int:
         """Return the tokens of a probe with a tokenizer, for a model trained on such a length.
@@ -94,10 +98,16 @@ class Settings:
         Raises:
             ConfigError: the tokenizer needs more, or the model was trained on less.
         """
+        least = max(self._least, least_length(tokenizer, per_kind=self.per_kind, seed=self.seed))
+        if trained_length < least:
+            raise ConfigError(
+                f"the model was trained on {trained_length} tokens, and a calibration needs "
+                f"{least} with this tokenizer, window={self.window} and sinks={self.sinks}; use "
+                "policy='streaming', which needs no head profile"
+            )
         length = self.length
         if length is None:
-            least = least_length(tokenizer, per_kind=self.per_kind, seed=self.seed)
-            length = max(_LENGTH, min(least, _MOST_DEFAULT_LENGTH))
+            length = max(_LENGTH, self._least, min(least, _MOST_DEFAULT_LENGTH))
             length = min(length, trained_length)
         validate_length(tokenizer, length, per_kind=self.per_kind, seed=self.seed)
         if length > trained_length:

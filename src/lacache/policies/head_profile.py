@@ -23,7 +23,10 @@ _FORMAT = 2
 _FORMAT_1_NAMES = {"importance": "need", "loss_left": "left"}
 _LIKELY_DEPTH = 0.65
 
-_REPLACE = "calibrate again to replace it (lacache calibrate, or lacache.calibrate with again=True)"
+_REPLACE = (
+    "delete it, or calibrate again to replace it (lacache calibrate --model M, or "
+    "lacache.calibrate with again=True)"
+)
 
 
 @final
