@@ -157,7 +157,7 @@ def test_lines_end_where_there_are_no_more_keys(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(("end", "where"), [("x", 0.1), (".", 0.95)])
-def test_needles_are_spread_where_sentences_are_rare(tokenizer: Any, end: str, where: float) -> None:
+def test_needles_are_spread_where_few_sentences_end(tokenizer: Any, end: str, where: float) -> None:
     words = ["word"] * 600
     words[int(where * len(words))] = end
     probes = make_probes(tokenizer, " ".join(words), length=LENGTH, per_kind=1, seed=0)
