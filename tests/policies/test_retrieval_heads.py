@@ -194,9 +194,7 @@ def test_importance_splits_into_a_history_and_tiers_that_grow() -> None:
 
 @pytest.mark.parametrize("name", ["balanced", "recall", "recall:share=0.5"])
 @pytest.mark.parametrize("heads", [1, 2, 8])
-def test_one_growing_layer_without_a_profile_has_a_window(
-    name: str, heads: int
-) -> None:
+def test_one_growing_layer_without_a_profile_has_a_window(name: str, heads: int) -> None:
     (group,) = parse_policy(name).bind(ModelShape((heads,)), 40)
     assert group.schedule == Streaming().schedule(1, 40)
 
