@@ -359,16 +359,20 @@ def test_a_call_without_input() -> None:
         model(**cache_argument(model, LaCache(model, *CONFIG)))
 
 
-def test_a_ladder_over_one_growing_layer() -> None:
+def test_one_growing_layer_has_no_ladder_and_a_window_by_default() -> None:
     types = ["full_attention", *["sliding_attention"] * 6]
     config = FAMILIES["gemma3"]()
     config.layer_types = types
     model = tf.AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ConfigError, match=r"at least 2 layers .*'streaming'"):
-        LaCache(model, budget=64)
-    cache = LaCache(model, budget=64, policy="streaming")
-    cache.prefill(model, random_ids(100))
-    assert cache.report().num_cached <= 64
+        LaCache(model, budget=64, policy="ladder")
+    tokens = random_ids(100)
+    caches = [LaCache(model, budget=64, policy=name) for name in ("streaming", "balanced")]
+    for cache in caches:
+        cache.prefill(model, tokens)
+        assert cache.report().num_cached <= 64
+    first, second = (cache.kept_tokens(0) for cache in caches)
+    assert first == second
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_wrong_values_are_refused_before_a_model_is_loaded(
         (f"demo -m MODEL --tokens 300 --budget {HUGE}", "bytes, and this machine has"),
         (f"demo -m MODEL --tokens {HUGE}", f"need {HUGE + 1:,}"),
         (f"calibrate -m MODEL --length {HUGE}", f"length={HUGE} must be at most 100,000"),
-        (f"calibrate -m MODEL --window {HUGE}", "length=400 must be at least"),
+        (f"calibrate -m MODEL --window {HUGE}", "a calibration needs 2000000000"),
         (f"eval -m MODEL --lengths {HUGE}", f"length={HUGE} must be at most 10,000,000"),
         (f"eval -m MODEL --samples {HUGE}", f"samples={HUGE} must be at most 100,000"),
         (f"tune -m MODEL --text shakespeare:hamlet --budget {HUGE}", "must be above the capacity"),

@@ -98,12 +98,18 @@ class Settings:
         Raises:
             ConfigError: the tokenizer needs more, or the model was trained on less.
         """
-        least = max(self._least, least_length(tokenizer, per_kind=self.per_kind, seed=self.seed))
+        for_facts = least_length(tokenizer, per_kind=self.per_kind, seed=self.seed)
+        least = max(self._least, for_facts)
         if trained_length < least:
+            remedy = (
+                "use policy='streaming', which needs no head profile"
+                if trained_length < for_facts
+                else "try a smaller window"
+            )
             raise ConfigError(
                 f"the model was trained on {trained_length} tokens, and a calibration needs "
-                f"{least} with this tokenizer, window={self.window} and sinks={self.sinks}; use "
-                "policy='streaming', which needs no head profile"
+                f"{least} with this tokenizer, window={self.window} and sinks={self.sinks}; "
+                f"{remedy}"
             )
         length = self.length
         if length is None:
