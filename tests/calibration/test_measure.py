@@ -7,7 +7,7 @@ import pytest
 from lacache.calibration import measure
 from lacache.calibration.measure import Settings, measure_profile
 from lacache.calibration.store import save_profile
-from lacache.errors import ConfigError, ModelError
+from lacache.errors import ConfigError, ModelError, NoDistantTokensError
 from lacache.models.fingerprint import fingerprint
 from lacache.policies.head_profile import HeadProfile, read_profile
 from tests.calibration.test_probes import HAY
@@ -160,3 +160,12 @@ def test_default_probes_are_shorter_where_the_model_was_trained_on_less(
     monkeypatch.setattr(measure, "validate_length", lambda *_, **__: None)
     for trained, expected in ((10_000, 400), (350, 350)):
         assert Settings().resolved_length(tiny_tokenizer(), trained) == expected
+
+
+def test_windows_that_cost_a_little_by_chance_are_not_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this random model they cost up to 0.07 of the loss, many nats.
+    monkeypatch.setattr(measure, "LEAST_SHARE", 0.1)
+    with pytest.raises(NoDistantTokensError, match="cost this model next to nothing"):
+        run(model_with(HEARD), tmp_path / "journal.jsonl")
