@@ -157,7 +157,6 @@ def test_default_probes_are_shorter_where_the_model_was_trained_on_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(measure, "least_length", lambda *_, **__: 300)
-    monkeypatch.setattr(measure, "validate_length", lambda *_, **__: None)
     for trained, expected in ((10_000, 400), (350, 350)):
         assert Settings().resolved_length(tiny_tokenizer(), trained) == expected
 

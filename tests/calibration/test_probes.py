@@ -167,3 +167,13 @@ def test_needles_are_spread_where_few_sentences_end(tokenizer: Any, end: str, wh
     assert len(places) == 4
     assert max(b - a for a, b in pairwise(places)) < 0.45
     assert places[-1] - places[0] > 0.3
+
+
+def test_no_needle_is_at_the_end_of_a_haystack_without_sentences(tokenizer: Any) -> None:
+    hay = "word " * 600
+    probes = make_probes(tokenizer, hay, length=LENGTH, per_kind=8, seed=0)
+    for probe in probes:
+        if probe.kind == "several":
+            text = tokenizer.decode(probe.token_ids)
+            last = text.rindex(" bought the ", 0, text.index("Everything that"))
+            assert text.index("Everything that") - last > 64 + 4

@@ -118,7 +118,7 @@ class Settings:
         if length is None:
             length = max(_LENGTH, self._least, min(least, _MOST_DEFAULT_LENGTH))
             length = min(length, trained_length)
-        validate_length(tokenizer, length, per_kind=self.per_kind, seed=self.seed)
+        validate_length(length, for_facts)
         if length > trained_length:
             raise ConfigError(
                 f"length={length} must be at most {trained_length}, the length that the model was "

@@ -82,7 +82,7 @@ def make_probes(
         ConfigError: `length` or `per_kind` is too small.
         InputError: the haystack is too short.
     """
-    validate_length(tokenizer, length, per_kind=per_kind, seed=seed)
+    validate_length(length, least_length(tokenizer, per_kind=per_kind, seed=seed))
     start = start_tokens(tokenizer)
     builder = _ProbeBuilder(tokenizer, start, haystack.split(), length - len(start))
     return [_MAKERS[kind](builder, rng) for kind, rng in _generators(per_kind, seed)]
@@ -112,10 +112,9 @@ def least_length(tokenizer: Any, *, per_kind: int, seed: int) -> int:
     return least + len(start)
 
 
-def validate_length(tokenizer: Any, length: int, *, per_kind: int, seed: int) -> None:
-    """Raise ConfigError unless all probes can be made with `length` tokens each."""
+def validate_length(length: int, least: int) -> None:
+    """Raise ConfigError unless a length of probes is at least what `least_length` returns."""
     validate_int("length", length, 1)
-    least = least_length(tokenizer, per_kind=per_kind, seed=seed)
     if length < least:
         raise ConfigError(
             f"length={length} must be at least {least} with this tokenizer, to leave room for text "
@@ -220,8 +219,8 @@ def _hide(
     apart = 0.85 * len(hay) / len(facts)
     for number, fact in enumerate(facts):
         wanted = apart * (number + rng.random())
-        end = min(ends, key=lambda end: abs(end - wanted), default=len(hay))
-        place = max(last, end if abs(end - wanted) <= apart else int(wanted))
+        near = [end for end in ends if abs(end - wanted) <= apart]
+        place = max(last, min(near, key=lambda end: abs(end - wanted), default=int(wanted)))
         ids += [*hay[last:place], *fact]
         last = place
     return [*ids, *hay[last:]]
