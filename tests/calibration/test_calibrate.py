@@ -290,6 +290,11 @@ def test_what_is_no_model_is_refused() -> None:
         run(tiny_tokenizer())
 
 
+def test_what_is_no_tokenizer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tokenizer=None must be the model's tokenizer"):
+        calibrate(model_with(HEARD), None)
+
+
 def test_inference_mode_is_no_hindrance() -> None:
     model = model_with(HEARD)
     with torch.inference_mode():

@@ -37,13 +37,21 @@ def test_other_settings_start_anew(tmp_path: Path) -> None:
     assert "a" not in Journal(path, {"seed": 0})
 
 
+def test_a_file_begins_with_the_first_measurement(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, {"seed": 0})
+    assert not path.exists()
+    journal.get("a", lambda: [1.0])
+    assert path.exists()
+
+
 def test_a_damaged_line_is_reported_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     Journal(path, {}).get("a", lambda: [1.0])
     before = path.read_text()
     path.write_text(before.replace("}", "", 1) + before)
     damaged = path.read_text()
-    with pytest.raises(InputError, match=r"line 1 of .* is not JSON .*; delete .* to measure anew"):
+    with pytest.raises(InputError, match=r"line 1 of .* is not JSON [^;]*; delete .* to measure"):
         Journal(path, {})
     assert path.read_text() == damaged
 

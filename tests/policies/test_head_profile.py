@@ -106,6 +106,13 @@ def test_files_that_are_no_profiles_are_refused(tmp_path: Path, content: str, me
         read_profile(tmp_path / "missing.json")
 
 
+@pytest.mark.parametrize("change", [{"num_layers": 99}, {"num_heads": [99]}])
+def test_a_profile_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
+    (name,) = change
+    with pytest.raises(InputError, match=f"{name}=.*99.* must be .*, as importance has it"):
+        parse_profile(profile_json(PROFILE) | change, "it")
+
+
 def test_the_same_weights_win_over_the_same_configuration(tmp_path: Path) -> None:
     for number, fingerprint in enumerate(("aaaa-2222", "aaaa-1111", "bbbb-3333")):
         profile = replace(PROFILE, fingerprint=fingerprint)

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from transformers import PreTrainedTokenizerBase
 
 from lacache.calibration.measure import Settings, measure_profile
 from lacache.calibration.store import (
@@ -73,14 +74,19 @@ def calibrate(
         The profile that was measured, or else the one that these weights have.
 
     Raises:
-        ConfigError: probes of such a length leave no room for text, or are longer than what the
-            model was trained on.
+        ConfigError: no tokenizer, or probes of such a length leave no room for text, or are longer
+            than what the model was trained on.
         InputError: the haystack is too short, or a file cannot be read or written.
         ModelError: the model's losses are not finite, or no text can be sampled from it.
         NoDistantTokensError: windows cost the model nothing, so it needs no profile.
         UnsupportedModelError: attention that cannot be given windows.
         UnsupportedOperationError: an attention implementation that cannot.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError(
+            f"tokenizer={tokenizer!r} must be the model's tokenizer, of transformers; give "
+            "AutoTokenizer.from_pretrained(...)"
+        )
     model_fingerprint = fingerprint(model)
     name = name or Path(str(model.config.name_or_path)).name or type(model).__name__
     settings = settings or Settings()

@@ -92,7 +92,7 @@ class Journal:
     What was cut off at its end is measured again. A file of other settings is started anew.
 
     Args:
-        path: the file; created if missing, together with its folder.
+        path: the file; created with the first measurement, together with its folder.
         settings: everything that the measurements depend on.
 
     Raises:
@@ -101,19 +101,19 @@ class Journal:
 
     def __init__(self, path: Path, settings: Record) -> None:
         self._path = path
+        self._settings = settings
         self._known: dict[str, list[Any]] = {}
         try:
             records = read_records(path)
         except InputError as error:
+            reason, _, _ = str(error).rpartition("; ")  # its remedy is for files of the user's
             raise InputError(
-                f"an interrupted calibration cannot go on: {error}; delete {path} to measure anew"
+                f"an interrupted calibration cannot go on: {reason}; delete {path} to measure anew"
             ) from error
-        if records[:1] == [settings]:
+        self._is_begun = records[:1] == [settings]
+        if self._is_begun:
             entries = [entry for entry in records[1:] if {"key", "values"} <= entry.keys()]
             self._known = {entry["key"]: entry["values"] for entry in entries}
-        else:
-            with replacing(path) as temporary:
-                append_record(temporary, settings)
 
     def __contains__(self, key: str) -> bool:
         return key in self._known
@@ -133,6 +133,13 @@ class Journal:
         """
         if key not in self._known:
             values = measure()
+            self._begin()
             append_record(self._path, {"key": key, "values": values})
             self._known[key] = values
         return self._known[key]
+
+    def _begin(self) -> None:
+        if not self._is_begun:
+            with replacing(self._path) as temporary:
+                append_record(temporary, self._settings)
+            self._is_begun = True

@@ -90,7 +90,9 @@ def calibrate(
         typer.echo(json.dumps(profile_json(profile)))
     else:
         _show(profile)
-    typer.echo(f"wrote {out or profile_path(profile.fingerprint)}", err=True)
+    used = profile_path(profile.fingerprint)
+    note = "" if out is None else f"; to use it, copy it to {used}"
+    typer.echo(f"wrote {out or used}{note}", err=True)
     if plot is not None:
         plot_profile(profile, plot)
         typer.echo(f"wrote {plot}", err=True)

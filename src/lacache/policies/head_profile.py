@@ -186,7 +186,7 @@ def parse_profile(content: Any, name: str) -> HeadProfile:
             new: content[old] for new, old in _FORMAT_1_NAMES.items() if old in content
         }
     try:
-        return HeadProfile(
+        profile = HeadProfile(
             fingerprint=content["fingerprint"],
             model=content["model"],
             window=content["window"],
@@ -195,6 +195,10 @@ def parse_profile(content: Any, name: str) -> HeadProfile:
             order=tuple((layer, head) for layer, head in content["order"]),
             loss_left=tuple((count, loss) for count, loss in content["loss_left"]),
         )
+        for key, value in (("num_layers", profile.num_layers), ("num_heads", [*profile.num_heads])):
+            if content.get(key, value) != value:
+                raise ConfigError(f"{key}={content[key]} must be {value}, as importance has it")
+        return profile
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{name} is a damaged profile ({type(error).__name__}: {error}); {_REPLACE}"
