@@ -15,8 +15,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 from lacache.cache import LaCache
 from lacache.cache.static.sequence_tensors import SequenceTensors, export_sequence, restore_sequence
-from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Runner
+from lacache.kernels.build import load_kernels
 from lacache.models.decoder import cache_argument
 from lacache.models.fingerprint import model_profile
 from lacache.models.model_info import model_info

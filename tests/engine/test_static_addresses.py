@@ -9,7 +9,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._guards import TracingContext
 from torch._inductor.utils import run_and_get_code
 
-from lacache.engine.cpu.build import load_kernels
+from lacache.kernels.build import load_kernels
 from lacache.policies import Group, Groups, Ladder, Streaming
 from tests.cache.tiny_models import biased_model, tiny_model
 from tests.engine.ragged import new_runner

@@ -26,7 +26,7 @@ from lacache.calibration.packed import differentiable, restore_forward
 from lacache.common.packages import quiet_imports
 from lacache.common.validation import validate_int
 from lacache.errors import ModelError, UnsupportedModelError, UnsupportedOperationError
-from lacache.models.decoder import find_decoder
+from lacache.models.decoder import find_decoder, input_device
 from lacache.models.model_info import model_info
 
 with quiet_imports():
@@ -143,7 +143,7 @@ class Emulation:
         return float(loss.detach()), gradient
 
     def _forward(self, token_ids: Sequence[int], positions: Tensor) -> Tensor:
-        device = self._model.get_input_embeddings().weight.device
+        device = input_device(self._model)
         ids = torch.tensor([list(token_ids)], device=device)
         positions = positions.to(device)
         wanted = {"logits_to_keep": positions} if self._takes_positions else {}

@@ -9,7 +9,7 @@ from torch import Tensor
 from lacache.common.packages import quiet_imports
 from lacache.common.validation import validate_int
 from lacache.errors import ModelError
-from lacache.models.decoder import cache_argument
+from lacache.models.decoder import cache_argument, input_device
 from lacache.models.start_tokens import start_tokens
 
 with quiet_imports():
@@ -63,7 +63,7 @@ def _sample(
     model: Any, opening: Tensor, special: list[int], generator: torch.Generator
 ) -> list[list[int]]:
     """Return a sample after each row of token ids [B, N]."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     tokens = opening
     sampled = []

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lacache.cache.static.layout import CacheLayout, bind_within_bytes, shares_slots_on
 from lacache.common.validation import validate_int
-from lacache.engine.cpu.build import load_kernels
 from lacache.engine.runner import Backend, Runner
 from lacache.engine.sampler import Sampler
 from lacache.engine.sampling import Sampling
@@ -25,6 +24,7 @@ from lacache.engine.sequence_stream import SequenceStream
 from lacache.engine.session import Session
 from lacache.engine.snapshot import Snapshot, new_sampler, snapshot_kind, validate_snapshot
 from lacache.errors import CompilerError, ConfigError, InputError
+from lacache.kernels.build import load_kernels
 from lacache.models.fingerprint import model_shape
 from lacache.models.model_info import model_info
 from lacache.policies import (

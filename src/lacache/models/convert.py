@@ -1,11 +1,11 @@
-"""Convert a GGUF file once into a bfloat16 model directory in the user's cache."""
+"""Convert a GGUF file once into a model directory in the user's cache: in bfloat16, or packed."""
 
 import contextlib
 import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -22,20 +22,25 @@ from lacache.common.lock import waiting_lock
 from lacache.common.packages import require_modules
 from lacache.errors import ModelError
 from lacache.models.files import find_damage, write_manifest
+from lacache.models.packed.folder import pack_model, write_packed
+from lacache.models.packed.matrices import GgufMatrices
 from lacache.models.third_party import first_line, is_disk_full, model_errors, quiet
 
 # Increase it when the conversion changes, so that older results are not used.
 _FORMAT = 1
+_PACKED_FORMAT = 1
 # Tokenizer and configuration, over the two bytes of each weight.
 _SLACK_BYTES = 32 << 20
 _STEPS = ("Reading the GGUF file", "Unpacking the weights", "Writing the model", "Checking it")
+_PACKED_STEPS = (*_STEPS[:2], "Packing the weights", *_STEPS[2:])
 
 NextStep = Callable[[], None]
 
 
-def converted_folder(name: str, sha256: str) -> Path:
+def converted_folder(name: str, sha256: str, *, packed: bool = False) -> Path:
     """Return the folder of the model that a GGUF file with this SHA-256 is converted to."""
-    return cache_home() / "models" / f"{name}-{sha256[:12]}-v{_FORMAT}"
+    kind = f"packed-v{_PACKED_FORMAT}" if packed else f"v{_FORMAT}"
+    return cache_home() / "models" / f"{name}-{sha256[:12]}-{kind}"
 
 
 def free_bytes(folder: Path) -> int:
@@ -48,6 +53,7 @@ def ensure_converted(
     locate: Callable[[], Path],
     *,
     notice: str,
+    packed: bool = False,
     progress: bool = True,
     free: Callable[[Path], int] = free_bytes,
 ) -> Path:
@@ -61,6 +67,7 @@ def ensure_converted(
         folder: Directory of the converted model.
         locate: Returns the path of the GGUF file; called only if it is needed.
         notice: Description of the model, printed at the conversion.
+        packed: Whether weights stay as they are in the file, where that is possible.
         progress: Show progress on stderr.
         free: Returns the free disk space at a folder, in bytes.
 
@@ -83,7 +90,7 @@ def ensure_converted(
                     return folder
                 console.print(f"The converted model is damaged: {damage}. Converting it again.")
                 shutil.rmtree(folder)
-            _convert_locked(folder, locate(), notice, console, free)
+            _convert_locked(folder, locate(), notice, console, free, packed=packed)
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"{folder.parent} cannot be written ({first_line(error)}); "
@@ -98,6 +105,8 @@ def _convert_locked(
     notice: str,
     console: Console,
     free: Callable[[Path], int],
+    *,
+    packed: bool,
 ) -> None:
     # We hold the lock, so the process that left this folder has ended.
     partial = folder.with_name(f".{folder.name}.partial")
@@ -105,21 +114,28 @@ def _convert_locked(
         shutil.rmtree(partial)
     require_modules("gguf", "accelerate", why="converting a GGUF file", extra="gguf")
     console.print(f"Converting once: {notice}")
-    with _steps(console) as next_step:
+    with _steps(console, _PACKED_STEPS if packed else _STEPS) as next_step:
         next_step()
         content = _inspect(gguf)
-        needed, available = 2 * content.num_weights + _SLACK_BYTES, free(folder.parent)
+        size = 1.2 * gguf.stat().st_size if packed else 2 * content.num_weights
+        needed, available = size + _SLACK_BYTES, free(folder.parent)
         if available < needed:
             raise ModelError(
                 f"{folder.parent} has {available / 1e6:.0f} MB free and the converted model needs "
                 f"{needed / 1e6:.0f} MB; free some space or set LACACHE_HOME to another disk"
             )
         model, tokenizer = _read_gguf(gguf, content, next_step)
+        if packed:
+            next_step()
+            pack_model(model, GgufMatrices(gguf).find)
         next_step()
         try:
             partial.mkdir()
             with quiet():
-                model.save_pretrained(partial)
+                if packed:
+                    write_packed(model, partial)
+                else:
+                    model.save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
             next_step()
             write_manifest(partial)
@@ -137,8 +153,8 @@ def _convert_locked(
 
 
 @contextlib.contextmanager
-def _steps(console: Console) -> Iterator[NextStep]:
-    """Show a progress bar over `_STEPS`; the yielded function advances it."""
+def _steps(console: Console, names: Sequence[str]) -> Iterator[NextStep]:
+    """Show a progress bar over named steps; the yielded function advances it."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -147,8 +163,8 @@ def _steps(console: Console) -> Iterator[NextStep]:
         TimeElapsedColumn(),
     )
     bar = Progress(*columns, console=console, redirect_stderr=False, redirect_stdout=False)
-    task = bar.add_task("", total=len(_STEPS))
-    remaining = iter(_STEPS)
+    task = bar.add_task("", total=len(names))
+    remaining = iter(names)
 
     def next_step() -> None:
         bar.update(task, description=next(remaining), advance=1)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from inspect import signature
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
 
 from lacache.errors import UnsupportedModelError
@@ -31,6 +33,14 @@ def find_decoder(model: Any) -> nn.Module:
         )
     decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
     return decoder
+
+
+def input_device(model: Any) -> torch.device:
+    """Return the device that a model or decoder wants its tokens on."""
+    embedding = model.get_input_embeddings()
+    # Packed embeddings have buffers only.
+    first: torch.Tensor = next(chain(embedding.parameters(), embedding.buffers()))
+    return first.device
 
 
 def cache_name(model: Any) -> str:

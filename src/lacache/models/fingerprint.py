@@ -14,6 +14,7 @@ from lacache.common.files import profiles_folder
 from lacache.errors import HeadProfileWarning
 from lacache.models.decoder import find_decoder
 from lacache.models.model_info import model_info
+from lacache.models.packed.layers import PackedModule
 from lacache.policies import ModelShape, Policy
 from lacache.policies.head_profile import HeadProfile, find_profile
 
@@ -35,9 +36,10 @@ def fingerprint(model: Any) -> str:
 
     About 32 elements of every weight matrix are hashed, as bfloat16. So a checkpoint has the same
     fingerprint whether it is loaded in bfloat16 or float32, and in float16 unless a sampled
-    element underflows or was rounded twice. Weights outside memory (offloaded, on the meta device)
-    are left out, which changes the second hash. Packing by torchao changes it too. The fingerprint
-    tells checkpoints apart; it does not protect against deliberate collisions.
+    element underflows or was rounded twice, or with the weights of a GGUF file packed. Weights
+    outside memory (offloaded, on the meta device) are left out, which changes the second hash.
+    Packing by torchao changes it too. The fingerprint tells checkpoints apart; it does not protect
+    against deliberate collisions.
 
     Raises:
         UnsupportedModelError: `model` is not a decoder-only model of transformers.
@@ -46,11 +48,10 @@ def fingerprint(model: Any) -> str:
     config = model.config.get_text_config(decoder=True).to_dict()
     shape = json.dumps([config.get(name) for name in _SHAPE_FIELDS])
     weights = hashlib.sha256()
-    for name, weight in decoder.named_parameters():
-        if weight.ndim >= 2 and not weight.is_meta:
-            weights.update(name.encode())
-            for part in _plain_tensors(weight.detach()):
-                weights.update(_sample(part).numpy().tobytes())
+    for name, module in decoder.named_modules():
+        for key, sample in _samples(module):
+            weights.update(f"{name}.{key}".removeprefix(".").encode())
+            weights.update(sample.cpu().view(torch.int16).numpy().tobytes())
     return f"{hashlib.sha256(shape.encode()).hexdigest()[:8]}-{weights.hexdigest()[:12]}"
 
 
@@ -75,6 +76,21 @@ def model_profile(model: Any, model_fingerprint: str | None = None) -> HeadProfi
     return profile
 
 
+@torch.no_grad()
+def _samples(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and evenly spaced elements, in bfloat16, of a module's own weight matrices."""
+    if isinstance(module, PackedModule):
+        weight = module.packed
+        places = _places(weight.rows * weight.columns)
+        rows = weight.unpack_rows(places // weight.columns)
+        yield "weight", _rounded(rows[torch.arange(_PER_TENSOR), places % weight.columns])
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.ndim >= 2 and not parameter.is_meta:
+            parts = [part.flatten() for part in _plain_tensors(parameter.detach())]
+            samples = [_rounded(part[_places(part.numel()).to(part.device)]) for part in parts]
+            yield name, torch.cat([sample.cpu() for sample in samples])
+
+
 def _plain_tensors(weight: Any) -> Iterator[Tensor]:
     """Yield a weight, or the tensors that it packs: torchao's weights have no elements."""
     if not hasattr(weight, "__tensor_flatten__"):
@@ -84,13 +100,13 @@ def _plain_tensors(weight: Any) -> Iterator[Tensor]:
         yield from _plain_tensors(getattr(weight, name))
 
 
-@torch.no_grad()
-def _sample(weight: Tensor) -> Tensor:
-    """Return evenly spaced elements, as the bits of bfloat16 in int16."""
-    flat = weight.flatten()
-    places = torch.arange(_PER_TENSOR, device=flat.device) * (flat.numel() - 1) // (_PER_TENSOR - 1)
+def _places(number: int) -> Tensor:
+    return torch.arange(_PER_TENSOR) * (number - 1) // (_PER_TENSOR - 1)
+
+
+def _rounded(numbers: Tensor) -> Tensor:
     # Adding 0.0 makes negative zeros positive.
-    return (flat[places].to(torch.bfloat16) + 0.0).cpu().view(torch.int16)
+    return numbers.to(torch.bfloat16) + 0.0
 
 
 _warned: WeakSet[nn.Module] = WeakSet()

@@ -13,10 +13,11 @@ from rich.text import Text
 from lacache.common.files import file_sha256
 from lacache.common.packages import notice_once, quiet_imports
 from lacache.common.validation import validate_dtype, validate_threads
-from lacache.errors import ModelError
+from lacache.errors import ConfigError, ModelError
 from lacache.models.convert import converted_folder, ensure_converted
 from lacache.models.files import validate_causal, validate_files
 from lacache.models.name import DEFAULT_MODEL, REMEDY, is_gguf, model_name
+from lacache.models.packed.folder import PACKED, read_packed
 from lacache.models.third_party import model_errors, quiet
 
 with quiet_imports():
@@ -46,6 +47,7 @@ def load_model(
     *,
     dtype: str | torch.dtype = "auto",
     threads: int | None = None,
+    weights: str | None = None,
     progress: bool = True,
 ) -> LoadedModel:
     """Load a model and its tokenizer onto the CPU.
@@ -58,28 +60,55 @@ def load_model(
             user's cache), or a name on the hub.
         dtype: "auto" for the stored type, or "bfloat16", "float16" or "float32".
         threads: Number of torch threads; None leaves torch's setting.
+        weights: "file" keeps the weights of a GGUF file as they are, in 4 to 8 bits, in place of
+            unpacking them. Products on CPU then round activations to 8 bits (docs/adr/0029).
         progress: Show progress on stderr.
 
     Raises:
-        ConfigError: `dtype` or `threads` is not possible.
+        ConfigError: `dtype`, `threads` or `weights` is not possible.
         MissingExtraError: A package that the model needs is not installed.
         ModelError: There is no such model, it is damaged, or it is not a causal language model.
     """
     torch_dtype = _parse_dtype(dtype)
+    if weights is not None:
+        validate_file_weights(name, weights)
     if threads is not None:
         validate_threads(threads)
         torch.set_num_threads(threads)
 
     called = model_name(name)
-    folder = model_folder(name, progress=progress)
+    folder = model_folder(name, packed=weights is not None, progress=progress)
     return _load(called if folder is None else folder, called, folder, torch_dtype, progress)
 
 
-def model_folder(name: str | Path | None = None, *, progress: bool = True) -> Path | None:
+def is_converted(name: str | Path | None) -> bool:
+    """Check whether a model is a GGUF file, as the default model is."""
+    return name is None or name == "default" or is_gguf(Path(name).expanduser())
+
+
+def validate_file_weights(name: str | Path | None, weights: str) -> None:
+    """Check that the weights of a model can stay as they are in its file.
+
+    Raises:
+        ConfigError: `weights` is not "file", or the model is not a GGUF file.
+    """
+    if weights != "file":
+        raise ConfigError(f"weights={weights!r} must be None or 'file'; try 'file'")
+    if not is_converted(name):
+        raise ConfigError(
+            f"weights='file' is for GGUF files, and model {str(name)!r} is none; leave it out, or "
+            "try 'int8' for an engine"
+        )
+
+
+def model_folder(
+    name: str | Path | None = None, *, packed: bool = False, progress: bool = True
+) -> Path | None:
     """Return the directory of a model, after converting it into the user's cache if needed.
 
     Args:
         name: As in `load_model`.
+        packed: Whether the weights of a GGUF file stay as they are.
         progress: Show progress on stderr.
 
     Returns:
@@ -90,18 +119,20 @@ def model_folder(name: str | Path | None = None, *, progress: bool = True) -> Pa
         ModelError: There is no such model, or it is damaged.
     """
     if name is None or name == "default":
-        folder = converted_folder(DEFAULT_MODEL.name, DEFAULT_MODEL.sha256)
+        folder = converted_folder(DEFAULT_MODEL.name, DEFAULT_MODEL.sha256, packed=packed)
         if progress:
             notice_once(f"Model: {DEFAULT_MODEL.notice}")
         name = DEFAULT_MODEL.name
-        ensure_converted(folder, DEFAULT_MODEL.locate, notice=name, progress=progress)
+        ensure_converted(
+            folder, DEFAULT_MODEL.locate, notice=name, packed=packed, progress=progress
+        )
         return folder
     path = Path(name).expanduser()
     if is_gguf(path):
         gguf = path.resolve()
         with model_errors(f"{path} cannot be read", "make the file readable"):
-            folder = converted_folder(path.stem, file_sha256(gguf))
-        ensure_converted(folder, lambda: gguf, notice=str(gguf), progress=progress)
+            folder = converted_folder(path.stem, file_sha256(gguf), packed=packed)
+        ensure_converted(folder, lambda: gguf, notice=str(gguf), packed=packed, progress=progress)
         return folder
     return path if path.exists() else None
 
@@ -136,9 +167,13 @@ def _load(
         with quiet(bars=path is None and progress), model_errors(what, remedy):
             config = transformers.AutoConfig.from_pretrained(source, **options)
             validate_causal(config, str(path or name))
-            if path is not None:
+            is_packed = path is not None and (path / PACKED).is_file()
+            if path is not None and not is_packed:
                 validate_files(path)
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, **options)
+            if path is not None and is_packed:
+                model = read_packed(path, config, dtype)
+                return LoadedModel(model, tokenizer, name, path)
             loader: Any = transformers.AutoModelForCausalLM
             model, loading = loader.from_pretrained(
                 source,

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lacache.errors import ConfigError, InputError, UnsupportedModelError
-from lacache.models.decoder import cache_argument, find_decoder
+from lacache.models.decoder import cache_argument, find_decoder, input_device
 from lacache.models.key_centers import find_key_center, record_projections
 from lacache.models.rotary import Rotation, find_rotations, fixed_length
 from lacache.policies.query_positions import UNKNOWN_LENGTH, QueryPositions
@@ -265,7 +265,7 @@ def _run(
 ) -> tuple[DynamicCache, Tensor]:
     """Run a few tokens from position `first` on, in chunks; return cache and [1, Q, hidden]."""
     cache = DynamicCache(config=config)
-    device = decoder.get_input_embeddings().weight.device  # type: ignore[operator]
+    device = input_device(decoder)
     tokens = torch.arange(1, sum(chunks) + 1, device=device)[None] % config.vocab_size
     positions = torch.arange(first, first + sum(chunks), device=device)[None]
     modes = {module: module.training for module in decoder.modules()}

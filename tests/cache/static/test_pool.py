@@ -16,7 +16,7 @@ from lacache.cache.static.pool import SlotPool
 from lacache.cache.static.storage import moves_between
 from lacache.common.validation import KV_DTYPES
 from lacache.engine import runner as runner_module
-from lacache.engine.cpu.build import load_kernels
+from lacache.kernels.build import load_kernels
 from lacache.models.model_info import model_info
 from lacache.policies import BoundPolicy, RetrievalHeads, mean_capacity
 from tests.cache.static.policy_strategies import sized_policies

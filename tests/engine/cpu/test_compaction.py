@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from lacache.cache.static.compaction_ops import TorchCompactionOps
 from lacache.cache.static.sequence_tensors import export_sequence, restore_sequence
 from lacache.common.validation import KV_DTYPES
-from lacache.engine.cpu.build import load_kernels
 from lacache.engine.cpu.kernels import KernelCompactionOps
+from lacache.kernels.build import load_kernels
 from lacache.policies import Ladder
 from tests.cache.static.slow_kv_heads import POSITIONS, TIGHT, follow
 from tests.cache.tiny_models import random_ids, tiny_model

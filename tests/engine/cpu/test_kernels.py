@@ -14,9 +14,9 @@ from lacache import Engine
 from lacache.cache.codecs import find_codecs
 from lacache.cache.static.storage import LayerStates, Storage
 from lacache.common.validation import KV_DTYPES
-from lacache.engine.cpu.build import load_kernels
 from lacache.engine.cpu.kernels import attend_in_place, kernel_product
 from lacache.engine.int8 import Int8Linear, quantize_weights
+from lacache.kernels.build import load_kernels
 from lacache.policies import Ladder
 from tests.cache.tiny_models import random_ids, tiny_model
 from tests.engine.ragged import TOLERANCE, Ragged, new_runner, twin_logits

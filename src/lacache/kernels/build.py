@@ -25,10 +25,11 @@ _FLAGS = ("-std=c++20", "-O3", "-ffast-math", "-fPIC", "-fopenmp", "-w")
 _LINKED = ("-fopenmp", "-lc10", "-ltorch_cpu")
 _VECTORS = {
     "AVX2": ("-mavx2", "-mfma"),
-    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"),
 }
 _SECONDS = 600
 _LOADING = Lock()
+_loaded = False
 
 
 def load_kernels() -> None:
@@ -37,8 +38,15 @@ def load_kernels() -> None:
     Raises:
         CompilerError: there is no C++ compiler, or it failed; it says what the compiler said.
     """
+    global _loaded
     with _LOADING:
         _load()
+        _loaded = True
+
+
+def kernels_loaded() -> bool:
+    """Return whether the operators are defined."""
+    return _loaded
 
 
 @cache
@@ -59,6 +67,7 @@ def _load() -> None:
             "there, try again, and if that does not help another C++ compiler in CXX"
         ) from error
     torch.library.register_fake("lacache::product", _fake_product)
+    torch.library.register_fake("lacache::packed_product", _fake_packed_product)
     torch.library.register_fake("lacache::attend", _fake_attend)
     torch.library.register_fake("lacache::attend_coded", _fake_attend_coded)
 
@@ -134,6 +143,20 @@ def _call(command: list[str]) -> None:
 def _fake_product(weight: Tensor, vector: Tensor) -> Tensor:
     """Return an empty result, whose shape torch.compile has to know."""
     return vector.new_empty(weight.shape[0])
+
+
+def _fake_packed_product(
+    low: Tensor,
+    high: Tensor | None,
+    scales: Tensor,
+    factors: Tensor | None,
+    offsets: Tensor | None,
+    offset_factors: Tensor | None,
+    zero: int,
+    rows: int,
+    states: Tensor,
+) -> Tensor:
+    return states.new_empty(len(states), rows)
 
 
 def _fake_attend(

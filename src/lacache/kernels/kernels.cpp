@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "compaction.h"
+#include "packed.h"
 #include "products.h"
 
 TORCH_LIBRARY(lacache, library) {
@@ -13,6 +14,9 @@ TORCH_LIBRARY(lacache, library) {
   library.def(
       "attend_coded(Tensor query, Tensor keys, Tensor key_scales, Tensor values, "
       "Tensor value_scales, Tensor first_slots, Tensor last_slots) -> Tensor");
+  library.def(
+      "packed_product(Tensor low, Tensor? high, Tensor scales, Tensor? factors, Tensor? offsets, "
+      "Tensor? offset_factors, int zero, int rows, Tensor states) -> Tensor");
   library.def("gather(Tensor(a!) stored, Tensor slots, int start) -> ()");
   library.def("move(Tensor(a!) stored, Tensor moves) -> ()");
   library.def("rotate(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");
@@ -22,6 +26,7 @@ TORCH_LIBRARY_IMPL(lacache, CPU, library) {
   library.impl("product", product);
   library.impl("attend", attend);
   library.impl("attend_coded", attend_coded);
+  library.impl("packed_product", packed_product);
   library.impl("gather", gather);
   library.impl("move", move);
   library.impl("rotate", rotate);

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from lacache import Engine
-from lacache.engine.cpu import build
-from lacache.engine.cpu.build import build_kernels
 from lacache.errors import CompilerError
+from lacache.kernels import build
+from lacache.kernels.build import build_kernels
 from tests.cache.tiny_models import random_ids, tiny_model
 
 

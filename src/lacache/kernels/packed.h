@@ -1,0 +1,199 @@
+// Products of packed weights: with few vectors straight from memory, with many by unpacked panels.
+
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include "packed_layout.h"
+
+namespace {
+
+// Products of 16 rows with kVectors vectors, of which `first` is the first.
+template <class K, int64_t kVectors>
+void multiply_rows(const Packed& weight, const Rounded& vectors, int64_t rows, int64_t first,
+                   float* products) {
+  constexpr int64_t kPerGroup = K::kGroup / 4;
+  const int64_t columns = weight.columns, groups = columns / K::kGroup;
+  const RowBlock<K> block(weight, rows);
+  const int8_t* numbers = vectors.numbers.data() + first * columns;
+  const float* scales = vectors.scales.data() + first * columns / kShared;
+  const float* totals = vectors.totals.data() + first * groups;
+  RowFloats sums[kVectors] = {};
+  Quad quads[kQuads];
+  for (int64_t n = 0; n < columns / K::kEvery; ++n)
+    block.each_group(n, [&](int64_t group, RowFloats scale, RowFloats offset) {
+      const int64_t span = group * K::kGroup / kSpan, part = group % (kSpan / K::kGroup);
+      if (part == 0) block.unpack(span, quads);
+      const Quad* of_group = quads + part * kPerGroup;
+      const int64_t column = group * K::kGroup;
+      RowFloats found[kVectors][1];
+      multiply_group<K, kVectors, 1>(&of_group, numbers + column, scales + column / kShared,
+                                     columns, found);
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sums[v] += found[v][0] * scale;
+        sums[v] += offset * totals[v * groups + group];
+      }
+    });
+  const int64_t number = std::min(kRows, weight.rows - rows * kRows);
+  for (int64_t v = 0; v < kVectors; ++v)
+    std::memcpy(products + (first + v) * weight.rows + rows * kRows, &sums[v],
+                number * sizeof(float));
+}
+
+constexpr int64_t kPanel = 512;
+
+// Up to kPanel columns of 16 rows.
+struct Panel {
+  Quad quads[kPanel / 4];
+  RowFloats scales[kPanel / 16], offsets[kPanel / 16];
+
+  template <class K>
+  void fill(const Packed& weight, int64_t rows, int64_t first, int64_t last) {
+    const RowBlock<K> block(weight, rows);
+    for (int64_t span = first / kSpan; span < last / kSpan; ++span)
+      block.unpack(span, quads + span * kQuads - first / 4);
+    for (int64_t n = first / K::kEvery; n < last / K::kEvery; ++n)
+      block.each_group(n, [&](int64_t group, RowFloats scale, RowFloats offset) {
+        scales[group - first / K::kGroup] = scale;
+        offsets[group - first / K::kGroup] = offset;
+      });
+  }
+};
+
+// Adds products of kVectors vectors with the columns from `first` to `last` of kBlocks panels.
+template <class K, int64_t kVectors, int64_t kBlocks>
+void multiply_panels(const Panel* panels, const Rounded& vectors, int64_t columns, int64_t first,
+                     int64_t last, int64_t vector, RowFloats (*sums)[kBlocks]) {
+  constexpr int64_t kPerGroup = K::kGroup / 4;
+  const int64_t groups = columns / K::kGroup;
+  const int8_t* numbers = vectors.numbers.data() + vector * columns;
+  const float* scales = vectors.scales.data() + vector * columns / kShared;
+  const float* totals = vectors.totals.data() + vector * groups;
+  RowFloats all[kVectors][kBlocks];
+  std::memcpy(all, sums, sizeof all);
+  for (int64_t group = first / K::kGroup, n = 0; group < last / K::kGroup; ++group, ++n) {
+    const Quad* quads[kBlocks];
+    for (int64_t b = 0; b < kBlocks; ++b) quads[b] = panels[b].quads + n * kPerGroup;
+    const int64_t column = group * K::kGroup;
+    RowFloats found[kVectors][kBlocks];
+    multiply_group<K, kVectors, kBlocks>(quads, numbers + column, scales + column / kShared,
+                                         columns, found);
+    for (int64_t v = 0; v < kVectors; ++v)
+      for (int64_t b = 0; b < kBlocks; ++b) {
+        all[v][b] += found[v][b] * panels[b].scales[n];
+        all[v][b] += panels[b].offsets[n] * totals[v * groups + group];
+      }
+  }
+  std::memcpy(sums, all, sizeof all);
+}
+
+template <class K>
+void multiply_many(const Packed& weight, const Rounded& vectors, int64_t num_vectors, int threads,
+                   float* products) {
+  constexpr int64_t kVectors = 6, kBlocks = 2;
+  const int64_t columns = weight.columns, blocks = (weight.rows + kRows - 1) / kRows;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    std::vector<RowFloats> memory(num_vectors * kBlocks);
+    std::vector<Panel> panels(kBlocks);
+    auto* sums = reinterpret_cast<RowFloats(*)[kBlocks]>(memory.data());
+#pragma omp for
+    for (int64_t block = 0; block < blocks; block += kBlocks) {
+      std::fill(memory.begin(), memory.end(), RowFloats{});
+      for (int64_t first = 0; first < columns; first += kPanel) {
+        const int64_t last = std::min(first + kPanel, columns);
+        for (int64_t b = 0; b < std::min(kBlocks, blocks - block); ++b)
+          panels[b].fill<K>(weight, block + b, first, last);
+        int64_t v = 0;
+        for (; v + kVectors <= num_vectors; v += kVectors)
+          multiply_panels<K, kVectors, kBlocks>(panels.data(), vectors, columns, first, last, v,
+                                                sums + v);
+        for (; v < num_vectors; ++v)
+          multiply_panels<K, 1, kBlocks>(panels.data(), vectors, columns, first, last, v, sums + v);
+      }
+      const int64_t row = block * kRows, number = std::min(kBlocks * kRows, weight.rows - row);
+      for (int64_t v = 0; v < num_vectors; ++v)
+        std::memcpy(products + v * weight.rows + row, sums + v, number * sizeof(float));
+    }
+  }
+}
+
+template <class K>
+void multiply_packed(const Packed& weight, const float* from, int64_t num_vectors,
+                     float* products) {
+  constexpr int64_t kFew = 8, kTogether = 4;
+  const Rounded vectors(from, num_vectors, weight.columns, K::kGroup);
+  const int64_t work = num_vectors * weight.rows * weight.columns;
+  const int threads = work < kWorthAThread ? 1 : at::get_num_threads();
+  if (num_vectors > kFew) return multiply_many<K>(weight, vectors, num_vectors, threads, products);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t rows = 0; rows < (weight.rows + kRows - 1) / kRows; ++rows) {
+    int64_t v = 0;
+    for (; v + kTogether <= num_vectors; v += kTogether)
+      multiply_rows<K, kTogether>(weight, vectors, rows, v, products);
+    for (; v < num_vectors; ++v) multiply_rows<K, 1>(weight, vectors, rows, v, products);
+  }
+}
+
+using MaybeTensor = c10::optional<at::Tensor>;
+
+// Weights [O, I] as `PackedWeight` has them, times states [T, I] in float32: [T, O].
+at::Tensor packed_product(const at::Tensor& low, const MaybeTensor& high, const at::Tensor& scales,
+                          const MaybeTensor& factors, const MaybeTensor& offsets,
+                          const MaybeTensor& offset_factors, int64_t zero, int64_t rows,
+                          const at::Tensor& states) {
+  TORCH_CHECK(states.dim() == 2 && states.is_contiguous() && states.scalar_type() == at::kFloat,
+              "lacache::packed_product: states [T, I] in float32");
+  const int64_t columns = states.size(1), blocks = (rows + kRows - 1) / kRows;
+  const auto fits = [&](const at::Tensor& part, at::ScalarType type, int64_t dims) {
+    return part.is_contiguous() && part.scalar_type() == type && part.dim() == dims &&
+           part.size(0) == blocks && part.size(2) == kRows;
+  };
+  const auto numbers = [&](const at::Tensor& all, const MaybeTensor& small) {
+    TORCH_CHECK(fits(all, at::kShort, 3) && (!small || fits(*small, at::kChar, 3)),
+                "lacache::packed_product: scales and offsets [R, N, 16]");
+    return Numbers{reinterpret_cast<const c10::Half*>(all.const_data_ptr<int16_t>()),
+                   small ? small->const_data_ptr<int8_t>() : nullptr};
+  };
+  TORCH_CHECK(columns % kSpan == 0 && fits(low, at::kByte, 4) && low.size(1) * 8 == columns &&
+                  (!high || fits(*high, at::kByte, 4)),
+              "lacache::packed_product: weights [R, I / 8, 16, 4] for states [T, I]");
+  const Packed weight{low.const_data_ptr<uint8_t>(),
+                      high ? high->const_data_ptr<uint8_t>() : nullptr,
+                      numbers(scales, factors),
+                      offsets ? numbers(*offsets, offset_factors) : Numbers(),
+                      float(zero),
+                      rows,
+                      columns};
+  at::Tensor products = at::empty({states.size(0), rows}, states.options());
+  const int64_t bits = high ? high->size(1) * kSpan / columns : 0;
+  bool found = false;
+  const auto try_kind = [&]<class K>(K) {
+    const bool is_it =
+        bits == K::kHigh && factors.has_value() == K::kHasFactors &&
+        offsets.has_value() == K::kHasOffsets &&
+        offset_factors.has_value() == (K::kHasFactors && K::kHasOffsets) &&
+        scales.size(1) * K::kEvery == columns &&
+        (!factors || factors->size(1) * K::kGroup == columns) &&
+        (!offsets || offsets->sizes() == scales.sizes()) &&
+        (!offset_factors || offset_factors->sizes() == factors->sizes());
+    if (found || !is_it) return;
+    found = true;
+    multiply_packed<K>(weight, states.const_data_ptr<float>(), states.size(0),
+                       products.mutable_data_ptr<float>());
+  };
+  try_kind(Kind<0, 32, false, false>());
+  try_kind(Kind<0, 32, false, true>());
+  try_kind(Kind<0, 32, true, true>());
+  try_kind(Kind<1, 32, false, false>());
+  try_kind(Kind<1, 32, false, true>());
+  try_kind(Kind<1, 32, true, true>());
+  try_kind(Kind<2, 16, true, false>());
+  try_kind(Kind<4, 32, false, false>());
+  TORCH_CHECK(found, "lacache::packed_product: no such kind of weights");
+  return products;
+}
+
+}  // namespace

@@ -1,0 +1,114 @@
+"""Linear layers and embeddings over packed weights."""
+
+from abc import ABC
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from lacache.kernels.build import kernels_loaded
+from lacache.models.arithmetic import has_arithmetic
+from lacache.models.packed.weight import TENSORS, PackedWeight
+
+_BLOCK = 2**22
+"""Numbers that are unpacked at once."""
+
+
+class PackedModule(nn.Module, ABC):
+    """A module with a packed weight, whose tensors are its buffers.
+
+    Args:
+        weight: the weight.
+        dtype: type of the results, and of the bias.
+    """
+
+    def __init__(self, weight: PackedWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        tensors = weight.tensors()
+        for name in TENSORS:
+            self.register_buffer(name, tensors.get(name))
+        self._metadata = weight.metadata()
+        # Casts of the model reach it.
+        self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The weight, over the module's own tensors."""
+        tensors = {name: self._buffers[name] for name in TENSORS}
+        there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        return PackedWeight.from_tensors(there, self._metadata)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the results."""
+        return self.get_buffer("_like").dtype
+
+
+@final
+class PackedLinear(PackedModule):
+    """A linear layer with a packed weight [O, I].
+
+    On CPU with the kernels loaded, activations are rounded to 8 bits in groups of 32, as
+    llama.cpp does it. Elsewhere, and where a derivative is needed, the weight is unpacked part by
+    part.
+
+    Args:
+        weight: the weight.
+        bias: [O], or None.
+        dtype: type of the results.
+    """
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(weight, dtype)
+        self.in_features, self.out_features = weight.columns, weight.rows
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map hidden states [..., I] to [..., O]."""
+        vectors = states.reshape(-1, states.shape[-1])
+        needs_derivative = torch.is_grad_enabled() and states.requires_grad
+        if kernels_loaded() and states.device.type == "cpu" and not needs_derivative:
+            product = rounded_linear(vectors, self.packed)
+        else:
+            product = unpacked_linear(vectors, self.packed)
+        product = product.view(*states.shape[:-1], -1)
+        return product if self.bias is None else product + self.bias
+
+
+@final
+class PackedEmbedding(PackedModule):
+    """An embedding with a packed weight [V, D]."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map tokens [...] to embeddings [..., D]."""
+        rows = self.packed.unpack_rows(ids.flatten())
+        return rows.to(self.dtype).view(*ids.shape, -1)
+
+
+def rounded_linear(vectors: Tensor, weight: PackedWeight) -> Tensor:
+    """Multiply vectors [T, I], rounded to 8 bits in groups of 32, with a weight: [T, O]."""
+    product: Tensor = torch.ops.lacache.packed_product(
+        weight.low,
+        weight.high,
+        weight.scales,
+        weight.factors,
+        weight.offsets,
+        weight.offset_factors,
+        weight.zero,
+        weight.rows,
+        vectors.float().contiguous(),
+    )
+    return product.to(vectors.dtype)
+
+
+def unpacked_linear(vectors: Tensor, weight: PackedWeight) -> Tensor:
+    """Multiply vectors [T, I] with a weight that is unpacked part by part: [T, O]."""
+    on_cpu = vectors.device.type == "cpu"
+    dtype = vectors.dtype if not on_cpu or has_arithmetic(vectors.dtype) else torch.float32
+    wide = vectors.to(dtype)
+    step = max(1, _BLOCK // weight.columns)
+    parts = [
+        nn.functional.linear(wide, weight.unpack(n, min(n + step, weight.rows)).to(dtype))
+        for n in range(0, weight.rows, step)
+    ]
+    return torch.cat(parts, dim=-1).to(vectors.dtype)

@@ -1,0 +1,78 @@
+"""Find the matrices of a GGUF file in the model that transformers makes of it."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lacache.models.packed.blocks import KINDS, read_blocks
+from lacache.models.packed.weight import PackedWeight
+
+_BLOCK = 2**22
+
+
+@final
+class GgufMatrices:
+    """The matrices of a GGUF file that can stay as they are.
+
+    transformers renames matrices and changes the order of rows as each architecture needs it. So
+    a weight is searched by the content of its rows, which works for every architecture.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+
+        self._unused = [
+            _Matrix(tensor.tensor_type.name, torch.from_numpy(tensor.data))
+            for tensor in GGUFReader(path, "c").tensors
+            if tensor.tensor_type.name in KINDS and len(tensor.shape) == 2
+        ]
+
+    def find(self, weight: Tensor) -> PackedWeight | None:
+        """Pack the matrix that has the rows of a weight [O, I] in bfloat16, in any order.
+
+        Returns:
+            The packed weight, which unpacks to exactly `weight`; None if there is no such matrix.
+        """
+        hashes = _hash_rows(weight).tolist()
+        for matrix in self._unused:
+            if matrix.shape == weight.shape:
+                order = [matrix.row_of.get(number) for number in hashes]
+                if None not in order:
+                    self._unused.remove(matrix)
+                    return PackedWeight.pack(read_blocks(matrix.kind, matrix.content[order]))
+        return None
+
+
+@final
+class _Matrix:
+    def __init__(self, kind: str, content: Tensor) -> None:
+        self.kind = kind
+        self.content = content
+        columns = read_blocks(kind, content[:1]).quants.shape[1]
+        self.shape = (len(content), columns)
+
+    @cached_property
+    def row_of(self) -> dict[int, int]:
+        """Each row's index by its hash."""
+        step = max(1, _BLOCK // self.shape[1])
+        hashes: list[int] = []
+        for part in torch.split(self.content, step):
+            numbers = PackedWeight.pack(read_blocks(self.kind, part)).unpack()
+            hashes += _hash_rows(numbers.bfloat16()).tolist()
+        return {number: row for row, number in enumerate(hashes)}
+
+
+def _hash_rows(weight: Tensor) -> Tensor:
+    """Hash the rows of a weight [O, I] in bfloat16 to 64 bits each, int64 [O]."""
+    generator = torch.Generator().manual_seed(0)
+    limit = 2**63 - 1
+    factors = torch.randint(-limit, limit, (weight.shape[1],), generator=generator)
+    step = max(1, _BLOCK // weight.shape[1])
+    parts = torch.split(weight.contiguous().view(torch.int16), step)
+    return torch.cat([(part.long() * factors).sum(-1) for part in parts])
