@@ -187,12 +187,16 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
+        listening = socket.create_server(address[:2], family=family)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(
             f"cannot listen at {host} port {port}: {reason}; try --port {port + 1 if port else 0}"
         ) from error
+    # Connections inherit it. asyncio sets it only where the socket names its protocol, and without
+    # it the second packet of a response waits for the client's delayed acknowledgement.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def run(
