@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache.policies import Full, KeptTokens, Ladder, State, Streaming, Timetable, kept_after
+from lacache.policies.kept import KeptTable
 from tests.policies.strategies import SizedLadder, ladders
 
 LADDER = ladders()
@@ -101,6 +102,18 @@ def test_every_compaction_frees_as_many_slots(ladder: SizedLadder) -> None:
     assert {state.num_cached for state in full} == {ladder.capacity}
     freed = {state.num_cached - schedule.compact(state).num_cached for state in full}
     assert freed == {schedule.evict_batch}
+
+
+@given(LADDER, st.lists(st.integers(0, 20_000), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_one_table_answers_for_any_numbers_of_tokens(ladder: SizedLadder, seen: list[int]) -> None:
+    table, played = KeptTable(ladder.schedule()), KeptTokens(ladder.schedule())
+    found = {num_seen: table.after(num_seen) for num_seen in seen}
+    for num_seen in sorted(found):
+        played.advance(num_seen - played.state.num_seen)
+        kept = found[num_seen]
+        assert kept.by_pattern == played.by_pattern
+        assert (kept.state, kept.num_compactions) == (played.state, played.num_compactions)
 
 
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 5), SEEN)

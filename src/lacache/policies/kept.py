@@ -1,6 +1,7 @@
 """Which tokens are kept: per pattern, original token numbers in slot order."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import final
 
 from lacache.policies.policy import BoundGroup
@@ -51,39 +52,78 @@ class KeptTokens:
 
 
 def kept_after(schedule: Schedule, num_seen: int) -> KeptTokens:
-    """Return what a cache holds after `num_seen` tokens, in time of the order of one period.
+    """Return what a cache holds after `num_seen` tokens, in time of the order of one period."""
+    return KeptTable(schedule).after(num_seen)
+
+
+@final
+class KeptTable:
+    """Computes what a cache holds after any number of tokens, without playing all compactions.
 
     One period maps slots to slots, and always in the same way; so it is played once, and its map
-    is raised to the number of periods.
+    is raised to the number of periods. Later calls reuse it.
     """
-    kept = KeptTokens(schedule)
-    if num_seen <= max(schedule.capacity, schedule.steady_from):
-        kept.advance(num_seen)
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def after(self, num_seen: int) -> KeptTokens:
+        """Return what a cache holds after `num_seen` tokens."""
+        kept = KeptTokens(self.schedule)
+        if num_seen > max(self.schedule.capacity, self.schedule.steady_from):
+            start, end = self._period
+            length = end.state.num_seen - start.state.num_seen
+            periods = max(0, num_seen - start.state.num_seen) // length
+            if periods > 0:
+                seen = start.state.num_seen + periods * length
+                kept.state = start.state._replace(num_seen=seen)
+                kept.num_compactions = start.num_compactions + periods * end.num_compactions
+                for pattern in kept.by_pattern:
+                    kept.by_pattern[pattern] = self._after_periods(pattern, periods, length)
+        kept.advance(num_seen - kept.state.num_seen)
         return kept
-    timetable = Timetable(schedule)
-    start, length = timetable.period_start, timetable.period_tokens
-    periods = max(0, num_seen - start.num_seen) // length
-    if periods < 2:
-        kept.advance(num_seen)
-        return kept
-    kept.advance(start.num_seen)
-    slots = start.num_cached
-    arrived = start.num_seen - slots
-    one = KeptTokens(schedule)
-    one.state = start
-    for tokens in one.by_pattern.values():
-        tokens.extend(range(arrived, start.num_seen))
-    one.advance(length)
-    for pattern, after in one.by_pattern.items():
-        before = kept.by_pattern[pattern]
-        kept.by_pattern[pattern] = [
-            before[m] if m < slots else m + arrived
-            for m in _repeat([token - arrived for token in after], length, periods)
-        ]
-    kept.state = start._replace(num_seen=start.num_seen + periods * length)
-    kept.num_compactions += periods * one.num_compactions
-    kept.advance(num_seen - kept.state.num_seen)
-    return kept
+
+    @cached_property
+    def _period(self) -> tuple[KeptTokens, KeptTokens]:
+        """Return what a cache holds at the start of the first period, and at its end.
+
+        The end counts compactions from the start. Its tokens of before the start are made up, one
+        for each slot in order, so they show what moved where.
+        """
+        timetable = Timetable(self.schedule)
+        start, end = KeptTokens(self.schedule), KeptTokens(self.schedule)
+        start.advance(timetable.period_start.num_seen)
+        end.state = start.state
+        for tokens in end.by_pattern.values():
+            tokens.extend(range(start.state.num_evicted, start.state.num_seen))
+        end.advance(timetable.period_tokens)
+        return start, end
+
+    @cached_property
+    def _replaced(self) -> dict[int, tuple[int, list[int]]]:
+        """Return, by pattern, the periods that replace all tokens that leave, and their map."""
+        start, end = self._period
+        length = end.state.num_seen - start.state.num_seen
+        found = {}
+        for pattern in end.by_pattern:
+            moves = self._moves(pattern)
+            periods = _periods_to_replace(moves)
+            found[pattern] = periods, _repeat(moves, length, periods)
+        return found
+
+    def _moves(self, pattern: int) -> list[int]:
+        start, end = self._period
+        return [token - start.state.num_evicted for token in end.by_pattern[pattern]]
+
+    def _after_periods(self, pattern: int, periods: int, length: int) -> list[int]:
+        start, _ = self._period
+        before, first = start.by_pattern[pattern], start.state.num_evicted
+        most, moves = self._replaced[pattern]
+        if periods < most:
+            moves = _repeat(self._moves(pattern), length, periods)
+        else:
+            first += (periods - most) * length
+        return [before[move] if move < len(before) else move + first for move in moves]
 
 
 def lists_by_head(
@@ -109,6 +149,17 @@ def lists_by_head(
                 lists.append(tokens)
             heads[layer] |= dict.fromkeys(its_heads, lists.index(tokens))
     return lists, [[of_layer[head] for head in sorted(of_layer)] for of_layer in heads]
+
+
+def _periods_to_replace(moves: list[int]) -> int:
+    """Return after how many periods all slots but those that never change hold new tokens."""
+    slots = len(moves)
+    periods = [1] * slots
+    # No token moves up, so the slot that it comes from is done already.
+    for slot in reversed(range(slots)):
+        if slot < moves[slot] < slots:
+            periods[slot] = periods[moves[slot]] + 1
+    return max(periods)
 
 
 def _repeat(moves: list[int], length: int, times: int) -> list[int]:

@@ -1,10 +1,11 @@
 """A model that is served with one budget, and what its cache holds after any number of tokens."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 from lacache.cache.static.layout import CacheLayout
-from lacache.policies.kept import kept_after, lists_by_head
+from lacache.policies.kept import KeptTable, lists_by_head
 from lacache.server.engine_thread import EngineThread
 from lacache.server.prefix_cache import PrefixCache
 from lacache.server.schemas import Json
@@ -32,7 +33,7 @@ class CacheInspector:
             use, and the bytes of a full cache.
         """
         info, groups = self.layout.info, self.layout.bound.groups
-        kept = [kept_after(group.schedule, num_seen) for group in groups]
+        kept = [table.after(num_seen) for table in self._tables]
         held, layers = lists_by_head(groups, kept, len(info.growing))
         return {
             "num_seen": num_seen,
@@ -46,6 +47,10 @@ class CacheInspector:
             "full_bytes": info.bytes_per_token * num_seen,
             "full_bytes_per_token": info.bytes_per_token,
         }
+
+    @cached_property
+    def _tables(self) -> list[KeptTable]:
+        return [KeptTable(group.schedule) for group in self.layout.bound.groups]
 
 
 @final
