@@ -12,17 +12,17 @@ import json
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import httpx
 import psutil
 from _fresh import parser, results
+from _server import start
 from rich.console import Console
 from rich.progress import Progress
 
@@ -34,7 +34,6 @@ WARM_UP = 60.0
 PATIENCE = 900.0
 """Seconds that a client waits: how slow a machine is must not look like a loss."""
 ALLOWED_PERCENT = 5.0
-SERVE = [sys.executable, "-c", "from lacache.cli import main; main()", "serve"]
 WORDS = ("the", "cat", "and", "dog", "goes", "to", "sea", "asks", "what", "ladder", "keeps")
 
 
@@ -185,19 +184,6 @@ class Client:
         await asyncio.sleep(0.1)
         writer.close()
         self.seen.statuses["no HTTP sent"] += 1
-
-
-def start(options: list[str], printed: IO[str]) -> tuple[subprocess.Popen[str], str]:
-    """The server, which prints to that file, and its address."""
-    process = subprocess.Popen([*SERVE, "--port", "0", *options], stderr=printed, text=True)
-    while process.poll() is None:
-        printed.seek(0)
-        found = re.search(r"listening at (\S+)/v1", printed.read())
-        if found:
-            return process, found[1]
-        time.sleep(0.2)
-    printed.seek(0)
-    raise SystemExit(printed.read())
 
 
 async def soak(address: str, process: psutil.Process, seconds: float) -> tuple[Seen, list[Any]]:
