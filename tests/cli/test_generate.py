@@ -378,7 +378,8 @@ def test_int8_keys_and_values_without_an_engine(run: Run, tiny: Path, options: l
     ("options", "message"),
     [
         (["--kv-dtype", "int2"], "kv_dtype='int2' must be None"),
-        (["--weights", "int4"], "weights='int4' must be None"),
+        (["--weights", "int3"], "weights='int3' must be one of model, file, int4, int8; try"),
+        (["--weights", "file"], "weights='file' is for GGUF files"),
         (["--weights", "int8", "--policy", "full"], "--weights int8 needs the engine, and a full"),
         (["--weights", "int8", "--prefill", "dense"], "--weights int8 needs the engine, and de"),
     ],

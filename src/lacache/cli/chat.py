@@ -31,6 +31,7 @@ from lacache.cli.options import (
 from lacache.cli.preflight import validate_loading, validate_memory
 from lacache.cli.process import interruptible
 from lacache.cli.terminal import validate_text
+from lacache.cli.weights import Weights
 from lacache.engine.detokenizer import Detokenizer, StopStrings, find_eos_token_ids
 from lacache.engine.sampling import Sampling
 from lacache.errors import ConfigError, InputError
@@ -115,7 +116,10 @@ def chat(
     )
     stops = tuple(stop or ())
     StopStrings(stops)
-    engine_options = EngineOptions(compile=compile or False, kv_dtype=kv_dtype, weights=weights)
+    parsed = Weights.parse(weights, model)
+    engine_options = EngineOptions(
+        compile=compile or False, kv_dtype=kv_dtype, weights=parsed.in_engine
+    )
     engine_options.validate_unused(options.runs_without_engine)
     if system is not None:
         validate_text(system, "the system prompt")
@@ -123,7 +127,7 @@ def chat(
     from lacache.engine.conversation import ChatTemplate, Conversation
     from lacache.models import load_model
 
-    loaded = load_model(model, dtype=dtype, threads=threads)
+    loaded = load_model(model, dtype=dtype, threads=threads, weights=parsed.at_loading)
     template = ChatTemplate(loaded.tokenizer, system)
     ensure_profile(loaded, [options.policy], calibrate=calibrate)
     pinning = options.policy.with_sinks(template.num_pinned)

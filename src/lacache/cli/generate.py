@@ -32,6 +32,7 @@ from lacache.cli.options import (
 from lacache.cli.output import format_memory, report_record
 from lacache.cli.preflight import validate_loading, validate_memory
 from lacache.cli.terminal import read_prompt
+from lacache.cli.weights import Weights
 from lacache.engine.detokenizer import StopStrings
 from lacache.engine.sampling import Sampling
 from lacache.errors import InputError
@@ -112,14 +113,15 @@ def generate(
     num_new = None if max_new_tokens < 0 else max_new_tokens
     if compile is None:
         compile = num_new is None or num_new >= WORTH_COMPILING
-    engine_options = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
+    parsed = Weights.parse(weights, model)
+    engine_options = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=parsed.in_engine)
     engine_options.validate_unused(options.runs_without_engine)
     text = read_prompt(prompt, file)
 
     from lacache.cli.generation import generate_text
     from lacache.models import load_model
 
-    loaded = load_model(model, dtype=dtype, threads=threads)
+    loaded = load_model(model, dtype=dtype, threads=threads, weights=parsed.at_loading)
     ids = _tokens(loaded.tokenizer, text, chat=chat)
     ensure_profile(loaded, [options.policy], calibrate=calibrate)
     generator = generator_factory(loaded.model, options, engine_options, len(ids), sampling)()

@@ -140,8 +140,9 @@ WeightsOption = Annotated[
     str | None,
     typer.Option(
         "--weights",
-        help="int8 halves the memory of the linear layers, and is faster. Default: the model's "
-        "type.",
+        help="file: as a GGUF file has them, in 4 to 8 bits. int4: rounded, the embedding and the "
+        "head to 8 bits. int8: the linear layers rounded. model: in the model's type. Default: "
+        "file for GGUF files and the default model, else model.",
         show_default=False,
         rich_help_panel=_MODEL,
     ),

@@ -19,6 +19,7 @@ from lacache.cli.options import (
 )
 from lacache.cli.output import format_bytes
 from lacache.cli.preflight import validate_loading, validate_memory
+from lacache.cli.weights import Weights
 from lacache.common.packages import require_modules
 from lacache.errors import ConfigError
 from lacache.policies import DEFAULT_POLICY, Full, parse_budget, parse_policy, validate_budget
@@ -177,7 +178,8 @@ def serve(
     )
     threads = DEFAULT_THREADS if threads is None else threads
     validate_loading(model, dtype=dtype, threads=threads)
-    engine_options = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=weights)
+    parsed = Weights.parse(weights, model)
+    engine_options = EngineOptions(compile=compile, kv_dtype=kv_dtype, weights=parsed.in_engine)
     max_sequences = DEFAULT_SEQUENCES if max_sequences is None else max_sequences
     for cache in caches.values():
         validate_memory(cache.budget, max_sequences)
@@ -187,7 +189,7 @@ def serve(
 
     validate_folder(folder)
     with listen(host, port) as listening:
-        loaded = load_model(model, dtype=dtype, threads=threads)
+        loaded = load_model(model, dtype=dtype, threads=threads, weights=parsed.at_loading)
         ensure_profile(loaded, [cache.policy for cache in caches.values()], calibrate=calibrate)
         engines = {
             loaded.name + suffix: new_engine(

@@ -47,16 +47,6 @@ void move(const at::Tensor& stored, const at::Tensor& moves) {
     std::memmove(first + move[1] * row, first + move[0] * row, move[2] * row);
 }
 
-uint16_t round_to_bfloat16(float number) {
-  uint32_t bits;
-  std::memcpy(&bits, &number, sizeof bits);
-  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  return is_nan ? 0x7fc0 : (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
-}
-
-float narrow(float number, float) { return number; }
-uint16_t narrow(float number, uint16_t) { return round_to_bfloat16(number); }
-
 // Numbers side by side whose partners are side by side too.
 struct Run {
   int64_t first, partner, length;

@@ -17,6 +17,10 @@ TORCH_LIBRARY(lacache, library) {
   library.def(
       "packed_product(Tensor low, Tensor? high, Tensor scales, Tensor? factors, Tensor? offsets, "
       "Tensor? offset_factors, int zero, int rows, Tensor states) -> Tensor");
+  library.def(
+      "packed_numbers(Tensor low, Tensor? high, Tensor scales, Tensor? factors, Tensor? offsets, "
+      "Tensor? offset_factors, int zero, int rows, int first_block, int num_blocks, "
+      "ScalarType dtype) -> Tensor");
   library.def("gather(Tensor(a!) stored, Tensor slots, int start) -> ()");
   library.def("move(Tensor(a!) stored, Tensor moves) -> ()");
   library.def("rotate(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");
@@ -27,6 +31,7 @@ TORCH_LIBRARY_IMPL(lacache, CPU, library) {
   library.impl("attend", attend);
   library.impl("attend_coded", attend_coded);
   library.impl("packed_product", packed_product);
+  library.impl("packed_numbers", packed_numbers);
   library.impl("gather", gather);
   library.impl("move", move);
   library.impl("rotate", rotate);

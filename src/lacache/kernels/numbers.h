@@ -57,6 +57,16 @@ struct Int8 {
   static float widen(int8_t number) { return number; }
 };
 
+uint16_t round_to_bfloat16(float number) {
+  uint32_t bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return is_nan ? 0x7fc0 : (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+}
+
+float narrow(float number, float) { return number; }
+uint16_t narrow(float number, uint16_t) { return round_to_bfloat16(number); }
+
 template <class T>
 constexpr int64_t kBlock = kLanes * T::kPer;
 

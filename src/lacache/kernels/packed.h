@@ -137,29 +137,52 @@ void multiply_packed(const Packed& weight, const float* from, int64_t num_vector
   }
 }
 
+// Numbers of a block of 16 rows: [16, I].
+template <class K, class Number>
+void unpack_rows(const Packed& weight, int64_t rows, Number* numbers) {
+  const RowBlock<K> block(weight, rows);
+  Quad quads[kQuads];
+  for (int64_t n = 0; n < weight.columns / K::kEvery; ++n)
+    block.each_group(n, [&](int64_t group, RowFloats scale, RowFloats offset) {
+      const int64_t span = group * K::kGroup / kSpan, part = group % (kSpan / K::kGroup);
+      if (part == 0) block.unpack(span, quads);
+      RowFloats tile[K::kGroup];
+      for (int64_t i = 0; i < K::kGroup; ++i) {
+        const Quad bytes = quads[part * K::kGroup / 4 + i / 4] >> (8 * (i % 4)) & 255;
+        const RowFloats wide = __builtin_convertvector((RowInts)bytes, RowFloats);
+        tile[i] = (K::kHasOffsets ? wide : wide - weight.zero) * scale;
+      }
+      // Through memory, so that products are rounded before they are added, as elsewhere.
+      asm volatile("" ::: "memory");
+      for (int64_t row = 0; row < kRows; ++row)
+        for (int64_t i = 0; i < K::kGroup; ++i) {
+          const float number = K::kHasOffsets ? tile[i][row] + offset[row] : tile[i][row];
+          numbers[row * weight.columns + group * K::kGroup + i] = narrow(number, Number());
+        }
+    });
+}
+
 using MaybeTensor = c10::optional<at::Tensor>;
 
-// Weights [O, I] as `PackedWeight` has them, times states [T, I] in float32: [T, O].
-at::Tensor packed_product(const at::Tensor& low, const MaybeTensor& high, const at::Tensor& scales,
-                          const MaybeTensor& factors, const MaybeTensor& offsets,
-                          const MaybeTensor& offset_factors, int64_t zero, int64_t rows,
-                          const at::Tensor& states) {
-  TORCH_CHECK(states.dim() == 2 && states.is_contiguous() && states.scalar_type() == at::kFloat,
-              "lacache::packed_product: states [T, I] in float32");
-  const int64_t columns = states.size(1), blocks = (rows + kRows - 1) / kRows;
+// Calls use(kind, weight) with weights [O, I] as `PackedWeight` has them.
+template <class Use>
+void with_packed(const at::Tensor& low, const MaybeTensor& high, const at::Tensor& scales,
+                 const MaybeTensor& factors, const MaybeTensor& offsets,
+                 const MaybeTensor& offset_factors, int64_t zero, int64_t rows, const Use& use) {
+  const int64_t blocks = (rows + kRows - 1) / kRows;
   const auto fits = [&](const at::Tensor& part, at::ScalarType type, int64_t dims) {
     return part.is_contiguous() && part.scalar_type() == type && part.dim() == dims &&
            part.size(0) == blocks && part.size(2) == kRows;
   };
+  TORCH_CHECK(fits(low, at::kByte, 4) && (!high || fits(*high, at::kByte, 4)),
+              "lacache::packed: weights [R, I / 8, 16, 4]");
+  const int64_t columns = low.size(1) * 8;
   const auto numbers = [&](const at::Tensor& all, const MaybeTensor& small) {
     TORCH_CHECK(fits(all, at::kShort, 3) && (!small || fits(*small, at::kChar, 3)),
-                "lacache::packed_product: scales and offsets [R, N, 16]");
+                "lacache::packed: scales and offsets [R, N, 16]");
     return Numbers{reinterpret_cast<const c10::Half*>(all.const_data_ptr<int16_t>()),
                    small ? small->const_data_ptr<int8_t>() : nullptr};
   };
-  TORCH_CHECK(columns % kSpan == 0 && fits(low, at::kByte, 4) && low.size(1) * 8 == columns &&
-                  (!high || fits(*high, at::kByte, 4)),
-              "lacache::packed_product: weights [R, I / 8, 16, 4] for states [T, I]");
   const Packed weight{low.const_data_ptr<uint8_t>(),
                       high ? high->const_data_ptr<uint8_t>() : nullptr,
                       numbers(scales, factors),
@@ -167,22 +190,18 @@ at::Tensor packed_product(const at::Tensor& low, const MaybeTensor& high, const 
                       float(zero),
                       rows,
                       columns};
-  at::Tensor products = at::empty({states.size(0), rows}, states.options());
-  const int64_t bits = high ? high->size(1) * kSpan / columns : 0;
   bool found = false;
-  const auto try_kind = [&]<class K>(K) {
-    const bool is_it =
-        bits == K::kHigh && factors.has_value() == K::kHasFactors &&
-        offsets.has_value() == K::kHasOffsets &&
-        offset_factors.has_value() == (K::kHasFactors && K::kHasOffsets) &&
-        scales.size(1) * K::kEvery == columns &&
-        (!factors || factors->size(1) * K::kGroup == columns) &&
-        (!offsets || offsets->sizes() == scales.sizes()) &&
-        (!offset_factors || offset_factors->sizes() == factors->sizes());
-    if (found || !is_it) return;
+  const auto try_kind = [&]<class K>(K kind) {
+    if (found || (high ? high->size(1) * kSpan : 0) != K::kHigh * columns ||
+        factors.has_value() != K::kHasFactors || offsets.has_value() != K::kHasOffsets ||
+        offset_factors.has_value() != (K::kHasFactors && K::kHasOffsets) ||
+        scales.size(1) * K::kEvery != columns || columns % kSpan ||
+        (factors && factors->size(1) * K::kGroup != columns) ||
+        (offsets && offsets->sizes() != scales.sizes()) ||
+        (offset_factors && offset_factors->sizes() != factors->sizes()))
+      return;
     found = true;
-    multiply_packed<K>(weight, states.const_data_ptr<float>(), states.size(0),
-                       products.mutable_data_ptr<float>());
+    use(kind, weight);
   };
   try_kind(Kind<0, 32, false, false>());
   try_kind(Kind<0, 32, false, true>());
@@ -192,8 +211,48 @@ at::Tensor packed_product(const at::Tensor& low, const MaybeTensor& high, const 
   try_kind(Kind<1, 32, true, true>());
   try_kind(Kind<2, 16, true, false>());
   try_kind(Kind<4, 32, false, false>());
-  TORCH_CHECK(found, "lacache::packed_product: no such kind of weights");
+  TORCH_CHECK(found, "lacache::packed: no such kind of weights");
+}
+
+// Packed weights [O, I] times states [T, I] in float32: [T, O].
+at::Tensor packed_product(const at::Tensor& low, const MaybeTensor& high, const at::Tensor& scales,
+                          const MaybeTensor& factors, const MaybeTensor& offsets,
+                          const MaybeTensor& offset_factors, int64_t zero, int64_t rows,
+                          const at::Tensor& states) {
+  at::Tensor products = at::empty({states.size(0), rows}, states.options());
+  with_packed(low, high, scales, factors, offsets, offset_factors, zero, rows,
+              [&]<class K>(K, const Packed& weight) {
+    TORCH_CHECK(states.dim() == 2 && states.is_contiguous() &&
+                    states.scalar_type() == at::kFloat && states.size(1) == weight.columns,
+                "lacache::packed_product: states [T, I] in float32");
+    multiply_packed<K>(weight, states.const_data_ptr<float>(), states.size(0),
+                       products.mutable_data_ptr<float>());
+  });
   return products;
+}
+
+// Numbers of `num_blocks` blocks of 16 rows from `first_block` on: [16 * num_blocks, I].
+at::Tensor packed_numbers(const at::Tensor& low, const MaybeTensor& high, const at::Tensor& scales,
+                          const MaybeTensor& factors, const MaybeTensor& offsets,
+                          const MaybeTensor& offset_factors, int64_t zero, int64_t rows,
+                          int64_t first_block, int64_t num_blocks, at::ScalarType dtype) {
+  TORCH_CHECK(first_block >= 0 && num_blocks >= 0 && first_block + num_blocks <= low.size(0) &&
+                  (dtype == at::kFloat || dtype == at::kBFloat16),
+              "lacache::packed_numbers: blocks that there are, as float32 or bfloat16");
+  at::Tensor numbers =
+      at::empty({num_blocks * kRows, low.size(1) * 8}, low.options().dtype(dtype));
+  with_packed(low, high, scales, factors, offsets, offset_factors, zero, rows,
+              [&]<class K>(K, const Packed& weight) {
+    const auto unpack = [&](auto* to) {
+      at::parallel_for(0, num_blocks, 4, [&](int64_t first, int64_t last) {
+        for (int64_t n = first; n < last; ++n)
+          unpack_rows<K>(weight, first_block + n, to + n * kRows * weight.columns);
+      });
+    };
+    if (dtype == at::kFloat) unpack(numbers.mutable_data_ptr<float>());
+    else unpack(reinterpret_cast<uint16_t*>(numbers.mutable_data_ptr<at::BFloat16>()));
+  });
+  return numbers;
 }
 
 }  // namespace

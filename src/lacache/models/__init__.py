@@ -3,7 +3,13 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lacache.models.name import DEFAULT_MODEL, EmbeddedModel, model_name
+from lacache.models.name import (
+    DEFAULT_MODEL,
+    EmbeddedModel,
+    is_converted,
+    model_name,
+    validate_packing,
+)
 
 if TYPE_CHECKING:
     from lacache.models.load import LoadedModel, load_model, model_folder
@@ -16,9 +22,11 @@ __all__ = [
     "DEFAULT_MODEL",
     "EmbeddedModel",
     "LoadedModel",
+    "is_converted",
     "load_model",
     "model_folder",
     "model_name",
+    "validate_packing",
 ]
 
 

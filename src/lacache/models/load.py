@@ -13,11 +13,11 @@ from rich.text import Text
 from lacache.common.files import file_sha256
 from lacache.common.packages import notice_once, quiet_imports
 from lacache.common.validation import validate_dtype, validate_threads
-from lacache.errors import ConfigError, ModelError
+from lacache.errors import ModelError
 from lacache.models.convert import converted_folder, ensure_converted
 from lacache.models.files import validate_causal, validate_files
-from lacache.models.name import DEFAULT_MODEL, REMEDY, is_gguf, model_name
-from lacache.models.packed.folder import PACKED, read_packed
+from lacache.models.name import DEFAULT_MODEL, REMEDY, is_gguf, model_name, validate_packing
+from lacache.models.packed.folder import PACKED, read_packed, round_model
 from lacache.models.third_party import model_errors, quiet
 
 with quiet_imports():
@@ -61,7 +61,8 @@ def load_model(
         dtype: "auto" for the stored type, or "bfloat16", "float16" or "float32".
         threads: Number of torch threads; None leaves torch's setting.
         weights: "file" keeps the weights of a GGUF file as they are, in 4 to 8 bits, in place of
-            unpacking them. Products on CPU then round activations to 8 bits (docs/adr/0029).
+            unpacking them. "int4" rounds those of any model, the embedding's and the head's to 8
+            bits. Products on CPU then round activations to 8 bits (docs/adr/0029).
         progress: Show progress on stderr.
 
     Raises:
@@ -70,35 +71,17 @@ def load_model(
         ModelError: There is no such model, it is damaged, or it is not a causal language model.
     """
     torch_dtype = _parse_dtype(dtype)
-    if weights is not None:
-        validate_file_weights(name, weights)
+    validate_packing(name, weights)
     if threads is not None:
         validate_threads(threads)
         torch.set_num_threads(threads)
 
     called = model_name(name)
-    folder = model_folder(name, packed=weights is not None, progress=progress)
-    return _load(called if folder is None else folder, called, folder, torch_dtype, progress)
-
-
-def is_converted(name: str | Path | None) -> bool:
-    """Check whether a model is a GGUF file, as the default model is."""
-    return name is None or name == "default" or is_gguf(Path(name).expanduser())
-
-
-def validate_file_weights(name: str | Path | None, weights: str) -> None:
-    """Check that the weights of a model can stay as they are in its file.
-
-    Raises:
-        ConfigError: `weights` is not "file", or the model is not a GGUF file.
-    """
-    if weights != "file":
-        raise ConfigError(f"weights={weights!r} must be None or 'file'; try 'file'")
-    if not is_converted(name):
-        raise ConfigError(
-            f"weights='file' is for GGUF files, and model {str(name)!r} is none; leave it out, or "
-            "try 'int8' for an engine"
-        )
+    folder = model_folder(name, packed=weights == "file", progress=progress)
+    loaded = _load(called if folder is None else folder, called, folder, torch_dtype, progress)
+    if weights == "int4":
+        round_model(loaded.model)
+    return loaded
 
 
 def model_folder(

@@ -7,7 +7,7 @@ from typing import final
 
 from lacache.common.files import file_sha256
 from lacache.common.packages import package_folder
-from lacache.errors import ModelError
+from lacache.errors import ConfigError, ModelError
 from lacache.models.files import validate_directory
 
 # The hub's own rule: one or two parts, no leading or trailing punctuation.
@@ -82,3 +82,23 @@ def model_name(name: str | Path | None) -> str:
 def is_gguf(path: Path) -> bool:
     """Check whether `path` is a GGUF file."""
     return path.is_file() and path.suffix.lower() == ".gguf"
+
+
+def is_converted(name: str | Path | None) -> bool:
+    """Check whether a model is a GGUF file, as the default model is."""
+    return name is None or name == "default" or is_gguf(Path(name).expanduser())
+
+
+def validate_packing(name: str | Path | None, weights: str | None) -> None:
+    """Check that a model can be loaded with packed weights.
+
+    Raises:
+        ConfigError: there are no such weights, or "file" was given and the model is no GGUF file.
+    """
+    if weights not in (None, "file", "int4"):
+        raise ConfigError(f"weights={weights!r} must be None, 'file' or 'int4'; try 'file'")
+    if weights == "file" and not is_converted(name):
+        raise ConfigError(
+            f"weights='file' is for GGUF files, and model {str(name)!r} is none; try 'int4', or "
+            "leave it out"
+        )

@@ -108,7 +108,7 @@ def test_derivatives_are_those_of_the_numbers(packed: LoadedModel, plain: Loaded
 
 
 def test_other_models_are_refused(tiny_directory: Path) -> None:
-    with pytest.raises(ConfigError, match=r"weights='file' is for GGUF files, .*; leave it out"):
+    with pytest.raises(ConfigError, match=r"weights='file' is for GGUF files, .*; try 'int4'"):
         load_model(tiny_directory, weights="file")
-    with pytest.raises(ConfigError, match="weights='int3' must be None or 'file'"):
+    with pytest.raises(ConfigError, match="weights='int3' must be None, 'file' or 'int4'"):
         load_model(None, weights="int3")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lacache.kernels.build import load_kernels
+from lacache.models.packed import layers
 from lacache.models.packed.blocks import KINDS, read_blocks
 from lacache.models.packed.layers import rounded_linear, unpacked_linear
 from lacache.models.packed.weight import PackedWeight
@@ -98,12 +99,18 @@ def test_a_vector_has_the_same_product_among_others(kind: str) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_without_kernels_numbers_are_unpacked(dtype: torch.dtype) -> None:
-    packed, numbers = make("Q5_K", 40, 256)
-    vectors = torch.randn(3, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
-    expected = torch.nn.functional.linear(vectors, numbers.to(dtype))
-    torch.testing.assert_close(unpacked_linear(vectors, packed), expected)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_without_rounding_numbers_are_unpacked(
+    kind: str, dtype: torch.dtype, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "kernels_loaded", lambda: kernels)
+    monkeypatch.setattr(layers, "_BLOCK", 8192)
+    packed, numbers = make(kind, 70, 256)
+    # Products with unit vectors are the numbers themselves.
+    found = unpacked_linear(torch.eye(256, dtype=dtype), packed).T
+    assert torch.equal(found, numbers.to(dtype))
 
 
 @pytest.mark.parametrize(
@@ -118,5 +125,5 @@ def test_without_kernels_numbers_are_unpacked(dtype: torch.dtype) -> None:
 def test_the_kernel_refuses_tensors_that_do_not_fit(change: dict[str, Tensor]) -> None:
     packed, _ = make("Q6_K", 40, 256)
     wrong = PackedWeight.from_tensors(packed.tensors() | change, packed.metadata())
-    with pytest.raises(RuntimeError, match="lacache::packed_product"):
+    with pytest.raises(RuntimeError, match="lacache::packed"):
         rounded_linear(torch.zeros(1, 256), wrong)

@@ -16,6 +16,7 @@ from lacache.common.packages import require_modules
 from lacache.errors import CompilerError, ModelError
 from lacache.kernels.build import load_kernels
 from lacache.models.packed.layers import PackedEmbedding, PackedLinear, PackedModule
+from lacache.models.packed.rounding import to_int4, to_int8
 from lacache.models.packed.weight import TENSORS, PackedWeight
 
 PACKED = "packed.safetensors"
@@ -25,12 +26,13 @@ Pack = Callable[[Tensor], PackedWeight | None]
 """(weight [O, I]) -> the packed weight, or None to leave it as it is."""
 
 
+@torch.no_grad()
 def pack_model(model: nn.Module, pack: Pack) -> None:
     """Replace linear layers and embeddings by packed ones.
 
     Args:
         model: of transformers, in bfloat16.
-        pack: packs one weight; called once where two modules share it.
+        pack: packs one weight, a parameter; called once where two modules share it.
     """
     known: dict[int, PackedWeight | None] = {}
     for name, module in list(model.named_modules()):
@@ -38,10 +40,26 @@ def pack_model(model: nn.Module, pack: Pack) -> None:
             continue
         weight: Any = module.weight
         if id(weight) not in known:
-            known[id(weight)] = pack(weight.detach())
+            known[id(weight)] = pack(weight)
         packed = known[id(weight)]
         if packed is not None:
             _replace(model, name, packed, weight.dtype)
+
+
+def round_model(model: Any) -> None:
+    """Round the weights of a model: to 4 bits, embeddings and head to 8.
+
+    Matrices whose columns are no multiple of 32 stay as they are.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    in_8_bits = {id(module.weight) for module in ends if module is not None}
+
+    def pack(weight: Tensor) -> PackedWeight | None:
+        groups = to_int8(weight) if id(weight) in in_8_bits else to_int4(weight)
+        return None if groups is None else PackedWeight.pack(groups)
+
+    pack_model(model, pack)
+    use_kernels()
 
 
 def write_packed(model: Any, folder: Path) -> None:
@@ -114,11 +132,16 @@ def read_packed(folder: Path, config: Any, dtype: str | torch.dtype = "auto") ->
     if generation.is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     model.config.name_or_path = str(folder)
+    use_kernels()
+    return model.eval()
+
+
+def use_kernels() -> None:
+    """Load the kernels; warn if they cannot be compiled."""
     try:
         load_kernels()
     except CompilerError as error:
-        warnings.warn(f"{error}; until then packed weights are slow", stacklevel=2)
-    return model.eval()
+        warnings.warn(f"{error}; until then packed weights are slow", stacklevel=3)
 
 
 def _replace(model: nn.Module, name: str, weight: PackedWeight, dtype: torch.dtype) -> None:

@@ -1,17 +1,19 @@
 """Linear layers and embeddings over packed weights."""
 
 from abc import ABC
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from lacache.kernels.build import kernels_loaded
 from lacache.models.arithmetic import has_arithmetic
-from lacache.models.packed.weight import TENSORS, PackedWeight
+from lacache.models.packed.weight import ROWS, TENSORS, PackedWeight
 
 _BLOCK = 2**22
 """Numbers that are unpacked at once."""
+_DTYPES = (torch.float32, torch.bfloat16)
+"""Types that the kernel unpacks to."""
 
 
 class PackedModule(nn.Module, ABC):
@@ -48,9 +50,8 @@ class PackedModule(nn.Module, ABC):
 class PackedLinear(PackedModule):
     """A linear layer with a packed weight [O, I].
 
-    On CPU with the kernels loaded, activations are rounded to 8 bits in groups of 32, as
-    llama.cpp does it. Elsewhere, and where a derivative is needed, the weight is unpacked part by
-    part.
+    On CPU with the kernels loaded, activations are rounded to 8 bits in groups of 16. Elsewhere,
+    and where a derivative is needed, the weight is unpacked part by part.
 
     Args:
         weight: the weight.
@@ -86,18 +87,9 @@ class PackedEmbedding(PackedModule):
 
 
 def rounded_linear(vectors: Tensor, weight: PackedWeight) -> Tensor:
-    """Multiply vectors [T, I], rounded to 8 bits in groups of 32, with a weight: [T, O]."""
-    product: Tensor = torch.ops.lacache.packed_product(
-        weight.low,
-        weight.high,
-        weight.scales,
-        weight.factors,
-        weight.offsets,
-        weight.offset_factors,
-        weight.zero,
-        weight.rows,
-        vectors.float().contiguous(),
-    )
+    """Multiply vectors [T, I], rounded to 8 bits in groups of 16, with a weight: [T, O]."""
+    wide = vectors.float().contiguous()
+    product: Tensor = torch.ops.lacache.packed_product(*_arguments(weight), wide)
     return product.to(vectors.dtype)
 
 
@@ -105,10 +97,24 @@ def unpacked_linear(vectors: Tensor, weight: PackedWeight) -> Tensor:
     """Multiply vectors [T, I] with a weight that is unpacked part by part: [T, O]."""
     on_cpu = vectors.device.type == "cpu"
     dtype = vectors.dtype if not on_cpu or has_arithmetic(vectors.dtype) else torch.float32
-    wide = vectors.to(dtype)
-    step = max(1, _BLOCK // weight.columns)
+    step = ROWS * max(1, _BLOCK // (ROWS * weight.columns))
     parts = [
-        nn.functional.linear(wide, weight.unpack(n, min(n + step, weight.rows)).to(dtype))
+        nn.functional.linear(vectors.to(dtype), _numbers(weight, n, n + step, dtype))
         for n in range(0, weight.rows, step)
     ]
     return torch.cat(parts, dim=-1).to(vectors.dtype)
+
+
+def _numbers(weight: PackedWeight, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    """Return rows of a weight, from a multiple of 16 on, as numbers of a type."""
+    last = min(last, weight.rows)
+    if kernels_loaded() and weight.low.device.type == "cpu" and dtype in _DTYPES:
+        blocks = first // ROWS, -(-(last - first) // ROWS)
+        numbers: Tensor = torch.ops.lacache.packed_numbers(*_arguments(weight), *blocks, dtype)
+        return numbers[: last - first]
+    return weight.unpack(first, last).to(dtype)
+
+
+def _arguments(weight: PackedWeight) -> tuple[Any, ...]:
+    tensors = (getattr(weight, name) for name in TENSORS)
+    return (*tensors, weight.zero, weight.rows)

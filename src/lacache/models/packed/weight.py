@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 TENSORS = ("low", "high", "scales", "factors", "offsets", "offset_factors")
 """Names of the tensors of a packed weight, some of which it may not have."""
 
-_ROWS = 16
+ROWS = 16
+"""Rows that lie side by side."""
 _LOW_BITS = 4
 
 
@@ -115,14 +116,14 @@ class PackedWeight:
     def unpack(self, first: int = 0, last: int | None = None) -> Tensor:
         """Return rows `first` to `last` as numbers, float32 [N, I]."""
         last = self.rows if last is None else last
-        blocks = slice(first // _ROWS, -(-last // _ROWS))
+        blocks = slice(first // ROWS, -(-last // ROWS))
         numbers = self._unpack_blocks(*(part[blocks] for part in self._parts()))
-        start = first - blocks.start * _ROWS
+        start = first - blocks.start * ROWS
         return numbers.flatten(0, 1)[start : start + last - first]
 
     def unpack_rows(self, rows: Tensor) -> Tensor:
         """Return rows with indices [N] as numbers, float32 [N, I]."""
-        block, row = rows // _ROWS, rows % _ROWS
+        block, row = rows // ROWS, rows % ROWS
         # Each row becomes a block of one row.
         parts = [part[block, :, row][:, :, None] for part in self._parts()]
         return self._unpack_blocks(*parts)[:, 0]
@@ -147,14 +148,14 @@ class PackedWeight:
 
 def _blocks(numbers: Tensor) -> Tensor:
     """Put [O, N] into blocks of 16 rows: [R, N, 16]."""
-    padded = pad(numbers, (0, 0, 0, -len(numbers) % _ROWS))
-    return torch.unflatten(padded, 0, (-1, _ROWS)).transpose(1, 2).contiguous()
+    padded = pad(numbers, (0, 0, 0, -len(numbers) % ROWS))
+    return torch.unflatten(padded, 0, (-1, ROWS)).transpose(1, 2).contiguous()
 
 
 def _plane(numbers: Tensor, bits: int) -> Tensor:
     """Pack [O, I] below 2 ** bits into bytes: [R, I * bits / 32, 16, 4]."""
-    padded = pad(numbers, (0, 0, 0, -len(numbers) % _ROWS))
-    parts = torch.unflatten(torch.unflatten(padded, 0, (-1, _ROWS)), -1, (-1, 8 // bits, 4))
+    padded = pad(numbers, (0, 0, 0, -len(numbers) % ROWS))
+    parts = torch.unflatten(torch.unflatten(padded, 0, (-1, ROWS)), -1, (-1, 8 // bits, 4))
     plane = torch.zeros_like(parts[..., 0, :])
     for number in range(8 // bits):
         plane |= parts[..., number, :] << bits * number
