@@ -32,8 +32,8 @@ void multiply_rows(const Packed& weight, const Rounded& vectors, int64_t rows, i
       multiply_group<K, kVectors, 1>(&of_group, numbers + column, scales + column / kShared,
                                      columns, found);
       for (int64_t v = 0; v < kVectors; ++v) {
-        sums[v] += found[v][0] * scale;
-        sums[v] += offset * totals[v * groups + group];
+        sums[v] = add_product(sums[v], found[v][0], scale);
+        sums[v] = add_product(sums[v], offset, RowFloats{} + totals[v * groups + group]);
       }
     });
   const int64_t number = std::min(kRows, weight.rows - rows * kRows);
@@ -82,8 +82,9 @@ void multiply_panels(const Panel* panels, const Rounded& vectors, int64_t column
                                          columns, found);
     for (int64_t v = 0; v < kVectors; ++v)
       for (int64_t b = 0; b < kBlocks; ++b) {
-        all[v][b] += found[v][b] * panels[b].scales[n];
-        all[v][b] += panels[b].offsets[n] * totals[v * groups + group];
+        const RowFloats total = RowFloats{} + totals[v * groups + group];
+        all[v][b] = add_product(all[v][b], found[v][b], panels[b].scales[n]);
+        all[v][b] = add_product(all[v][b], panels[b].offsets[n], total);
       }
   }
   std::memcpy(sums, all, sizeof all);

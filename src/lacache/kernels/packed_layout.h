@@ -67,6 +67,17 @@ RowInts add_quad(RowInts sums, Quad quad, int32_t activations) {
 }
 #endif
 
+// sum + left * right, rounded once wherever it is compiled: a vector has the same product among others.
+RowFloats add_product(RowFloats sum, RowFloats left, RowFloats right) {
+#if defined(__AVX512F__)
+  return (RowFloats)_mm512_fmadd_ps((__m512)left, (__m512)right, (__m512)sum);
+#else
+  for (int64_t row = 0; row < kRows; ++row)
+    sum[row] = __builtin_fmaf(left[row], right[row], sum[row]);
+  return sum;
+#endif
+}
+
 RowFloats load_halves(const c10::Half* from) {
 #if defined(__AVX512F__)
   return (RowFloats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
@@ -220,8 +231,8 @@ void multiply_group(const Quad* const* quads, const int8_t* numbers, const float
     for (int64_t v = 0; v < kVectors; ++v)
       for (int64_t b = 0; b < kBlocks; ++b) {
         const RowFloats wide = __builtin_convertvector(sums[v][b], RowFloats);
-        const RowFloats scaled = wide * scales[v * (columns / kShared) + part];
-        products[v][b] = part ? products[v][b] + scaled : scaled;
+        const RowFloats scale = RowFloats{} + scales[v * (columns / kShared) + part];
+        products[v][b] = part ? add_product(products[v][b], wide, scale) : wide * scale;
       }
   }
 }
