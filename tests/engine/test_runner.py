@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lacache import LaCache
 from lacache.cache.static.kv_heads import KVHeads
-from lacache.cache.static.layers import PrefillRingLayer
+from lacache.cache.static.prefill_layers import PrefillRingLayer
 from lacache.cache.static.static_cache import StaticKVCache
 from lacache.engine.runner import Runner
 from lacache.errors import ConfigError, UnsupportedOperationError

@@ -289,6 +289,10 @@ class SequenceState:
         for group in self.groups:
             group.commit(num_new)
 
+    def follow(self, planned: "SequenceState") -> None:
+        """Take over the counts and positions of a copy for which tokens were planned."""
+        self.groups, self.base = planned.groups, planned.base
+
     def _states(self) -> list[State]:
         return [group.state for group in self.groups]
 

@@ -89,6 +89,12 @@ class ModelInfo:
         return tuple(layer.num_heads for layer in self.growing)
 
     @property
+    def shares_kv(self) -> bool:
+        """Whether layers without keys and values of their own may attend to another layer's."""
+        num_layers: int = self.text_config.num_hidden_layers
+        return len(self.growing) + len(self.sliding) + len(self.linear) < num_layers
+
+    @property
     def trained_length(self) -> int:
         """Positions that the model was trained on, or within which its frequencies stay."""
         return _trained_length(self.text_config, self.fixed_length)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lacache.cache.codecs import Codec, HadamardCodec, PlainCodec, find_codecs, hadamard
-from lacache.cache.static import static_cache
+from lacache.cache.static import allocation
 from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.storage import Buffer, LayerStates, fixed_buffer
 from lacache.common.validation import KV_DTYPES
@@ -380,7 +380,7 @@ def test_a_run_is_that_of_states_made_the_nearest(
         assert isinstance(values, HadamardCodec)
         return SlowCodec(keys), SlowCodec(values)
 
-    monkeypatch.setattr(static_cache, "find_codecs", find_slow)
+    monkeypatch.setattr(allocation, "find_codecs", find_slow)
     slow = Runner(model, bind_to(model, sized), 2, None, name)
     assert type(slow.cache.kv_heads[0][0].keys.codec) is SlowCodec
     torch.testing.assert_close(fast, run(slow, 70), rtol=1e-4, atol=1e-4)

@@ -1,7 +1,7 @@
 """KV heads of one layer and head group: their buffers, compactions and rotations."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -178,3 +178,30 @@ class KVHeads:
         if start < len(slots):
             for stored in buffer.tensors(batch_slot):
                 self.ops.gather(stored, slots, start)
+
+
+@final
+class SharedPlan:
+    """A gather plan that is applied to many KV heads, and the rotary tables that they share.
+
+    Args:
+        plan: the plan.
+        device: where the KV heads are.
+        keeps_tables: whether tables are kept for the next heads with the same pattern.
+    """
+
+    def __init__(self, plan: GatherPlan, device: torch.device, *, keeps_tables: bool) -> None:
+        surviving = None if plan.surviving is None else plan.surviving.to(device)
+        self._plan = replace(plan, surviving=surviving)
+        self._keeps_tables = keeps_tables
+        self._tables: dict[tuple[int, int], PlanTables] = {}
+
+    def apply(self, kv_heads: KVHeads, batch_slot: int) -> None:
+        """Apply the plan to one batch slot of KV heads."""
+        key = (kv_heads.pattern, id(kv_heads.rotations))
+        tables = self._tables.get(key)
+        if tables is None:
+            tables = kv_heads.plan_tables(self._plan)
+            if self._keeps_tables:
+                self._tables[key] = tables
+        kv_heads.apply(batch_slot, self._plan, tables)

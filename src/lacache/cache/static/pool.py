@@ -7,9 +7,13 @@ from typing import final
 import torch
 
 from lacache.cache.codecs import Codec
+from lacache.cache.static.chunk_plan import SlotsInUse
 from lacache.cache.static.compaction_ops import CompactionOps
 from lacache.cache.static.layout import PoolLayout
 from lacache.cache.static.storage import Buffer, Storage, moves_between
+
+Region = tuple[int, int]
+"""Index of the first slot of a member's first KV head, and the slots of each head."""
 
 
 @final
@@ -57,7 +61,7 @@ class SlotPool:
         """In `Storage.flat`, the index of each KV head's first slot [B, T]."""
         self.last_indices = layout.num_slots * (1 + torch.arange(batch_size, device=device)) - 1
         """In `Storage.flat`, the last index of each batch slot [B]."""
-        self._num_slots: list[tuple[int, ...]] = [()] * batch_size
+        self._regions: list[list[Region]] = [[]] * batch_size
 
     @property
     def storages(self) -> tuple[Storage, ...]:
@@ -72,19 +76,7 @@ class SlotPool:
 
     def place(self, batch_slot: int, num_slots: Sequence[int]) -> None:
         """Lay out the regions of a batch slot anew, with `num_slots` for each head group."""
-        if self._num_slots[batch_slot] == tuple(num_slots):
-            return
-        used = sum(num_slots[m.group] * len(m.heads) for m in self.layout.members)
-        assert used <= self.layout.num_slots
-        starts = self._starts(num_slots)
-        for member, buffers, start in zip(self.layout.members, self.buffers, starts, strict=True):
-            for buffer in buffers:
-                buffer.place(batch_slot, start, num_slots[member.group])
-        columns = [self._columns[m.layer, head] for m in self.layout.members for head in m.heads]
-        first = torch.empty(len(columns), dtype=torch.long)
-        first[columns] = batch_slot * self.layout.num_slots + torch.tensor(self._by_head(num_slots))
-        self.first_slots[batch_slot] = first.to(self.first_slots.device)
-        self._num_slots[batch_slot] = tuple(num_slots)
+        self._place(batch_slot, self._packed([num_slots[m.group] for m in self.layout.members]))
 
     def resize(
         self,
@@ -101,25 +93,92 @@ class SlotPool:
             num_cached: slots in use, for each head group.
             ops: what moves the slots.
         """
-        if self._num_slots[batch_slot] == tuple(num_slots):
+        members = self.layout.members
+        regions = self._packed([num_slots[member.group] for member in members])
+        self._move(batch_slot, regions, [num_cached[member.group] for member in members], ops)
+
+    def fits(self, use: SlotsInUse) -> bool:
+        """Return whether every layer has room in its turn, where a chunk moves regions."""
+        members = self.layout.members
+        return all(
+            sum(n * len(m.heads) for n, m in zip(self._in_turn(layer, use), members, strict=True))
+            <= self.layout.num_slots
+            for layer in {member.layer for member in members}
+        )
+
+    def enter(self, batch_slot: int, layer: int, use: SlotsInUse, ops: CompactionOps) -> None:
+        """Move regions apart, so that those of a layer have room for all of a chunk.
+
+        Layers before it are done, and stand at the front. Those after it stand at the end.
+
+        Args:
+            batch_slot: the batch slot.
+            layer: index of the layer, entered in increasing order; -1 is before all of them.
+            use: slots in use of each head group.
+            ops: what moves the slots.
+        """
+        members = self.layout.members
+        sizes = self._in_turn(layer, use)
+        packed = self._packed(sizes)
+        used = sum(size * len(member.heads) for size, member in zip(sizes, members, strict=True))
+        gap = self.layout.num_slots - used
+        regions = [
+            (start + gap * (member.layer > layer), size)
+            for (start, size), member in zip(packed, members, strict=True)
+        ]
+        in_use = [(use.after if m.layer < layer else use.before)[m.group] for m in members]
+        self._move(batch_slot, regions, in_use, ops)
+
+    def _in_turn(self, layer: int, use: SlotsInUse) -> list[int]:
+        """Return the slots that each member's KV heads need while a layer attends."""
+        return [
+            (use.after if m.layer < layer else use.before if m.layer > layer else use.most)[m.group]
+            for m in self.layout.members
+        ]
+
+    def _packed(self, sizes: Sequence[int]) -> list[Region]:
+        """Return regions side by side, with so many slots for each member's KV heads."""
+        members = self.layout.members
+        totals = [size * len(member.heads) for size, member in zip(sizes, members, strict=True)]
+        *starts, used = accumulate(totals, initial=0)
+        assert used <= self.layout.num_slots
+        return list(zip(starts, sizes, strict=True))
+
+    def _move(
+        self,
+        batch_slot: int,
+        regions: list[Region],
+        in_use: Sequence[int],
+        ops: CompactionOps,
+    ) -> None:
+        """Move each member's regions, with so many slots in use."""
+        if self._regions[batch_slot] == regions:
             return
-        before, after = (self._by_head(slots) for slots in (self._num_slots[batch_slot], num_slots))
-        lengths = [num_cached[member.group] for member in self.layout.members for _ in member.heads]
+        before, after = (self._by_head(r) for r in (self._regions[batch_slot], regions))
+        members = self.layout.members
+        lengths = [n for n, member in zip(in_use, members, strict=True) for _ in member.heads]
         moves = torch.tensor(moves_between(before, after, lengths), dtype=torch.long).view(-1, 3)
         for storage in self.storages:
             for stored in storage.tensors:
                 ops.move(stored[batch_slot], moves)
-        self.place(batch_slot, num_slots)
+        self._place(batch_slot, regions)
 
-    def _starts(self, num_slots: Sequence[int]) -> list[int]:
-        """Return the index of each member's first slot."""
-        sizes = [len(member.heads) * num_slots[member.group] for member in self.layout.members]
-        return [0, *accumulate(sizes)][:-1]
+    def _place(self, batch_slot: int, regions: list[Region]) -> None:
+        if self._regions[batch_slot] == regions:
+            return
+        for region, buffers in zip(regions, self.buffers, strict=True):
+            for buffer in buffers:
+                buffer.place(batch_slot, *region)
+        columns = [self._columns[m.layer, head] for m in self.layout.members for head in m.heads]
+        first = torch.empty(len(columns), dtype=torch.long)
+        first[columns] = batch_slot * self.layout.num_slots + torch.tensor(self._by_head(regions))
+        self.first_slots[batch_slot] = first.to(self.first_slots.device)
+        self._regions[batch_slot] = regions
 
-    def _by_head(self, num_slots: Sequence[int]) -> list[int]:
+    def _by_head(self, regions: Sequence[Region]) -> list[int]:
         """Return the index of each KV head's first slot, in the order of the regions."""
         return [
-            start + number * num_slots[member.group]
-            for member, start in zip(self.layout.members, self._starts(num_slots), strict=True)
+            start + number * size
+            for (start, size), member in zip(regions, self.layout.members, strict=True)
             for number in range(len(member.heads))
         ]

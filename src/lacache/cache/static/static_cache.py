@@ -2,33 +2,34 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from lacache.cache.codecs import Codec, find_codecs
+from lacache.cache.codecs import Codec
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
+from lacache.cache.static.allocation import allocate_kv_heads, layer_codecs
 from lacache.cache.static.attention import Attend, AttendInPlace
-from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
-from lacache.cache.static.kv_heads import KVHeads, PlanTables, Rotations
-from lacache.cache.static.layers import (
-    CausalMasks,
-    DecodeInputs,
-    DecodeLayer,
-    DecodeRingLayer,
-    PrefillLayer,
-    PrefillRingLayer,
+from lacache.cache.static.chunk_plan import (
+    MAX_SUB_CHUNKS,
+    ChunkPlan,
+    SlotsInUse,
+    plan_chunk,
+    sub_chunk_ends,
 )
-from lacache.cache.static.layout import CacheLayout, num_unrotated
+from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
+from lacache.cache.static.decode_layers import DecodeInputs, DecodeLayer, DecodeRingLayer
+from lacache.cache.static.kv_heads import KVHeads, SharedPlan
+from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.pool import SlotPool
+from lacache.cache.static.prefill_layers import CausalMasks, PrefillLayer, PrefillRingLayer
 from lacache.cache.static.rings import RingBuffer
-from lacache.cache.static.storage import Storage, fixed_buffer
+from lacache.cache.static.storage import Storage
 from lacache.common.validation import physical_bytes
 from lacache.errors import ConfigError
-from lacache.models.rotary import Rotation
 
 
 @final
@@ -36,8 +37,9 @@ class StaticKVCache:
     """Keys and values of `batch_size` sequences, each with counts and positions of its own.
 
     A forward is bracketed: `begin_prefill` or `begin_decode` returns the transformers cache for
-    one call of the model, and `commit` counts its tokens. An interrupted call has written to
-    unused slots only, so it can be made again.
+    one call of the model, and `commit` counts its tokens. An interrupted call without a compaction
+    within it has written to unused slots only, so it can be made again. Otherwise layers hold
+    different tokens, and the sequence must be cleared.
 
     Args:
         layout: buffers of the model under the policy.
@@ -73,6 +75,7 @@ class StaticKVCache:
         self._positions = layout.info.query_positions(
             [bound.schedule for bound in layout.bound.groups]
         )
+        self._chunk: ChunkPlan | None = None
         self._uncommitted: list[PrefillRingLayer] = []
         needed = batch_size * layout.bytes_per_sequence
         try:
@@ -82,11 +85,16 @@ class StaticKVCache:
                 raise MemoryError(f"{most:,} bytes are there")
             self.pools = [
                 SlotPool(
-                    pool, batch_size, [self._codecs(m.layer, m.heads) for m in pool.members], device
+                    pool,
+                    batch_size,
+                    [layer_codecs(layout, device, m.layer, m.heads) for m in pool.members],
+                    device,
                 )
                 for pool in layout.pools
             ]
-            self.kv_heads: dict[int, tuple[KVHeads, ...]] = self._make_kv_heads(batch_size)
+            self.kv_heads = allocate_kv_heads(
+                layout, self.pools, self._compaction_tables, batch_size, self.ops, device
+            )
             self.rings = {
                 layer.index: RingBuffer(layer, batch_size, layout.info.dtype, device)
                 for layer in layout.info.sliding
@@ -109,7 +117,7 @@ class StaticKVCache:
             device,
         )
         pool_of = {m.layer: pool for pool in self.pools for m in pool.layout.members}
-        codecs = {index: self._codecs(index) for index in self.kv_heads}
+        codecs = {index: layer_codecs(layout, device, index) for index in self.kv_heads}
         self._decode_cache = self._make_cache(
             lambda index, kv_heads: DecodeLayer(
                 attend,
@@ -151,23 +159,52 @@ class StaticKVCache:
         for ring in self.rings.values():
             ring.fork(batch_slot, target)
 
+    def chunk_length(self, batch_slot: int, num_tokens: int) -> int:
+        """Return how many of a sequence's next `num_tokens` tokens one forward can bring.
+
+        These are all, as a rule. A chunk ends earlier where its plan has many sub-chunks, where
+        other layers attend to a layer's keys, or where the pool has no room for layers that have
+        compacted beside those that have not.
+        """
+        sequence = self.sequences[batch_slot]
+        if self.layout.info.shares_kv:
+            return min(num_tokens, sequence.room())
+        length = 0
+        for number, (end, use) in enumerate(sub_chunk_ends(sequence, num_tokens)):
+            if number == MAX_SUB_CHUNKS or not all(pool.fits(use) for pool in self._moving(use)):
+                break
+            length = end
+        return length
+
     def begin_prefill(self, batch_slot: int, num_new: int) -> tuple[Cache, Tensor]:
-        """Prepare a forward of `num_new` tokens of one sequence, at most its `room()`.
+        """Prepare a forward of `num_new` tokens of one sequence, at most its `chunk_length`.
 
         Returns:
             A cache for one forward, and the position ids [1, Q] of the tokens.
         """
-        self._compact(batch_slot)
         sequence = self.sequences[batch_slot]
-        num_cached = tuple(group.state.num_cached for group in sequence.groups)
+        *_, (_, use) = sub_chunk_ends(sequence, num_new)
+        self._compact(batch_slot, use)
+        chunk = self._chunk = plan_chunk(sequence, num_new, self.device)
+        # Layers compact one after the other within the forward.
+        sequence.is_changing = compacts = len(chunk.sub_chunks) > 1
         masks = CausalMasks(self.device)
+        moving = {m.layer: pool for pool in self._moving(use) for m in pool.layout.members}
+
+        def make_room(index: int) -> None:
+            if index in moving:
+                moving[index].enter(batch_slot, index, use, self.ops)
+
         cache = self._make_cache(
-            lambda _, heads: PrefillLayer(self._attend, heads, masks, batch_slot, num_cached),
-            lambda ring: PrefillRingLayer(self._attend, ring, masks, batch_slot, sequence.num_seen),
+            lambda index, heads: PrefillLayer(
+                self._attend, heads, masks, batch_slot, chunk, partial(make_room, index)
+            ),
+            lambda ring: PrefillRingLayer(
+                self._attend, ring, masks, batch_slot, sequence.num_seen, stores_at_once=compacts
+            ),
         )
         self._uncommitted = [x for x in cache.layers if isinstance(x, PrefillRingLayer)]
-        first = sequence.next_position()
-        return cache, torch.arange(first, first + num_new, device=self.device)[None]
+        return cache, chunk.positions
 
     def begin_decode(self, active: Sequence[int]) -> tuple[Cache, Tensor]:
         """Prepare a forward of one token in each of the batch slots `active`.
@@ -177,6 +214,7 @@ class StaticKVCache:
         """
         for batch_slot in active:
             self._compact(batch_slot)
+        self._chunk = None
         self._uncommitted = []
         self._inputs.update(self.sequences, set(active))
         return self._decode_cache, self._inputs.positions
@@ -188,30 +226,42 @@ class StaticKVCache:
         for layer in self._uncommitted:
             layer.commit()
         self._uncommitted = []
-        sequence.commit(num_new)
+        if self._chunk is None:
+            sequence.commit(num_new)
+        else:
+            sequence.follow(self._chunk.after)
+            self._chunk = None
         sequence.is_changing = False
 
     def apply(self, batch_slot: int, group: int, plan: GatherPlan) -> None:
         """Apply a gather plan to every layer of a head group."""
-        if plan.surviving is not None:
-            plan = replace(plan, surviving=plan.surviving.to(self.device))
-
-        tables: dict[tuple[int, int], PlanTables] = {}
+        shared = SharedPlan(plan, self.device, keeps_tables=True)
         for heads in self.all_kv_heads():
-            if heads.group != group:
-                continue
-            key = (heads.pattern, id(heads.rotations))
-            if key not in tables:
-                tables[key] = heads.plan_tables(plan)
-            heads.apply(batch_slot, plan, tables[key])
+            if heads.group == group:
+                shared.apply(heads, batch_slot)
 
-    def _compact(self, batch_slot: int) -> None:
+    def _compact(self, batch_slot: int, use: SlotsInUse | None = None) -> None:
+        """Run a compaction that is due, and move regions for the next tokens.
+
+        Args:
+            batch_slot: the batch slot.
+            use: slots in use within the next chunk; None for a decode step.
+        """
         sequence = self.sequences[batch_slot]
         for group, plan in enumerate(sequence.begin()):
             if plan is not None:
                 self.apply(batch_slot, group, plan)
-        self._resize(batch_slot)
+        moving = self._moving(use) if use is not None else []
+        if use is not None and moving:
+            for pool in moving:
+                pool.enter(batch_slot, -1, use, self.ops)
+        else:
+            self._resize(batch_slot)
         sequence.is_changing = False
+
+    def _moving(self, use: SlotsInUse) -> list[SlotPool]:
+        """Return the pools whose regions move within a chunk."""
+        return [pool for pool in self.pools if use.resizes and pool.layout.regions_move]
 
     def _empty_sequence(self) -> SequenceState:
         return SequenceState(self._compaction_tables, self._positions)
@@ -259,52 +309,6 @@ class StaticKVCache:
         ]
         for tensor in tensors:
             torch._dynamo.mark_static_address(tensor)
-
-    def _codecs(self, index: int, heads: tuple[int, ...] | None = None) -> tuple[Codec, Codec]:
-        """Return the codecs of keys and values of some KV heads of a layer; None is all."""
-        info = self.layout.info
-        [center] = (layer.key_center for layer in info.growing if layer.index == index)
-        if center is not None and heads is not None:
-            center = center[list(heads)]
-        return find_codecs(self.layout.kv_dtype, info.dtype, self.device, center)
-
-    def _make_kv_heads(self, batch_size: int) -> dict[int, tuple[KVHeads, ...]]:
-        info = self.layout.info
-        # Sinks soon move farther than any table reaches.
-        slots = [t.schedule for t in self._compaction_tables if t.schedule.positions == "slots"]
-        reach = max((schedule.capacity - 1 for schedule in slots), default=0)
-        rotations: dict[tuple[Rotation, int], Rotations] = {}
-        made: dict[int, tuple[KVHeads, ...]] = {}
-        depths = {layer.index: depth for depth, layer in enumerate(info.growing)}
-        for pool in self.pools:
-            for member, (keys, values, *in_pool) in zip(
-                pool.layout.members, pool.buffers, strict=True
-            ):
-                depth, bound = depths[member.layer], self.layout.bound.groups[member.group]
-                layer, schedule = info.growing[depth], bound.schedule
-                rotation = layer.rotation
-                if rotation is not None and (rotation, layer.key_size) not in rotations:
-                    rotations[rotation, layer.key_size] = Rotations(
-                        rotation, layer.key_size, reach, self.device
-                    )
-                unrotated = in_pool[0] if in_pool else None
-                if num_apart := self.layout.num_apart(layer, schedule):
-                    shape = (batch_size, len(member.heads), num_apart, layer.key_size)
-                    unrotated = fixed_buffer(shape, keys.codec, self.device)
-                patterns = self._compaction_tables[member.group].patterns
-                kv_heads = KVHeads(
-                    group=member.group,
-                    heads=member.heads,
-                    pattern=patterns.index(bound.pattern(depth)),
-                    keys=keys,
-                    values=values,
-                    unrotated_keys=unrotated,
-                    num_unrotated=num_unrotated(layer, schedule),
-                    rotations=None if rotation is None else rotations[rotation, layer.key_size],
-                    ops=self.ops,
-                )
-                made[layer.index] = (*made.get(layer.index, ()), kv_heads)
-        return made
 
     def _make_cache(
         self,

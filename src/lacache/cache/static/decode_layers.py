@@ -1,4 +1,4 @@
-"""Layers of the static cache for one forward, and the tensors that decode steps read."""
+"""Layers of the static cache in decode steps, and the tensors that these read."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -219,105 +219,6 @@ class DecodeRingLayer(AttendingLayer):
                 return output
         visible = self._inputs.ring_visible[ring.window]
         return self._attend(module, query, ring.keys.all(), ring.values.all(), visible, options)
-
-
-@final
-class PrefillLayer(GroupedLayer):
-    """A layer under the policy in the prefill of one sequence's chunk."""
-
-    def __init__(
-        self,
-        attend: Attend,
-        by_group: tuple[KVHeads, ...],
-        masks: "CausalMasks",
-        batch_slot: int,
-        num_cached: tuple[int, ...],
-    ) -> None:
-        super().__init__(attend, by_group)
-        self._masks = masks
-        self._batch_slot = batch_slot
-        self._num_cached = num_cached
-        self._num_new = 0
-
-    def insert(self, keys: Tensor, values: Tensor) -> None:
-        """Add the chunk's keys and values."""
-        self._num_new = keys.shape[2]
-        for heads in self.by_group:
-            new = self.select(keys, heads), self.select(values, heads)
-            heads.insert(self._batch_slot, self._num_cached[heads.group], *new)
-
-    def visible_kv(self, kv_heads: KVHeads) -> VisibleKV:
-        """Return the slots in use; new tokens are causally masked."""
-        stop = self._num_cached[kv_heads.group] + self._num_new
-        keys = kv_heads.keys.read(self._batch_slot, stop)
-        values = kv_heads.values.read(self._batch_slot, stop)
-        return keys, values, self._masks.find(self._num_new, stop, stop)
-
-
-@final
-class PrefillRingLayer(AttendingLayer):
-    """A sliding-window layer in the prefill of one sequence's chunk.
-
-    The chunk is stored by `commit`, after the forward: it overwrites tokens that the forward needs
-    if it is interrupted and made again.
-    """
-
-    def __init__(
-        self,
-        attend: Attend,
-        ring: RingBuffer,
-        masks: "CausalMasks",
-        batch_slot: int,
-        num_seen: int,
-    ) -> None:
-        super().__init__(attend)
-        self._masks = masks
-        self._ring = ring
-        self._batch_slot = batch_slot
-        self._num_seen = num_seen
-        self._new: tuple[Tensor, Tensor] | None = None
-
-    def insert(self, keys: Tensor, values: Tensor) -> None:
-        """Hold the chunk's keys and values until `commit`."""
-        self._new = keys, values
-
-    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
-        """Attend to the window of each token."""
-        assert self._new is not None  # inserted just before
-        old = self._ring.before(self._batch_slot, self._num_seen)
-        keys, values = (torch.cat(states, dim=2) for states in zip(old, self._new, strict=True))
-        visible = self._masks.find(query.shape[2], keys.shape[2], self._ring.window)
-        return self._attend(module, query, keys, values, visible, options)
-
-    def commit(self) -> None:
-        """Store the chunk in the ring buffer."""
-        assert self._new is not None  # the forward went through every layer
-        self._ring.insert(self._batch_slot, self._num_seen, *self._new)
-
-
-@final
-class CausalMasks:
-    """Causal masks of one forward, shared by its layers."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._made: dict[tuple[int, int, int], Tensor] = {}
-
-    def find(self, num_new: int, num_keys: int, window: int) -> Tensor | None:
-        """Return which of `num_keys` keys, oldest first, each of `num_new` tokens sees.
-
-        Returns:
-            A mask, bool [1, 1, Q, N]; None where each sees all.
-        """
-        if num_new == 1 and num_keys <= window:
-            return None
-        key = (num_new, num_keys, window)
-        if key not in self._made:
-            ones = torch.ones(num_new, num_keys, dtype=torch.bool, device=self._device)
-            before = num_keys - num_new
-            seen = ones.tril(before) & ones.triu(before - window + 1)
-            self._made[key] = seen[None, None]
-        return self._made[key]
 
 
 def _set(target: Tensor, numbers: list[Any]) -> None:

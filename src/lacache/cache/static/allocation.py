@@ -1,0 +1,77 @@
+"""KV heads of a static cache as its layout describes them, over the slots of its pools."""
+
+from collections.abc import Sequence
+
+import torch
+
+from lacache.cache.codecs import Codec, find_codecs
+from lacache.cache.sequence_state import CompactionTables
+from lacache.cache.static.compaction_ops import CompactionOps
+from lacache.cache.static.kv_heads import KVHeads, Rotations
+from lacache.cache.static.layout import CacheLayout, num_unrotated
+from lacache.cache.static.pool import SlotPool
+from lacache.cache.static.storage import fixed_buffer
+from lacache.models.rotary import Rotation
+
+
+def layer_codecs(
+    layout: CacheLayout, device: torch.device, index: int, heads: tuple[int, ...] | None = None
+) -> tuple[Codec, Codec]:
+    """Return the codecs of keys and values of some KV heads of a layer; None is all."""
+    info = layout.info
+    [center] = (layer.key_center for layer in info.growing if layer.index == index)
+    if center is not None and heads is not None:
+        center = center[list(heads)]
+    return find_codecs(layout.kv_dtype, info.dtype, device, center)
+
+
+def allocate_kv_heads(
+    layout: CacheLayout,
+    pools: Sequence[SlotPool],
+    tables: Sequence[CompactionTables],
+    batch_size: int,
+    ops: CompactionOps,
+    device: torch.device,
+) -> dict[int, tuple[KVHeads, ...]]:
+    """Return the KV heads of each layer, by head group, and allocate what is outside of pools.
+
+    Args:
+        layout: the layers and head groups.
+        pools: in the order of the layout's.
+        tables: of each head group.
+        batch_size: batch slots, B.
+        ops: the operations of compactions.
+        device: where the pools are.
+    """
+    # Sinks soon move farther than any table reaches.
+    slots = [t.schedule for t in tables if t.schedule.positions == "slots"]
+    reach = max((schedule.capacity - 1 for schedule in slots), default=0)
+    rotations: dict[tuple[Rotation, int], Rotations] = {}
+    made: dict[int, tuple[KVHeads, ...]] = {}
+    depths = {layer.index: depth for depth, layer in enumerate(layout.info.growing)}
+    for pool in pools:
+        for member, (keys, values, *in_pool) in zip(pool.layout.members, pool.buffers, strict=True):
+            depth, bound = depths[member.layer], layout.bound.groups[member.group]
+            layer, schedule = layout.info.growing[depth], bound.schedule
+            rotation = layer.rotation
+            if rotation is not None and (rotation, layer.key_size) not in rotations:
+                rotations[rotation, layer.key_size] = Rotations(
+                    rotation, layer.key_size, reach, device
+                )
+            unrotated = in_pool[0] if in_pool else None
+            if num_apart := layout.num_apart(layer, schedule):
+                shape = (batch_size, len(member.heads), num_apart, layer.key_size)
+                unrotated = fixed_buffer(shape, keys.codec, device)
+            kv_heads = KVHeads(
+                group=member.group,
+                heads=member.heads,
+                pattern=tables[member.group].patterns.index(bound.pattern(depth)),
+                keys=keys,
+                values=values,
+                unrotated_keys=unrotated,
+                num_unrotated=num_unrotated(layer, schedule),
+                rotations=None if rotation is None else rotations[rotation, layer.key_size],
+                ops=ops,
+            )
+            made[layer.index] = (*made.get(layer.index, ()), kv_heads)
+    return made
