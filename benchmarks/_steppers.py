@@ -34,6 +34,10 @@ def bind(
     )
 
 
+CHUNK_SIZE = 256
+"""Most tokens of a prompt in one forward, as in the engine."""
+
+
 class Stepper(ABC):
     """Decodes greedily with one cache."""
 
@@ -124,9 +128,9 @@ class EngineStepper(Stepper):
             self.runner.cache.sequences[0] = self._start.copy()
 
     def prefill(self, tokens: Tensor) -> None:
-        """Prefill tokens [Q], as many at once as fit."""
+        """Prefill tokens [Q] in chunks."""
         while len(tokens):
-            length = min(len(tokens), self.runner.cache.sequences[0].room())
+            length = self.runner.cache.chunk_length(0, min(len(tokens), CHUNK_SIZE))
             self.runner.prefill(0, tokens[:length])
             tokens = tokens[length:]
 

@@ -51,7 +51,8 @@ def score(runner: Runner, token_ids: Sequence[int], advance: Callable[[int], Non
     nll: list[float] = []
     start = 0
     while start < len(token_ids):
-        stop = min(start + CHUNK_SIZE, start + runner.cache.sequences[0].room(), len(token_ids))
+        most = min(CHUNK_SIZE, len(token_ids) - start)
+        stop = start + runner.cache.chunk_length(0, most)
         logits = runner.prefill_all_logits(0, ids[start:stop])
         targets = ids[start + 1 : stop + 1]
         nll += cross_entropy(logits[: len(targets)].float(), targets, reduction="none").tolist()

@@ -41,8 +41,10 @@ class Ragged:
         self.all = list(self.rows)
 
     def read(self, row: int, num_tokens: int) -> None:
-        """Tokens in one segment, or fewer if a compaction comes before."""
-        num_tokens = min(num_tokens, self.runner.cache.sequences[row].room())
+        """Tokens in one chunk, whole or cut at its first compaction."""
+        if self.random.random() < 0.5:
+            num_tokens = min(num_tokens, self.runner.cache.sequences[row].room())
+        num_tokens = self.runner.cache.chunk_length(row, num_tokens)
         tokens = [self._token() for _ in range(num_tokens)]
         sequence = self.rows[row]
         before = len(sequence.text)

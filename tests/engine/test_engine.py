@@ -36,7 +36,7 @@ def prompt(num_tokens: int, seed: int = 0) -> list[int]:
     return tokens
 
 
-def make(model: Any, max_sequences: int = 2, chunk_size: int | None = 5, **options: Any) -> Engine:
+def make(model: Any, max_sequences: int = 2, chunk_size: int = 5, **options: Any) -> Engine:
     return Engine(model, *PLAN, max_sequences=max_sequences, chunk_size=chunk_size, **options)
 
 
@@ -45,10 +45,8 @@ def step_until(engine: Engine, done: Callable[[], bool]) -> None:
         assert engine.step()
 
 
-@pytest.mark.parametrize(("max_sequences", "chunk_size"), [(1, None), (3, 5), (2, 1)])
-def test_sequences_equal_themselves_alone(
-    model: Any, max_sequences: int, chunk_size: int | None
-) -> None:
+@pytest.mark.parametrize(("max_sequences", "chunk_size"), [(1, 256), (3, 5), (2, 1)])
+def test_sequences_equal_themselves_alone(model: Any, max_sequences: int, chunk_size: int) -> None:
     """Shorter and longer than the capacity, some of which wait for a row."""
     engine = make(model, max_sequences, chunk_size)
     prompts = [prompt(length, seed=length) for length in (1, 3, 24, 25, 60)]
@@ -90,15 +88,13 @@ def test_a_prompt_is_cut_into_chunks(model: Any) -> None:
     list(make(model).submit(prompt(17), max_new_tokens=0, on_progress=pieces.append))
     assert pieces == [5, 5, 5, 2]
     pieces.clear()
-    list(make(model, 1, None).submit(prompt(60), max_new_tokens=0, on_progress=pieces.append))
-    # All there is room for, and then what each compaction frees.
-    assert pieces[0] == PLAN[0]
-    assert sum(pieces) == 60
-    assert max(pieces[1:]) < 6
+    list(make(model, 1, 50).submit(prompt(60), max_new_tokens=0, on_progress=pieces.append))
+    # Across compactions.
+    assert pieces == [50, 10]
     pieces.clear()
     engine = Engine(model, budget=300, policy="streaming", max_sequences=2)
     list(engine.submit(prompt(290), max_new_tokens=0, on_progress=pieces.append))
-    assert pieces == [128, 128, 34]
+    assert pieces == [256, 34]
 
 
 def test_sequences_wait_for_a_batch_slot_in_order(model: Any) -> None:
@@ -562,7 +558,8 @@ def test_after_an_error_every_text_goes_on(where: str, monkeypatch: pytest.Monke
             else:
                 # The engine's own model takes the hook over.
                 hook = model.model.layers[3].register_forward_pre_hook(trip)
-                engine = make(model, 3)
+                # Chunks without a compaction within can be made again.
+                engine = make(model, 3, chunk_size=1)
                 hook.remove()
             assert three_prompts(engine, trips) == expected
         assert trips == [error]
@@ -588,6 +585,39 @@ def test_an_interrupted_compaction_stops_no_other_sequence(
             next(stream)
     stream.close()
     assert engine.num_free == 2
+
+
+def test_a_chunk_that_is_interrupted_amid_its_compactions_stops_no_other_sequence(
+    model: Any,
+) -> None:
+    trips: list[Trip] = []
+
+    def interrupt(*_: Any) -> None:
+        for trip in trips:
+            trip()
+
+    tiny = tiny_model("llama")
+    tiny.model.layers[3].register_forward_pre_hook(interrupt)
+    engine = make(tiny, chunk_size=40)
+    with engine.open() as session:
+        text = prompt(40) + list(session.generate(prompt(40), max_new_tokens=6))
+        snapshot = session.snapshot()
+        stream = session.generate(prompt(30), max_new_tokens=4)
+        trips.append(Trip(1, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        other = engine.submit(prompt(60), max_new_tokens=20)
+        assert list(other) == continued(model, prompt(60), 20)
+        refusal = r"interrupted half-way.*restore a snapshot again"
+        with pytest.raises(UnsupportedOperationError, match=refusal):
+            next(stream)
+        stream.close()
+        for refused in (session.snapshot, lambda: list(session.generate(prompt(3)))):
+            with pytest.raises(UnsupportedOperationError, match=refusal):
+                refused()
+    with engine.resume(snapshot) as session:
+        found = list(session.generate(prompt(30), max_new_tokens=4))
+        assert found == continued(model, text + prompt(30), 4)
 
 
 @pytest.mark.parametrize("number", [1, 3, 7])

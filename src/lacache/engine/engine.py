@@ -37,8 +37,8 @@ from lacache.policies import (
     validate_budget,
 )
 
-# Other sequences wait for a chunk; without others, only its masks grow with its length.
-_CHUNK_SIZE, _CHUNK_SIZE_ALONE = 128, 1024
+# Matrix products are efficient from there on, and other sequences wait for a chunk.
+_CHUNK_SIZE = 256
 _LOOKAHEAD = 1024
 
 
@@ -67,8 +67,7 @@ class Engine:
         prompt_tokens: length of the prompt of which the budget is a share.
         max_sequences: batch slots, for as many sequences at a time. The memory of all is allocated
             now: `num_bytes`.
-        chunk_size: most tokens of a prompt in one step. By default 128, or 1,024 with one batch
-            slot, where no other sequence waits.
+        chunk_size: most tokens of a prompt in one step, for which other sequences wait.
         kv_dtype: "int8" stores keys and values in about half the bytes of 16 bits, "int4" in
             between a third and a quarter; None is the model's own type. What it costs in quality:
             docs/memory.md.
@@ -92,14 +91,13 @@ class Engine:
         *,
         prompt_tokens: int | None = None,
         max_sequences: int = 1,
-        chunk_size: int | None = None,
+        chunk_size: int = _CHUNK_SIZE,
         kv_dtype: str | None = None,
         weights: str | None = None,
         compile: bool = False,
     ) -> None:
         validate_int("max_sequences", max_sequences, 1)
-        if chunk_size is not None:
-            validate_int("chunk_size", chunk_size, 1)
+        validate_int("chunk_size", chunk_size, 1)
         info = model_info(model)
         valid = parse_policy(policy)
         valid_budget = validate_budget(valid, budget)
@@ -144,8 +142,7 @@ class Engine:
         self._runner = Runner(
             model, bound, max_sequences, backend, kv_dtype, weights, kernels=kernels
         )
-        default = _CHUNK_SIZE if max_sequences > 1 else _CHUNK_SIZE_ALONE
-        self._scheduler = Scheduler(self._runner, chunk_size or default)
+        self._scheduler = Scheduler(self._runner, chunk_size)
 
     def __repr__(self) -> str:
         in_use = f"{self._scheduler.num_running} of {len(self._runner.cache.sequences)}"

@@ -132,11 +132,11 @@ class Runner:
         return self.layout.held_bytes(sequence.num_seen, num_cached)
 
     def prefill(self, batch_slot: int, tokens: Tensor) -> Tensor:
-        """Process tokens [Q] of a batch slot, at most its `room()`; the last one's logits [V]."""
+        """Process tokens [Q], at most `cache.chunk_length`; return the last one's logits [V]."""
         return self._prefill(batch_slot, tokens, self._last_only)[-1]
 
     def prefill_all_logits(self, batch_slot: int, tokens: Tensor) -> Tensor:
-        """Process tokens [Q] of a batch slot, at most its `room()`; the logits [Q, V] of all."""
+        """Process tokens [Q], at most `cache.chunk_length`; return the logits [Q, V] of all."""
         return self._prefill(batch_slot, tokens, {})
 
     @torch.no_grad()

@@ -119,9 +119,10 @@ class Scheduler:
         # The next chunk is another prompt's, even if this one fails.
         self._prefilling.remove(prefilling)
         self._prefilling.append(prefilling)
-        room = self.state(prefilling).room()
-        chunk = prefilling.to_prefill[: min(room, self._chunk_size)]
-        return Batch(prefilling, chunk, decoding)
+        assert prefilling.batch_slot is not None  # running sequences have one
+        most = min(self._chunk_size, len(prefilling.to_prefill))
+        length = self.runner.cache.chunk_length(prefilling.batch_slot, most)
+        return Batch(prefilling, prefilling.to_prefill[:length], decoding)
 
     def advance(self, sequence: Sequence) -> bool:
         """Do what brings a sequence nearer to its next token; whether there was anything to do."""

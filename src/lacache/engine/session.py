@@ -148,7 +148,9 @@ class Session(TextGenerator):
             )
         scores = []
         while len(given):
-            length = min(chunk_size, self._scheduler.state(sequence).room())
+            assert sequence.batch_slot is not None  # an idle session has one
+            most = min(chunk_size, len(given))
+            length = self._runner.cache.chunk_length(sequence.batch_slot, most)
             chunk, given = given[:length], given[length:]
             scores.append(self._score_chunk(sequence, chunk))
             if on_progress is not None:

@@ -215,6 +215,7 @@ def test_sequences_are_the_twins_while_regions_move(policy: RetrievalHeads, kern
         ragged.read(2, 11)
         ragged.step([0, 2])
     ragged.read(1, 70)
+    ragged.read(0, 40)
     for active in ([1], [0, 1], [2], [0, 1, 2]):
         for _ in range(7):
             ragged.step(active)
