@@ -196,7 +196,7 @@ def test_huge_values_allocate_nothing(
 def test_buffers_larger_than_memory_are_refused_before_allocation(
     run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lacache.cache.static.static_cache.physical_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("lacache.cache.static.allocation.physical_bytes", lambda: 1 << 20)
     assert_refused(
         run("generate", "hi", "-m", tiny, "--budget", 4096), "could not be allocated on cpu"
     )

@@ -1,6 +1,8 @@
 """Chunks that are planned whole, against a forward for each sub-chunk."""
 
 from functools import cache as memoize
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +12,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3nTextConfig
 
-from lacache.cache.static.chunk_plan import MAX_SUB_CHUNKS
+from lacache.cache.static.chunk_plan import MAX_SUB_CHUNKS, plan_chunk
 from lacache.cache.static.sequence_tensors import export_sequence, restore_sequence
 from lacache.common.validation import KV_DTYPES
 from lacache.engine.runner import Runner
 from lacache.errors import UnsupportedModelError
 from lacache.models.model_info import ModelInfo
-from lacache.policies import Ladder, RetrievalHeads, Streaming
+from lacache.policies import (
+    Ladder,
+    ModelShape,
+    RetrievalHeads,
+    Streaming,
+    bind_policy,
+    parse_policy,
+)
+from lacache.policies.head_profile import read_profile
 from tests.cache.static.policy_strategies import sized_policies
 from tests.cache.tiny_models import SHAPE, VOCAB, random_ids, tiny_model
 from tests.engine.ragged import new_runner
@@ -157,6 +167,34 @@ def test_a_chunk_ends_where_layers_would_not_fit_beside_each_other(heads: Any) -
     # The last layers take over what the others have freed by then.
     assert (min(lengths[:-1]) < 60) == (heads == ((0, 0), (0, 1)))
     assert max(lengths) == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "shortened"),
+    [("smollm2-135m-instruct", [192]), ("qwen2.5-coder-1.5b-instruct", [192, 64, 64, 64, 64])],
+)
+def test_chunks_of_shipped_profiles_mostly_stay_whole(name: str, shortened: list[int]) -> None:
+    folder = files("lacache.policies") / "profiles"
+    profile = read_profile(Path(str(folder / f"{name}.json")))
+    num_heads = profile.num_heads[0]
+    tiny = tiny_model(
+        "llama",
+        num_hidden_layers=profile.num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        head_dim=8,
+    )
+    shape = ModelShape(profile.num_heads, profile)
+    policy = parse_policy("balanced")
+    bound = bind_policy(policy, 512, shape, bytes_per_token=1, prompt_tokens=1)
+    cache = Runner(tiny, bound, 1, None).cache
+    [sequence] = cache.sequences
+    lengths = []
+    while sequence.num_seen < 3500:
+        length = cache.chunk_length(0, 256)
+        sequence.follow(plan_chunk(sequence, length, cache.device).after)
+        lengths.append(length)
+    assert [length for length in lengths if length < 256] == shortened
 
 
 def test_one_layer_at_a_time_holds_its_chunk() -> None:

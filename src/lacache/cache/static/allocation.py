@@ -1,5 +1,6 @@
-"""KV heads of a static cache as its layout describes them, over the slots of its pools."""
+"""Allocation of a static cache's buffers, as its layout describes them."""
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,10 @@ from lacache.cache.static.compaction_ops import CompactionOps
 from lacache.cache.static.kv_heads import KVHeads, Rotations
 from lacache.cache.static.layout import CacheLayout, num_unrotated
 from lacache.cache.static.pool import SlotPool
+from lacache.cache.static.rings import RingBuffer
 from lacache.cache.static.storage import fixed_buffer
+from lacache.common.validation import physical_bytes
+from lacache.errors import ConfigError
 from lacache.models.rotary import Rotation
 
 
@@ -25,7 +29,55 @@ def layer_codecs(
     return find_codecs(layout.kv_dtype, info.dtype, device, center)
 
 
-def allocate_kv_heads(
+def allocate_buffers(
+    layout: CacheLayout,
+    tables: Sequence[CompactionTables],
+    batch_size: int,
+    ops: CompactionOps,
+    device: torch.device,
+) -> tuple[list[SlotPool], dict[int, tuple[KVHeads, ...]], dict[int, RingBuffer]]:
+    """Return the pools, the KV heads of each layer under the policy, and rings of the others.
+
+    Args:
+        layout: the layers and head groups.
+        tables: of each head group.
+        batch_size: batch slots, B.
+        ops: the operations of compactions.
+        device: where the buffers are allocated.
+
+    Raises:
+        ConfigError: the buffers do not fit in memory.
+    """
+    needed = batch_size * layout.bytes_per_sequence
+    try:
+        # Some systems promise more than they have, and kill the process that uses it.
+        most = physical_bytes() if device.type == "cpu" else sys.maxsize
+        if needed > most:
+            raise MemoryError(f"{most:,} bytes are there")
+        pools = [
+            SlotPool(
+                pool,
+                batch_size,
+                [layer_codecs(layout, device, m.layer, m.heads) for m in pool.members],
+                device,
+            )
+            for pool in layout.pools
+        ]
+        kv_heads = _allocate_kv_heads(layout, pools, tables, batch_size, ops, device)
+        rings = {
+            layer.index: RingBuffer(layer, batch_size, layout.info.dtype, device)
+            for layer in layout.info.sliding
+        }
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise ConfigError(
+            f"max_sequences={batch_size} of {layout.bytes_per_sequence:,} bytes each need "
+            f"{needed:,} bytes, which could not be allocated on {device}; try fewer sequences "
+            "or a smaller budget"
+        ) from error
+    return pools, kv_heads, rings
+
+
+def _allocate_kv_heads(
     layout: CacheLayout,
     pools: Sequence[SlotPool],
     tables: Sequence[CompactionTables],
@@ -33,16 +85,7 @@ def allocate_kv_heads(
     ops: CompactionOps,
     device: torch.device,
 ) -> dict[int, tuple[KVHeads, ...]]:
-    """Return the KV heads of each layer, by head group, and allocate what is outside of pools.
-
-    Args:
-        layout: the layers and head groups.
-        pools: in the order of the layout's.
-        tables: of each head group.
-        batch_size: batch slots, B.
-        ops: the operations of compactions.
-        device: where the pools are.
-    """
+    """Return the KV heads of each layer by head group, and allocate what is outside of pools."""
     # Sinks soon move farther than any table reaches.
     slots = [t.schedule for t in tables if t.schedule.positions == "slots"]
     reach = max((schedule.capacity - 1 for schedule in slots), default=0)

@@ -49,7 +49,7 @@ class SubChunk:
 @final
 @dataclass(frozen=True)
 class ChunkPlan:
-    """What every layer does in the forward of one chunk."""
+    """The sub-chunks of one chunk, which all layers follow in its forward."""
 
     sub_chunks: tuple[SubChunk, ...]
     positions: Tensor

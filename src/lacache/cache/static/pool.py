@@ -101,7 +101,7 @@ class SlotPool:
         """Return whether every layer has room in its turn, where a chunk moves regions."""
         members = self.layout.members
         return all(
-            sum(n * len(m.heads) for n, m in zip(self._in_turn(layer, use), members, strict=True))
+            sum(n * len(m.heads) for n, m in zip(self._at_layer(layer, use), members, strict=True))
             <= self.layout.num_slots
             for layer in {member.layer for member in members}
         )
@@ -118,7 +118,7 @@ class SlotPool:
             ops: what moves the slots.
         """
         members = self.layout.members
-        sizes = self._in_turn(layer, use)
+        sizes = self._at_layer(layer, use)
         packed = self._packed(sizes)
         used = sum(size * len(member.heads) for size, member in zip(sizes, members, strict=True))
         gap = self.layout.num_slots - used
@@ -129,7 +129,7 @@ class SlotPool:
         in_use = [(use.after if m.layer < layer else use.before)[m.group] for m in members]
         self._move(batch_slot, regions, in_use, ops)
 
-    def _in_turn(self, layer: int, use: SlotsInUse) -> list[int]:
+    def _at_layer(self, layer: int, use: SlotsInUse) -> list[int]:
         """Return the slots that each member's KV heads need while a layer attends."""
         return [
             (use.after if m.layer < layer else use.before if m.layer > layer else use.most)[m.group]

@@ -1,6 +1,5 @@
 """The engine's KV cache: buffers of fixed size for many sequences, and the forwards over them."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, final
@@ -11,7 +10,7 @@ from transformers import Cache, DynamicCache
 
 from lacache.cache.codecs import Codec
 from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
-from lacache.cache.static.allocation import allocate_kv_heads, layer_codecs
+from lacache.cache.static.allocation import allocate_buffers, layer_codecs
 from lacache.cache.static.attention import Attend, AttendInPlace
 from lacache.cache.static.chunk_plan import (
     MAX_SUB_CHUNKS,
@@ -28,8 +27,6 @@ from lacache.cache.static.pool import SlotPool
 from lacache.cache.static.prefill_layers import CausalMasks, PrefillLayer, PrefillRingLayer
 from lacache.cache.static.rings import RingBuffer
 from lacache.cache.static.storage import Storage
-from lacache.common.validation import physical_bytes
-from lacache.errors import ConfigError
 
 
 @final
@@ -77,34 +74,9 @@ class StaticKVCache:
         )
         self._chunk: ChunkPlan | None = None
         self._uncommitted: list[PrefillRingLayer] = []
-        needed = batch_size * layout.bytes_per_sequence
-        try:
-            # Some systems promise more than they have, and kill the process that uses it.
-            most = physical_bytes() if device.type == "cpu" else sys.maxsize
-            if needed > most:
-                raise MemoryError(f"{most:,} bytes are there")
-            self.pools = [
-                SlotPool(
-                    pool,
-                    batch_size,
-                    [layer_codecs(layout, device, m.layer, m.heads) for m in pool.members],
-                    device,
-                )
-                for pool in layout.pools
-            ]
-            self.kv_heads = allocate_kv_heads(
-                layout, self.pools, self._compaction_tables, batch_size, self.ops, device
-            )
-            self.rings = {
-                layer.index: RingBuffer(layer, batch_size, layout.info.dtype, device)
-                for layer in layout.info.sliding
-            }
-        except (RuntimeError, MemoryError, OverflowError) as error:
-            raise ConfigError(
-                f"max_sequences={batch_size} of {layout.bytes_per_sequence:,} bytes each need "
-                f"{needed:,} bytes, which could not be allocated on {device}; try fewer sequences "
-                "or a smaller budget"
-            ) from error
+        self.pools, self.kv_heads, self.rings = allocate_buffers(
+            layout, self._compaction_tables, batch_size, self.ops, device
+        )
         self.sequences = [self._empty_sequence() for _ in range(batch_size)]
         """Counts of the sequence in each batch slot."""
         for batch_slot in range(batch_size):
