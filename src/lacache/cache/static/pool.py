@@ -164,11 +164,13 @@ class SlotPool:
         self._place(batch_slot, regions)
 
     def _place(self, batch_slot: int, regions: list[Region]) -> None:
-        if self._regions[batch_slot] == regions:
+        before = self._regions[batch_slot]
+        if before == regions:
             return
-        for region, buffers in zip(regions, self.buffers, strict=True):
-            for buffer in buffers:
-                buffer.place(batch_slot, *region)
+        for number, buffers in enumerate(self.buffers):
+            if before[number : number + 1] != regions[number : number + 1]:
+                for buffer in buffers:
+                    buffer.place(batch_slot, *regions[number])
         columns = [self._columns[m.layer, head] for m in self.layout.members for head in m.heads]
         first = torch.empty(len(columns), dtype=torch.long)
         first[columns] = batch_slot * self.layout.num_slots + torch.tensor(self._by_head(regions))
