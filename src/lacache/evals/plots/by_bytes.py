@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from lacache.errors import InputError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS = 3
+# Characters of bold type that fit over a panel.
+_TITLE_WIDTH = 42
 
 
 @final
@@ -105,7 +108,7 @@ def _draw_panel(axes: Axes, panel: Panel, styles: dict[str, dict[str, Any]]) -> 
             axes.vlines(places, lows, highs, color=style["color"], linewidth=1, alpha=0.45)
     if panel.full is not None:
         axes.axhline(panel.full, **REFERENCE, label="Full cache")
-    axes.set_title(panel.title, fontsize=11)
+    axes.set_title(fill(panel.title, _TITLE_WIDTH), fontsize=10)
     axes.set_ylim(-0.04, 1.04)
     axes.set_xlim(0, 1.05 * max(sizes) / divisor)
     _label_bytes(axes, unit)
