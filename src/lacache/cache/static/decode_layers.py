@@ -136,6 +136,21 @@ class DecodeInputs:
 
 
 @final
+@dataclass(frozen=True)
+class DecodeSlots:
+    """Where a layer reads and writes in a decode step. All are views of memory that never moves."""
+
+    keys: LayerStates
+    values: LayerStates
+    first: Tensor
+    """In `Storage.flat`, the index of each KV head's first slot [B, H]."""
+    new: Tensor
+    """The slot of the new token, counted from the first [B, H]."""
+    last: Tensor
+    """The last slot that attention sees [B, H]."""
+
+
+@final
 class DecodeLayer(GroupedLayer):
     """A layer under the policy in a decode step: one token per batch slot, fixed shapes."""
 
@@ -156,6 +171,12 @@ class DecodeLayer(GroupedLayer):
         self._attend_rows = attend_in_place
         self._columns = pool.columns(index)
         [self._places] = (one for one in inputs.pools if one.pool is pool)
+
+    @property
+    def slots(self) -> DecodeSlots:
+        """Where the layer reads and writes."""
+        first, slots = self._pool.first_slots, self._places.slots[:, self._columns]
+        return DecodeSlots(self._keys, self._values, first[:, self._columns], slots, slots)
 
     def insert(self, keys: Tensor, values: Tensor) -> None:
         """Add a key and a value to each active batch slot."""
@@ -202,6 +223,14 @@ class DecodeRingLayer(AttendingLayer):
         self._ring = ring
         self._inputs = inputs
         self._attend_rows = attend_in_place
+
+    @property
+    def slots(self) -> DecodeSlots:
+        """Where the layer reads and writes."""
+        ring, inputs = self._ring, self._inputs
+        new, last = inputs.ring_slots[ring.window][:, None], inputs.ring_last[ring.window]
+        new, last = (tensor.expand_as(ring.first_slots) for tensor in (new, last))
+        return DecodeSlots(ring.key_states, ring.value_states, ring.first_slots, new, last)
 
     def insert(self, keys: Tensor, values: Tensor) -> None:
         """Add a key and a value to each active batch slot, over the oldest."""

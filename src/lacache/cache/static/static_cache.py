@@ -20,7 +20,12 @@ from lacache.cache.static.chunk_plan import (
     sub_chunk_ends,
 )
 from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
-from lacache.cache.static.decode_layers import DecodeInputs, DecodeLayer, DecodeRingLayer
+from lacache.cache.static.decode_layers import (
+    DecodeInputs,
+    DecodeLayer,
+    DecodeRingLayer,
+    DecodeSlots,
+)
 from lacache.cache.static.kv_heads import KVHeads, SharedPlan
 from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.pool import SlotPool
@@ -103,6 +108,17 @@ class StaticKVCache:
             lambda ring: DecodeRingLayer(attend, ring, self._inputs, attend_in_place),
         )
         self._mark_static([codec for pair in codecs.values() for codec in pair])
+
+    @property
+    def active(self) -> Tensor:
+        """The batch slots that bring a token in the decode step, bool [B]."""
+        return self._inputs.active
+
+    def decode_slots(self) -> dict[int, DecodeSlots]:
+        """Return where each layer of the model reads and writes in decode steps."""
+        layers = enumerate(self._decode_cache.layers)
+        kinds = (DecodeLayer, DecodeRingLayer)
+        return {index: layer.slots for index, layer in layers if isinstance(layer, kinds)}
 
     @property
     def num_bytes(self) -> int:
