@@ -115,7 +115,7 @@ class EngineStepper(Stepper):
         if backend is not None:
             self.runner.warm_up()
             self.compile_seconds = self.runner.compile_seconds
-            if self.compile_seconds is None:
+            if self.compile_seconds is None and not self.runner.fused:
                 raise RuntimeError("the step could not be compiled")
         self.prefill(random_tokens(model, fill))
         cache = self.runner.cache

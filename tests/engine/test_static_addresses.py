@@ -79,7 +79,8 @@ def test_a_compiled_step_copies_no_pool() -> None:
     """The compiler writes in place only where it sees that nothing needs the former content."""
     load_kernels()
     tiny = tiny_model("llama", num_hidden_layers=2)
-    runner = new_runner(tiny, (16, Streaming(evict_batch=2)), 2, "inductor", kernels=True)
+    sized = 16, Streaming(evict_batch=2)
+    runner = new_runner(tiny, sized, 2, "inductor", kernels=True, fuse=False)
     _, [code] = run_and_get_code(runner.warm_up)
     [pool] = runner.cache.pools
     rows = len(pool.keys.flat[0])

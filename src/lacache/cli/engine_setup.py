@@ -15,6 +15,8 @@ from lacache.errors import ConfigError
 from lacache.policies import Budget, Full, Policy, parse_policy, validate_budget
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lacache.cache import LaCache
     from lacache.engine.engine import Engine
     from lacache.engine.generator import TextGenerator
@@ -164,7 +166,7 @@ def new_engine(
     prompt_tokens: int | None = None,
     max_sequences: int = 1,
 ) -> Engine:
-    """Return an engine for `model`, compiled if the options ask for it.
+    """Return an engine for `model`, compiled if the options ask for it and its step is not fused.
 
     Args:
         model: a model of transformers.
@@ -178,6 +180,8 @@ def new_engine(
         InputError: a head profile cannot be read.
         UnsupportedModelError: the model is not understood.
     """
+    from rich.console import Console
+
     from lacache.cache.encoded import bytes_per_token
     from lacache.engine.engine import Engine
     from lacache.models.model_info import model_info
@@ -188,8 +192,9 @@ def new_engine(
         num_bytes = budget.tokens * bytes_per_token(model_info(model), engine_options.kv_dtype)
         validate_bytes(str(budget), num_bytes, max_sequences)
 
-    def make() -> Engine:
-        return Engine(
+    console = Console(stderr=True)
+    with console.status("starting the engine (half a minute the first time)"):
+        engine = Engine(
             model,
             budget,
             cache_options.policy,
@@ -199,23 +204,19 @@ def new_engine(
             weights=engine_options.weights,
             compile=engine_options.compile,
         )
+    if engine_options.compile and not engine.fused:
+        _compile(engine, console)
+    return engine
 
-    return _compiled(make) if engine_options.compile else make()
 
-
-def _compiled(make: Callable[[], Engine]) -> Engine:
-    from rich.console import Console
-
+def _compile(engine: Engine, console: Console) -> None:
     # Torch's default folder is deleted when the machine restarts.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "compiled"))
-    console = Console(stderr=True)
     start = time.perf_counter()
     message = "compiling (minutes the first time, seconds from then on)"
     if not console.is_terminal:  # where no status is shown
         console.print(message, style="dim")
     with console.status(message):
-        engine = make()
         engine.warm_up()
     if engine.compile_seconds is not None:
         console.print(f"compiled in {time.perf_counter() - start:.0f} s", style="dim")
-    return engine

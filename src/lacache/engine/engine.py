@@ -72,10 +72,11 @@ class Engine:
             between a third and a quarter; None is the model's own type. What it costs in quality:
             docs/memory.md.
         weights: "int8" quantizes the linear layers, in a copy; None takes the model's weights.
-        compile: compile the decode step with torch.compile, and on CPU the kernels for one token
-            and for compactions with a C++ compiler. The first step then takes seconds, or minutes
-            if nothing like it was compiled before; each later one is faster. If either fails, a
-            warning gives the reason, and steps run uncompiled.
+        compile: compile the decode step with torch.compile, unless it is `fused`. The first step
+            then takes seconds, or minutes if nothing like it was compiled before; each later one
+            is faster. If that fails, or compiling the CPU kernels with a C++ compiler, which any
+            engine on CPU does once for a machine, a warning gives the reason, and steps run
+            uncompiled.
 
     Raises:
         ConfigError: an option cannot work for this model.
@@ -129,16 +130,7 @@ class Engine:
             shares_slots=shares_slots_on(model.device),
         )
         backend: Backend | None = "inductor" if compile else None
-        kernels = compile and model.device.type == "cpu"
-        if kernels:
-            try:
-                load_kernels()
-            except CompilerError as error:
-                warnings.warn(
-                    f"{error}; until then torch's own products are used, which are slower",
-                    stacklevel=2,
-                )
-                kernels = False
+        kernels = model.device.type == "cpu" and _try_kernels(warn=compile)
         self._runner = Runner(
             model, bound, max_sequences, backend, kv_dtype, weights, kernels=kernels
         )
@@ -182,6 +174,15 @@ class Engine:
     def num_free(self) -> int:
         """Batch slots that no sequence has or waits for."""
         return self._scheduler.num_free
+
+    @property
+    def fused(self) -> bool:
+        """Whether decode steps are one call of a CPU kernel, which needs no compilation.
+
+        So it is on CPU for up to 8 batch slots of a model with blocks like Llama's, with weights
+        in float32, bfloat16 or fewer bits, if a C++ compiler could compile the kernels.
+        """
+        return self._runner.fused
 
     @property
     def compile_seconds(self) -> float | None:
@@ -305,3 +306,17 @@ class Engine:
         sequence = Sequence(sampler=sampler, keeps_slot=True, finish_reason="length")
         self._scheduler.open(sequence, snapshot)
         return Session(self._scheduler, sequence)
+
+
+def _try_kernels(*, warn: bool) -> bool:
+    """Return whether the CPU kernels are loaded; those who asked for them get a warning if not."""
+    try:
+        load_kernels()
+    except CompilerError as error:
+        if warn:
+            warnings.warn(
+                f"{error}; until then torch's own products are used, which are slower",
+                stacklevel=3,
+            )
+        return False
+    return True

@@ -18,6 +18,7 @@ from lacache.cache.sequence_state import SequenceState
 from lacache.cache.static.attention import Attend, GroupedLayer, fused
 from lacache.cache.static.layout import CacheLayout, shares_slots_on
 from lacache.cache.static.static_cache import StaticKVCache
+from lacache.engine.cpu.fused_step import find_fused_step
 from lacache.engine.cpu.kernels import KernelCompactionOps, attend_in_place
 from lacache.engine.cpu.linear import use_cpu_linear
 from lacache.engine.int8 import quantize_weights
@@ -61,6 +62,7 @@ class Runner:
         weights: "int8" quantizes those of linear layers, in a copy; None takes the model's.
         attend: the attention function; None takes the model's.
         kernels: whether to use the CPU kernels, which `load_kernels` has loaded.
+        fuse: whether steps may be one call of a kernel; False runs the model's modules.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Runner:
         weights: str | None = None,
         attend: Attend | None = None,
         kernels: bool = False,
+        fuse: bool = True,
     ) -> None:
         shares_slots = shares_slots_on(model.device)
         self.layout = CacheLayout(model_info(model), bound, kv_dtype, shares_slots)
@@ -95,11 +98,19 @@ class Runner:
         )
         if model.device.type == "cpu":
             use_cpu_linear(self._model, alone=max_sequences == 1, kernels=kernels)
+        self._fused_step = None
+        if kernels and fuse and attend is None:
+            self._fused_step = find_fused_step(self._model, self.cache)
         self._step: Callable[..., Tensor] = _forward
         self.vocab_size: int = self.layout.info.text_config.vocab_size
         self.compile_seconds: float | None = None
         """How long the first compiled step took; None before it, and without compilation."""
         self._backend = backend
+
+    @property
+    def fused(self) -> bool:
+        """Whether decode steps are one call of a kernel."""
+        return self._fused_step is not None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -160,7 +171,7 @@ class Runner:
         Returns:
             Logits [batch slots, V]; those of inactive batch slots are meaningless.
         """
-        layers, positions = self.cache.begin_decode(active)
+        layers, positions = self.cache.begin_decode(active, masks=not self.fused)
         # From pinned memory, so as not to wait for a GPU that is busy.
         ids = torch.tensor(tokens, pin_memory=self._on_gpu)[:, None]
         ids = ids.to(self.cache.device, non_blocking=True)
@@ -184,6 +195,8 @@ class Runner:
         return self.cache.device.type == "cuda"
 
     def _run_step(self, ids: Tensor, positions: Tensor, layers: Any) -> Tensor:
+        if self._fused_step is not None:
+            return self._fused_step(ids, positions)
         options = {self._cache_name: layers} | self._last_only
         if self._backend is None or self.compile_seconds is not None:
             return self._step(self._model, ids, positions, options)

@@ -41,50 +41,74 @@ void weigh(const Head<T>& head, const float* queries, float* shares) {
   for (int64_t n = 0; n < kQueries; ++n) vectors.emplace_back(queries + n * size, size);
   const Floats* blocks[kQueries];
   for (int64_t n = 0; n < kQueries; ++n) blocks[n] = vectors[n].blocks.data();
-  for (int64_t slot = 0; slot < head.number; ++slot) {
-    const typename T::Stored* key = head.keys + slot * size;
-    Floats sums[kQueries] = {};
-    for (int64_t block = 0; block < num_blocks; ++block) {
-      const Words words = load(key + block * kBlock<T>);
-      for (int64_t j = 0; j < T::kPer; ++j) {
-        const Floats wide = T::widen(words, j);
-        for (int64_t n = 0; n < kQueries; ++n) sums[n] += wide * blocks[n][block * T::kPer + j];
+  Floats sums[kQueries][kLanes] = {};
+  for (int64_t first = 0; first < head.number; first += kLanes) {
+    const int64_t together = std::min(kLanes, head.number - first);
+    for (int64_t slot = 0; slot < together; ++slot) {
+      const typename T::Stored* key = head.keys + (first + slot) * size;
+      Floats found[kQueries] = {};
+      for (int64_t block = 0; block < num_blocks; ++block) {
+        const Words words = load(key + block * kBlock<T>);
+        for (int64_t j = 0; j < T::kPer; ++j) {
+          const Floats wide = T::widen(words, j);
+          for (int64_t n = 0; n < kQueries; ++n) found[n] += wide * blocks[n][block * T::kPer + j];
+        }
       }
+      for (int64_t n = 0; n < kQueries; ++n) sums[n][slot] = found[n];
     }
     for (int64_t n = 0; n < kQueries; ++n) {
-      float score = total(sums[n]);
-      for (int64_t i = num_blocks * kBlock<T>; i < size; ++i)
-        score += T::widen(key[i]) * queries[n * size + i];
-      shares[n * head.number + slot] = score;
+      const Floats scores = totals(sums[n]);
+      std::memcpy(shares + n * head.number + first, &scores, together * sizeof(float));
     }
   }
+  const int64_t whole = num_blocks * kBlock<T>;
+  for (int64_t slot = 0; slot < head.number; ++slot)
+    for (int64_t n = 0; n < kQueries && whole < size; ++n) {
+      float score = 0;
+      for (int64_t i = whole; i < size; ++i)
+        score += T::widen(head.keys[slot * size + i]) * queries[n * size + i];
+      shares[n * head.number + slot] += score;
+    }
   for (int64_t n = 0; n < kQueries; ++n) softmax(shares + n * head.number, head.number);
+}
+
+// Adds up kBlocks blocks of all values from `start` on, each value times its share.
+template <class T, int64_t kQueries, int64_t kBlocks>
+void mix_blocks(const Head<T>& head, const float* shares, int64_t start, float* found) {
+  const int64_t size = head.value_size;
+  Floats sums[kQueries][kBlocks][T::kPer] = {};
+  for (int64_t slot = 0; slot < head.number; ++slot)
+    for (int64_t block = 0; block < kBlocks; ++block) {
+      const Words words = load(head.values + slot * size + start + block * kBlock<T>);
+      for (int64_t j = 0; j < T::kPer; ++j) {
+        const Floats wide = T::widen(words, j);
+        for (int64_t n = 0; n < kQueries; ++n)
+          sums[n][block][j] += wide * shares[n * head.number + slot];
+      }
+    }
+  for (int64_t n = 0; n < kQueries; ++n)
+    for (int64_t block = 0; block < kBlocks; ++block)
+      for (int64_t i = 0; i < kBlock<T>; ++i)
+        found[n * size + start + block * kBlock<T> + i] = sums[n][block][i % T::kPer][i / T::kPer];
 }
 
 // found [kQueries, D] becomes the sum of all values, each times its share.
 template <class T, int64_t kQueries>
 void mix(const Head<T>& head, const float* shares, float* found) {
+  // As many as the processor's registers hold.
+  constexpr int64_t kBlocks = kLanes / 8;
   const int64_t size = head.value_size, whole = size / kBlock<T> * kBlock<T>;
-  for (int64_t start = 0; start < whole; start += kBlock<T>) {
-    Floats sums[kQueries][T::kPer] = {};
-    for (int64_t slot = 0; slot < head.number; ++slot) {
-      const Words words = load(head.values + slot * size + start);
-      for (int64_t j = 0; j < T::kPer; ++j) {
-        const Floats wide = T::widen(words, j);
-        for (int64_t n = 0; n < kQueries; ++n) sums[n][j] += wide * shares[n * head.number + slot];
-      }
-    }
+  int64_t start = 0;
+  for (; start + kBlocks * kBlock<T> <= whole; start += kBlocks * kBlock<T>)
+    mix_blocks<T, kQueries, kBlocks>(head, shares, start, found);
+  for (; start < whole; start += kBlock<T>)
+    mix_blocks<T, kQueries, 1>(head, shares, start, found);
+  for (int64_t n = 0; n < kQueries; ++n) std::fill(found + n * size + whole, found + (n + 1) * size, 0.f);
+  for (int64_t slot = 0; slot < head.number; ++slot)
     for (int64_t n = 0; n < kQueries; ++n)
-      for (int64_t i = 0; i < kBlock<T>; ++i)
-        found[n * size + start + i] = sums[n][i % T::kPer][i / T::kPer];
-  }
-  for (int64_t n = 0; n < kQueries; ++n)
-    for (int64_t i = whole; i < size; ++i) {
-      float sum = 0;
-      for (int64_t slot = 0; slot < head.number; ++slot)
-        sum += shares[n * head.number + slot] * T::widen(head.values[slot * size + i]);
-      found[n * size + i] = sum;
-    }
+      for (int64_t i = whole; i < size; ++i)
+        found[n * size + i] +=
+            shares[n * head.number + slot] * T::widen(head.values[slot * size + i]);
 }
 
 template <class T, int64_t kQueries>
@@ -92,6 +116,19 @@ void attend_head(const Head<T>& head, const float* queries, float* found) {
   std::vector<float> shares(kQueries * head.number);
   weigh<T, kQueries>(head, queries, shares.data());
   mix<T, kQueries>(head, shares.data(), found);
+}
+
+// Query heads [N, D] that share the keys and values, a few at once.
+template <class T>
+void attend_heads(const Head<T>& head, const float* queries, int64_t number, float* found) {
+  const auto next = [&]<int64_t kQueries>() {
+    attend_head<T, kQueries>(head, queries, found);
+    queries += kQueries * head.key_size, found += kQueries * head.value_size, number -= kQueries;
+  };
+  while (number >= 4) next.template operator()<4>();
+  if (number == 3) next.template operator()<3>();
+  if (number == 2) next.template operator()<2>();
+  if (number == 1) next.template operator()<1>();
 }
 
 // Calls attend(first row, number of slots, first query head, number of query heads) for each KV head
@@ -129,20 +166,7 @@ void attend_in_place(const at::Tensor& query, const at::Tensor& keys, const at::
                 [&](int64_t row, int64_t number, int64_t q, int64_t shared) {
     const Head<T> head{all_keys + row * key_size, all_values + row * value_size, number, key_size,
                        value_size};
-    // Query heads that share the keys and values, a few at once.
-    for (const int64_t end = q + shared; q < end;) {
-      const float* from = queries + q * key_size;
-      float* to = all_found + q * value_size;
-      if (end - q >= 4) {
-        attend_head<T, 4>(head, from, to), q += 4;
-      } else if (end - q == 3) {
-        attend_head<T, 3>(head, from, to), q += 3;
-      } else if (end - q == 2) {
-        attend_head<T, 2>(head, from, to), q += 2;
-      } else {
-        attend_head<T, 1>(head, from, to), q += 1;
-      }
-    }
+    attend_heads(head, queries + q * key_size, shared, all_found + q * value_size);
   });
 }
 

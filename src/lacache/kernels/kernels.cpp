@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "compaction.h"
+#include "decode_step.h"
 #include "packed.h"
 #include "products.h"
 
@@ -24,6 +25,14 @@ TORCH_LIBRARY(lacache, library) {
   library.def("gather(Tensor(a!) stored, Tensor slots, int start) -> ()");
   library.def("move(Tensor(a!) stored, Tensor moves) -> ()");
   library.def("rotate(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");
+  library.class_<DecodeStep>("DecodeStep")
+      .def(torch::init<int64_t, bool>())
+      .def("add_plain", &DecodeStep::add_plain)
+      .def("add_packed", &DecodeStep::add_packed)
+      .def("add_layer", &DecodeStep::add_layer)
+      .def("set_ends", &DecodeStep::set_ends)
+      .def("set_slots", &DecodeStep::set_slots)
+      .def("step", &DecodeStep::step);
 }
 
 TORCH_LIBRARY_IMPL(lacache, CPU, library) {

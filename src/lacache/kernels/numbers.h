@@ -11,7 +11,11 @@ namespace {
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers lie lowest byte first");
 
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16;
+#else
 constexpr int64_t kLanes = 8;
+#endif
 // Fewer numbers than this are not worth a second thread.
 constexpr int64_t kWorthAThread = 1 << 16;
 
@@ -80,6 +84,25 @@ float total(Floats lanes) {
   float sum = 0;
   for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
   return sum;
+}
+
+// Lane n becomes the total of the n-th of 2 * kWidth vectors, which are overwritten.
+template <int64_t kWidth = kLanes / 2>
+Floats totals(Floats* vectors) {
+  Ints lower{}, upper{};
+#pragma GCC unroll 16
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    lower[lane] = lane & kWidth ? kLanes + lane - kWidth : lane;
+    upper[lane] = lane & kWidth ? kLanes + lane : lane + kWidth;
+  }
+  for (int64_t n = 0; n < kWidth; ++n) {
+    const Floats one = vectors[n], other = vectors[n + kWidth];
+    vectors[n] = __builtin_shuffle(one, other, lower) + __builtin_shuffle(one, other, upper);
+  }
+  if constexpr (kWidth > 1)
+    return totals<kWidth / 2>(vectors);
+  else
+    return vectors[0];
 }
 
 // A vector, and its whole blocks in the order in which `widen` brings what they are multiplied with.

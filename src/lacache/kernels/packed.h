@@ -42,6 +42,9 @@ void multiply_rows(const Packed& weight, const Rounded& vectors, int64_t rows, i
                 number * sizeof(float));
 }
 
+// Vectors that are multiplied together where there are few.
+constexpr int64_t kTogether = 4;
+
 constexpr int64_t kPanel = 512;
 
 // Up to kPanel columns of 16 rows.
@@ -124,7 +127,7 @@ void multiply_many(const Packed& weight, const Rounded& vectors, int64_t num_vec
 template <class K>
 void multiply_packed(const Packed& weight, const float* from, int64_t num_vectors,
                      float* products) {
-  constexpr int64_t kFew = 8, kTogether = 4;
+  constexpr int64_t kFew = 8;
   const Rounded vectors(from, num_vectors, weight.columns, K::kGroup);
   const int64_t work = num_vectors * weight.rows * weight.columns;
   const int threads = work < kWorthAThread ? 1 : at::get_num_threads();

@@ -147,6 +147,7 @@ struct RowBlock {
     };
     for (int64_t n = 0; n < 4; ++n) {
       const Quad both = load(low, span * 4 + n);
+      __builtin_prefetch(low + (span * 4 + n) * sizeof both + 4096);
       quads[2 * n] = both & in_bytes(15);
       quads[2 * n + 1] = both >> 4 & in_bytes(15);
     }

@@ -253,9 +253,9 @@ def test_compiled_steps_are_the_same_while_regions_move(
     load_kernels()
     model = tiny_model("llama", num_hidden_layers=2)
     sized = (48, RetrievalHeads(heads=(((0, 1),),), window=0.5, sinks=2))
-    moving = new_runner(model, sized, 1, "inductor", kv_dtype, kernels=True)
+    moving = new_runner(model, sized, 1, "inductor", kv_dtype, kernels=True, fuse=False)
     monkeypatch.setattr(runner_module, "shares_slots_on", lambda device: False)
-    fixed = new_runner(model, sized, 1, "inductor", kv_dtype, kernels=True)
+    fixed = new_runner(model, sized, 1, "inductor", kv_dtype, kernels=True, fuse=False)
     for token in random_ids(150)[0].tolist():
         assert torch.equal(*(each.decode([token], [0]) for each in (moving, fixed)))
     assert moving.compile_seconds is not None

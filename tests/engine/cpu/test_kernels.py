@@ -247,7 +247,7 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma3", "gpt-oss", "smollm3"])
 def test_families_are_the_twins(family: str, rows: int) -> None:
     model = tiny_model(family)
-    runner = new_runner(model, LADDER, rows, None, kernels=True)
+    runner = new_runner(model, LADDER, rows, None, kernels=True, fuse=False)
     linear = sum(type(module) is nn.Linear for module in model.modules())
     ragged = Ragged(runner, seed=0)
     ragged.read(0, 13)
@@ -335,7 +335,7 @@ def test_a_compiled_step_is_the_twins(sized: Sized) -> None:
         graphs.append(graph)
         return graph.forward
 
-    runner = new_runner(model, sized, 1, backend, kernels=True)
+    runner = new_runner(model, sized, 1, backend, kernels=True, fuse=False)
     text = random_ids(60)[0]
     found = [runner.prefill(0, text[:9])]
     found += [runner.decode([token], [0])[0] for token in text[9:].tolist()]

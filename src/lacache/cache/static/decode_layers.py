@@ -95,8 +95,10 @@ class DecodeInputs:
             ring_visible={window: bools(batch_size, 1, 1, window) for window in sorted(windows)},
         )
 
-    def update(self, sequences: Sequence[SequenceState], active: Collection[int]) -> None:
-        """Set the tensors for one token in each of the batch slots `active`."""
+    def update(
+        self, sequences: Sequence[SequenceState], active: Collection[int], *, masks: bool
+    ) -> None:
+        """Set the tensors, or all but masks, for one token in each of the batch slots `active`."""
         _set(self.active, [batch_slot in active for batch_slot in range(len(sequences))])
         _set(self.positions, [[sequence.next_position()] for sequence in sequences])
         # Inactive sequences may have no room; their new token is not stored.
@@ -110,8 +112,6 @@ class DecodeInputs:
                 for each in sequences
             ],
         )
-        for index, visible in enumerate(self.visible):
-            _show_up_to(visible, self.slots[:, index])
         for pool in self.pools:
             pool.update(self.slots)
         for window, slots in self.ring_slots.items():
@@ -119,7 +119,11 @@ class DecodeInputs:
             # All are visible once the window is full.
             last = self.ring_last[window]
             _set(last, [[min(sequence.num_seen, window - 1)] for sequence in sequences])
-            _show_up_to(self.ring_visible[window], last[:, 0])
+        if masks:
+            for index, visible in enumerate(self.visible):
+                _show_up_to(visible, self.slots[:, index])
+            for window, last in self.ring_last.items():
+                _show_up_to(self.ring_visible[window], last[:, 0])
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all tensors, whose addresses never change."""

@@ -194,8 +194,12 @@ class StaticKVCache:
         self._uncommitted = [x for x in cache.layers if isinstance(x, PrefillRingLayer)]
         return cache, chunk.positions
 
-    def begin_decode(self, active: Sequence[int]) -> tuple[Cache, Tensor]:
+    def begin_decode(self, active: Sequence[int], *, masks: bool = True) -> tuple[Cache, Tensor]:
         """Prepare a forward of one token in each of the batch slots `active`.
+
+        Args:
+            active: the batch slots.
+            masks: whether to set the masks, which those who read `decode_slots` do not need.
 
         Returns:
             The cache for the forward, the same at every call, and the position ids [B, 1].
@@ -204,7 +208,7 @@ class StaticKVCache:
             self._compact(batch_slot)
         self._chunk = None
         self._uncommitted = []
-        self._inputs.update(self.sequences, set(active))
+        self._inputs.update(self.sequences, set(active), masks=masks)
         return self._decode_cache, self._inputs.positions
 
     def commit(self, batch_slot: int, num_new: int) -> None:

@@ -42,6 +42,8 @@ class CpuLinear(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Map hidden states [B, Q, I] to [B, Q, O]."""
+        if states.dtype is not self.weight.dtype:
+            return widened_linear(states, self.weight, self.bias)
         if self._product is None or states.numel() != states.shape[-1]:
             return self._linear(states, self.weight, self.bias)
         product = self._product(self.weight, states.reshape(-1)).view(*states.shape[:-1], -1)
