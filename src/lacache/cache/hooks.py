@@ -238,3 +238,7 @@ def _in_form(
     return torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(
         ~visible, hide
     )
+
+
+HOOKS = frozenset((_before_forward, _after_forward, _set_mask))
+"""All of these hooks, which do nothing in a forward without a `HookedCache`."""

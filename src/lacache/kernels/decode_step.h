@@ -32,7 +32,9 @@ struct DecoderLayer {
 class DecodeStep final : public torch::CustomClassHolder {
  public:
   DecodeStep(int64_t head_size, bool is_gelu)
-      : head_size_(head_size), activation_(is_gelu ? kGelu : kSilu) {}
+      : head_size_(head_size), activation_(is_gelu ? kGelu : kSilu) {
+    TORCH_CHECK(head_size > 0, "lacache::DecodeStep: size of a head");
+  }
 
   // Adds a matrix [O, I] of numbers, or of int8 with scales [O]; returns its number.
   int64_t add_plain(at::Tensor weight, MaybeTensor scales, MaybeTensor bias) {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lacache import Engine
+from lacache import Engine, LaCache
 from lacache.engine.cpu.fused_step import MOST_BATCH_SLOTS
 from lacache.kernels.build import load_kernels
 from lacache.models.packed.blocks import read_blocks
@@ -69,7 +69,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - wide).norm() / wide.norm().clamp_min(1e-9))
 
 
-def check_in_turns(
+def check_both(
     model: Any, sized: Sized, num_slots: int, seed: int, tolerance: float, calls: int = 20
 ) -> None:
     """Make the same random calls of two runners; compare logits, and in the end the caches."""
@@ -114,13 +114,13 @@ def test_steps_are_the_modules(family: str, sized: Sized, num_slots: int, seed: 
     for name, bias in model.named_parameters():
         if name.endswith(("bias", "norm.weight")):
             bias.data.normal_(1.0, 0.2)
-    check_in_turns(model, sized, num_slots, seed, 1e-4)
+    check_both(model, sized, num_slots, seed, 1e-4)
 
 
 @pytest.mark.parametrize("num_slots", [1, 3])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_steps_in_bfloat16_are_the_modules(family: str, num_slots: int) -> None:
-    check_in_turns(tiny_model(family).bfloat16(), LADDER, num_slots, 0, 0.15)
+    check_both(tiny_model(family).bfloat16(), LADDER, num_slots, 0, 0.15)
 
 
 @pytest.mark.parametrize("num_slots", [1, 3])
@@ -129,7 +129,7 @@ def test_sliding_layers_are_the_modules(num_slots: int) -> None:
     model = tiny_model(
         "qwen2", layer_types=types, num_hidden_layers=7, use_sliding_window=True, sliding_window=8
     )
-    check_in_turns(model, LADDER, num_slots, 0, 1e-4, calls=40)
+    check_both(model, LADDER, num_slots, 0, 1e-4, calls=40)
 
 
 @pytest.mark.parametrize("kind", PACKED)
@@ -140,7 +140,7 @@ def test_steps_of_packed_weights_are_the_modules(kind: str, num_slots: int) -> N
     kinds = (kind, "Q4_1", kind, "", "Q6_K")
     model = pack(tiny_model("qwen3", layer_types=["full_attention"] * 2, **sizes), kinds)
     sized = 16, Ladder(span=1, sinks=2, recent=5, evict_batch=3)
-    check_in_turns(model, sized, num_slots, 0, 0.05)
+    check_both(model, sized, num_slots, 0, 0.05)
 
 
 def test_steps_of_int8_weights_are_the_modules() -> None:
@@ -199,7 +199,7 @@ def test_models_that_compute_more_are_not_fused(changes: dict[str, float]) -> No
 
 
 def test_other_scalings_of_scores_are_the_models() -> None:
-    check_in_turns(tiny_model("granite", attention_multiplier=0.1), LADDER, 2, 0, 1e-4)
+    check_both(tiny_model("granite", attention_multiplier=0.1), LADDER, 2, 0, 1e-4)
 
 
 class OffsetNorm(nn.Module):
@@ -251,6 +251,12 @@ def test_other_modules_are_not_fused(change: Any) -> None:
     assert new_runner(model, LADDER, 1, None, kernels=True).fused == (change is Any)
 
 
+def test_hooks_of_a_cache_on_the_same_model_do_not_matter() -> None:
+    model = tiny_model("llama")
+    LaCache(model, *LADDER)
+    assert new_runner(model, LADDER, 1, None, kernels=True).fused
+
+
 def test_what_the_kernel_does_not_take_is_not_fused() -> None:
     model = tiny_model("llama")
     assert not new_runner(model, LADDER, 1, None, "int8", kernels=True).fused
@@ -260,7 +266,7 @@ def test_what_the_kernel_does_not_take_is_not_fused() -> None:
 
 
 def test_gates_by_gelu_are_the_modules() -> None:
-    check_in_turns(tiny_model("llama", hidden_act="gelu_pytorch_tanh"), LADDER, 2, 0, 1e-4)
+    check_both(tiny_model("llama", hidden_act="gelu_pytorch_tanh"), LADDER, 2, 0, 1e-4)
     assert not new_runner(
         tiny_model("llama", hidden_act="gelu"), LADDER, 1, None, kernels=True
     ).fused

@@ -142,7 +142,7 @@ class DecodeInputs:
 @final
 @dataclass(frozen=True)
 class DecodeSlots:
-    """Where a layer reads and writes in a decode step. All are views of memory that never moves."""
+    """Slots that a layer reads and writes in a decode step: views of memory that never moves."""
 
     keys: LayerStates
     values: LayerStates
@@ -178,7 +178,7 @@ class DecodeLayer(GroupedLayer):
 
     @property
     def slots(self) -> DecodeSlots:
-        """Where the layer reads and writes."""
+        """Slots that the layer reads and writes."""
         first, slots = self._pool.first_slots, self._places.slots[:, self._columns]
         return DecodeSlots(self._keys, self._values, first[:, self._columns], slots, slots)
 
@@ -230,7 +230,7 @@ class DecodeRingLayer(AttendingLayer):
 
     @property
     def slots(self) -> DecodeSlots:
-        """Where the layer reads and writes."""
+        """Slots that the layer reads and writes."""
         ring, inputs = self._ring, self._inputs
         new, last = inputs.ring_slots[ring.window][:, None], inputs.ring_last[ring.window]
         new, last = (tensor.expand_as(ring.first_slots) for tensor in (new, last))

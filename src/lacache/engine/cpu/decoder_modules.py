@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lacache.cache.hooks import HOOKS
 from lacache.engine.cpu.linear import CpuLinear
 from lacache.engine.int8 import Int8Linear
 from lacache.models.decoder import find_decoder
@@ -76,7 +77,8 @@ def read_decoder(model: Any) -> DecoderModules:
         UnknownModuleError: it is made of others.
     """
     for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        hooks = {*module._forward_hooks.values(), *module._forward_pre_hooks.values()} - HOOKS
+        if hooks or "forward" in vars(module):
             raise UnknownModuleError("a module with a hook")
     embed, layers, norm, rotary = _children(find_decoder(model), _DECODER)
     if (
@@ -101,7 +103,7 @@ def _block(layer: nn.Module) -> Block:
     return Block(
         linears=tuple(map(_linear, [*in_attention[: len(_ATTENTION)], *in_mlp])),
         norms=tuple(map(_norm, [*norms, *in_attention[len(_ATTENTION) :]])),
-        head_size=vars(attention)["head_dim"],
+        head_size=vars(attention).get("head_dim", 0),
         activation=_activation(activation),
     )
 

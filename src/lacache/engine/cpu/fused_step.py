@@ -32,9 +32,11 @@ MOST_BATCH_SLOTS = 8
 
 _TOKENS = (1, 2)
 """They stand at the positions of these numbers too."""
+# Of types, shapes or arguments that the kernel does not take, or the modules in float32.
+_REFUSALS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 _TOLERANCE = 1e-3
-# Activations are rounded to 8 bits, and what differs by a little may be rounded differently.
-_TOLERANCE_OF_PACKED = 2e-2
+# Activations are rounded to 8 bits, and the least difference before is one of 1 % after 30 layers.
+_TOLERANCE_OF_PACKED = 5e-2
 
 
 @final
@@ -93,8 +95,7 @@ def find_fused_step(model: Any, cache: StaticKVCache) -> FusedStep | None:
             [each.new for each in slots],
             [each.last for each in slots],
         )
-    except (UnknownModuleError, UnsupportedOperationError, RuntimeError, TypeError, ValueError):
-        # Types, shapes or arguments that the kernel does not take, or that the modules do not.
+    except (UnknownModuleError, UnsupportedOperationError, *_REFUSALS):
         return None
     packed = any(isinstance(module, PackedLinear) for module in model.modules())
     error = (found - expected).norm() / expected.norm()
@@ -116,7 +117,7 @@ class _ProbeLayer(AttendingLayer):
         self.states.append((keys, values))
 
     def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
-        """Attend to all."""
+        """Compute attention over all keys and values."""
         self.scaling = options.get("scaling") or query.shape[-1] ** -0.5
         keys, values = (torch.cat(states, dim=2) for states in zip(*self.states, strict=True))
         return self._attend(module, query, keys, values, None, options)
