@@ -158,6 +158,7 @@ struct RowBlock {
       constexpr int64_t kPer = 8 / K::kHigh;
       const uint32_t mask = in_bytes(((1 << K::kHigh) - 1) << 4);
       for (int64_t n = 0; n < K::kHigh; ++n) {
+        __builtin_prefetch(high + (span * K::kHigh + n) * sizeof(Quad) + kAhead / 4 * K::kHigh);
         const Quad all = load(high, span * K::kHigh + n);
         for (int64_t i = 0; i < kPer; ++i) {
           const int64_t left = 4 - K::kHigh * i;

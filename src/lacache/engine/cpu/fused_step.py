@@ -1,7 +1,7 @@
 """A decode step in one call of a kernel, in place of the model's modules (docs/adr/0030).
 
 The kernel computes decoder blocks like Llama's. Whether a model computes the same with its modules
-shows in numbers: two tokens are run both ways in float32. The kernel is used if the logits agree.
+shows in numbers: three tokens are run both ways in float32. The kernel is used if the logits agree.
 """
 
 from collections.abc import Collection
@@ -30,8 +30,8 @@ from lacache.models.packed.weight import TENSORS
 MOST_BATCH_SLOTS = 8
 """With more, torch's products are faster: they read the weights once for all."""
 
-_TOKENS = (1, 2)
-"""They stand at the positions of these numbers too."""
+_PROBES = ((1, 1), (2, 2), (3, 100_003))
+"""Tokens and their positions. Some models scale queries only far from the start."""
 # Of types, shapes or arguments that the kernel does not take, or the modules in float32.
 _REFUSALS = (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 _TOLERANCE = 1e-3
@@ -128,10 +128,11 @@ def _run_modules(model: Any, modules: DecoderModules) -> tuple[Tensor, list[_Pro
     layers = [_ProbeLayer() for _ in modules.blocks]
     cache = cache_argument(model, Cache(layers=list(layers)))
     logits = []
-    for token in _TOKENS:
-        ids = torch.tensor([[token]])
-        states = modules.embed(ids).float()
-        logits += model(inputs_embeds=states, position_ids=ids, use_cache=True, **cache).logits[0]
+    for token, position in _PROBES:
+        states = modules.embed(torch.tensor([[token]])).float()
+        positions = torch.tensor([[position]])
+        options = {"position_ids": positions, "use_cache": True, **cache}
+        logits += model(inputs_embeds=states, **options).logits[0]
     return torch.stack(logits).float(), layers
 
 
@@ -139,16 +140,15 @@ def _run_kernel(modules: DecoderModules, kernel: Any, layers: list[_ProbeLayer])
     """Return the logits [Q, V] of the same tokens by the kernel."""
     slot = torch.zeros(1, 1, dtype=torch.long)
     shapes = [layer.states[0][0].shape for layer in layers]
-    stored = [torch.zeros(heads * len(_TOKENS), size) for _, heads, _, size in shapes]
+    stored = [torch.zeros(heads * len(_PROBES), size) for _, heads, _, size in shapes]
     slots = [slot.expand(1, heads) for _, heads, _, _ in shapes]
-    first = [len(_TOKENS) * torch.arange(heads)[None] for _, heads, _, _ in shapes]
+    first = [len(_PROBES) * torch.arange(heads)[None] for _, heads, _, _ in shapes]
     kernel.set_slots(stored, [each.clone() for each in stored], first, slots, slots)
     step = FusedStep(modules, kernel, torch.ones(1, dtype=torch.bool))
     logits = []
-    for number, token in enumerate(_TOKENS):
+    for number, (token, position) in enumerate(_PROBES):
         slot.fill_(number)
-        ids = torch.tensor([[token]])
-        logits.append(step(ids, ids))
+        logits.append(step(torch.tensor([[token]]), torch.tensor([[position]])))
     return torch.cat(logits)
 
 
