@@ -33,7 +33,8 @@ from lacache.policies import Streaming
 
 TEXTS = ("shakespeare:macbeth", "wikipedia:Algae")
 KINDS = (None, "file", "int4")
-CHUNK_SIZE = 256
+CHUNK_SIZE = 16
+"""So few that activations are rounded, as in decode steps."""
 
 
 def num_bytes(model: torch.nn.Module) -> int:

@@ -71,6 +71,16 @@ uint16_t round_to_bfloat16(float number) {
 float narrow(float number, float) { return number; }
 uint16_t narrow(float number, uint16_t) { return round_to_bfloat16(number); }
 
+// As `narrow`, of many finite numbers at once.
+void narrow_all(const float* from, int64_t number, float* to) { std::memcpy(to, from, number * sizeof *to); }
+void narrow_all(const float* from, int64_t number, uint16_t* to) {
+  for (int64_t i = 0; i < number; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, from + i, sizeof bits);
+    to[i] = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+  }
+}
+
 template <class T>
 constexpr int64_t kBlock = kLanes * T::kPer;
 

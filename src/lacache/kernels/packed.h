@@ -158,11 +158,12 @@ void unpack_rows(const Packed& weight, int64_t rows, Number* numbers) {
       }
       // Through memory, so that products are rounded before they are added, as elsewhere.
       asm volatile("" ::: "memory");
-      for (int64_t row = 0; row < kRows; ++row)
-        for (int64_t i = 0; i < K::kGroup; ++i) {
-          const float number = K::kHasOffsets ? tile[i][row] + offset[row] : tile[i][row];
-          numbers[row * weight.columns + group * K::kGroup + i] = narrow(number, Number());
-        }
+      for (int64_t row = 0; row < kRows; ++row) {
+        float wide[K::kGroup];
+        for (int64_t i = 0; i < K::kGroup; ++i)
+          wide[i] = K::kHasOffsets ? tile[i][row] + offset[row] : tile[i][row];
+        narrow_all(wide, K::kGroup, numbers + row * weight.columns + group * K::kGroup);
+      }
     });
 }
 

@@ -78,10 +78,17 @@ def test_numbers_are_those_of_the_unpacked_model(
     torch.testing.assert_close(logits(found.model), logits(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_rounding_activations_changes_little(packed: LoadedModel, plain: LoadedModel) -> None:
+@pytest.mark.parametrize("fast", [True, False])
+def test_activations_are_rounded_where_products_are_slow(
+    packed: LoadedModel, plain: LoadedModel, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "has_arithmetic", lambda _: fast)
     expected, found = logits(plain.model), logits(packed.model)
-    assert not torch.equal(found, expected)
-    assert (found - expected).norm() < 0.05 * expected.norm()
+    error = (found - expected).norm() / expected.norm()
+    monkeypatch.setattr(layers, "kernels_loaded", lambda: False)
+    exact = logits(packed.model)
+    assert torch.equal(found, exact) == fast
+    assert error < 0.05
 
 
 def test_it_has_the_fingerprint_of_the_unpacked_model(

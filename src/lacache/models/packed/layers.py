@@ -10,8 +10,10 @@ from lacache.kernels.build import kernels_loaded
 from lacache.models.arithmetic import has_arithmetic
 from lacache.models.packed.weight import ROWS, TENSORS, PackedWeight
 
-_BLOCK = 2**22
-"""Numbers that are unpacked at once."""
+_BLOCK = 2**20
+"""Numbers that are unpacked at once: as many as a processor's own caches hold."""
+_FEW = 16
+"""With more vectors, unpacking costs little beside the products."""
 _DTYPES = (torch.float32, torch.bfloat16)
 """Types that the kernel unpacks to."""
 
@@ -50,8 +52,9 @@ class PackedModule(nn.Module, ABC):
 class PackedLinear(PackedModule):
     """A linear layer with a packed weight [O, I].
 
-    On CPU with the kernels loaded, activations are rounded to 8 bits in groups of 16. Elsewhere,
-    and where a derivative is needed, the weight is unpacked part by part.
+    On CPU with the kernels loaded, activations are rounded to 8 bits in groups of 16 where there
+    are few, or where products in the model's type are slow. Else, and where a derivative is needed,
+    the weight is unpacked part by part.
 
     Args:
         weight: the weight.
@@ -68,7 +71,8 @@ class PackedLinear(PackedModule):
         """Map hidden states [..., I] to [..., O]."""
         vectors = states.reshape(-1, states.shape[-1])
         needs_derivative = torch.is_grad_enabled() and states.requires_grad
-        if kernels_loaded() and states.device.type == "cpu" and not needs_derivative:
+        is_fast = len(vectors) > _FEW and has_arithmetic(vectors.dtype)
+        if kernels_loaded() and states.device.type == "cpu" and not (needs_derivative or is_fast):
             product = rounded_linear(vectors, self.packed)
         else:
             product = unpacked_linear(vectors, self.packed)
