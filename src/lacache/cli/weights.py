@@ -14,7 +14,7 @@ _AT_LOADING = ("file", "int4")
 @final
 @dataclass(frozen=True)
 class Weights:
-    """Who converts weights.
+    """The conversions of weights that were given.
 
     Args:
         at_loading: for `load_model`.

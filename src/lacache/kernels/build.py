@@ -153,10 +153,10 @@ def _fake_packed_product(
     offsets: Tensor | None,
     offset_factors: Tensor | None,
     zero: int,
-    rows: int,
+    out_features: int,
     states: Tensor,
 ) -> Tensor:
-    return states.new_empty(len(states), rows)
+    return states.new_empty(len(states), out_features)
 
 
 def _fake_attend(

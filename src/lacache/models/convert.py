@@ -28,7 +28,7 @@ from lacache.models.third_party import first_line, is_disk_full, model_errors, q
 
 # Increase it when the conversion changes, so that older results are not used.
 _FORMAT = 1
-_PACKED_FORMAT = 1
+_PACKED_FORMAT = 2
 # Tokenizer and configuration, over the two bytes of each weight.
 _SLACK_BYTES = 32 << 20
 _STEPS = ("Reading the GGUF file", "Unpacking the weights", "Writing the model", "Checking it")

@@ -36,7 +36,7 @@ def find_decoder(model: Any) -> nn.Module:
 
 
 def input_device(model: Any) -> torch.device:
-    """Return the device that a model or decoder wants its tokens on."""
+    """Return the device of the tokens that a model or decoder is given."""
     embedding = model.get_input_embeddings()
     # Packed embeddings have buffers only.
     first: torch.Tensor = next(chain(embedding.parameters(), embedding.buffers()))

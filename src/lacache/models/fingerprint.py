@@ -81,9 +81,9 @@ def _samples(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield names and evenly spaced elements, in bfloat16, of a module's own weight matrices."""
     if isinstance(module, PackedModule):
         weight = module.packed
-        places = _places(weight.rows * weight.columns)
-        rows = weight.unpack_rows(places // weight.columns)
-        yield "weight", _rounded(rows[torch.arange(_PER_TENSOR), places % weight.columns])
+        places = _places(weight.out_features * weight.in_features)
+        numbers = weight.unpack_at(places // weight.in_features)
+        yield "weight", _rounded(numbers[torch.arange(_PER_TENSOR), places % weight.in_features])
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.ndim >= 2 and not parameter.is_meta:
             parts = [part.flatten() for part in _plain_tensors(parameter.detach())]

@@ -205,7 +205,7 @@ def _add(kernel: Any, module: Linear | Embedding) -> int:
     if isinstance(module, PackedModule):
         weight = module.packed
         tensors = (getattr(weight, name) for name in TENSORS)
-        number: int = kernel.add_packed(*tensors, weight.zero, weight.rows, bias)
+        number: int = kernel.add_packed(*tensors, weight.zero, weight.out_features, bias)
     elif isinstance(module, Int8Linear):
         scales = module.get_buffer("scale").float()
         number = kernel.add_plain(module.get_buffer("weight"), scales, bias)

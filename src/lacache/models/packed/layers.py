@@ -64,7 +64,7 @@ class PackedLinear(PackedModule):
 
     def __init__(self, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(weight, dtype)
-        self.in_features, self.out_features = weight.columns, weight.rows
+        self.in_features, self.out_features = weight.in_features, weight.out_features
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ class PackedEmbedding(PackedModule):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map tokens [...] to embeddings [..., D]."""
-        rows = self.packed.unpack_rows(ids.flatten())
-        return rows.to(self.dtype).view(*ids.shape, -1)
+        numbers = self.packed.unpack_at(ids.flatten())
+        return numbers.to(self.dtype).view(*ids.shape, -1)
 
 
 def rounded_linear(vectors: Tensor, weight: PackedWeight) -> Tensor:
@@ -101,17 +101,17 @@ def unpacked_linear(vectors: Tensor, weight: PackedWeight) -> Tensor:
     """Multiply vectors [T, I] with a weight that is unpacked part by part: [T, O]."""
     on_cpu = vectors.device.type == "cpu"
     dtype = vectors.dtype if not on_cpu or has_arithmetic(vectors.dtype) else torch.float32
-    step = ROWS * max(1, _BLOCK // (ROWS * weight.columns))
+    step = ROWS * max(1, _BLOCK // (ROWS * weight.in_features))
     parts = [
         nn.functional.linear(vectors.to(dtype), _numbers(weight, n, n + step, dtype))
-        for n in range(0, weight.rows, step)
+        for n in range(0, weight.out_features, step)
     ]
     return torch.cat(parts, dim=-1).to(vectors.dtype)
 
 
 def _numbers(weight: PackedWeight, first: int, last: int, dtype: torch.dtype) -> Tensor:
     """Return rows of a weight, from a multiple of 16 on, as numbers of a type."""
-    last = min(last, weight.rows)
+    last = min(last, weight.out_features)
     if kernels_loaded() and weight.low.device.type == "cpu" and dtype in _DTYPES:
         blocks = first // ROWS, -(-(last - first) // ROWS)
         numbers: Tensor = torch.ops.lacache.packed_numbers(*_arguments(weight), *blocks, dtype)
@@ -121,4 +121,4 @@ def _numbers(weight: PackedWeight, first: int, last: int, dtype: torch.dtype) ->
 
 def _arguments(weight: PackedWeight) -> tuple[Any, ...]:
     tensors = (getattr(weight, name) for name in TENSORS)
-    return (*tensors, weight.zero, weight.rows)
+    return (*tensors, weight.zero, weight.out_features)

@@ -39,10 +39,10 @@ class GgufMatrices:
         Returns:
             The packed weight, which unpacks to exactly `weight`; None if there is no such matrix.
         """
-        hashes = _hash_rows(weight).tolist()
+        hashes = _hashes(weight).tolist()
         for matrix in self._unused:
             if matrix.shape == weight.shape:
-                order = [matrix.row_of.get(number) for number in hashes]
+                order = [matrix.place_of.get(number) for number in hashes]
                 if None not in order:
                     self._unused.remove(matrix)
                     return PackedWeight.pack(read_blocks(matrix.kind, matrix.content[order]))
@@ -58,17 +58,17 @@ class _Matrix:
         self.shape = (len(content), columns)
 
     @cached_property
-    def row_of(self) -> dict[int, int]:
+    def place_of(self) -> dict[int, int]:
         """Each row's index by its hash."""
         step = max(1, _BLOCK // self.shape[1])
         hashes: list[int] = []
         for part in torch.split(self.content, step):
             numbers = PackedWeight.pack(read_blocks(self.kind, part)).unpack()
-            hashes += _hash_rows(numbers.bfloat16()).tolist()
+            hashes += _hashes(numbers.bfloat16()).tolist()
         return {number: row for row, number in enumerate(hashes)}
 
 
-def _hash_rows(weight: Tensor) -> Tensor:
+def _hashes(weight: Tensor) -> Tensor:
     """Hash the rows of a weight [O, I] in bfloat16 to 64 bits each, int64 [O]."""
     generator = torch.Generator().manual_seed(0)
     limit = 2**63 - 1

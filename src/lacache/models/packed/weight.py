@@ -59,7 +59,7 @@ class PackedWeight:
         offsets: likewise bits of float16, as many as scales, or None.
         offset_factors: as many as factors, or None.
         zero: the integer that stands for 0.
-        rows: O.
+        out_features: O.
     """
 
     low: Tensor
@@ -69,7 +69,7 @@ class PackedWeight:
     offsets: Tensor | None
     offset_factors: Tensor | None
     zero: int
-    rows: int
+    out_features: int
 
     @classmethod
     def pack(cls, groups: Groups) -> Self:
@@ -85,12 +85,12 @@ class PackedWeight:
                 None if groups.offset_factors is None else _blocks(groups.offset_factors)
             ),
             zero=groups.zero,
-            rows=len(groups.quants),
+            out_features=len(groups.quants),
         )
 
     @property
-    def columns(self) -> int:
-        """I."""
+    def in_features(self) -> int:
+        """Number of columns, I."""
         return self.low.shape[1] * 8
 
     @property
@@ -105,7 +105,7 @@ class PackedWeight:
 
     def metadata(self) -> dict[str, int]:
         """Return what `from_tensors` needs beside the tensors."""
-        return {"zero": self.zero, "rows": self.rows}
+        return {"zero": self.zero, "out_features": self.out_features}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, int]) -> Self:
@@ -115,15 +115,15 @@ class PackedWeight:
 
     def unpack(self, first: int = 0, last: int | None = None) -> Tensor:
         """Return rows `first` to `last` as numbers, float32 [N, I]."""
-        last = self.rows if last is None else last
+        last = self.out_features if last is None else last
         blocks = slice(first // ROWS, -(-last // ROWS))
         numbers = self._unpack_blocks(*(part[blocks] for part in self._parts()))
         start = first - blocks.start * ROWS
         return numbers.flatten(0, 1)[start : start + last - first]
 
-    def unpack_rows(self, rows: Tensor) -> Tensor:
-        """Return rows with indices [N] as numbers, float32 [N, I]."""
-        block, row = rows // ROWS, rows % ROWS
+    def unpack_at(self, outputs: Tensor) -> Tensor:
+        """Return the rows of outputs [N] as numbers, float32 [N, I]."""
+        block, row = outputs // ROWS, outputs % ROWS
         # Each row becomes a block of one row.
         parts = [part[block, :, row][:, :, None] for part in self._parts()]
         return self._unpack_blocks(*parts)[:, 0]
@@ -136,7 +136,7 @@ class PackedWeight:
         part = dict(zip(self.tensors(), parts, strict=True))
         quants = _unplane(part["low"], _LOW_BITS)
         if self.high is not None:
-            bits = 32 * self.high.shape[1] // self.columns
+            bits = 32 * self.high.shape[1] // self.in_features
             quants |= _unplane(part["high"], bits) << _LOW_BITS
         scales = _products(part["scales"], part.get("factors"))
         grouped = torch.unflatten(quants, -1, (scales.shape[-1], -1)).float()
