@@ -23,10 +23,11 @@ from lacache.engine.cpu.kernels import KernelCompactionOps, attend_in_place
 from lacache.engine.cpu.linear import use_cpu_linear
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
-from lacache.errors import UnsupportedModelError
+from lacache.errors import ConfigError, UnsupportedModelError
 from lacache.models.decoder import cache_name
 from lacache.models.fingerprint import fingerprint
 from lacache.models.model_info import model_info
+from lacache.models.packed.layers import is_packed
 from lacache.policies import BoundPolicy
 
 Backend = str | Callable[..., Any]
@@ -81,7 +82,12 @@ class Runner:
         self.layout = CacheLayout(model_info(model), bound, kv_dtype, shares_slots)
         # Of the checkpoint: never of weights that are quantised below.
         self.fingerprint = fingerprint(model)
-        self.weights = weights
+        self.weights = "packed" if is_packed(model) else weights
+        if weights is not None and is_packed(model):
+            raise ConfigError(
+                f"weights={weights!r} is for weights in 16 or 32 bits, and those of the model are "
+                "packed; leave it out, or load the model without weights"
+            )
         self._model, own = private_model(model)
         if weights is not None:
             quantize_weights(self._model, weights, kernels=kernels)

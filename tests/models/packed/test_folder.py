@@ -100,8 +100,12 @@ def test_it_has_the_fingerprint_of_the_unpacked_model(
 
 def test_an_engine_runs_it(packed: LoadedModel, plain: LoadedModel) -> None:
     prompt = IDS[0].tolist()
-    found = list(Engine(packed.model, 16, "streaming").submit(prompt, max_new_tokens=4))
-    assert len(found) == 4
+    engine = Engine(packed.model, 16, "streaming")
+    assert len(list(engine.submit(prompt, max_new_tokens=4))) == 4
+    # Its sessions are not those of the unpacked model, which rounds less.
+    assert engine.kind != Engine(plain.model, 16, "streaming").kind
+    with pytest.raises(ConfigError, match="weights='int8' is for weights in 16 or 32 bits"):
+        Engine(packed.model, 16, "streaming", weights="int8")
 
 
 def test_derivatives_are_those_of_the_numbers(packed: LoadedModel, plain: LoadedModel) -> None:

@@ -24,7 +24,7 @@ from lacache.engine.cpu.decoder_modules import (
 from lacache.engine.int8 import Int8Linear
 from lacache.errors import UnsupportedOperationError
 from lacache.models.decoder import cache_argument
-from lacache.models.packed.layers import PackedLinear, PackedModule
+from lacache.models.packed.layers import PackedModule, is_packed
 from lacache.models.packed.weight import TENSORS
 
 MOST_BATCH_SLOTS = 8
@@ -90,8 +90,7 @@ def find_fused_step(model: Any, cache: StaticKVCache) -> FusedStep | None:
         modules = read_decoder(model)
         _, layers = _run_modules(model, modules, _PROBES[0], _STARTS[0])
         kernel = _new_kernel(modules, [layer.scaling for layer in layers], without_positions)
-        packed = any(isinstance(module, PackedLinear) for module in model.modules())
-        most = _TOLERANCE_OF_PACKED if packed else _TOLERANCE
+        most = _TOLERANCE_OF_PACKED if is_packed(model) else _TOLERANCE
         for start in _STARTS:
             errors = (_error(model, modules, kernel, tokens, start) for tokens in _PROBES)
             if not any(error < most for error in errors):

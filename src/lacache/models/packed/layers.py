@@ -90,6 +90,11 @@ class PackedEmbedding(PackedModule):
         return numbers.to(self.dtype).view(*ids.shape, -1)
 
 
+def is_packed(model: nn.Module) -> bool:
+    """Return whether a model has packed weights."""
+    return any(isinstance(module, PackedModule) for module in model.modules())
+
+
 def rounded_linear(vectors: Tensor, weight: PackedWeight) -> Tensor:
     """Multiply vectors [T, I], rounded to 8 bits in groups of 16, with a weight: [T, O]."""
     wide = vectors.float().contiguous()
