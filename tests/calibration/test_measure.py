@@ -137,7 +137,7 @@ def test_losses_that_are_no_numbers_are_refused(tmp_path: Path, value: float) ->
     journal = tmp_path / "journal.jsonl"
     with pytest.raises(ModelError, match=r"must be finite; load the model with dtype='float32'"):
         run(model, journal)
-    assert len(journal.read_text().splitlines()) == 1
+    assert not journal.exists()
 
 
 def test_probes_are_no_longer_than_what_the_model_was_trained_on() -> None:

@@ -84,6 +84,10 @@ class PackedLinear(PackedModule):
 class PackedEmbedding(PackedModule):
     """An embedding with a packed weight [V, D]."""
 
+    def __init__(self, weight: PackedWeight, dtype: torch.dtype) -> None:
+        super().__init__(weight, dtype)
+        self.num_embeddings, self.embedding_dim = weight.out_features, weight.in_features
+
     def forward(self, ids: Tensor) -> Tensor:
         """Map tokens [...] to embeddings [..., D]."""
         numbers = self.packed.unpack_at(ids.flatten())
