@@ -5,8 +5,8 @@ that holds them all; the paired difference to the model's own type in per cent, 
 error; bytes of all weights over the bytes of the file; and tokens per second of prefill and of
 decoding, medians of runs in turns.
 
-    python -m benchmarks.weights
-    python -m benchmarks.weights --model FILE.gguf
+    python benchmarks/weights.py
+    python benchmarks/weights.py --model FILE.gguf
 """
 
 import json
@@ -17,11 +17,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from _fresh import parser, results
 from rich.console import Console
 from rich.progress import Progress
 from torch.nn.functional import cross_entropy
 
-from benchmarks._fresh import parser, results
 from lacache import Engine
 from lacache.common.records import Record, environment, write_record
 from lacache.corpora import load_document
