@@ -82,8 +82,9 @@ class Runner:
         self.layout = CacheLayout(model_info(model), bound, kv_dtype, shares_slots)
         # Of the checkpoint: never of weights that are quantised below.
         self.fingerprint = fingerprint(model)
-        self.weights = "packed" if is_packed(model) else weights
-        if weights is not None and is_packed(model):
+        packed = is_packed(model)
+        self.weights = "packed" if packed else weights
+        if weights is not None and packed:
             raise ConfigError(
                 f"weights={weights!r} is for weights in 16 or 32 bits, and those of the model are "
                 "packed; leave it out, or load the model without weights"
