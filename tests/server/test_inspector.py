@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from lacache import Engine, Group, Groups, Ladder, Streaming
+from lacache.engine.scheduler import Scheduler
 from lacache.policies import ModelShape, Policy, bind_policy, kept_after
 from lacache.policies.kept import KeptTokens
 from tests.engine.tiny import tiny_llama
@@ -329,7 +330,20 @@ def test_pointing_at_a_token_shows_its_layers(browser: Browser, address: str) ->
         assert told == "Token 3, a part of a character: held in all 2 layers."
 
 
+@pytest.fixture
+def at_reading_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens come as slowly as someone reads, however fast the processor is."""
+    step = Scheduler.step
+
+    def slow_step(scheduler: Scheduler) -> bool:
+        time.sleep(0.02)
+        return step(scheduler)
+
+    monkeypatch.setattr(Scheduler, "step", slow_step)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("at_reading_pace")
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
 def test_a_compaction_is_shown_as_it_happens(browser: Browser, address: str, motion: Any) -> None:
     with opened(browser, address, reduced_motion=motion) as page:
