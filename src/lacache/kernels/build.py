@@ -24,7 +24,7 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ("-std=c++20", "-O3", "-ffast-math", "-fPIC", "-fopenmp", "-w")
 _LINKED = ("-fopenmp", "-lc10", "-ltorch_cpu")
 _VECTORS = {
-    "AVX2": ("-mavx2", "-mfma"),
+    "AVX2": ("-mavx2", "-mfma", "-mf16c"),
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma"),
 }
 _SECONDS = 600

@@ -33,7 +33,7 @@ void multiply_rows(const Packed& weight, const Rounded& vectors, int64_t rows, i
                                      columns, found);
       for (int64_t v = 0; v < kVectors; ++v) {
         sums[v] = add_product(sums[v], found[v][0], scale);
-        sums[v] = add_product(sums[v], offset, RowFloats{} + totals[v * groups + group]);
+        sums[v] = add_product(sums[v], offset, in_all_rows(totals[v * groups + group]));
       }
     });
   const int64_t number = std::min(kRows, weight.rows - rows * kRows);
@@ -85,7 +85,7 @@ void multiply_panels(const Panel* panels, const Rounded& vectors, int64_t column
                                          columns, found);
     for (int64_t v = 0; v < kVectors; ++v)
       for (int64_t b = 0; b < kBlocks; ++b) {
-        const RowFloats total = RowFloats{} + totals[v * groups + group];
+        const RowFloats total = in_all_rows(totals[v * groups + group]);
         all[v][b] = add_product(all[v][b], found[v][b], panels[b].scales[n]);
         all[v][b] = add_product(all[v][b], panels[b].offsets[n], total);
       }
@@ -150,18 +150,24 @@ void unpack_rows(const Packed& weight, int64_t rows, Number* numbers) {
     block.each_group(n, [&](int64_t group, RowFloats scale, RowFloats offset) {
       const int64_t span = group * K::kGroup / kSpan, part = group % (kSpan / K::kGroup);
       if (part == 0) block.unpack(span, quads);
-      RowFloats tile[K::kGroup];
+      float tile[K::kGroup][kRows], offsets[kRows];
+      std::memcpy(offsets, &offset, sizeof offsets);
       for (int64_t i = 0; i < K::kGroup; ++i) {
-        const Quad bytes = quads[part * K::kGroup / 4 + i / 4] >> (8 * (i % 4)) & 255;
-        const RowFloats wide = __builtin_convertvector((RowInts)bytes, RowFloats);
-        tile[i] = (K::kHasOffsets ? wide : wide - weight.zero) * scale;
+        RowInts bytes;
+        each_piece([&](int64_t piece) {
+          const Words four = quads[part * K::kGroup / 4 + i / 4].pieces[piece];
+          bytes.pieces[piece] = (Ints)(four >> (8 * (i % 4)) & 255);
+          if (!K::kHasOffsets) bytes.pieces[piece] -= int32_t(weight.zero);
+        });
+        const RowFloats scaled = in_floats(bytes) * scale;
+        std::memcpy(tile[i], &scaled, sizeof tile[i]);
       }
       // Through memory, so that products are rounded before they are added, as elsewhere.
       asm volatile("" ::: "memory");
       for (int64_t row = 0; row < kRows; ++row) {
         float wide[K::kGroup];
         for (int64_t i = 0; i < K::kGroup; ++i)
-          wide[i] = K::kHasOffsets ? tile[i][row] + offset[row] : tile[i][row];
+          wide[i] = K::kHasOffsets ? tile[i][row] + offsets[row] : tile[i][row];
         narrow_all(wide, K::kGroup, numbers + row * weight.columns + group * K::kGroup);
       }
     });

@@ -26,76 +26,98 @@ constexpr int64_t kShared = 16, kSharedQuads = kShared / 4;
 // Bytes that are fetched ahead: the processor fetches too late by itself.
 constexpr int64_t kAhead = 4096;
 
-typedef uint32_t Quad __attribute__((vector_size(4 * kRows)));
-typedef int32_t RowInts __attribute__((vector_size(4 * kRows)));
-typedef float RowFloats __attribute__((vector_size(4 * kRows)));
+// A number for each row, in vectors as wide as the processor's: compilers divide wider ones badly.
+constexpr int64_t kPieces = kRows / kLanes;
 
-// Adds to each row's sum its 4 numbers times 4 activations. kWide: numbers have more than 7 bits.
-#if defined(__AVX512VNNI__)
-template <bool kWide>
-RowInts add_quad(RowInts sums, Quad quad, int32_t activations) {
-  return (RowInts)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)quad, _mm512_set1_epi32(activations));
-}
-#elif defined(__AVX2__)
-__m256i products(__m256i numbers, __m256i activations) {
-  return _mm256_madd_epi16(_mm256_maddubs_epi16(numbers, activations), _mm256_set1_epi16(1));
+template <class V>
+struct Rowwise {
+  V pieces[kPieces];
+};
+
+typedef Rowwise<Floats> RowFloats;
+typedef Rowwise<Ints> RowInts;
+typedef Rowwise<Words> Quad;
+
+template <class Use>
+void each_piece(Use use) {
+#pragma GCC unroll 4
+  for (int64_t n = 0; n < kPieces; ++n) use(n);
 }
 
-template <bool kWide>
-RowInts add_quad(RowInts sums, Quad quad, int32_t activations) {
-  const __m256i broadcast = _mm256_set1_epi32(activations), mask = _mm256_set1_epi8(15);
-  __m256i halves[2], found[2];
-  std::memcpy(halves, &quad, sizeof quad);
-  for (int64_t n = 0; n < 2; ++n) {
-    if (!kWide) {
-      found[n] = products(halves[n], broadcast);
-      continue;
-    }
-    // Two products of 8 bits would exceed the 16 bits that they are added up in.
-    const __m256i low = _mm256_and_si256(halves[n], mask);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(halves[n], 4), mask);
-    found[n] = _mm256_add_epi32(products(low, broadcast),
-                                _mm256_slli_epi32(products(high, broadcast), 4));
-  }
-  RowInts all;
-  std::memcpy(&all, found, sizeof all);
-  return sums + all;
+RowFloats in_all_rows(float number) {
+  RowFloats all;
+  each_piece([&](int64_t n) { all.pieces[n] = Floats{} + number; });
+  return all;
 }
-#else
-template <bool kWide>
-RowInts add_quad(RowInts sums, Quad quad, int32_t activations) {
-  for (int64_t j = 0; j < 4; ++j)
-    sums += (RowInts)(quad >> (8 * j) & 255) * int32_t(int8_t(activations >> (8 * j)));
-  return sums;
+
+RowFloats operator*(RowFloats left, const RowFloats& right) {
+  each_piece([&](int64_t n) { left.pieces[n] *= right.pieces[n]; });
+  return left;
 }
-#endif
+
+RowFloats operator*(RowFloats left, float right) {
+  each_piece([&](int64_t n) { left.pieces[n] *= right; });
+  return left;
+}
 
 // sum + left * right, rounded once wherever it is compiled: a vector has the same product among others.
-RowFloats add_product(RowFloats sum, RowFloats left, RowFloats right) {
+RowFloats add_product(RowFloats sum, const RowFloats& left, const RowFloats& right) {
+  each_piece([&](int64_t n) {
 #if defined(__AVX512F__)
-  return (RowFloats)_mm512_fmadd_ps((__m512)left, (__m512)right, (__m512)sum);
+    sum.pieces[n] = (Floats)_mm512_fmadd_ps((__m512)left.pieces[n], (__m512)right.pieces[n],
+                                            (__m512)sum.pieces[n]);
+#elif defined(__AVX2__)
+    sum.pieces[n] = (Floats)_mm256_fmadd_ps((__m256)left.pieces[n], (__m256)right.pieces[n],
+                                            (__m256)sum.pieces[n]);
 #else
-  for (int64_t row = 0; row < kRows; ++row)
-    sum[row] = __builtin_fmaf(left[row], right[row], sum[row]);
-  return sum;
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      sum.pieces[n][lane] =
+          __builtin_fmaf(left.pieces[n][lane], right.pieces[n][lane], sum.pieces[n][lane]);
 #endif
+  });
+  return sum;
 }
 
 RowFloats load_halves(const c10::Half* from) {
-#if defined(__AVX512F__)
-  return (RowFloats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-#else
   RowFloats wide;
-  for (int64_t row = 0; row < kRows; ++row) wide[row] = float(from[row]);
-  return wide;
+  each_piece([&](int64_t n) {
+    const c10::Half* piece = from + n * kLanes;
+#if defined(__AVX512F__)
+    wide.pieces[n] =
+        (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(piece)));
+#elif defined(__AVX2__)
+    wide.pieces[n] =
+        (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(piece)));
+#else
+    for (int64_t lane = 0; lane < kLanes; ++lane) wide.pieces[n][lane] = float(piece[lane]);
 #endif
+  });
+  return wide;
 }
 
 RowFloats load_bytes(const int8_t* from) {
-  typedef int8_t RowBytes __attribute__((vector_size(kRows)));
-  RowBytes bytes;
-  std::memcpy(&bytes, from, sizeof bytes);
-  return __builtin_convertvector(bytes, RowFloats);
+  RowFloats wide;
+  each_piece([&](int64_t n) {
+    const int8_t* piece = from + n * kLanes;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    wide.pieces[n] = (Floats)_mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(piece))));
+#else
+    typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+    Bytes bytes;
+    std::memcpy(&bytes, piece, sizeof bytes);
+    wide.pieces[n] = __builtin_convertvector(bytes, Floats);
+#endif
+  });
+  return wide;
+}
+
+RowFloats in_floats(const RowInts& numbers) {
+  RowFloats wide;
+  each_piece([&](int64_t n) {
+    wide.pieces[n] = __builtin_convertvector(numbers.pieces[n], Floats);
+  });
+  return wide;
 }
 
 // What a kind of weights has: bits above 4, columns of a group, and whether scales and offsets are one
@@ -143,26 +165,34 @@ struct RowBlock {
   // The 8 quads of 32 columns.
   void unpack(int64_t span, Quad* quads) const {
     const auto in_bytes = [](uint32_t byte) { return 0x01010101u * byte; };
-    const auto load = [](const uint8_t* from, int64_t n) {
+    // A piece at a time: a whole quad would be copied in parts that a vector cannot be read from yet.
+    const auto load_quad = [](const uint8_t* from, int64_t n) {
       Quad quad;
-      std::memcpy(&quad, from + n * sizeof quad, sizeof quad);
+      each_piece([&](int64_t piece) {
+        quad.pieces[piece] = load(from + n * sizeof quad + piece * sizeof(Words));
+      });
       return quad;
     };
     for (int64_t n = 0; n < 4; ++n) {
-      const Quad both = load(low, span * 4 + n);
+      const Quad both = load_quad(low, span * 4 + n);
       __builtin_prefetch(low + (span * 4 + n) * sizeof both + kAhead);
-      quads[2 * n] = both & in_bytes(15);
-      quads[2 * n + 1] = both >> 4 & in_bytes(15);
+      each_piece([&](int64_t piece) {
+        quads[2 * n].pieces[piece] = both.pieces[piece] & in_bytes(15);
+        quads[2 * n + 1].pieces[piece] = both.pieces[piece] >> 4 & in_bytes(15);
+      });
     }
     if constexpr (K::kHigh > 0) {
       constexpr int64_t kPer = 8 / K::kHigh;
       const uint32_t mask = in_bytes(((1 << K::kHigh) - 1) << 4);
       for (int64_t n = 0; n < K::kHigh; ++n) {
         __builtin_prefetch(high + (span * K::kHigh + n) * sizeof(Quad) + kAhead / 4 * K::kHigh);
-        const Quad all = load(high, span * K::kHigh + n);
+        const Quad all = load_quad(high, span * K::kHigh + n);
         for (int64_t i = 0; i < kPer; ++i) {
           const int64_t left = 4 - K::kHigh * i;
-          quads[n * kPer + i] |= (left < 0 ? all >> -left : all << left) & mask;
+          each_piece([&](int64_t piece) {
+            const Words bits = all.pieces[piece];
+            quads[n * kPer + i].pieces[piece] |= (left < 0 ? bits >> -left : bits << left) & mask;
+          });
         }
       }
     }
@@ -178,10 +208,11 @@ struct RowBlock {
     for (int64_t group = n * kGroups; group < (n + 1) * kGroups; ++group) {
       RowFloats scale = common_scale, offset = common_offset;
       if constexpr (K::kHasFactors) {
-        scale *= load_bytes(scales.factors + group * kRows);
-        if constexpr (K::kHasOffsets) offset *= load_bytes(offsets.factors + group * kRows);
+        scale = scale * load_bytes(scales.factors + group * kRows);
+        if constexpr (K::kHasOffsets)
+          offset = offset * load_bytes(offsets.factors + group * kRows);
       }
-      if constexpr (!K::kHasOffsets) offset = -zero * scale;
+      if constexpr (!K::kHasOffsets) offset = scale * -zero;
       take(group, scale, offset);
     }
   }
@@ -219,25 +250,98 @@ struct Rounded {
   }
 };
 
+// The products of `kSharedQuads` quads with activations, added up: what kVectors vectors, whose numbers
+// lie `columns` apart, have in each row.
+#if defined(__AVX512VNNI__)
+template <class K, int64_t kVectors, int64_t kBlocks>
+void multiply_quads(const Quad* const* quads, const int8_t* numbers, int64_t columns,
+                    RowInts (*sums)[kBlocks]) {
+  for (int64_t v = 0; v < kVectors; ++v)
+    for (int64_t b = 0; b < kBlocks; ++b) sums[v][b] = {};
+  for (int64_t quad = 0; quad < kSharedQuads; ++quad)
+    for (int64_t v = 0; v < kVectors; ++v) {
+      int32_t four;
+      std::memcpy(&four, numbers + v * columns + 4 * quad, sizeof four);
+      for (int64_t b = 0; b < kBlocks; ++b)
+        sums[v][b].pieces[0] = (Ints)_mm512_dpbusd_epi32((__m512i)sums[v][b].pieces[0],
+                                                         (__m512i)quads[b][quad].pieces[0],
+                                                         _mm512_set1_epi32(four));
+    }
+}
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+template <class K, int64_t kVectors, int64_t kBlocks>
+void multiply_quads(const Quad* const* quads, const int8_t* numbers, int64_t columns,
+                    RowInts (*sums)[kBlocks]) {
+  // Pairs of products are added up in 16 bits. So many fit: 127 times twice the largest number each.
+  constexpr int64_t kBits = 4 + K::kHigh, kFit = kBits == 8 ? 8 : 32767 / (254 * ((1 << kBits) - 1));
+  constexpr int64_t kParts = std::min(kFit, kSharedQuads);
+  const __m256i ones = _mm256_set1_epi16(1), mask = _mm256_set1_epi8(15);
+  const auto add_up = [&](const __m256i* of_rows, const int8_t* of_vector) {
+    __m256i sum = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int64_t first = 0; first < kSharedQuads; first += kParts) {
+      __m256i pairs = _mm256_setzero_si256();
+#pragma GCC unroll 4
+      for (int64_t quad = first; quad < first + kParts; ++quad) {
+        int32_t four;
+        std::memcpy(&four, of_vector + 4 * quad, sizeof four);
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(of_rows[quad], _mm256_set1_epi32(four)));
+      }
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    }
+    return sum;
+  };
+  for (int64_t b = 0; b < kBlocks; ++b)
+    each_piece([&](int64_t n) {
+      __m256i low[kSharedQuads], high[kSharedQuads];
+#pragma GCC unroll 4
+      for (int64_t quad = 0; quad < kSharedQuads; ++quad) {
+        low[quad] = (__m256i)quads[b][quad].pieces[n];
+        if constexpr (kBits == 8) {
+          // Not even one pair of 8 bits fits.
+          high[quad] = _mm256_and_si256(_mm256_srli_epi16(low[quad], 4), mask);
+          low[quad] = _mm256_and_si256(low[quad], mask);
+        }
+      }
+      for (int64_t v = 0; v < kVectors; ++v) {
+        __m256i sum = add_up(low, numbers + v * columns);
+        if constexpr (kBits == 8)
+          sum = _mm256_add_epi32(sum, _mm256_slli_epi32(add_up(high, numbers + v * columns), 4));
+        sums[v][b].pieces[n] = (Ints)sum;
+      }
+    });
+}
+#else
+template <class K, int64_t kVectors, int64_t kBlocks>
+void multiply_quads(const Quad* const* quads, const int8_t* numbers, int64_t columns,
+                    RowInts (*sums)[kBlocks]) {
+  for (int64_t v = 0; v < kVectors; ++v)
+    for (int64_t b = 0; b < kBlocks; ++b)
+      each_piece([&](int64_t n) {
+        Ints sum{};
+        for (int64_t i = 0; i < 4 * kSharedQuads; ++i)
+          sum += (Ints)(quads[b][i / 4].pieces[n] >> (8 * (i % 4)) & 255) * numbers[v * columns + i];
+        sums[v][b].pieces[n] = sum;
+      });
+}
+#endif
+
 // The products of a group's columns, before the weights' scale and offset, with kVectors vectors. Their
 // numbers lie `columns` apart, their scales `columns / kShared`.
 template <class K, int64_t kVectors, int64_t kBlocks>
 void multiply_group(const Quad* const* quads, const int8_t* numbers, const float* scales,
                     int64_t columns, RowFloats (*products)[kBlocks]) {
   for (int64_t part = 0; part < K::kGroup / kShared; ++part) {
-    RowInts sums[kVectors][kBlocks] = {};
-    for (int64_t quad = part * kSharedQuads; quad < (part + 1) * kSharedQuads; ++quad)
-      for (int64_t v = 0; v < kVectors; ++v) {
-        int32_t four;
-        std::memcpy(&four, numbers + v * columns + 4 * quad, sizeof four);
-        for (int64_t b = 0; b < kBlocks; ++b)
-          sums[v][b] = add_quad<K::kHigh == 4>(sums[v][b], quads[b][quad], four);
-      }
+    const Quad* of_part[kBlocks];
+    for (int64_t b = 0; b < kBlocks; ++b) of_part[b] = quads[b] + part * kSharedQuads;
+    RowInts sums[kVectors][kBlocks];
+    multiply_quads<K, kVectors, kBlocks>(of_part, numbers + part * kShared, columns, sums);
     for (int64_t v = 0; v < kVectors; ++v)
       for (int64_t b = 0; b < kBlocks; ++b) {
-        const RowFloats wide = __builtin_convertvector(sums[v][b], RowFloats);
-        const RowFloats scale = RowFloats{} + scales[v * (columns / kShared) + part];
-        products[v][b] = part ? add_product(products[v][b], wide, scale) : wide * scale;
+        const RowFloats wide = in_floats(sums[v][b]);
+        const float scale = scales[v * (columns / kShared) + part];
+        products[v][b] =
+            part ? add_product(products[v][b], wide, in_all_rows(scale)) : wide * scale;
       }
   }
 }
