@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 
 from lacache import Engine, Group, Groups, LaCache, Ladder, Streaming
-from lacache.cache.sequence_state import CompactionTables
+from lacache.cache.group_state import CompactionTables
 from lacache.errors import (
     ConfigError,
     InputError,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lacache import LaCache
-from lacache.cache.static.kv_heads import KVHeads
+from lacache.cache.static.compaction_ops import TorchCompactionOps
 from lacache.cache.static.prefill_layers import PrefillRingLayer
 from lacache.cache.static.static_cache import StaticKVCache
 from lacache.engine.runner import Runner
@@ -353,7 +353,8 @@ def test_sequences_past_the_trained_length_are_renumbered_one_by_one(family: str
 
 
 @pytest.mark.parametrize(
-    ("family", "broken"), [("llama", (KVHeads, "apply")), ("gemma3", (PrefillRingLayer, "commit"))]
+    ("family", "broken"),
+    [("llama", (TorchCompactionOps, "move_few")), ("gemma3", (PrefillRingLayer, "commit"))],
 )
 def test_an_interrupted_change_is_noticed(
     family: str, broken: tuple[type, str], monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lacache.cache.encoded import EncodedStates
-from lacache.cache.sequence_state import CompactionTables, GroupState
+from lacache.cache.group_state import CompactionTables, GroupState
 from lacache.errors import UnsupportedOperationError
 from lacache.models.rotary import RotaryTables, Rotation
 from lacache.policies.kept import KeptTokens, kept_after
@@ -123,8 +123,8 @@ class LayerGroup:
             plan = self._group_state.begin(first_position, renumber=renumber)
             if plan is not None:
                 self._rotations.clear()
-                if plan.surviving is not None:
-                    forward.surviving = plan.surviving
+                if plan.sources is not None:
+                    forward.surviving = plan.sources
                 if plan.in_place is not None:
                     forward.in_place = plan.in_place
         forward.touched = False

@@ -9,7 +9,7 @@
 
 namespace {
 
-// Slots [N], increasing, of stored [H, C, ...] move to the front, those before `start` excepted.
+// Slot n of stored [H, C, ...] becomes slot slots[n] >= n, from `start` on; slots [N].
 void gather(const at::Tensor& stored, const at::Tensor& slots, int64_t start) {
   const int64_t number = slots.numel();
   TORCH_CHECK(stored.dim() >= 2 && stored.is_contiguous() && slots.is_contiguous() &&
@@ -17,8 +17,8 @@ void gather(const at::Tensor& stored, const at::Tensor& slots, int64_t start) {
               "lacache::gather: contiguous stored [H, C, ...] and slots [N] in int64");
   const int64_t* from = slots.const_data_ptr<int64_t>();
   for (int64_t n = start; n < number; ++n)
-    TORCH_CHECK(from[n] >= n && from[n] < stored.size(1) && (n == start || from[n] > from[n - 1]),
-                "lacache::gather: slots increase and are there");
+    TORCH_CHECK(from[n] >= n && from[n] < stored.size(1),
+                "lacache::gather: slots are there, and none moves to a later one");
   const int64_t heads = stored.size(0), head = stored.stride(0) * stored.element_size();
   const int64_t slot = stored.stride(1) * stored.element_size();
   char* first = static_cast<char*>(stored.mutable_data_ptr());
@@ -47,6 +47,32 @@ void move(const at::Tensor& stored, const at::Tensor& moves) {
     std::memmove(first + move[1] * row, first + move[0] * row, move[2] * row);
 }
 
+// Single slots of heads move within stored [R, W]: `first` [H] is each head's first slot, `patterns` [H]
+// its pattern, and moves [3, M] are pattern, slot and former slot of each, by pattern.
+void move_few(const at::Tensor& stored, const at::Tensor& first, const at::Tensor& patterns,
+              const at::Tensor& moves) {
+  const int64_t heads = first.numel(), number = moves.dim() == 2 ? moves.size(1) : -1;
+  for (const at::Tensor* each : {&first, &patterns, &moves})
+    TORCH_CHECK(each->is_contiguous() && each->scalar_type() == at::kLong, "lacache::move_few: int64");
+  TORCH_CHECK(stored.dim() == 2 && stored.is_contiguous() && patterns.numel() == heads && number >= 0 &&
+                  moves.size(0) == 3,
+              "lacache::move_few: contiguous stored [R, W], first and patterns [H], moves [3, M]");
+  const int64_t rows = stored.size(0), size = stored.stride(0) * stored.element_size();
+  const int64_t *pattern = moves.const_data_ptr<int64_t>(), *slots = pattern + number,
+                *former = slots + number;
+  char* all = static_cast<char*>(stored.mutable_data_ptr());
+  for (int64_t h = 0; h < heads; ++h) {
+    const int64_t row = first.const_data_ptr<int64_t>()[h];
+    const auto mine = std::equal_range(pattern, pattern + number, patterns.const_data_ptr<int64_t>()[h]);
+    for (int64_t n = mine.first - pattern; n < mine.second - pattern; ++n) {
+      TORCH_CHECK(row + slots[n] >= 0 && row + slots[n] < rows && row + former[n] >= 0 &&
+                      row + former[n] < rows,
+                  "lacache::move_few: slots are among the rows");
+      std::memcpy(all + (row + slots[n]) * size, all + (row + former[n]) * size, size);
+    }
+  }
+}
+
 // Numbers side by side whose partners are side by side too.
 struct Run {
   int64_t first, partner, length;
@@ -62,28 +88,50 @@ std::vector<Run> runs_of(const int64_t* partners, int64_t size) {
   return runs;
 }
 
+// Rotates keys, and rounds each number once.
+template <class T>
+struct Rotator {
+  using Number = typename T::Stored;
+  const std::vector<Run>& runs;
+  const int64_t size;
+  std::vector<float> wide, stays, comes;
+
+  Rotator(const std::vector<Run>& partners, int64_t length)
+      : runs(partners), size(length), wide(length), stays(length), comes(length) {}
+
+  void rotate(const Number* key, const float* cosine, const float* sine, Number* to) {
+    for (int64_t i = 0; i < size; ++i) wide[i] = T::widen(key[i]);
+    for (int64_t i = 0; i < size; ++i) stays[i] = wide[i] * cosine[i];
+    for (const Run& run : runs)
+      for (int64_t i = 0; i < run.length; ++i)
+        comes[run.first + i] = wide[run.partner + i] * sine[run.first + i];
+    // Through memory, so that both products are rounded before they are added, as torch does it.
+    asm volatile("" ::: "memory");
+    for (int64_t i = 0; i < size; ++i) to[i] = narrow(stays[i] + comes[i], Number());
+  }
+};
+
 template <class T>
 void rotate_heads(const at::Tensor& keys, const float* cosines, const float* sines,
                 const std::vector<Run>& runs, at::Tensor& rotated) {
   using Number = typename T::Stored;
   const int64_t heads = keys.size(1), number = keys.size(2), size = keys.size(3);
   Number* to = static_cast<Number*>(rotated.mutable_data_ptr());
-  std::vector<float> wide(size), stays(size), comes(size);
+  Rotator<T> rotator(runs, size);
   for (int64_t h = 0; h < heads; ++h) {
     const Number* head = static_cast<const Number*>(keys.const_data_ptr()) + h * keys.stride(1);
-    for (int64_t n = 0; n < number; ++n, to += size) {
-      const Number* key = head + n * keys.stride(2);
-      const float *cosine = cosines + n * size, *sine = sines + n * size;
-      for (int64_t i = 0; i < size; ++i) wide[i] = T::widen(key[i]);
-      for (int64_t i = 0; i < size; ++i) stays[i] = wide[i] * cosine[i];
-      for (const Run& run : runs)
-        for (int64_t i = 0; i < run.length; ++i)
-          comes[run.first + i] = wide[run.partner + i] * sine[run.first + i];
-      // Through memory, so that both products are rounded before they are added, as torch does it.
-      asm volatile("" ::: "memory");
-      for (int64_t i = 0; i < size; ++i) to[i] = narrow(stays[i] + comes[i], Number());
-    }
+    for (int64_t n = 0; n < number; ++n, to += size)
+      rotator.rotate(head + n * keys.stride(2), cosines + n * size, sines + n * size, to);
   }
+}
+
+// partners [D] of int64.
+std::vector<Run> checked_runs(const at::Tensor& partners, int64_t size) {
+  TORCH_CHECK(partners.scalar_type() == at::kLong && partners.is_contiguous() && partners.numel() == size, "lacache::rotate: partners [D] in int64");
+  const int64_t* other = partners.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < size; ++i)
+    TORCH_CHECK(other[i] >= 0 && other[i] < size, "lacache::rotate: partners are among the D numbers");
+  return runs_of(other, size);
 }
 
 // keys [1, H, N, D], cosines and sines [N, D] in float32, partners [D] of int64: [1, H, N, D].
@@ -95,11 +143,7 @@ at::Tensor rotate(const at::Tensor& keys, const at::Tensor& cosines, const at::T
     TORCH_CHECK(table->scalar_type() == at::kFloat && table->is_contiguous() &&
                     table->sizes() == at::IntArrayRef({number, size}),
                 "lacache::rotate: tables [N, D] in float32");
-  TORCH_CHECK(partners.scalar_type() == at::kLong && partners.is_contiguous() && partners.numel() == size, "lacache::rotate: partners [D] in int64");
-  const int64_t* other = partners.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < size; ++i)
-    TORCH_CHECK(other[i] >= 0 && other[i] < size, "lacache::rotate: partners are among the D numbers");
-  const std::vector<Run> runs = runs_of(other, size);
+  const std::vector<Run> runs = checked_runs(partners, size);
   at::Tensor rotated = at::empty(keys.sizes(), keys.options());
   const float* cosine = cosines.const_data_ptr<float>();
   const float* sine = sines.const_data_ptr<float>();
@@ -110,6 +154,55 @@ at::Tensor rotate(const at::Tensor& keys, const at::Tensor& cosines, const at::T
   else
     TORCH_CHECK(false, "lacache::rotate: keys are float32 or bfloat16");
   return rotated;
+}
+
+template <class T>
+void rotate_first_of(const at::Tensor& stored, const int64_t* first, const int64_t* patterns,
+                     const at::Tensor& keys, const float* cosines, const float* sines,
+                     const std::vector<Run>& runs) {
+  using Number = typename T::Stored;
+  const int64_t number = keys.size(1), size = keys.size(2);
+  Rotator<T> rotator(runs, size);
+  for (int64_t h = 0; h < keys.size(0); ++h)
+    for (int64_t n = 0; n < number; ++n) {
+      const Number* key = static_cast<const Number*>(keys.const_data_ptr()) + h * keys.stride(0) +
+                          n * keys.stride(1);
+      const int64_t table = (patterns[h] * number + n) * size;
+      rotator.rotate(key, cosines + table, sines + table,
+                     static_cast<Number*>(stored.mutable_data_ptr()) + (first[h] + n) * size);
+    }
+}
+
+// The first slots of heads in stored [R, D] become rotated keys [H, N, D]: `first` [H] is each head's
+// first slot, `patterns` [H] its pattern, cosines and sines are [patterns, N, D] in float32.
+void rotate_first(const at::Tensor& stored, const at::Tensor& first, const at::Tensor& patterns,
+                  const at::Tensor& keys, const at::Tensor& cosines, const at::Tensor& sines,
+                  const at::Tensor& partners) {
+  TORCH_CHECK(keys.dim() == 3 && keys.stride(2) == 1 && stored.dim() == 2 && stored.is_contiguous() &&
+                  stored.size(1) == keys.size(2) && stored.scalar_type() == keys.scalar_type(),
+              "lacache::rotate_first: keys [H, N, D] and contiguous stored [R, D] of one type");
+  const int64_t heads = keys.size(0), number = keys.size(1), size = keys.size(2);
+  for (const at::Tensor* each : {&first, &patterns})
+    TORCH_CHECK(each->scalar_type() == at::kLong && each->is_contiguous() && each->numel() == heads,
+                "lacache::rotate_first: first and patterns [H] in int64");
+  for (const at::Tensor* table : {&cosines, &sines})
+    TORCH_CHECK(table->scalar_type() == at::kFloat && table->is_contiguous() && table->dim() == 3 &&
+                    table->size(0) == cosines.size(0) && table->size(1) == number &&
+                    table->size(2) == size,
+                "lacache::rotate_first: tables [patterns, N, D] in float32");
+  const int64_t *rows = first.const_data_ptr<int64_t>(), *kinds = patterns.const_data_ptr<int64_t>();
+  for (int64_t h = 0; h < heads; ++h)
+    TORCH_CHECK(rows[h] >= 0 && rows[h] + number <= stored.size(0) && kinds[h] >= 0 &&
+                    kinds[h] < cosines.size(0),
+                "lacache::rotate_first: slots are among the rows, and patterns among the tables");
+  const std::vector<Run> runs = checked_runs(partners, size);
+  const float *cosine = cosines.const_data_ptr<float>(), *sine = sines.const_data_ptr<float>();
+  if (keys.scalar_type() == at::kFloat)
+    rotate_first_of<Float32>(stored, rows, kinds, keys, cosine, sine, runs);
+  else if (keys.scalar_type() == at::kBFloat16)
+    rotate_first_of<BFloat16>(stored, rows, kinds, keys, cosine, sine, runs);
+  else
+    TORCH_CHECK(false, "lacache::rotate_first: keys are float32 or bfloat16");
 }
 
 }  // namespace

@@ -24,6 +24,10 @@ TORCH_LIBRARY(lacache, library) {
       "ScalarType dtype) -> Tensor");
   library.def("gather(Tensor(a!) stored, Tensor slots, int start) -> ()");
   library.def("move(Tensor(a!) stored, Tensor moves) -> ()");
+  library.def("move_few(Tensor(a!) stored, Tensor first, Tensor patterns, Tensor moves) -> ()");
+  library.def(
+      "rotate_first(Tensor(a!) stored, Tensor first, Tensor patterns, Tensor keys, Tensor cosines, "
+      "Tensor sines, Tensor partners) -> ()");
   library.def("rotate(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");
   library.class_<DecodeStep>("DecodeStep")
       .def(torch::init<int64_t, bool>())
@@ -43,5 +47,7 @@ TORCH_LIBRARY_IMPL(lacache, CPU, library) {
   library.impl("packed_numbers", packed_numbers);
   library.impl("gather", gather);
   library.impl("move", move);
+  library.impl("move_few", move_few);
+  library.impl("rotate_first", rotate_first);
   library.impl("rotate", rotate);
 }

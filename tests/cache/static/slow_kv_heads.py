@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lacache.cache.codecs import find_codecs
-from lacache.cache.sequence_state import CompactionTables, GatherPlan, GroupState
+from lacache.cache.group_state import CompactionTables, GatherPlan, GroupState
 from lacache.cache.static.compaction_ops import CompactionOps
 from lacache.cache.static.kv_heads import KVHeads, Rotations
 from lacache.cache.static.storage import Buffer, fixed_buffer
@@ -111,7 +111,7 @@ class Slow:
 
 def apply(kv_heads: KVHeads, plan: GatherPlan) -> None:
     """Apply a gather plan as the static cache does."""
-    kv_heads.apply(BATCH_SLOT, plan, kv_heads.plan_tables(plan))
+    kv_heads.apply(BATCH_SLOT, plan, kv_heads.plan_tables(plan), plan.sources)
 
 
 def make_kv_heads(
@@ -164,8 +164,8 @@ def follow(
         plan = group.begin(first, renumber=renumber)
         if plan is not None:
             for one in slow:
-                if plan.surviving is not None:
-                    kept = plan.surviving[one.heads.pattern]
+                if plan.sources is not None:
+                    kept = plan.sources[one.heads.pattern]
                     one.tokens = [one.tokens[slot] for slot in kept]
                 if renumber and compacts and not one.by_slot:
                     one.renumber(group.origin)

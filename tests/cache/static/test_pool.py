@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lacache.cache.codecs import find_codecs
-from lacache.cache.sequence_state import CompactionTables, SequenceState
+from lacache.cache.group_state import CompactionTables
+from lacache.cache.sequence_state import SequenceState
 from lacache.cache.static.compaction_ops import TorchCompactionOps
 from lacache.cache.static.layout import CacheLayout, PoolLayout
 from lacache.cache.static.pool import SlotPool

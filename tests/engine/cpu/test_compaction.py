@@ -106,6 +106,63 @@ def test_any_keys_are_rotated(
     assert torch.equal(fast.isnan(), slow.isnan())
 
 
+@given(
+    heads=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    moves=st.sets(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=12),
+    width=st.integers(1, 5),
+    dtype=st.sampled_from((*DTYPES, torch.int8)),
+)
+def test_any_few_slots_are_moved(
+    heads: list[int], moves: set[tuple[int, int]], width: int, dtype: torch.dtype
+) -> None:
+    fast = torch.arange(20 * len(heads) * width).view(-1, width).to(dtype)
+    slow = fast.clone()
+    first, patterns = 20 * torch.arange(len(heads)), torch.tensor(heads)
+    runs = [(pattern, slot, 10 + n % 10) for n, (pattern, slot) in enumerate(sorted(moves))]
+    few = torch.tensor(runs, dtype=torch.long).view(-1, 3).T.contiguous()
+    FAST.move_few(fast, first, patterns, few)
+    SLOW.move_few(slow, first, patterns, few)
+    assert torch.equal(fast, slow)
+    for head, pattern in enumerate(heads):
+        for other, slot, source in runs:
+            if other == pattern:
+                assert torch.equal(slow[20 * head + slot], slow[20 * head + source])
+
+
+@pytest.mark.parametrize("move", [(0, 20, 1), (0, 1, 20), (0, -21, 1), (0, 1, -21)])
+def test_slots_of_no_row_are_not_moved(move: tuple[int, int, int]) -> None:
+    first, patterns = torch.tensor([20]), torch.tensor([0])
+    with pytest.raises(RuntimeError, match="lacache::move_few: slots are among the rows"):
+        FAST.move_few(torch.zeros(40, 2), first, patterns, torch.tensor([move]).T.contiguous())
+
+
+@given(
+    heads=st.lists(st.integers(0, 2), min_size=1, max_size=5),
+    number=st.integers(0, 4),
+    size=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 10**6),
+)
+def test_first_keys_of_any_heads_are_rotated(
+    heads: list[int], number: int, size: int, dtype: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    fast = torch.randn(9 * len(heads), size, generator=generator).to(dtype)
+    slow = fast.clone()
+    first = 9 * torch.randperm(len(heads), generator=generator)
+    keys = torch.randn(len(heads), 6, size, generator=generator).to(dtype)[:, :number]
+    cosines, sines = torch.randn(2, 3, number, size, generator=generator)
+    partners = torch.randperm(size, generator=generator)
+    rest = first, torch.tensor(heads), keys, (cosines, sines), partners
+    FAST.rotate_first(fast, *rest)
+    SLOW.rotate_first(slow, *rest)
+    assert torch.equal(fast, slow)
+    for head, pattern in enumerate(heads):
+        expected = SLOW.rotate(keys[None, [head]], cosines[pattern], sines[pattern], partners)
+        found = slow[first[head] : first[head] + number]
+        assert torch.equal(found, expected[0, 0])
+
+
 @pytest.mark.parametrize("stored_in", [None, *sorted(KV_DTYPES)])
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("policy", TIGHT)
@@ -141,7 +198,7 @@ def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
     torch.testing.assert_close(fast, slow, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("slots", [[1, 1], [2, 1], [0, 5], [-1, 2], list(range(6))])
+@pytest.mark.parametrize("slots", [[0, 0], [2, 0], [0, 5], [-1, 2], list(range(6))])
 def test_slots_that_cannot_be_are_refused(slots: list[int]) -> None:
     stored = torch.randn(2, 5, 3)
     with pytest.raises(RuntimeError, match="lacache::gather"):

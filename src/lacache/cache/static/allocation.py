@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import torch
 
 from lacache.cache.codecs import Codec, find_codecs
-from lacache.cache.sequence_state import CompactionTables
+from lacache.cache.group_state import CompactionTables
 from lacache.cache.static.compaction_ops import CompactionOps
 from lacache.cache.static.kv_heads import KVHeads, Rotations
-from lacache.cache.static.layout import CacheLayout, num_unrotated
+from lacache.cache.static.layout import CacheLayout, Member, num_unrotated
 from lacache.cache.static.pool import SlotPool
 from lacache.cache.static.rings import RingBuffer
-from lacache.cache.static.storage import fixed_buffer
+from lacache.cache.static.storage import Buffer, Storage
 from lacache.common.validation import physical_bytes
 from lacache.errors import ConfigError
 from lacache.models.rotary import Rotation
@@ -93,6 +93,7 @@ def _allocate_kv_heads(
     made: dict[int, tuple[KVHeads, ...]] = {}
     depths = {layer.index: depth for depth, layer in enumerate(layout.info.growing)}
     for pool in pools:
+        sinks = _allocate_sinks(layout, pool, batch_size, device)
         for member, (keys, values, *in_pool) in zip(pool.layout.members, pool.buffers, strict=True):
             depth, bound = depths[member.layer], layout.bound.groups[member.group]
             layer, schedule = layout.info.growing[depth], bound.schedule
@@ -101,20 +102,41 @@ def _allocate_kv_heads(
                 rotations[rotation, layer.key_size] = Rotations(
                     rotation, layer.key_size, reach, device
                 )
-            unrotated = in_pool[0] if in_pool else None
-            if num_apart := layout.num_apart(layer, schedule):
-                shape = (batch_size, len(member.heads), num_apart, layer.key_size)
-                unrotated = fixed_buffer(shape, keys.codec, device)
             kv_heads = KVHeads(
                 group=member.group,
                 heads=member.heads,
                 pattern=tables[member.group].patterns.index(bound.pattern(depth)),
                 keys=keys,
                 values=values,
-                unrotated_keys=unrotated,
+                unrotated_keys=in_pool[0] if in_pool else sinks.get(member),
                 num_unrotated=num_unrotated(layer, schedule),
                 rotations=None if rotation is None else rotations[rotation, layer.key_size],
                 ops=ops,
             )
             made[layer.index] = (*made.get(layer.index, ()), kv_heads)
     return made
+
+
+def _allocate_sinks(
+    layout: CacheLayout, pool: SlotPool, batch_size: int, device: torch.device
+) -> dict[Member, Buffer]:
+    """Return the unrotated keys of a pool's sinks, one storage for those that are rotated alike."""
+    layers = {layer.index: layer for layer in layout.info.growing}
+    alike: dict[tuple[int, Rotation], list[tuple[Member, Codec, int]]] = {}
+    for member, (keys, *_) in zip(pool.layout.members, pool.buffers, strict=True):
+        layer = layers[member.layer]
+        num_slots = layout.num_apart(layer, layout.bound.groups[member.group].schedule)
+        if num_slots and layer.rotation is not None:
+            found = alike.setdefault((member.group, layer.rotation), [])
+            found.append((member, keys.codec, num_slots * len(member.heads)))
+    buffers: dict[Member, Buffer] = {}
+    for members in alike.values():
+        parts = members[0][1].parts(pool.layout.key_size)
+        storage = Storage(batch_size, sum(n for *_, n in members), parts, device)
+        start = 0
+        for member, codec, num_slots in members:
+            buffer = buffers[member] = Buffer(storage, len(member.heads), codec)
+            for batch_slot in range(batch_size):
+                buffer.place(batch_slot, start, num_slots // len(member.heads))
+            start += num_slots
+    return buffers

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import final
 
+import torch
 from torch import Tensor
 
 
@@ -11,12 +12,12 @@ class CompactionOps(ABC):
 
     @abstractmethod
     def gather(self, stored: Tensor, slots: Tensor, start: int) -> None:
-        """Move the surviving slots to the front, in place.
+        """Let each of the first slots become another, in place.
 
         Args:
             stored: [H, C, ...].
-            slots: the surviving slots, increasing, int64 [N].
-            start: slots before it already are where they belong.
+            slots: what slots 0 to N - 1 become, none a slot before itself, int64 [N].
+            start: slots before it already are what they become.
         """
 
     @abstractmethod
@@ -31,6 +32,39 @@ class CompactionOps(ABC):
 
         Returns:
             New keys [1, H, N, D] of the same type.
+        """
+
+    @abstractmethod
+    def move_few(self, stored: Tensor, first: Tensor, patterns: Tensor, moves: Tensor) -> None:
+        """Move single slots of many KV heads, in place.
+
+        Args:
+            stored: [R, W].
+            first: index of each head's first slot, int64 [H].
+            patterns: of the heads, int64 [H].
+            moves: pattern, slot and former slot of each move, by pattern, int64 [3, M]. No former
+                slot is the slot of another move.
+        """
+
+    @abstractmethod
+    def rotate_first(
+        self,
+        stored: Tensor,
+        first: Tensor,
+        patterns: Tensor,
+        keys: Tensor,
+        tables: tuple[Tensor, Tensor],
+        partners: Tensor,
+    ) -> None:
+        """Set the first slots of many KV heads to rotated keys; see `rotate`.
+
+        Args:
+            stored: [R, D].
+            first: index of each head's first slot, int64 [H].
+            patterns: of the heads, int64 [H].
+            keys: [H, N, D], contiguous in D, of the type of `stored`.
+            tables: cosines and signed sines of each pattern, each float32 [patterns, N, D].
+            partners: see `rotate`.
         """
 
     @abstractmethod
@@ -56,6 +90,28 @@ class TorchCompactionOps(CompactionOps):
         """Rotate in float32, and round once to the type of the keys."""
         wide = keys.float()
         return (wide * cosines + wide[..., partners] * sines).to(keys.dtype)
+
+    def move_few(self, stored: Tensor, first: Tensor, patterns: Tensor, moves: Tensor) -> None:
+        """Copy the slots of all heads out, and back in."""
+        pattern, slots, former = moves.to(stored.device)
+        head, move = (patterns[:, None] == pattern).nonzero().unbind(1)
+        stored[first[head] + slots[move]] = stored[first[head] + former[move]]
+
+    def rotate_first(
+        self,
+        stored: Tensor,
+        first: Tensor,
+        patterns: Tensor,
+        keys: Tensor,
+        tables: tuple[Tensor, Tensor],
+        partners: Tensor,
+    ) -> None:
+        """Rotate the keys of all heads as those of one."""
+        _, number, size = keys.shape
+        cosines, sines = (table[patterns].view(-1, size) for table in tables)
+        rotated = self.rotate(keys.reshape(1, 1, -1, size), cosines, sines, partners)
+        slots = first[:, None] + torch.arange(number, device=stored.device)
+        stored[slots.flatten()] = rotated[0, 0]
 
     def move(self, stored: Tensor, moves: Tensor) -> None:
         """Copy each run out, and back in."""

@@ -1,13 +1,13 @@
 """KV heads of one layer and head group: their buffers, compactions and rotations."""
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from lacache.cache.sequence_state import GatherPlan
+from lacache.cache.group_state import GatherPlan
 from lacache.cache.static.compaction_ops import CompactionOps
 from lacache.cache.static.storage import Buffer
 from lacache.errors import UnsupportedModelError
@@ -138,12 +138,21 @@ class KVHeads:
             in_place = self.rotations.tables(plan.in_place[self.pattern, self.num_unrotated :])
         return PlanTables(self.rotations.tables(plan.shifts[self.pattern, start:stop]), in_place)
 
-    def apply(self, batch_slot: int, plan: GatherPlan, tables: PlanTables) -> None:
-        """Apply a gather plan to one batch slot."""
+    def apply(
+        self, batch_slot: int, plan: GatherPlan, tables: PlanTables, sources: Tensor | None
+    ) -> None:
+        """Apply a gather plan to one batch slot.
+
+        Args:
+            batch_slot: the batch slot.
+            plan: the plan.
+            tables: of the plan.
+            sources: of the plan, where the keys are.
+        """
         self.save(batch_slot, plan.num_saved, plan.num_cached)
         start, stop = plan.to_rotate[self.pattern]
-        if plan.surviving is not None:
-            slots, first = plan.surviving[self.pattern], plan.first_changed[self.pattern]
+        if sources is not None:
+            slots, first = sources[self.pattern], plan.first_changed[self.pattern]
             self._gather(self.values, batch_slot, slots, first)
             if self.unrotated_keys is not None:
                 self._gather(self.unrotated_keys, batch_slot, slots[: self.num_unrotated], first)
@@ -191,8 +200,8 @@ class SharedPlan:
     """
 
     def __init__(self, plan: GatherPlan, device: torch.device, *, keeps_tables: bool) -> None:
-        surviving = None if plan.surviving is None else plan.surviving.to(device)
-        self._plan = replace(plan, surviving=surviving)
+        self._plan = plan
+        self._sources = None if plan.sources is None else plan.sources.to(device)
         self._keeps_tables = keeps_tables
         self._tables: dict[tuple[int, int], PlanTables] = {}
 
@@ -204,4 +213,4 @@ class SharedPlan:
             tables = kv_heads.plan_tables(self._plan)
             if self._keeps_tables:
                 self._tables[key] = tables
-        kv_heads.apply(batch_slot, self._plan, tables)
+        kv_heads.apply(batch_slot, self._plan, tables, self._sources)

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lacache.cache.sequence_state import GatherPlan, GroupState
+from lacache.cache.group_state import GatherPlan, GroupState
 from lacache.cache.static.static_cache import StaticKVCache
 from lacache.cache.static.storage import Buffer
 from lacache.errors import InputError

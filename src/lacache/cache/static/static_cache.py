@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from lacache.cache.codecs import Codec
-from lacache.cache.sequence_state import CompactionTables, GatherPlan, SequenceState
+from lacache.cache.group_state import CompactionTables, GatherPlan
+from lacache.cache.sequence_state import SequenceState
 from lacache.cache.static.allocation import allocate_buffers, layer_codecs
 from lacache.cache.static.attention import Attend, AttendInPlace
 from lacache.cache.static.chunk_plan import (
@@ -20,13 +21,14 @@ from lacache.cache.static.chunk_plan import (
     sub_chunk_ends,
 )
 from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
+from lacache.cache.static.decode_inputs import DecodeInputs
 from lacache.cache.static.decode_layers import (
-    DecodeInputs,
     DecodeLayer,
     DecodeRingLayer,
     DecodeSlots,
 )
-from lacache.cache.static.kv_heads import KVHeads, SharedPlan
+from lacache.cache.static.group_heads import GroupHeads
+from lacache.cache.static.kv_heads import KVHeads
 from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.pool import SlotPool
 from lacache.cache.static.prefill_layers import CausalMasks, PrefillLayer, PrefillRingLayer
@@ -86,6 +88,7 @@ class StaticKVCache:
         """Counts of the sequence in each batch slot."""
         for batch_slot in range(batch_size):
             self.place(batch_slot)
+        self._group_heads = [self._heads_of(group) for group in range(len(layout.bound.groups))]
         self._inputs = DecodeInputs.allocate(
             batch_size,
             [tables.schedule.capacity for tables in self._compaction_tables],
@@ -204,11 +207,12 @@ class StaticKVCache:
         Returns:
             The cache for the forward, the same at every call, and the position ids [B, 1].
         """
+        is_calm = all(self.sequences[batch_slot].is_calm for batch_slot in active)
         for batch_slot in active:
             self._compact(batch_slot)
         self._chunk = None
         self._uncommitted = []
-        self._inputs.update(self.sequences, set(active), masks=masks)
+        self._inputs.update(self.sequences, active, masks=masks, is_calm=is_calm)
         return self._decode_cache, self._inputs.positions
 
     def commit(self, batch_slot: int, num_new: int) -> None:
@@ -227,10 +231,8 @@ class StaticKVCache:
 
     def apply(self, batch_slot: int, group: int, plan: GatherPlan) -> None:
         """Apply a gather plan to every layer of a head group."""
-        shared = SharedPlan(plan, self.device, keeps_tables=True)
-        for heads in self.all_kv_heads():
-            if heads.group == group:
-                shared.apply(heads, batch_slot)
+        for heads in self._group_heads[group]:
+            heads.apply(batch_slot, plan)
 
     def _compact(self, batch_slot: int, use: SlotsInUse | None = None) -> None:
         """Run a compaction that is due, and move regions for the next tokens.
@@ -240,6 +242,8 @@ class StaticKVCache:
             use: slots in use within the next chunk; None for a decode step.
         """
         sequence = self.sequences[batch_slot]
+        if use is None and sequence.is_calm:
+            return
         for group, plan in enumerate(sequence.begin()):
             if plan is not None:
                 self.apply(batch_slot, group, plan)
@@ -250,6 +254,17 @@ class StaticKVCache:
         else:
             self._resize(batch_slot)
         sequence.is_changing = False
+
+    def _heads_of(self, group: int) -> list[GroupHeads]:
+        """Return the KV heads of a head group, by pool."""
+        moves_few = self._empty_sequence().groups[group].moves_few
+        found = []
+        for pool in self.pools:
+            layers = [m.layer for m in pool.layout.members if m.group == group]
+            heads = [(i, one) for i in layers for one in self.kv_heads[i] if one.group == group]
+            if heads:
+                found.append(GroupHeads(pool, heads, moves_few=moves_few))
+        return found
 
     def _moving(self, use: SlotsInUse) -> list[SlotPool]:
         """Return the pools whose regions move within a chunk."""
@@ -267,6 +282,8 @@ class StaticKVCache:
         """Move regions to where the next tokens find room."""
         num_cached = [group.state.num_cached for group in self.sequences[batch_slot].groups]
         for pool in self.pools:
+            if not pool.layout.regions_move:
+                continue
             pool.resize(batch_slot, self._num_slots(batch_slot, pool), num_cached, self.ops)
 
     def _num_slots(self, batch_slot: int, pool: SlotPool) -> tuple[int, ...]:

@@ -71,6 +71,25 @@ class KernelCompactionOps(CompactionOps):
         """Move runs of slots in place, without a copy."""
         torch.ops.lacache.move(stored, moves)
 
+    def move_few(self, stored: Tensor, first: Tensor, patterns: Tensor, moves: Tensor) -> None:
+        """Move the slots in place, without a copy."""
+        torch.ops.lacache.move_few(stored, first, patterns, moves)
+
+    def rotate_first(
+        self,
+        stored: Tensor,
+        first: Tensor,
+        patterns: Tensor,
+        keys: Tensor,
+        tables: tuple[Tensor, Tensor],
+        partners: Tensor,
+    ) -> None:
+        """Rotate in one pass; other types than the kernel takes use torch's operators."""
+        if stored.dtype in TYPES:
+            torch.ops.lacache.rotate_first(stored, first, patterns, keys, *tables, partners)
+        else:
+            self._torch.rotate_first(stored, first, patterns, keys, tables, partners)
+
     def rotate(self, keys: Tensor, cosines: Tensor, sines: Tensor, partners: Tensor) -> Tensor:
         """Rotate in one pass; other types than the kernel takes use torch's operators."""
         if keys.dtype not in TYPES:

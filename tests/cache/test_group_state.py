@@ -7,9 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lacache.cache.group_state import CompactionTables, GatherPlan, GroupState
 from lacache.cache.layer_group import LayerGroup
 from lacache.cache.layers import BoundedLayer
-from lacache.cache.sequence_state import CompactionTables, GatherPlan, GroupState
 from lacache.policies import Ladder
 from lacache.policies.schedule import Schedule
 from tests.cache.drawn_positions import Positions
@@ -79,8 +79,8 @@ class Slots:
         self.unrotated[:, newer] = self.positions[:, newer]
         for pattern, (start, stop) in enumerate(plan.to_rotate):
             positions, unrotated = self.positions[pattern], self.unrotated[pattern]
-            if plan.surviving is not None:
-                slots = plan.surviving[pattern]
+            if plan.sources is not None:
+                slots = plan.sources[pattern]
                 changed = plan.first_changed[pattern]
                 for held, first in (
                     (unrotated, changed),
@@ -94,13 +94,18 @@ class Slots:
             positions[start:stop] = unrotated[start:stop] + plan.shifts[pattern, start:stop]
 
 
-@given(schedules(), CHUNKS)
-@settings(max_examples=100)
+@given(schedules(), CHUNKS, st.booleans())
+@settings(max_examples=200)
 def test_gather_plans_keep_the_right_tokens_at_the_right_positions(
-    schedule: Schedule, chunks: list[tuple[int, str, bool]]
+    schedule: Schedule, chunks: list[tuple[int, str, bool]], moves_few: bool
 ) -> None:
     tables = CompactionTables(schedule)
-    group, slow, where = GroupState(tables), SlowGroup(schedule), Positions(schedule)
+    moves_few = moves_few and schedule.positions == "original"
+    group, slow, where = (
+        GroupState(tables, moves_few=moves_few),
+        SlowGroup(schedule),
+        Positions(schedule),
+    )
     slots = Slots(schedule, len(tables.patterns))
     for wanted, positions, drawn in chunks:
         settled = group.settled()
@@ -111,6 +116,7 @@ def test_gather_plans_keep_the_right_tokens_at_the_right_positions(
         assert group.state == settled
         if plan is not None:
             slots.apply(plan)
+            check_moves(plan, moves_few=moves_few)
         start, stop = group.state.num_cached, group.state.num_cached + num_new
         slots.positions[:, start:stop] = torch.arange(num_new) + first
         slots.tokens[:, start:stop] = torch.arange(num_new) + group.state.num_seen
@@ -121,9 +127,30 @@ def test_gather_plans_keep_the_right_tokens_at_the_right_positions(
         assert group.origin == slow.origin
         assert group.num_compactions == slow.num_compactions
         assert group.num_saved <= group.state.num_cached
-        assert torch.equal(group.original_positions(), slow.column(1))
-        assert torch.equal(slots.tokens[:, :stop], slow.column(0))
-        assert torch.equal(slots.positions[:, :stop], slow.positions())
+        tokens = slots.tokens[:, :stop]
+        order = tokens.argsort(dim=1)
+        assert moves_few or torch.equal(tokens, tokens.gather(1, order))
+        assert torch.equal(group.original_positions().gather(1, order), slow.column(1))
+        assert torch.equal(tokens.gather(1, order), slow.column(0))
+        assert torch.equal(slots.positions[:, :stop].gather(1, order), slow.positions())
+
+
+def check_moves(plan: GatherPlan, *, moves_few: bool) -> None:
+    """Only tokens of the last slots move, once each, to where the sources say."""
+    if not moves_few or plan.sources is None:
+        assert plan.moves is None
+        return
+    assert plan.moves is not None
+    num_left = plan.sources.shape[1]
+    moved = [tuple(move) for move in plan.moves.T.tolist()]
+    sources = [
+        (pattern, slot, source)
+        for pattern, of_pattern in enumerate(plan.sources.tolist())
+        for slot, source in enumerate(of_pattern)
+        if slot != source
+    ]
+    assert moved == sources
+    assert all(num_left <= source < plan.num_cached for _, _, source in moved)
 
 
 class AddingRotation:
@@ -182,7 +209,7 @@ def test_only_slots_between_changes_are_rotated(
             assert len(plan.to_rotate) == len(held)
             for pattern, (start, stop) in enumerate(plan.to_rotate):
                 before = held[pattern]
-                slots = range(len(before)) if plan.surviving is None else plan.surviving[pattern]
+                slots = range(len(before)) if plan.sources is None else plan.sources[pattern]
                 kept = [before[slot][0] for slot in slots]
                 after = [(number, group.origin + slot) for slot, number in enumerate(kept)]
                 former = dict(before)
