@@ -96,7 +96,8 @@ void multiply_panels(const Panel* panels, const Rounded& vectors, int64_t column
 template <class K>
 void multiply_many(const Packed& weight, const Rounded& vectors, int64_t num_vectors, int threads,
                    float* products) {
-  constexpr int64_t kVectors = 6, kBlocks = 2;
+  // As many as the processor has registers for.
+  constexpr int64_t kVectors = kLanes == 16 ? 6 : 2, kBlocks = 2;
   const int64_t columns = weight.columns, blocks = (weight.rows + kRows - 1) / kRows;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
