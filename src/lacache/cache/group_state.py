@@ -121,11 +121,6 @@ class GroupState:
         self._given: Integers = np.empty((len(tables.patterns), 0), dtype=np.int64)
         self._order = SlotOrder(self._given) if moves_few else None
 
-    @property
-    def moves_few(self) -> bool:
-        """Whether a compaction leaves most tokens in their slots."""
-        return self._order is not None
-
     def settled(self) -> State:
         """Return the counts that the next token finds: after a compaction that is due."""
         return self.schedule.settle(self.state)

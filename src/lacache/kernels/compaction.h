@@ -9,25 +9,41 @@
 
 namespace {
 
+// Slots that move together: from where, to where, and how many.
+struct Move {
+  int64_t from, to, length;
+};
+
+// What lets slot n become slot slots[n] >= n, of `number` slots from `start` on.
+std::vector<Move> moves_of(const int64_t* slots, int64_t number, int64_t start, int64_t capacity) {
+  TORCH_CHECK(start >= 0 && number <= capacity, "lacache::gather: slots are there");
+  std::vector<Move> moves;
+  for (int64_t n = start, end; n < number; n = end) {
+    TORCH_CHECK(slots[n] >= n && slots[n] < capacity,
+                "lacache::gather: slots are there, and none moves to a later one");
+    // Slots side by side move together.
+    for (end = n + 1; end < number && slots[end] == slots[end - 1] + 1 && slots[end] < capacity;) ++end;
+    if (slots[n] != n) moves.push_back({slots[n], n, end - n});
+  }
+  return moves;
+}
+
+void apply_moves(const std::vector<Move>& moves, char* first, int64_t size) {
+  for (const Move& move : moves)
+    std::memmove(first + move.to * size, first + move.from * size, move.length * size);
+}
+
 // Slot n of stored [H, C, ...] becomes slot slots[n] >= n, from `start` on; slots [N].
 void gather(const at::Tensor& stored, const at::Tensor& slots, int64_t start) {
-  const int64_t number = slots.numel();
   TORCH_CHECK(stored.dim() >= 2 && stored.is_contiguous() && slots.is_contiguous() &&
-                  slots.scalar_type() == at::kLong && number <= stored.size(1) && start >= 0,
+                  slots.scalar_type() == at::kLong,
               "lacache::gather: contiguous stored [H, C, ...] and slots [N] in int64");
-  const int64_t* from = slots.const_data_ptr<int64_t>();
-  for (int64_t n = start; n < number; ++n)
-    TORCH_CHECK(from[n] >= n && from[n] < stored.size(1),
-                "lacache::gather: slots are there, and none moves to a later one");
-  const int64_t heads = stored.size(0), head = stored.stride(0) * stored.element_size();
-  const int64_t slot = stored.stride(1) * stored.element_size();
+  const std::vector<Move> moves =
+      moves_of(slots.const_data_ptr<int64_t>(), slots.numel(), start, stored.size(1));
+  const int64_t head = stored.stride(0) * stored.element_size();
   char* first = static_cast<char*>(stored.mutable_data_ptr());
-  for (int64_t h = 0; h < heads; ++h, first += head)
-    for (int64_t n = start, end; n < number; n = end) {
-      // Slots side by side move together.
-      for (end = n + 1; end < number && from[end] == from[end - 1] + 1;) ++end;
-      if (from[n] != n) std::memmove(first + n * slot, first + from[n] * slot, (end - n) * slot);
-    }
+  for (int64_t h = 0; h < stored.size(0); ++h, first += head)
+    apply_moves(moves, first, stored.stride(1) * stored.element_size());
 }
 
 // Runs of rows of stored [P, ...] move one after the other: moves [M, 3] are the first row, the row
@@ -157,52 +173,100 @@ at::Tensor rotate(const at::Tensor& keys, const at::Tensor& cosines, const at::T
 }
 
 template <class T>
-void rotate_first_of(const at::Tensor& stored, const int64_t* first, const int64_t* patterns,
-                     const at::Tensor& keys, const float* cosines, const float* sines,
+void rotate_slots_of(const at::Tensor& stored, const int64_t* first, const int64_t* patterns,
+                     const at::Tensor& copies, const at::Tensor& first_copies, const int64_t* ranges,
+                     const std::vector<int64_t>& begins, const float* cosines, const float* sines,
                      const std::vector<Run>& runs) {
   using Number = typename T::Stored;
-  const int64_t number = keys.size(1), size = keys.size(2);
+  const int64_t heads = first_copies.numel(), size = stored.size(1);
+  const Number* from = static_cast<const Number*>(copies.const_data_ptr());
+  Number* to = static_cast<Number*>(stored.mutable_data_ptr());
   Rotator<T> rotator(runs, size);
-  for (int64_t h = 0; h < keys.size(0); ++h)
-    for (int64_t n = 0; n < number; ++n) {
-      const Number* key = static_cast<const Number*>(keys.const_data_ptr()) + h * keys.stride(0) +
-                          n * keys.stride(1);
-      const int64_t table = (patterns[h] * number + n) * size;
-      rotator.rotate(key, cosines + table, sines + table,
-                     static_cast<Number*>(stored.mutable_data_ptr()) + (first[h] + n) * size);
+  for (int64_t h = 0; h < heads; ++h) {
+    const int64_t* range = ranges + 2 * patterns[h];
+    const int64_t source = first_copies.const_data_ptr<int64_t>()[h];
+    for (int64_t slot = range[0]; slot < range[1]; ++slot) {
+      const int64_t table = (begins[patterns[h]] + slot - range[0]) * size;
+      rotator.rotate(from + (source + slot) * size, cosines + table, sines + table,
+                     to + (first[h] + slot) * size);
     }
+  }
 }
 
-// The first slots of heads in stored [R, D] become rotated keys [H, N, D]: `first` [H] is each head's
-// first slot, `patterns` [H] its pattern, cosines and sines are [patterns, N, D] in float32.
-void rotate_first(const at::Tensor& stored, const at::Tensor& first, const at::Tensor& patterns,
-                  const at::Tensor& keys, const at::Tensor& cosines, const at::Tensor& sines,
-                  const at::Tensor& partners) {
-  TORCH_CHECK(keys.dim() == 3 && keys.stride(2) == 1 && stored.dim() == 2 && stored.is_contiguous() &&
-                  stored.size(1) == keys.size(2) && stored.scalar_type() == keys.scalar_type(),
-              "lacache::rotate_first: keys [H, N, D] and contiguous stored [R, D] of one type");
-  const int64_t heads = keys.size(0), number = keys.size(1), size = keys.size(2);
+void check_heads(const at::Tensor& first, const at::Tensor& patterns, int64_t number) {
   for (const at::Tensor* each : {&first, &patterns})
-    TORCH_CHECK(each->scalar_type() == at::kLong && each->is_contiguous() && each->numel() == heads,
-                "lacache::rotate_first: first and patterns [H] in int64");
+    TORCH_CHECK(each->scalar_type() == at::kLong && each->is_contiguous() && each->dim() == 1 &&
+                    each->numel() == first.numel(),
+                "lacache: first slots and patterns [H] in int64");
+  for (int64_t h = 0; h < first.numel(); ++h)
+    TORCH_CHECK(patterns.const_data_ptr<int64_t>()[h] >= 0 &&
+                    patterns.const_data_ptr<int64_t>()[h] < number,
+                "lacache: there is no such pattern");
+}
+
+// As `gather`, for heads in stored [R, W]: `first` [H] is each head's first slot, `patterns` [H] its
+// pattern; sources [patterns, N] and starts [patterns] are those of the patterns.
+void gather_slots(const at::Tensor& stored, const at::Tensor& first, const at::Tensor& patterns,
+                  const at::Tensor& sources, const at::Tensor& starts) {
+  TORCH_CHECK(stored.dim() == 2 && stored.is_contiguous() && sources.dim() == 2 &&
+                  sources.is_contiguous() && sources.scalar_type() == at::kLong &&
+                  starts.scalar_type() == at::kLong && starts.is_contiguous() &&
+                  starts.numel() == sources.size(0),
+              "lacache::gather_slots: stored [R, W], sources [patterns, N], starts [patterns]");
+  check_heads(first, patterns, sources.size(0));
+  const int64_t rows = stored.size(0), size = stored.stride(0) * stored.element_size();
+  std::vector<std::vector<Move>> moves;
+  for (int64_t p = 0; p < sources.size(0); ++p)
+    moves.push_back(moves_of(sources.const_data_ptr<int64_t>() + p * sources.size(1), sources.size(1),
+                             starts.const_data_ptr<int64_t>()[p], rows));
+  for (int64_t h = 0; h < first.numel(); ++h) {
+    const std::vector<Move>& mine = moves[patterns.const_data_ptr<int64_t>()[h]];
+    const int64_t row = first.const_data_ptr<int64_t>()[h];
+    for (const Move& move : mine)
+      TORCH_CHECK(row >= 0 && row + move.from + move.length <= rows,
+                  "lacache::gather_slots: slots are among the rows");
+    apply_moves(mine, static_cast<char*>(stored.mutable_data_ptr()) + row * size, size);
+  }
+}
+
+// Slots of heads in stored [R, D] become rotated copies [C, D]: `first` and `first_copies` [H] are each
+// head's first slot and copy, `patterns` [H] its pattern. Ranges [patterns, 2] are the slots of each
+// pattern, and cosines and sines [T, D] are for those of one pattern after the other, in float32.
+void rotate_slots(const at::Tensor& stored, const at::Tensor& first, const at::Tensor& patterns,
+                  const at::Tensor& copies, const at::Tensor& first_copies, const at::Tensor& ranges,
+                  const at::Tensor& cosines, const at::Tensor& sines, const at::Tensor& partners) {
+  TORCH_CHECK(stored.dim() == 2 && stored.is_contiguous() && copies.dim() == 2 &&
+                  copies.is_contiguous() && stored.size(1) == copies.size(1) &&
+                  stored.scalar_type() == copies.scalar_type() && ranges.dim() == 2 &&
+                  ranges.size(1) == 2 && ranges.is_contiguous() && ranges.scalar_type() == at::kLong,
+              "lacache::rotate_slots: stored [R, D] and copies [C, D] of one type, ranges [patterns, 2]");
+  check_heads(first, patterns, ranges.size(0));
+  check_heads(first_copies, patterns, ranges.size(0));
+  const int64_t *range = ranges.const_data_ptr<int64_t>(), *kinds = patterns.const_data_ptr<int64_t>();
+  const int64_t *rows = first.const_data_ptr<int64_t>(), size = stored.size(1);
+  std::vector<int64_t> begins(ranges.size(0) + 1);
+  for (int64_t p = 0; p < ranges.size(0); ++p) {
+    TORCH_CHECK(0 <= range[2 * p] && range[2 * p] <= range[2 * p + 1], "lacache::rotate_slots: ranges");
+    begins[p + 1] = begins[p] + range[2 * p + 1] - range[2 * p];
+  }
   for (const at::Tensor* table : {&cosines, &sines})
-    TORCH_CHECK(table->scalar_type() == at::kFloat && table->is_contiguous() && table->dim() == 3 &&
-                    table->size(0) == cosines.size(0) && table->size(1) == number &&
-                    table->size(2) == size,
-                "lacache::rotate_first: tables [patterns, N, D] in float32");
-  const int64_t *rows = first.const_data_ptr<int64_t>(), *kinds = patterns.const_data_ptr<int64_t>();
-  for (int64_t h = 0; h < heads; ++h)
-    TORCH_CHECK(rows[h] >= 0 && rows[h] + number <= stored.size(0) && kinds[h] >= 0 &&
-                    kinds[h] < cosines.size(0),
-                "lacache::rotate_first: slots are among the rows, and patterns among the tables");
+    TORCH_CHECK(table->scalar_type() == at::kFloat && table->is_contiguous() &&
+                    table->sizes() == at::IntArrayRef({begins.back(), size}),
+                "lacache::rotate_slots: tables [T, D] in float32");
+  for (int64_t h = 0; h < first.numel(); ++h) {
+    const int64_t stop = range[2 * kinds[h] + 1], copy = first_copies.const_data_ptr<int64_t>()[h];
+    TORCH_CHECK(rows[h] >= 0 && rows[h] + stop <= stored.size(0) && copy >= 0 &&
+                    copy + stop <= copies.size(0),
+                "lacache::rotate_slots: slots are among the rows");
+  }
   const std::vector<Run> runs = checked_runs(partners, size);
   const float *cosine = cosines.const_data_ptr<float>(), *sine = sines.const_data_ptr<float>();
-  if (keys.scalar_type() == at::kFloat)
-    rotate_first_of<Float32>(stored, rows, kinds, keys, cosine, sine, runs);
-  else if (keys.scalar_type() == at::kBFloat16)
-    rotate_first_of<BFloat16>(stored, rows, kinds, keys, cosine, sine, runs);
+  if (stored.scalar_type() == at::kFloat)
+    rotate_slots_of<Float32>(stored, rows, kinds, copies, first_copies, range, begins, cosine, sine, runs);
+  else if (stored.scalar_type() == at::kBFloat16)
+    rotate_slots_of<BFloat16>(stored, rows, kinds, copies, first_copies, range, begins, cosine, sine, runs);
   else
-    TORCH_CHECK(false, "lacache::rotate_first: keys are float32 or bfloat16");
+    TORCH_CHECK(false, "lacache::rotate_slots: keys are float32 or bfloat16");
 }
 
 }  // namespace

@@ -26,8 +26,11 @@ TORCH_LIBRARY(lacache, library) {
   library.def("move(Tensor(a!) stored, Tensor moves) -> ()");
   library.def("move_few(Tensor(a!) stored, Tensor first, Tensor patterns, Tensor moves) -> ()");
   library.def(
-      "rotate_first(Tensor(a!) stored, Tensor first, Tensor patterns, Tensor keys, Tensor cosines, "
-      "Tensor sines, Tensor partners) -> ()");
+      "gather_slots(Tensor(a!) stored, Tensor first, Tensor patterns, Tensor sources, Tensor starts) "
+      "-> ()");
+  library.def(
+      "rotate_slots(Tensor(a!) stored, Tensor first, Tensor patterns, Tensor copies, "
+      "Tensor first_copies, Tensor ranges, Tensor cosines, Tensor sines, Tensor partners) -> ()");
   library.def("rotate(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");
   library.class_<DecodeStep>("DecodeStep")
       .def(torch::init<int64_t, bool>())
@@ -48,6 +51,7 @@ TORCH_LIBRARY_IMPL(lacache, CPU, library) {
   library.impl("gather", gather);
   library.impl("move", move);
   library.impl("move_few", move_few);
-  library.impl("rotate_first", rotate_first);
+  library.impl("gather_slots", gather_slots);
+  library.impl("rotate_slots", rotate_slots);
   library.impl("rotate", rotate);
 }

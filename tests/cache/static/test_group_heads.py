@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lacache import Ladder
-from lacache.cache.static.group_heads import GroupHeads
 from lacache.cache.static.sequence_tensors import export_sequence
 from lacache.engine.runner import Runner
 from lacache.kernels.build import load_kernels
@@ -86,10 +85,9 @@ def test_a_plan_for_all_layers_is_the_plan_for_each(
     check_equal(fast, slow, 1)
 
 
-@pytest.mark.parametrize("positions", ["original", "slots"])
-def test_only_original_positions_are_compacted_at_once(positions: str) -> None:
-    policy = Ladder(span=2, sinks=2, recent=5, evict_batch=3, positions=positions)
-    runner = new_runner(model("llama", 4096), (16, policy), 1, None)
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+def test_only_plain_keys_and_values_are_compacted_at_once(kv_dtype: str | None) -> None:
+    policy = Ladder(span=2, sinks=2, recent=5, evict_batch=3)
+    runner = new_runner(model("llama", 4096), (16, policy), 1, None, kv_dtype)
     at_once = [heads._at_once for group in runner.cache._group_heads for heads in group]
-    assert at_once == [positions == "original"]
-    assert isinstance(runner.cache._group_heads[0][0], GroupHeads)
+    assert at_once == [kv_dtype is None]

@@ -1,5 +1,7 @@
 """The kernels that gather slots and rotate keys, against torch's operators, bit for bit."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -137,30 +139,93 @@ def test_slots_of_no_row_are_not_moved(move: tuple[int, int, int]) -> None:
 
 
 @given(
+    heads=st.lists(st.integers(0, 2), min_size=1, max_size=6),
+    kept=st.lists(st.tuples(*(st.booleans(),) * 3), min_size=1, max_size=20),
+    width=st.integers(1, 5),
+    dtype=st.sampled_from((*DTYPES, torch.int8)),
+    data=st.data(),
+)
+def test_slots_of_any_heads_are_gathered(
+    heads: list[int], kept: list[tuple[bool, ...]], width: int, dtype: torch.dtype, data: Any
+) -> None:
+    keep = torch.tensor(kept).T
+    number = int(keep.sum(1).min())
+    sources = torch.stack([of.nonzero()[:number, 0] for of in keep])
+    starts = torch.tensor([data.draw(st.integers(0, number)) for _ in keep])
+    fast = torch.arange(len(kept) * len(heads) * width).view(-1, width).to(dtype)
+    slow, one_by_one = fast.clone(), fast.clone()
+    first, patterns = len(kept) * torch.arange(len(heads)), torch.tensor(heads)
+    FAST.gather_slots(fast, first, patterns, sources, starts)
+    SLOW.gather_slots(slow, first, patterns, sources, starts)
+    for stored, pattern in zip(one_by_one.split(len(kept)), heads, strict=True):
+        SLOW.gather(stored[None], sources[pattern], int(starts[pattern]))
+    assert torch.equal(fast, slow)
+    assert torch.equal(fast, one_by_one)
+
+
+@given(
     heads=st.lists(st.integers(0, 2), min_size=1, max_size=5),
-    number=st.integers(0, 4),
+    ranges=st.tuples(*(st.tuples(st.integers(0, 4), st.integers(0, 4)),) * 3),
     size=st.integers(1, 40),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 10**6),
 )
-def test_first_keys_of_any_heads_are_rotated(
-    heads: list[int], number: int, size: int, dtype: torch.dtype, seed: int
+def test_slots_of_any_heads_are_rotated(
+    heads: list[int],
+    ranges: tuple[tuple[int, int], ...],
+    size: int,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     fast = torch.randn(9 * len(heads), size, generator=generator).to(dtype)
-    slow = fast.clone()
-    first = 9 * torch.randperm(len(heads), generator=generator)
-    keys = torch.randn(len(heads), 6, size, generator=generator).to(dtype)[:, :number]
-    cosines, sines = torch.randn(2, 3, number, size, generator=generator)
+    slow, one_by_one = fast.clone(), fast.clone()
+    first, first_copies = (
+        9 * torch.randperm(len(heads), generator=generator),
+        8 * torch.arange(len(heads)),
+    )
+    copies = torch.randn(8 * len(heads), size, generator=generator).to(dtype)
+    slots = torch.tensor([(start, start + length) for start, length in ranges])
+    lengths = [length for _, length in ranges]
+    cosines, sines = torch.randn(2, sum(lengths), size, generator=generator)
     partners = torch.randperm(size, generator=generator)
-    rest = first, torch.tensor(heads), keys, (cosines, sines), partners
-    FAST.rotate_first(fast, *rest)
-    SLOW.rotate_first(slow, *rest)
-    assert torch.equal(fast, slow)
+    rest = (copies, first_copies), slots, (cosines, sines), partners
+    FAST.rotate_slots(fast, first, torch.tensor(heads), *rest)
+    SLOW.rotate_slots(slow, first, torch.tensor(heads), *rest)
+    tables = cosines.split(lengths), sines.split(lengths)
     for head, pattern in enumerate(heads):
-        expected = SLOW.rotate(keys[None, [head]], cosines[pattern], sines[pattern], partners)
-        found = slow[first[head] : first[head] + number]
-        assert torch.equal(found, expected[0, 0])
+        start, stop = slots[pattern].tolist()
+        keys = copies[8 * head + start : 8 * head + stop][None, None]
+        rotated = SLOW.rotate(keys, *(table[pattern] for table in tables), partners)
+        one_by_one[first[head] + start : first[head] + stop] = rotated[0, 0]
+    assert torch.equal(fast, slow)
+    assert torch.equal(fast, one_by_one)
+
+
+@pytest.mark.parametrize(
+    "change", ["first", "patterns", "ranges", "tables", "copies", "type", "backwards"]
+)
+def test_slots_that_cannot_be_rotated_are_refused(change: str) -> None:
+    stored, copies = torch.zeros(10, 4), torch.zeros(6, 4)
+    first, patterns, first_copies = torch.tensor([2, 6]), torch.tensor([0, 1]), torch.tensor([0, 3])
+    ranges, tables = torch.tensor([[0, 2], [1, 3]]), torch.zeros(4, 4)
+    if change == "first":
+        first = first + 2
+    elif change == "patterns":
+        patterns = patterns + 1
+    elif change == "ranges":
+        ranges = ranges.float()
+    elif change == "tables":
+        tables = tables[:3]
+    elif change == "copies":
+        first_copies = first_copies + 1
+    elif change == "type":
+        copies = copies.half()
+    else:
+        ranges = ranges.flip(1)
+    rest = copies, first_copies, ranges, tables, tables, torch.arange(4)
+    with pytest.raises(RuntimeError, match="lacache"):
+        torch.ops.lacache.rotate_slots(stored, first, patterns, *rest)
 
 
 @pytest.mark.parametrize("stored_in", [None, *sorted(KV_DTYPES)])

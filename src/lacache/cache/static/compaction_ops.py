@@ -47,23 +47,40 @@ class CompactionOps(ABC):
         """
 
     @abstractmethod
-    def rotate_first(
+    def gather_slots(
+        self, stored: Tensor, first: Tensor, patterns: Tensor, sources: Tensor, starts: Tensor
+    ) -> None:
+        """Do as `gather`, for many KV heads.
+
+        Args:
+            stored: [R, W].
+            first: index of each head's first slot, int64 [H].
+            patterns: of the heads, int64 [H].
+            sources: what the slots of each pattern become, int64 [patterns, N].
+            starts: first slot of each pattern that changes, int64 [patterns].
+        """
+
+    @abstractmethod
+    def rotate_slots(
         self,
         stored: Tensor,
         first: Tensor,
         patterns: Tensor,
-        keys: Tensor,
+        copies: tuple[Tensor, Tensor],
+        ranges: Tensor,
         tables: tuple[Tensor, Tensor],
         partners: Tensor,
     ) -> None:
-        """Set the first slots of many KV heads to rotated keys; see `rotate`.
+        """Set slots of many KV heads to rotated copies; see `rotate`.
 
         Args:
             stored: [R, D].
             first: index of each head's first slot, int64 [H].
             patterns: of the heads, int64 [H].
-            keys: [H, N, D], contiguous in D, of the type of `stored`.
-            tables: cosines and signed sines of each pattern, each float32 [patterns, N, D].
+            copies: unrotated keys [C, D] of the same type, and the index of each head's first [H].
+            ranges: for each pattern the first slot and the end of the last, int64 [patterns, 2].
+            tables: cosines and signed sines, each float32 [T, D], for the slots of one pattern
+                after the other.
             partners: see `rotate`.
         """
 
@@ -97,21 +114,36 @@ class TorchCompactionOps(CompactionOps):
         head, move = (patterns[:, None] == pattern).nonzero().unbind(1)
         stored[first[head] + slots[move]] = stored[first[head] + former[move]]
 
-    def rotate_first(
+    def gather_slots(
+        self, stored: Tensor, first: Tensor, patterns: Tensor, sources: Tensor, starts: Tensor
+    ) -> None:
+        """Copy the slots of a pattern's heads out, and back in."""
+        for pattern, start in enumerate(starts.tolist()):
+            rows = first[patterns == pattern][:, None]
+            slots = sources[pattern].to(stored.device)
+            targets = rows + torch.arange(start, len(slots), device=stored.device)
+            stored[targets] = stored[rows + slots[start:]]
+
+    def rotate_slots(
         self,
         stored: Tensor,
         first: Tensor,
         patterns: Tensor,
-        keys: Tensor,
+        copies: tuple[Tensor, Tensor],
+        ranges: Tensor,
         tables: tuple[Tensor, Tensor],
         partners: Tensor,
     ) -> None:
-        """Rotate the keys of all heads as those of one."""
-        _, number, size = keys.shape
-        cosines, sines = (table[patterns].view(-1, size) for table in tables)
-        rotated = self.rotate(keys.reshape(1, 1, -1, size), cosines, sines, partners)
-        slots = first[:, None] + torch.arange(number, device=stored.device)
-        stored[slots.flatten()] = rotated[0, 0]
+        """Rotate the keys of a pattern's heads together."""
+        done = 0
+        for pattern, (start, stop) in enumerate(ranges.tolist()):
+            mine = patterns == pattern
+            slots = torch.arange(start, stop, device=stored.device)
+            keys = copies[0][copies[1][mine][:, None] + slots]
+            cosines, sines = (table[done : done + stop - start] for table in tables)
+            rotated = self.rotate(keys[None], cosines, sines, partners)
+            stored[first[mine][:, None] + slots] = rotated[0]
+            done += stop - start
 
     def move(self, stored: Tensor, moves: Tensor) -> None:
         """Copy each run out, and back in."""

@@ -16,12 +16,13 @@ from lacache.cache.static.storage import Storage
 
 @final
 @dataclass(frozen=True)
-class _Sinks:
-    """KV heads whose first slots' keys are rotated alike, from copies in one storage."""
+class _Copies:
+    """Unrotated keys of KV heads that are rotated alike, in one storage."""
 
     rotations: Rotations
-    unrotated: Storage
+    storage: Storage
     num_slots: int
+    """Slots of each head, where they are outside of the pool."""
     columns: Tensor
     """Of the heads, among all of the pool [H]."""
     patterns: Tensor
@@ -32,28 +33,23 @@ class _Sinks:
 class GroupHeads:
     """KV heads of all layers that are in one head group and one pool.
 
-    Where a compaction moves few tokens, these are moved in all layers at once, and so are the sinks
-    rotated: a call for each layer would take longer than the work. `KVHeads.apply` is the same,
-    layer by layer.
+    They are changed all at once: a call for each layer would take longer than the work.
+    `KVHeads.apply` does the same, layer by layer.
 
     Args:
         pool: with the keys and values.
         kv_heads: of the group, by layer.
-        moves_few: whether gather plans do; see `GroupState`.
     """
 
-    def __init__(
-        self, pool: SlotPool, kv_heads: Sequence[tuple[int, KVHeads]], *, moves_few: bool
-    ) -> None:
+    def __init__(self, pool: SlotPool, kv_heads: Sequence[tuple[int, KVHeads]]) -> None:
         self._pool = pool
         self._all = [heads for _, heads in kv_heads]
         self._device = pool.first_slots.device
         self._ops = self._all[0].ops
         self._columns, self._patterns = _places(pool, kv_heads)
-        self._sinks = _find_sinks(pool, kv_heads)
-        # Other codecs differ from layer to layer, and where every key has a copy, it moves too.
-        is_plain = all(isinstance(heads.keys.codec, PlainCodec) for heads in self._all)
-        self._at_once = moves_few and is_plain and not pool.layout.unrotated
+        self._copies = _find_copies(pool, kv_heads)
+        # Other codecs differ from layer to layer.
+        self._at_once = all(isinstance(heads.keys.codec, PlainCodec) for heads in self._all)
 
     def apply(self, batch_slot: int, plan: GatherPlan) -> None:
         """Apply a gather plan to one batch slot."""
@@ -62,28 +58,62 @@ class GroupHeads:
             for heads in self._all:
                 shared.apply(heads, batch_slot)
             return
-        if plan.num_saved < plan.shifts.shape[1]:
-            for heads in self._all:
-                heads.save(batch_slot, plan.num_saved, plan.num_cached)
         first = self._pool.first_slots[batch_slot]
+        for copies in self._copies:
+            self._save(batch_slot, first, copies, plan)
+        of_heads = first[self._columns]
         if plan.moves is not None:
-            of_heads = first[self._columns]
             for storage in (self._pool.keys, self._pool.values):
-                for stored in storage.flat:
-                    self._ops.move_few(stored, of_heads, self._patterns, plan.moves)
-        if plan.is_moved.any():
-            for sinks in self._sinks:
-                self._rotate(batch_slot, first[sinks.columns], sinks, plan.shifts)
+                self._ops.move_few(storage.flat[0], of_heads, self._patterns, plan.moves)
+        elif plan.sources is not None:
+            self._gather(of_heads, plan, plan.sources)
+        if plan.is_moved.any() or plan.moves is None:
+            for copies in self._copies:
+                self._rotate(batch_slot, first, copies, plan)
 
-    def _rotate(self, batch_slot: int, first: Tensor, sinks: _Sinks, shifts: Tensor) -> None:
-        """Set the sinks' keys to their copies, rotated by shifts [patterns, N]."""
-        num_slots = min(sinks.num_slots, shifts.shape[1])
-        keys = sinks.unrotated.tensors[0][batch_slot]
-        keys = keys.view(-1, sinks.num_slots, keys.shape[-1])[:, :num_slots]
-        tables = sinks.rotations.tables(shifts[:, :num_slots].flatten())
-        cosines, sines = (t.view(-1, num_slots, keys.shape[-1]) for t in tables)
-        stored, partners = self._pool.keys.flat[0], sinks.rotations.partners
-        self._ops.rotate_first(stored, first, sinks.patterns, keys, (cosines, sines), partners)
+    def _save(self, batch_slot: int, first: Tensor, copies: _Copies, plan: GatherPlan) -> None:
+        """Copy keys that may move and have no copy yet."""
+        stop = min(plan.num_cached, copies.num_slots)
+        if plan.num_saved < stop:
+            slots = torch.arange(plan.num_saved, stop, device=self._device)
+            target = self._first_copies(batch_slot, first, copies)[:, None] + slots
+            keys = self._pool.keys.flat[0][first[copies.columns][:, None] + slots]
+            copies.storage.flat[0][target] = keys
+
+    def _gather(self, of_heads: Tensor, plan: GatherPlan, sources: Tensor) -> None:
+        """Let slots become others, in the tokens' order."""
+        changed = torch.tensor(plan.first_changed)
+        starts = {self._pool.values: changed, self._pool.keys: changed}
+        if self._pool.unrotated_keys is not None:
+            starts[self._pool.unrotated_keys] = changed
+            # The keys before are rotated from there.
+            after = torch.tensor([stop for _, stop in plan.to_rotate])
+            starts[self._pool.keys] = changed.maximum(after)
+        for storage, start in starts.items():
+            stored = storage.flat[0]
+            self._ops.gather_slots(stored, of_heads, self._patterns, sources, start)
+
+    def _rotate(self, batch_slot: int, first: Tensor, copies: _Copies, plan: GatherPlan) -> None:
+        """Set keys that move to their copies, rotated to where they stand."""
+        ranges = torch.tensor(plan.to_rotate)
+        shifts = [of.narrow(0, a, b - a) for of, (a, b) in zip(plan.shifts, ranges, strict=True)]
+        source = copies.storage.flat[0], self._first_copies(batch_slot, first, copies)
+        self._ops.rotate_slots(
+            self._pool.keys.flat[0],
+            first[copies.columns],
+            copies.patterns,
+            source,
+            ranges,
+            copies.rotations.tables(torch.cat(shifts)),
+            copies.rotations.partners,
+        )
+
+    def _first_copies(self, batch_slot: int, first: Tensor, copies: _Copies) -> Tensor:
+        """Return the index of each head's first copy [H]."""
+        if copies.storage is self._pool.unrotated_keys:
+            return first[copies.columns]
+        heads = torch.arange(len(copies.columns), device=self._device)
+        return copies.num_slots * (batch_slot * len(heads) + heads)
 
 
 def _places(pool: SlotPool, kv_heads: Sequence[tuple[int, KVHeads]]) -> tuple[Tensor, Tensor]:
@@ -97,13 +127,13 @@ def _places(pool: SlotPool, kv_heads: Sequence[tuple[int, KVHeads]]) -> tuple[Te
     return torch.tensor(columns, device=device), torch.tensor(patterns, device=device)
 
 
-def _find_sinks(pool: SlotPool, kv_heads: Sequence[tuple[int, KVHeads]]) -> list[_Sinks]:
+def _find_copies(pool: SlotPool, kv_heads: Sequence[tuple[int, KVHeads]]) -> list[_Copies]:
     alike: dict[tuple[Rotations, Storage, int], list[tuple[int, KVHeads]]] = {}
     for layer, heads in kv_heads:
         if heads.unrotated_keys is not None and heads.rotations is not None:
             key = heads.rotations, heads.unrotated_keys.storage, heads.num_unrotated
             alike.setdefault(key, []).append((layer, heads))
     return [
-        _Sinks(rotations, storage, num_slots, *_places(pool, those))
+        _Copies(rotations, storage, num_slots, *_places(pool, those))
         for (rotations, storage, num_slots), those in alike.items()
     ]

@@ -257,13 +257,12 @@ class StaticKVCache:
 
     def _heads_of(self, group: int) -> list[GroupHeads]:
         """Return the KV heads of a head group, by pool."""
-        moves_few = self._empty_sequence().groups[group].moves_few
         found = []
         for pool in self.pools:
             layers = [m.layer for m in pool.layout.members if m.group == group]
             heads = [(i, one) for i in layers for one in self.kv_heads[i] if one.group == group]
             if heads:
-                found.append(GroupHeads(pool, heads, moves_few=moves_few))
+                found.append(GroupHeads(pool, heads))
         return found
 
     def _moving(self, use: SlotsInUse) -> list[SlotPool]:

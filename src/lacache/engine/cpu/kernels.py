@@ -75,20 +75,28 @@ class KernelCompactionOps(CompactionOps):
         """Move the slots in place, without a copy."""
         torch.ops.lacache.move_few(stored, first, patterns, moves)
 
-    def rotate_first(
+    def gather_slots(
+        self, stored: Tensor, first: Tensor, patterns: Tensor, sources: Tensor, starts: Tensor
+    ) -> None:
+        """Move the slots in place, without a copy."""
+        torch.ops.lacache.gather_slots(stored, first, patterns, sources, starts)
+
+    def rotate_slots(
         self,
         stored: Tensor,
         first: Tensor,
         patterns: Tensor,
-        keys: Tensor,
+        copies: tuple[Tensor, Tensor],
+        ranges: Tensor,
         tables: tuple[Tensor, Tensor],
         partners: Tensor,
     ) -> None:
         """Rotate in one pass; other types than the kernel takes use torch's operators."""
         if stored.dtype in TYPES:
-            torch.ops.lacache.rotate_first(stored, first, patterns, keys, *tables, partners)
+            rest = ranges, *tables, partners
+            torch.ops.lacache.rotate_slots(stored, first, patterns, *copies, *rest)
         else:
-            self._torch.rotate_first(stored, first, patterns, keys, tables, partners)
+            self._torch.rotate_slots(stored, first, patterns, copies, ranges, tables, partners)
 
     def rotate(self, keys: Tensor, cosines: Tensor, sines: Tensor, partners: Tensor) -> Tensor:
         """Rotate in one pass; other types than the kernel takes use torch's operators."""
