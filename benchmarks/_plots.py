@@ -98,9 +98,9 @@ def plot_compaction(record: Record, path: Path) -> None:
         axes = figure.subplots()
         places = range(len(rows))
         whole = [row["share_percent"] for row in rows]
-        rotation = [row["rotation_share_percent"] for row in rows]
         axes.barh(places, whole, color=OURS, height=0.6, label="compactions")
-        axes.barh(places, rotation, color="#F6B98A", height=0.6, label="of it: rotation")
+        targets = [row["target_percent"] for row in rows]
+        axes.scatter(targets, places, color=FAINT, marker="|", s=260, label="target: at most")
         for place, share in zip(places, whole, strict=True):
             axes.annotate(
                 f"{share:.2g} %",
@@ -110,8 +110,6 @@ def plot_compaction(record: Record, path: Path) -> None:
                 va="center",
                 bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"},
             )
-        target = record["target_percent"]
-        axes.axvline(target, color=FAINT, linestyle="--", label=f"target: {target:g} %")
         names = [f"{row['model']}: {row['policy']}" for row in rows]
         axes.set_yticks(places, names)
         axes.invert_yaxis()

@@ -108,7 +108,7 @@ class EngineStepper(Stepper):
         rewinds: bool = False,
         **options: Any,
     ) -> None:
-        kernels = backend == "inductor"
+        kernels = options.pop("kernels", backend == "inductor")
         if kernels:
             load_kernels()
         self.runner = Runner(model, bound, 1, backend, kernels=kernels, **options)

@@ -54,11 +54,14 @@ class GatherPlan:
     """Slots in use before."""
     num_saved: int
     """Slots before this one have a copy among the unrotated keys; later slots do not yet."""
-    sources: Tensor | None
-    """For each pattern and slot, the slot that its token was in [patterns, N]; None without a
-    compaction. No token moves to a later slot."""
+    num_left: int
+    """Slots in use after, N."""
+    surviving: Tensor | None
+    """The slots that survive, in their order, for each pattern [patterns, N]; None without a
+    compaction, or with `moves`."""
     moves: Tensor | None
-    """The same where few tokens move: pattern, slot and former slot of each, by pattern [3, M]."""
+    """The tokens that take the places of others: pattern, slot and former slot of each, by pattern
+    [3, M]; None without a compaction, or with `surviving`."""
     shifts: Tensor
     """Distance of each unrotated key from its original position [patterns, N]."""
     is_moved: Tensor
@@ -68,6 +71,19 @@ class GatherPlan:
 
     None unless the compaction renumbers. The key is rounded once more.
     """
+
+    @cached_property
+    def sources(self) -> Tensor | None:
+        """For each pattern and slot, the slot that its token was in [patterns, N]; None for all.
+
+        No token moves to a later slot.
+        """
+        if self.moves is None:
+            return self.surviving
+        pattern, slot, former = self.moves
+        sources = torch.arange(self.num_left).repeat(len(self.shifts), 1)
+        sources[pattern, slot] = former
+        return sources
 
     @cached_property
     def first_changed(self) -> tuple[int, ...]:
@@ -164,16 +180,18 @@ class GroupState:
             return None
         given, num_saved = self._all_given(), self.num_saved
         former = self._standing(given)
-        sources = moves = None
+        surviving = moves = None
         if after is not before:
-            sources = self._compaction_tables.surviving(before).numpy()
-            if self._order is not None:
-                self._order, moves = self._order.compact(sources, before.num_cached)
-                sources = np.tile(np.arange(after.num_cached), (len(given), 1))
-                sources[moves[0], moves[1]] = moves[2]
-            patterns = np.arange(len(given))[:, None]
-            given = given[patterns, sources]
-            former = former[patterns, sources[:, : former.shape[1]]]
+            kept = self._compaction_tables.surviving(before).numpy()
+            if self._order is None:
+                surviving, patterns = torch.from_numpy(kept), np.arange(len(given))[:, None]
+                given = given[patterns, kept]
+                former = former[patterns, kept[:, : former.shape[1]]]
+            else:
+                self._order, moves = self._order.compact(kept, before.num_cached)
+                pattern, slot, source = moves
+                given[pattern, slot] = given[pattern, source]
+                given = given[:, : after.num_cached]
             self.num_compactions += 1
         self.state, self.origin = after, origin
         in_place = None
@@ -189,7 +207,8 @@ class GroupState:
         return GatherPlan(
             before.num_cached,
             num_saved,
-            None if sources is None else torch.from_numpy(sources),
+            after.num_cached,
+            surviving,
             None if moves is None else torch.from_numpy(moves),
             torch.from_numpy(standing - given[:, : standing.shape[1]]),
             torch.from_numpy(former != standing),
@@ -216,7 +235,7 @@ class GroupState:
             self._order = SlotOrder(self._given.argsort(axis=1))
         shifts, num_cached = self.shifts(), state.num_cached
         is_moved = torch.ones_like(shifts, dtype=torch.bool)
-        return GatherPlan(num_cached, num_cached, None, None, shifts, is_moved)
+        return GatherPlan(num_cached, num_cached, num_cached, None, None, shifts, is_moved)
 
     def commit(self, num_new: int) -> None:
         """Count new tokens that no compaction separates."""

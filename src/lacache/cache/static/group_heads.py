@@ -65,8 +65,8 @@ class GroupHeads:
         if plan.moves is not None:
             for storage in (self._pool.keys, self._pool.values):
                 self._ops.move_few(storage.flat[0], of_heads, self._patterns, plan.moves)
-        elif plan.sources is not None:
-            self._gather(of_heads, plan, plan.sources)
+        elif plan.surviving is not None:
+            self._gather(of_heads, plan, plan.surviving)
         if plan.is_moved.any() or plan.moves is None:
             for copies in self._copies:
                 self._rotate(batch_slot, first, copies, plan)
@@ -80,8 +80,8 @@ class GroupHeads:
             keys = self._pool.keys.flat[0][first[copies.columns][:, None] + slots]
             copies.storage.flat[0][target] = keys
 
-    def _gather(self, of_heads: Tensor, plan: GatherPlan, sources: Tensor) -> None:
-        """Let slots become others, in the tokens' order."""
+    def _gather(self, of_heads: Tensor, plan: GatherPlan, surviving: Tensor) -> None:
+        """Move the slots that survive [patterns, N] to the front, in their order."""
         changed = torch.tensor(plan.first_changed)
         starts = {self._pool.values: changed, self._pool.keys: changed}
         if self._pool.unrotated_keys is not None:
@@ -91,7 +91,7 @@ class GroupHeads:
             starts[self._pool.keys] = changed.maximum(after)
         for storage, start in starts.items():
             stored = storage.flat[0]
-            self._ops.gather_slots(stored, of_heads, self._patterns, sources, start)
+            self._ops.gather_slots(stored, of_heads, self._patterns, surviving, start)
 
     def _rotate(self, batch_slot: int, first: Tensor, copies: _Copies, plan: GatherPlan) -> None:
         """Set keys that move to their copies, rotated to where they stand."""
