@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -43,3 +45,19 @@ def test_ctrl_c_works_again_after_an_error() -> None:
         raise ZeroDivisionError
     with pytest.raises(KeyboardInterrupt):
         ctrl_c()
+
+
+def test_imports_of_a_new_process_are_frozen_and_those_of_others_are_not() -> None:
+    code = (
+        "import gc, sys\n"
+        "from lacache.cli.process import heavy_imports\n"
+        "for name in ('json', 'tomllib'):\n"
+        "    before = gc.get_freeze_count()\n"
+        "    with heavy_imports():\n"
+        "        __import__(name)\n"
+        "        print(gc.isenabled())\n"
+        "    print(gc.isenabled(), gc.get_freeze_count() > before)\n"
+        "    sys.modules['torch'] = sys\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "True", "True", "True", "False"]

@@ -29,7 +29,7 @@ from lacache.cli.options import (
     WeightsOption,
 )
 from lacache.cli.preflight import validate_loading, validate_memory
-from lacache.cli.process import interruptible
+from lacache.cli.process import heavy_imports, interruptible
 from lacache.cli.terminal import validate_text
 from lacache.cli.weights import Weights
 from lacache.engine.detokenizer import Detokenizer, StopStrings, find_eos_token_ids
@@ -124,8 +124,9 @@ def chat(
     if system is not None:
         validate_text(system, "the system prompt")
 
-    from lacache.engine.conversation import ChatTemplate, Conversation
-    from lacache.models import load_model
+    with heavy_imports():
+        from lacache.engine.conversation import ChatTemplate, Conversation
+        from lacache.models import load_model
 
     loaded = load_model(model, dtype=dtype, threads=threads, weights=parsed.at_loading)
     template = ChatTemplate(loaded.tokenizer, system)

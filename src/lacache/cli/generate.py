@@ -31,6 +31,7 @@ from lacache.cli.options import (
 )
 from lacache.cli.output import format_memory, report_record
 from lacache.cli.preflight import validate_loading, validate_memory
+from lacache.cli.process import heavy_imports
 from lacache.cli.terminal import read_prompt
 from lacache.cli.weights import Weights
 from lacache.engine.detokenizer import StopStrings
@@ -118,8 +119,9 @@ def generate(
     engine_options.validate_unused(options.runs_without_engine)
     text = read_prompt(prompt, file)
 
-    from lacache.cli.generation import generate_text
-    from lacache.models import load_model
+    with heavy_imports():
+        from lacache.cli.generation import generate_text
+        from lacache.models import load_model
 
     loaded = load_model(model, dtype=dtype, threads=threads, weights=parsed.at_loading)
     ids = _tokens(loaded.tokenizer, text, chat=chat)

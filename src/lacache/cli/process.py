@@ -1,6 +1,7 @@
-"""Start and end of the process: its streams, its working directory and its signals."""
+"""Start and end of the process: its imports, streams, working directory and signals."""
 
 import errno
+import gc
 import io
 import os
 import signal
@@ -51,6 +52,25 @@ def clean_exit() -> Iterator[None]:
             message = f"error: the output cannot be written ({error.strerror})"
             _end(f"{message}; make space, or send it elsewhere", 2, error)
         raise
+
+
+@contextmanager
+def heavy_imports() -> Iterator[None]:
+    """Import torch, transformers and what needs them, without searching them for garbage.
+
+    They make 400,000 objects that stay until the process ends. Does nothing where torch is
+    imported already.
+    """
+    if "torch" in sys.modules:
+        # Other objects of a longer process, such as a test's, would be kept for ever too.
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from lacache.cli.options import (
 )
 from lacache.cli.output import format_bytes
 from lacache.cli.preflight import validate_loading, validate_memory
+from lacache.cli.process import heavy_imports
 from lacache.cli.weights import Weights
 from lacache.common.packages import require_modules
 from lacache.errors import ConfigError
@@ -184,8 +185,9 @@ def serve(
     for cache in caches.values():
         validate_memory(cache.budget, max_sequences)
     require_modules("fastapi", "uvicorn", "prometheus_client", why="lacache serve", extra="server")
-    from lacache.models import load_model
-    from lacache.server.start import listen, make_service, run, validate_folder
+    with heavy_imports():
+        from lacache.models import load_model
+        from lacache.server.start import listen, make_service, run, validate_folder
 
     validate_folder(folder)
     with listen(host, port) as listening:
