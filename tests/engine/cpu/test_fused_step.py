@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lacache import Engine, LaCache
+from lacache.engine.cpu import fused_step
 from lacache.engine.cpu.fused_step import MOST_BATCH_SLOTS
 from lacache.kernels.build import load_kernels
 from lacache.models.packed.blocks import read_blocks
@@ -62,6 +63,19 @@ def pack(model: Any, kinds: tuple[str, ...], seed: int = 0) -> Any:
 def test_families(family: str, dtype: torch.dtype) -> None:
     model = tiny_model(family).to(dtype)
     assert new_runner(model, LADDER, 2, None, kernels=True).fused == (family in FUSED)
+
+
+def test_modules_run_once_for_a_pair_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = []
+
+    def run_modules(model: Any, modules: Any, tokens: Any, start: int) -> Any:
+        pairs.append((tokens, start))
+        return original(model, modules, tokens, start)
+
+    original = fused_step._run_modules
+    monkeypatch.setattr(fused_step, "_run_modules", run_modules)
+    assert new_runner(tiny_model("llama"), LADDER, 2, None, kernels=True).fused
+    assert pairs == [((1, 2), 0), ((1, 2), 100_003)]
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

@@ -4,6 +4,7 @@ The kernel computes decoder blocks like Llama's. Whether a model computes the sa
 shows in numbers: a few tokens are run both ways in float32. The kernel is used if the logits agree.
 """
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any, final
 
@@ -88,11 +89,15 @@ def find_fused_step(model: Any, cache: StaticKVCache) -> FusedStep | None:
     without_positions = {each.index for each in cache.layout.info.growing if not each.rotation}
     try:
         modules = read_decoder(model)
-        _, layers = _run_modules(model, modules, _PROBES[0], _STARTS[0])
+        run_modules = functools.cache(functools.partial(_run_modules, model, modules))
+        _, layers = run_modules(_PROBES[0], _STARTS[0])
         kernel = _new_kernel(modules, [layer.scaling for layer in layers], without_positions)
         most = _TOLERANCE_OF_PACKED if is_packed(model) else _TOLERANCE
         for start in _STARTS:
-            errors = (_error(model, modules, kernel, tokens, start) for tokens in _PROBES)
+            errors = (
+                _error(modules, kernel, run_modules(tokens, start), tokens, start)
+                for tokens in _PROBES
+            )
             if not any(error < most for error in errors):
                 return None
         kernel.set_slots(
@@ -108,10 +113,14 @@ def find_fused_step(model: Any, cache: StaticKVCache) -> FusedStep | None:
 
 
 def _error(
-    model: Any, modules: DecoderModules, kernel: Any, tokens: Sequence[int], start: int
+    modules: DecoderModules,
+    kernel: Any,
+    by_modules: tuple[Tensor, list["_ProbeLayer"]],
+    tokens: Sequence[int],
+    start: int,
 ) -> float:
     """Return how far the kernel's logits of the last token are from those of the modules."""
-    expected, layers = _run_modules(model, modules, tokens, start)
+    expected, layers = by_modules
     found = _run_kernel(modules, kernel, layers, tokens, start)
     return float((found - expected).norm() / expected.norm())
 
