@@ -128,6 +128,22 @@ def test_nothing_is_warned_of_where_nothing_is_missing(host: Callable[..., Any])
 
 
 @pytest.mark.usefixtures("home")
+def test_an_engine_takes_the_fingerprint_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def take(model: Any) -> str:
+        taken.append(fingerprint(model))
+        return taken[-1]
+
+    for name in ("models.fingerprint", "engine.engine", "engine.runner"):
+        monkeypatch.setattr(f"lacache.{name}.fingerprint", take)
+    model = tiny_llama()
+    save_profile_of(model)
+    engine = Engine(model, 64)
+    assert taken == [engine.scheduler.runner.fingerprint]
+
+
+@pytest.mark.usefixtures("home")
 def test_quantised_weights_have_the_profile_of_their_checkpoint() -> None:
     pytest.importorskip("torchao", reason="needs the extra int8")
     model = tiny_llama()

@@ -25,7 +25,7 @@ from lacache.engine.session import Session
 from lacache.engine.snapshot import Snapshot, new_sampler, snapshot_kind, validate_snapshot
 from lacache.errors import CompilerError, ConfigError, InputError
 from lacache.kernels.build import load_kernels
-from lacache.models.fingerprint import model_shape
+from lacache.models.fingerprint import fingerprint, model_shape
 from lacache.models.model_info import model_info
 from lacache.policies import (
     DEFAULT_POLICY,
@@ -115,7 +115,8 @@ class Engine:
                     f"prompt_tokens={prompt_tokens} is for a budget that is a share of a prompt, "
                     f"and budget={budget} is not; leave it out"
                 )
-        shape = model_shape(model, valid)
+        model_fingerprint = fingerprint(model)
+        shape = model_shape(model, valid, model_fingerprint)
         bound = bind_within_bytes(
             info,
             valid_budget,
@@ -132,7 +133,14 @@ class Engine:
         backend: Backend | None = "inductor" if compile else None
         kernels = model.device.type == "cpu" and _try_kernels(warn=compile)
         self._runner = Runner(
-            model, bound, max_sequences, backend, kv_dtype, weights, kernels=kernels
+            model,
+            bound,
+            max_sequences,
+            backend,
+            kv_dtype,
+            weights,
+            kernels=kernels,
+            model_fingerprint=model_fingerprint,
         )
         self._scheduler = Scheduler(self._runner, chunk_size)
 

@@ -64,6 +64,7 @@ class Runner:
         attend: the attention function; None takes the model's.
         kernels: whether to use the CPU kernels, which `load_kernels` has loaded.
         fuse: whether steps may be one call of a kernel; False runs the model's modules.
+        model_fingerprint: the model's fingerprint, where the caller has it.
     """
 
     def __init__(
@@ -77,11 +78,12 @@ class Runner:
         attend: Attend | None = None,
         kernels: bool = False,
         fuse: bool = True,
+        model_fingerprint: str | None = None,
     ) -> None:
         shares_slots = shares_slots_on(model.device)
         self.layout = CacheLayout(model_info(model), bound, kv_dtype, shares_slots)
         # Of the checkpoint: never of weights that are quantised below.
-        self.fingerprint = fingerprint(model)
+        self.fingerprint = model_fingerprint or fingerprint(model)
         packed = is_packed(model)
         self.weights = "packed" if packed else weights
         if weights is not None and packed:

@@ -112,11 +112,16 @@ def _rounded(numbers: Tensor) -> Tensor:
 _warned: WeakSet[nn.Module] = WeakSet()
 
 
-def model_shape(model: Any, policy: Policy) -> ModelShape:
+def model_shape(model: Any, policy: Policy, model_fingerprint: str | None = None) -> ModelShape:
     """Return what a policy must know of a model, its head profile where the policy needs one.
 
     Issues a HeadProfileWarning, once for a model, if the policy needs a profile and none was
     measured for these weights.
+
+    Args:
+        model: a causal language model of transformers.
+        policy: the policy.
+        model_fingerprint: the model's fingerprint, where the caller has it.
 
     Raises:
         InputError: a profile cannot be read.
@@ -125,7 +130,7 @@ def model_shape(model: Any, policy: Policy) -> ModelShape:
     num_heads = model_info(model).num_heads
     if not policy.needs_profile:
         return ModelShape(num_heads)
-    decoder, model_fingerprint = find_decoder(model), fingerprint(model)
+    decoder, model_fingerprint = find_decoder(model), model_fingerprint or fingerprint(model)
     profile = model_profile(model, model_fingerprint)
     if decoder not in _warned:
         _warned.add(decoder)
