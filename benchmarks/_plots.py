@@ -101,10 +101,10 @@ def plot_compaction(record: Record, path: Path) -> None:
         axes.barh(places, whole, color=OURS, height=0.6, label="compactions")
         targets = [row["target_percent"] for row in rows]
         axes.scatter(targets, places, color=FAINT, marker="|", s=260, label="target: at most")
-        for place, share in zip(places, whole, strict=True):
+        for place, share, target in zip(places, whole, targets, strict=True):
             axes.annotate(
                 f"{share:.2g} %",
-                (share, place),
+                (max(share, target), place),
                 (7, 0),
                 textcoords="offset points",
                 va="center",

@@ -331,7 +331,7 @@ def test_pointing_at_a_token_shows_its_layers(browser: Browser, address: str) ->
 
 
 @pytest.fixture
-def at_reading_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def at_a_slow_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens come as slowly as someone reads, however fast the processor is."""
     step = Scheduler.step
 
@@ -343,7 +343,7 @@ def at_reading_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("at_reading_pace")
+@pytest.mark.usefixtures("at_a_slow_pace")
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
 def test_a_compaction_is_shown_as_it_happens(browser: Browser, address: str, motion: Any) -> None:
     with opened(browser, address, reduced_motion=motion) as page:

@@ -74,7 +74,7 @@ class GatherPlan:
 
     @cached_property
     def sources(self) -> Tensor | None:
-        """For each pattern and slot, the slot that its token was in [patterns, N]; None for all.
+        """Former slot of the token in each slot [patterns, N]; None if no compaction runs.
 
         No token moves to a later slot.
         """
@@ -87,14 +87,14 @@ class GatherPlan:
 
     @cached_property
     def first_changed(self) -> tuple[int, ...]:
-        """For each pattern, the first slot whose token another takes the place of."""
+        """First slot of each pattern in which a compaction puts another token."""
         if self.sources is None:
             return (self.num_cached,) * len(self.shifts)
         return _first(self.sources != torch.arange(self.sources.shape[1]))
 
     @cached_property
     def to_rotate(self) -> tuple[tuple[int, int], ...]:
-        """For each pattern, the slots `(start, stop)` whose keys must be rotated by their shifts.
+        """Slots `(start, stop)` of each pattern whose keys must be rotated by their shifts.
 
         Keys before `start` keep slots and positions; keys from `stop` on keep positions only, but
         for `in_place`.

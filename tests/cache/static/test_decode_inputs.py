@@ -25,7 +25,7 @@ def model(family: str) -> Any:
     return tiny_model(family)
 
 
-class Checked(Ragged):
+class ComputedTwice(Ragged):
     """Random calls; before each step all inputs are computed anew and compared."""
 
     num_carried = 0
@@ -50,14 +50,14 @@ def clones(inputs: DecodeInputs, active: list[int]) -> list[Tensor]:
 @given(sized=sized_policies(5, 2), seed=st.integers())
 @settings(max_examples=30, deadline=None)
 def test_inputs_that_are_carried_on_equal_those_computed_anew(sized: Sized, seed: int) -> None:
-    ragged = Checked(new_runner(model("llama"), sized, BATCH_SLOTS, None), seed)
+    ragged = ComputedTwice(new_runner(model("llama"), sized, BATCH_SLOTS, None), seed)
     for _ in range(12):
         ragged.random_call()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_most_steps_carry_their_inputs_on(family: str) -> None:
-    ragged = Checked(new_runner(model(family), LADDER, BATCH_SLOTS, None), 1)
+    ragged = ComputedTwice(new_runner(model(family), LADDER, BATCH_SLOTS, None), 1)
     for _ in range(40):
         ragged.step([0, 2])
     assert ragged.num_carried > 20

@@ -132,7 +132,7 @@ def test_any_few_slots_are_moved(
 
 
 @pytest.mark.parametrize("move", [(0, 20, 1), (0, 1, 20), (0, -21, 1), (0, 1, -21)])
-def test_slots_of_no_row_are_not_moved(move: tuple[int, int, int]) -> None:
+def test_few_slots_that_are_not_there_are_refused(move: tuple[int, int, int]) -> None:
     first, patterns = torch.tensor([20]), torch.tensor([0])
     with pytest.raises(RuntimeError, match="lacache::move_few: slots are among the rows"):
         FAST.move_few(torch.zeros(40, 2), first, patterns, torch.tensor([move]).T.contiguous())
