@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lacache.models.packed.blocks import KINDS, read_blocks
-from lacache.models.packed.weight import PackedWeight
+from lacache.models.packed.weight import ROWS, PackedWeight
 
-_BLOCK = 2**22
+_BLOCK = 2**20
 
 
 @final
@@ -41,11 +41,10 @@ class GgufMatrices:
         """
         hashes = _hashes(weight).tolist()
         for matrix in self._unused:
-            if matrix.shape == weight.shape:
-                order = [matrix.place_of.get(number) for number in hashes]
-                if None not in order:
-                    self._unused.remove(matrix)
-                    return PackedWeight.pack(read_blocks(matrix.kind, matrix.content[order]))
+            if matrix.shape == weight.shape and matrix.place_of.keys() >= set(hashes):
+                order = torch.tensor([matrix.place_of[number] for number in hashes])
+                self._unused.remove(matrix)
+                return PackedWeight.concatenate([matrix.pack(rows) for rows in matrix.split(order)])
         return None
 
 
@@ -57,14 +56,20 @@ class _Matrix:
         columns = read_blocks(kind, content[:1]).quants.shape[1]
         self.shape = (len(content), columns)
 
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Split rows [N] into parts that take little memory while they are packed."""
+        return torch.split(rows, ROWS * max(1, _BLOCK // (ROWS * self.shape[1])))
+
+    def pack(self, rows: Tensor) -> PackedWeight:
+        """Pack rows [N]."""
+        return PackedWeight.pack(read_blocks(self.kind, self.content[rows]))
+
     @cached_property
     def place_of(self) -> dict[int, int]:
         """Each row's index by its hash."""
-        step = max(1, _BLOCK // self.shape[1])
         hashes: list[int] = []
-        for part in torch.split(self.content, step):
-            numbers = PackedWeight.pack(read_blocks(self.kind, part)).unpack()
-            hashes += _hashes(numbers.bfloat16()).tolist()
+        for rows in self.split(torch.arange(self.shape[0])):
+            hashes += _hashes(self.pack(rows).unpack().bfloat16()).tolist()
         return {number: row for row, number in enumerate(hashes)}
 
 
@@ -74,5 +79,12 @@ def _hashes(weight: Tensor) -> Tensor:
     limit = 2**63 - 1
     factors = torch.randint(-limit, limit, (weight.shape[1],), generator=generator)
     step = max(1, _BLOCK // weight.shape[1])
-    parts = torch.split(weight.contiguous().view(torch.int16), step)
-    return torch.cat([(part.long() * factors).sum(-1) for part in parts])
+    hashes = torch.empty(len(weight), dtype=torch.int64)
+    # Results that lie between large blocks of memory would keep these from being used again.
+    for place, part in zip(
+        torch.split(hashes, step),
+        torch.split(weight.contiguous().view(torch.int16), step),
+        strict=True,
+    ):
+        torch.sum(part.long() * factors, -1, out=place)
+    return hashes

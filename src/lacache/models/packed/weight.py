@@ -1,6 +1,6 @@
 """A matrix of 4 to 8 bits a number: integers in groups of 16 or 32, each with a scale."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -87,6 +87,14 @@ class PackedWeight:
             zero=groups.zero,
             out_features=len(groups.quants),
         )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join weights by their rows. All but the last have a multiple of 16."""
+        tensors = [part.tensors() for part in parts]
+        joined = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
+        out_features = sum(part.out_features for part in parts)
+        return cls.from_tensors(joined, {"zero": parts[0].zero, "out_features": out_features})
 
     @property
     def in_features(self) -> int:
