@@ -67,12 +67,13 @@ def write_gguf(
     *,
     architecture: str = "llama",
     leave_out: str = "",
+    head: bool = False,
     width: int = WIDTH,
     kinds: Sequence[str] = (),
 ) -> np.ndarray:
     """Write a GGUF file of a tiny Llama; returns its embeddings [V, width] in float32.
 
-    Matrices have the types `kinds`, in turns, or else float32.
+    Matrices have the types `kinds`, in turns, or else float32. With `head`, the head is not tied.
     """
     from gguf import GGUFWriter
 
@@ -115,6 +116,8 @@ def write_gguf(
             f"blk.{layer}.ffn_down": (width, inner),
         }
     shapes["output_norm"] = (width,)
+    if head:
+        shapes["output"] = (len(VOCABULARY), width)
     weights = {
         name: generator.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()
     }

@@ -22,8 +22,9 @@ from lacache.common.lock import waiting_lock
 from lacache.common.packages import require_modules
 from lacache.errors import ModelError
 from lacache.models.files import find_damage, write_manifest
-from lacache.models.packed.folder import pack_model, write_packed
+from lacache.models.packed.folder import PackedTensors
 from lacache.models.packed.matrices import GgufMatrices
+from lacache.models.packed.parts import PART_WEIGHTS, GgufParts, frugal_gguf
 from lacache.models.third_party import first_line, is_disk_full, model_errors, quiet
 
 # Increase it when the conversion changes, so that older results are not used.
@@ -32,7 +33,7 @@ _PACKED_FORMAT = 2
 # Tokenizer and configuration, over the two bytes of each weight.
 _SLACK_BYTES = 32 << 20
 _STEPS = ("Reading the GGUF file", "Unpacking the weights", "Writing the model", "Checking it")
-_PACKED_STEPS = (*_STEPS[:2], "Packing the weights", *_STEPS[2:])
+_PACKED_STEPS = (_STEPS[0], "Packing the weights", *_STEPS[2:])
 
 NextStep = Callable[[], None]
 
@@ -117,23 +118,25 @@ def _convert_locked(
     with _steps(console, _PACKED_STEPS if packed else _STEPS) as next_step:
         next_step()
         content = _inspect(gguf)
-        size = 1.2 * gguf.stat().st_size if packed else 2 * content.num_weights
-        needed, available = size + _SLACK_BYTES, free(folder.parent)
+        needed = content.converted_bytes(packed=packed) + _SLACK_BYTES
+        available = free(folder.parent)
         if available < needed:
             raise ModelError(
                 f"{folder.parent} has {available / 1e6:.0f} MB free and the converted model needs "
                 f"{needed / 1e6:.0f} MB; free some space or set LACACHE_HOME to another disk"
             )
-        model, tokenizer = _read_gguf(gguf, content, next_step)
-        if packed:
-            next_step()
-            pack_model(model, GgufMatrices(gguf).find)
+        tokenizer = _read_tokenizer(gguf, content)
         next_step()
         try:
             partial.mkdir()
+            if packed:
+                model, tensors = _read_packed(gguf, content.parts, partial)
+            else:
+                model = _read_model(gguf)
+            next_step()
             with quiet():
                 if packed:
-                    write_packed(model, partial)
+                    tensors.write(model, partial)
                 else:
                     model.save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
@@ -176,8 +179,18 @@ def _steps(console: Console, names: Sequence[str]) -> Iterator[NextStep]:
 @final
 @dataclass(frozen=True)
 class _Content:
-    num_weights: int
+    parts: GgufParts
     pre_tokenizer: str
+
+    def converted_bytes(self, *, packed: bool) -> float:
+        """Estimate the disk space of the converted model, and of a part beside it."""
+        if not packed:
+            return 2 * sum(tensor.num_weights for tensor in self.parts.tensors)
+        parts = (
+            sum(tensor.num_bytes for tensor in part)
+            for part in self.parts.split(PART_WEIGHTS, tied=True)
+        )
+        return 1.2 * self.parts.path.stat().st_size + max(parts)
 
 
 def _inspect(gguf: Path) -> _Content:
@@ -189,37 +202,97 @@ def _inspect(gguf: Path) -> _Content:
         reader = GGUFReader(gguf)
         field = reader.get_field("tokenizer.ggml.pre")
         pre = "" if field is None else bytes(field.parts[field.data[0]]).decode()
-        return _Content(sum(int(tensor.n_elements) for tensor in reader.tensors), pre)
+        return _Content(GgufParts.from_reader(gguf, reader), pre)
 
 
-def _read_gguf(gguf: Path, content: _Content, next_step: NextStep) -> tuple[Any, Any]:
-    """Return the model, in bfloat16, and the tokenizer."""
-    options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    unpack: dict[str, Any] = {}
+def _read_tokenizer(gguf: Path, content: _Content) -> Any:
+    with _transformers_errors(gguf):
+        # AutoTokenizer decides by the architecture; for llama, older versions take CodeLlama's.
+        tokenizer: Any = transformers.PreTrainedTokenizerFast.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True
+        )
+        if content.pre_tokenizer == "smollm":
+            _split_digits(tokenizer)
+    return tokenizer
+
+
+def _read_model(gguf: Path) -> Any:
+    """Return the model in bfloat16."""
+    with _transformers_errors(gguf):
+        model, missing = _load(transformers.AutoModelForCausalLM, gguf)
+    _refuse_missing(gguf, missing)
+    return model
+
+
+def _read_packed(gguf: Path, parts: GgufParts, folder: Path) -> tuple[Any, PackedTensors]:
+    """Return a model that has the configuration, and the packed tensors.
+
+    transformers unpacks all of a file at once. So it gets files of a part of the tensors each,
+    which lie in `folder` meanwhile, and the memory of one unpacked part is enough.
+    """
+    with _transformers_errors(gguf):
+        config = transformers.AutoConfig.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True
+        )
+        kind = _class_of_parts(config)
+    packed = PackedTensors()
+    part = folder / "part.gguf"
+    lost: list[set[str]] = []
+    tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", True))
+    for tensors in parts.split(PART_WEIGHTS, tied=tied):
+        parts.write(tensors, part)
+        with _transformers_errors(gguf), frugal_gguf():
+            model, missing = _load(kind, part, config=config)
+        packed.add(model, GgufMatrices(part).find, missing)
+        lost.append(missing)
+        part.unlink()
+    _refuse_missing(gguf, set.intersection(*lost))
+    return model, packed
+
+
+def _class_of_parts(config: Any) -> Any:
+    """Return the class of a model that may lack weights, without giving them random numbers."""
+    loader: Any = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        base = type(loader.from_config(config))
+    # Memory that nothing writes to is only reserved. Each missing weight must be reported, as
+    # another part has it.
+    changes = {"initialize_weights": lambda model: None, "_keys_to_ignore_on_load_missing": None}
+    return type(base.__name__, (base,), {"__module__": base.__module__, **changes})
+
+
+def _load(kind: Any, gguf: Path, **options: Any) -> tuple[Any, set[str]]:
+    """Return a model in bfloat16, and the names of weights that the file lacks."""
     # Versions that have this class keep the weights packed by default, and cannot save them.
     if "GgufConfig" in dir(transformers):
-        unpack["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model, loading = kind.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        local_files_only=True,
+        dtype=torch.bfloat16,
+        output_loading_info=True,
+        **options,
+    )
+    return model, set(loading["missing_keys"])
+
+
+def _refuse_missing(gguf: Path, missing: set[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"{gguf} lacks the weights {', '.join(sorted(missing)[:3])}; "
+            "it may be cut short or damaged; get it again"
+        )
+
+
+@contextlib.contextmanager
+def _transformers_errors(gguf: Path) -> Iterator[None]:
+    """Silence transformers, and report what it cannot read."""
     # One of the progress bars can only be silenced by its stream.
     silence = contextlib.redirect_stderr(io.StringIO())
     remedy = "use a GGUF file of a causal language model that transformers can read"
     with quiet(), silence, model_errors(f"{gguf} cannot be converted", remedy):
-        # AutoTokenizer decides by the architecture; for llama, older versions take CodeLlama's.
-        tokenizer: Any = transformers.PreTrainedTokenizerFast.from_pretrained(
-            gguf.parent, **options
-        )
-        if content.pre_tokenizer == "smollm":
-            _split_digits(tokenizer)
-        next_step()
-        loader: Any = transformers.AutoModelForCausalLM
-        model, loading = loader.from_pretrained(
-            gguf.parent, dtype=torch.bfloat16, output_loading_info=True, **options, **unpack
-        )
-    if loading["missing_keys"]:
-        raise ModelError(
-            f"{gguf} lacks the weights {', '.join(sorted(loading['missing_keys'])[:3])}; "
-            "it may be cut short or damaged; get it again"
-        )
-    return model, tokenizer
+        yield
 
 
 def _split_digits(tokenizer: Any) -> None:

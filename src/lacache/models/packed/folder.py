@@ -2,9 +2,9 @@
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 import transformers
@@ -62,31 +62,60 @@ def round_model(model: Any) -> None:
     use_kernels()
 
 
-def write_packed(model: Any, folder: Path) -> None:
-    """Write a packed model's weights and configuration into a directory."""
-    tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    packed: dict[str, Any] = {}
-    owners: dict[int, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, PackedModule):
-            weight = module.packed
-            owner = owners.setdefault(weight.low.data_ptr(), name)
-            packed[name] = {"owner": owner, **weight.metadata()}
-            if owner == name:
-                tensors |= {f"{name}.{key}": value for key, value in weight.tensors().items()}
-        else:
-            persistent = module.state_dict(keep_vars=True).keys()
-            for key, buffer in module.named_buffers(prefix=name, recurse=False):
-                if key.removeprefix(f"{name}.") in persistent:
-                    tensors[key] = buffer
-    save_file(tensors, folder / PACKED, metadata={"packed": json.dumps(packed)})
-    model.config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
+@final
+class PackedTensors:
+    """The tensors of a packed model, added one part of the model at a time."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._packed: dict[str, Any] = {}
+
+    def add(self, model: Any, pack: Pack, missing: Collection[str] = ()) -> None:
+        """Pack a model, of whose weights some may be missing, and add the others.
+
+        Args:
+            model: of transformers, in bfloat16; its layers are replaced.
+            pack: packs one weight.
+            missing: names of parameters and buffers without content.
+
+        Raises:
+            ModelError: a tensor was already added.
+        """
+        absent = _absent(model, missing)
+        empty = set(absent.values())
+        pack_model(model, lambda weight: None if id(weight) in empty else pack(weight))
+        tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
+        owners: dict[int, str] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, PackedModule):
+                weight = module.packed
+                owner = owners.setdefault(weight.low.data_ptr(), name)
+                self._packed[name] = {"owner": owner, **weight.metadata()}
+                if owner == name:
+                    tensors |= {f"{name}.{key}": value for key, value in weight.tensors().items()}
+            else:
+                persistent = module.state_dict(keep_vars=True).keys()
+                for key, buffer in module.named_buffers(prefix=name, recurse=False):
+                    if key.removeprefix(f"{name}.") in persistent:
+                        tensors[key] = buffer
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
+        if twice := self._tensors.keys() & tensors.keys():
+            raise ModelError(f"two parts of the file have {min(twice)}; use weights='model'")
+        self._tensors |= tensors
+
+    def write(self, model: Any, folder: Path) -> None:
+        """Write all tensors, and a model's configuration, into a directory."""
+        packed = {
+            name: self._packed[name] for name, _ in model.named_modules() if name in self._packed
+        }
+        save_file(self._tensors, folder / PACKED, metadata={"packed": json.dumps(packed)})
+        model.config.save_pretrained(folder)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
 
 
 def read_packed(folder: Path, config: Any, dtype: str | torch.dtype = "auto") -> Any:
-    """Load a model that `write_packed` wrote. Its weights are packed all the time.
+    """Load a model that `PackedTensors` wrote. Its weights are packed all the time.
 
     Args:
         folder: the directory.
@@ -142,6 +171,13 @@ def use_kernels() -> None:
         load_kernels()
     except CompilerError as error:
         warnings.warn(f"{error}; until then packed weights are slow", stacklevel=3)
+
+
+def _absent(model: nn.Module, missing: Collection[str]) -> dict[str, int]:
+    """Return the ids of missing parameters and buffers by name, with those tied to them."""
+    ids = {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    empty = {ids[name] for name in missing if name in ids}
+    return {name: number for name, number in ids.items() if number in empty}
 
 
 def _replace(model: nn.Module, name: str, weight: PackedWeight, dtype: torch.dtype) -> None:
