@@ -130,7 +130,7 @@ def test_a_part_is_a_gguf_file_with_the_same_bytes(tmp_path: Path) -> None:
         assert set(read.fields) == left
 
 
-def test_rows_unpacked_in_turns_are_those_unpacked_together(
+def test_a_matrix_is_unpacked_the_same_bit_by_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(parts, "_UNPACKED_BYTES", 1000)

@@ -44,7 +44,7 @@ class GgufMatrices:
             if matrix.shape == weight.shape and matrix.place_of.keys() >= set(hashes):
                 order = torch.tensor([matrix.place_of[number] for number in hashes])
                 self._unused.remove(matrix)
-                return PackedWeight.concatenate([matrix.pack(rows) for rows in matrix.split(order)])
+                return PackedWeight.concatenate([matrix.pack(some) for some in matrix.split(order)])
         return None
 
 
@@ -56,20 +56,20 @@ class _Matrix:
         columns = read_blocks(kind, content[:1]).quants.shape[1]
         self.shape = (len(content), columns)
 
-    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Split rows [N] into parts that take little memory while they are packed."""
-        return torch.split(rows, ROWS * max(1, _BLOCK // (ROWS * self.shape[1])))
+    def split(self, order: Tensor) -> tuple[Tensor, ...]:
+        """Split indices of its rows [N] into parts that take little memory while packed."""
+        return torch.split(order, ROWS * max(1, _BLOCK // (ROWS * self.shape[1])))
 
-    def pack(self, rows: Tensor) -> PackedWeight:
-        """Pack rows [N]."""
-        return PackedWeight.pack(read_blocks(self.kind, self.content[rows]))
+    def pack(self, order: Tensor) -> PackedWeight:
+        """Return a packed weight of some of its rows, given their indices [N]."""
+        return PackedWeight.pack(read_blocks(self.kind, self.content[order]))
 
     @cached_property
     def place_of(self) -> dict[int, int]:
         """Each row's index by its hash."""
         hashes: list[int] = []
-        for rows in self.split(torch.arange(self.shape[0])):
-            hashes += _hashes(self.pack(rows).unpack().bfloat16()).tolist()
+        for some in self.split(torch.arange(self.shape[0])):
+            hashes += _hashes(self.pack(some).unpack().bfloat16()).tolist()
         return {number: row for row, number in enumerate(hashes)}
 
 

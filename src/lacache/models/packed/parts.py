@@ -22,7 +22,7 @@ _UNPACKED_BYTES = 2**20
 @final
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies in a GGUF file.
+    """A tensor of a GGUF file, by its place there.
 
     Args:
         name: the tensor's name.
