@@ -14,8 +14,16 @@ PACKED_ROWS = 64
 """Rows that the order is chosen for; others work too."""
 
 
+def can_pack() -> bool:
+    """Return whether torch packs bfloat16 weights on this processor."""
+    operators: Any = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and bool(operators._is_mkldnn_bf16_supported())
+
+
 def pack_linears(model: nn.Module) -> int:
     """Let a model's bfloat16 linear layers on a CPU use packed copies; return how many do.
+
+    None do on processors that torch does not pack such weights on.
 
     The layers keep their weights, so memory for them doubles.
     """
@@ -26,7 +34,7 @@ def pack_linears(model: nn.Module) -> int:
         and module.weight.dtype == torch.bfloat16
         and module.weight.device.type == "cpu"
     ]
-    if not torch.backends.mkldnn.is_available():
+    if not can_pack():
         return 0
     for module in chosen:
         module.forward = _packed_forward(module)  # type: ignore[method-assign]
