@@ -53,8 +53,7 @@ class PackedLinear(PackedModule):
     """A linear layer with a packed weight [O, I].
 
     On CPU with the kernels loaded, activations are rounded to 8 bits in groups of 16 where there
-    are few, or where products in the model's type are slow. Else, and where a derivative is needed,
-    the weight is unpacked part by part.
+    are few. Else, and where a derivative is needed, the weight is unpacked part by part.
 
     Args:
         weight: the weight.
@@ -71,8 +70,8 @@ class PackedLinear(PackedModule):
         """Map hidden states [..., I] to [..., O]."""
         vectors = states.reshape(-1, states.shape[-1])
         needs_derivative = torch.is_grad_enabled() and states.requires_grad
-        is_fast = len(vectors) > _FEW and has_arithmetic(vectors.dtype)
-        if kernels_loaded() and states.device.type == "cpu" and not (needs_derivative or is_fast):
+        is_exact = needs_derivative or len(vectors) > _FEW
+        if kernels_loaded() and states.device.type == "cpu" and not is_exact:
             product = rounded_linear(vectors, self.packed)
         else:
             product = unpacked_linear(vectors, self.packed)
