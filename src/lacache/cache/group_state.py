@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lacache.cache.chunk_history import find_history
+from lacache.cache.chunk_tokens import ChunkTokens, move_sinks
 from lacache.cache.slot_order import Integers, SlotOrder
 from lacache.policies.schedule import Schedule, State
 
@@ -240,6 +242,46 @@ class GroupState:
     def commit(self, num_new: int) -> None:
         """Count new tokens that no compaction separates."""
         self.state = self.state.insert(num_new)
+
+    def pass_chunk(self, num_new: int) -> ChunkTokens:
+        """Count the tokens of a chunk, and run the compactions within it.
+
+        Keys are at original positions, no compaction is due, and no key is renumbered meanwhile.
+
+        Args:
+            num_new: tokens of the chunk, Q.
+
+        Returns:
+            What its queries see, and what the layers must store.
+        """
+        assert self._order is not None
+        num_before = self.state.num_cached
+        next_position = self.origin + num_before
+        history = find_history(self.schedule, self._compaction_tables.patterns, self.state, num_new)
+        new = np.broadcast_to(next_position + np.arange(num_new), (len(history.left), num_new))
+        given = np.concatenate([self._all_given(), new], axis=1)
+        slots = self._order.all_slots(num_before + num_new)
+        num_saved = self.num_saved
+        moved = move_sinks(history, given, slots, self.schedule.sinks)
+        moves = np.empty((3, 0), dtype=np.int64)
+        if history.compactions:
+            self._order, moves = self._order.compact(history.left, num_before + num_new)
+            pattern, slot, former = moves
+            given[pattern, slot] = given[pattern, former]
+            self._given = given[:, : history.state.num_cached]
+            self.num_compactions += len(history.compactions)
+        self.state = history.state
+        self.origin = next_position + num_new - history.state.num_cached
+        return ChunkTokens(
+            num_before,
+            num_new,
+            num_saved,
+            history.state.num_cached,
+            slots,
+            history.ends,
+            moved,
+            moves,
+        )
 
     def _all_given(self) -> Integers:
         """Return the original positions of the keys in all slots [patterns, N]."""

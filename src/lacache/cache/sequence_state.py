@@ -53,6 +53,11 @@ class SequenceState:
         position, _ = self._positions.find(self.base, self._states())
         return position
 
+    def next_base(self, base: int, states: Sequence[State]) -> int:
+        """Return the base of the next token's position, from the last base and later states."""
+        _, new_base = self._positions.find(base, states)
+        return new_base
+
     def begin(self) -> list[GatherPlan | None]:
         """Return, for each head group, what its layers must do before the next token.
 

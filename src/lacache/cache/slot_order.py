@@ -27,7 +27,7 @@ class SlotOrder:
 
     def ranks(self, num_cached: int) -> Integers:
         """Return the rank of the token in each of `num_cached` slots [patterns, N]."""
-        slots = self._all(num_cached)
+        slots = self.all_slots(num_cached)
         ranks = np.empty_like(slots)
         ranks[self._patterns, slots] = np.arange(num_cached)
         return ranks
@@ -43,7 +43,7 @@ class SlotOrder:
             The order after it, and the tokens that move: pattern, slot and former slot of each, by
             pattern [3, M].
         """
-        slots = self._all(num_cached)[self._patterns, surviving]
+        slots = self.all_slots(num_cached)[self._patterns, surviving]
         is_free = np.ones((len(slots), num_cached), dtype=bool)
         is_free[self._patterns, slots] = False
         num_left = slots.shape[1]
@@ -54,7 +54,8 @@ class SlotOrder:
         slots[pattern, rank] = free
         return SlotOrder(slots), moves
 
-    def _all(self, num_cached: int) -> Integers:
+    def all_slots(self, num_cached: int) -> Integers:
+        """Return the slots of `num_cached` tokens, oldest first [patterns, N]."""
         patterns, known = self._slots.shape
         later = np.broadcast_to(np.arange(known, num_cached), (patterns, num_cached - known))
         return np.concatenate([self._slots, later], axis=1)

@@ -19,7 +19,7 @@ from lacache.cache.static.attention import Attend, GroupedLayer, fused
 from lacache.cache.static.layout import CacheLayout, shares_slots_on
 from lacache.cache.static.static_cache import StaticKVCache
 from lacache.engine.cpu.fused_step import find_fused_step
-from lacache.engine.cpu.kernels import KernelCompactionOps, attend_in_place
+from lacache.engine.cpu.kernels import KernelAttention, KernelCompactionOps
 from lacache.engine.cpu.linear import use_cpu_linear
 from lacache.engine.int8 import quantize_weights
 from lacache.engine.private_model import private_model
@@ -103,7 +103,7 @@ class Runner:
             attend or own,
             model.device,
             KernelCompactionOps() if kernels else None,
-            attend_in_place if kernels and attend is None and own is fused else None,
+            KernelAttention() if kernels and attend is None and own is fused else None,
         )
         if model.device.type == "cpu":
             use_cpu_linear(self._model, alone=max_sequences == 1, kernels=kernels)

@@ -17,7 +17,7 @@ namespace {
 void softmax(float* scores, int64_t number) {
   float largest = scores[0], sum = 0;
 #pragma omp simd reduction(max : largest)
-  for (int64_t n = 1; n < number; ++n) largest = std::max(largest, scores[n]);
+  for (int64_t n = 1; n < number; ++n) largest = scores[n] > largest ? scores[n] : largest;
 #pragma omp simd
   for (int64_t n = 0; n < number; ++n) scores[n] = std::exp(scores[n] - largest);
 #pragma omp simd reduction(+ : sum)

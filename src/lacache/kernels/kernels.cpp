@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "attention.h"
+#include "chunk_attention.h"
 #include "compaction.h"
 #include "decode_step.h"
 #include "packed.h"
@@ -15,6 +16,9 @@ TORCH_LIBRARY(lacache, library) {
   library.def(
       "attend_coded(Tensor query, Tensor keys, Tensor key_scales, Tensor values, "
       "Tensor value_scales, Tensor first_slots, Tensor last_slots) -> Tensor");
+  library.def(
+      "attend_chunk(Tensor query, Tensor keys, Tensor values, Tensor first_slots, int[] num_stored, "
+      "Tensor new_keys, Tensor new_values, Tensor[] other_keys, Tensor[] seen, float scaling) -> Tensor");
   library.def(
       "packed_product(Tensor low, Tensor? high, Tensor scales, Tensor? factors, Tensor? offsets, "
       "Tensor? offset_factors, int zero, int rows, Tensor states) -> Tensor");
@@ -46,6 +50,7 @@ TORCH_LIBRARY_IMPL(lacache, CPU, library) {
   library.impl("product", product);
   library.impl("attend", attend);
   library.impl("attend_coded", attend_coded);
+  library.impl("attend_chunk", attend_chunk);
   library.impl("packed_product", packed_product);
   library.impl("packed_numbers", packed_numbers);
   library.impl("gather", gather);

@@ -13,7 +13,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3nTextConfig
 
 from lacache.cache.static.chunk_plan import MAX_SUB_CHUNKS, plan_chunk
-from lacache.cache.static.sequence_tensors import export_sequence, restore_sequence
+from lacache.cache.static.sequence_tensors import (
+    SequenceTensors,
+    export_sequence,
+    restore_sequence,
+)
 from lacache.common.validation import KV_DTYPES
 from lacache.engine.runner import Runner
 from lacache.errors import UnsupportedModelError
@@ -62,9 +66,30 @@ def by_sub_chunk(runner: Runner, tokens: Tensor, batch_slot: int = 0) -> Tensor:
     return torch.cat(logits)
 
 
+def by_age(runner: Runner) -> SequenceTensors:
+    """The first sequence with tokens oldest first: ways differ in the slots that they use again."""
+    tensors = export_sequence(runner.cache, 0)
+    groups = enumerate(runner.cache.sequences[0].groups)
+    order = {index: group.original_positions().argsort(dim=1) for index, group in groups}
+    for index, slots in order.items():
+        name = f"group.{index}.original_positions"
+        tensors[name] = tensors[name].gather(1, slots)
+    for layer, by_group in runner.cache.kv_heads.items():
+        for index, heads in enumerate(by_group):
+            slots = order[heads.group][heads.pattern]
+            moving = min(heads.num_unrotated, len(slots))
+            assert torch.equal(slots[:moving].sort().values, torch.arange(moving))
+            for name in tensors:
+                if name.startswith(f"layer.{layer}.heads.{index}.values"):
+                    tensors[name] = tensors[name][:, slots]
+                elif name.startswith(f"layer.{layer}.heads.{index}.keys"):
+                    tensors[name] = tensors[name][:, slots[moving:] - moving]
+    return tensors
+
+
 def check_equal(one: Runner, other: Runner) -> None:
     """Compare the counts, positions, keys and values of the first sequences."""
-    found, expected = (export_sequence(runner.cache, 0) for runner in (one, other))
+    found, expected = by_age(one), by_age(other)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, msg=lambda m, n=name: n + m, **CLOSE)
@@ -141,12 +166,24 @@ def test_linear_layers_run_once_over_a_chunk(family: str, sized: Sized) -> None:
     assert runner.cache.sequences[0].groups[0].num_compactions >= 6
 
 
-def test_a_plan_has_a_limited_number_of_sub_chunks() -> None:
-    runner = new_runner(model("llama"), (16, Streaming(sinks=2, evict_batch=1)), 1, None)
+def test_a_plan_of_keys_that_move_has_a_limited_number_of_sub_chunks() -> None:
+    policy = Streaming(sinks=2, evict_batch=1, positions="slots")
+    runner = new_runner(model("llama"), (16, policy), 1, None)
     # The first sub-chunk fills the cache.
     assert runner.cache.chunk_length(0, 1000) == 16 + MAX_SUB_CHUNKS - 1
     whole(runner, random_ids(100)[0])
     assert runner.cache.chunk_length(0, 1000) == MAX_SUB_CHUNKS
+
+
+def test_a_chunk_ends_where_keys_are_renumbered() -> None:
+    policy = Streaming(sinks=2, evict_batch=4)
+    runner = new_runner(model("llama", max_position_embeddings=40), (16, policy), 1, None)
+    lengths = []
+    for _ in range(4):
+        lengths.append(runner.cache.chunk_length(0, 100))
+        runner.prefill(0, random_ids(lengths[-1])[0])
+    # Positions start over from the slots in use, 12 of them, whenever 40 of them are used up.
+    assert lengths == [40, 28, 28, 28]
 
 
 @pytest.mark.parametrize("heads", [((0, 0), (0, 1)), ((4, 0), (4, 1))])

@@ -14,7 +14,7 @@ from lacache import Engine
 from lacache.cache.codecs import find_codecs
 from lacache.cache.static.storage import LayerStates, Storage
 from lacache.common.validation import KV_DTYPES
-from lacache.engine.cpu.kernels import attend_in_place, kernel_product
+from lacache.engine.cpu.kernels import KernelAttention, kernel_product
 from lacache.engine.int8 import Int8Linear, quantize_weights
 from lacache.kernels.build import load_kernels
 from lacache.policies import Ladder
@@ -141,7 +141,7 @@ def test_attention_over_slots_in_fewer_bits(
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(15, (rows, 2), generator=generator) + torch.tensor([0, 30])
     last = torch.randint(15, (rows, 2), generator=generator)
-    found = attend_in_place(
+    found = KernelAttention().attend(
         query,
         LayerStates(stored[0], key_codec),
         LayerStates(stored[1], value_codec),

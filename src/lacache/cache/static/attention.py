@@ -9,7 +9,8 @@ mask, and query heads that share keys need no copies of them.
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +33,67 @@ Attend = Callable[..., Tensor]
 `visible` is bool [B or 1, 1, 1 or Q, N], or None where all keys are visible.
 """
 
-AttendInPlace = Callable[
-    [Tensor, LayerStates, LayerStates, Tensor, Tensor, dict[str, Any]], Tensor | None
-]
-"""(query [B, Hq, 1, D], keys, values, first_slots, last_slots, options) -> [B, Hq, 1, D].
 
-Each KV head attends to its slots 0 to `last_slots` [B, Hkv], of which the first has the index
-`first_slots` [B, Hkv] in `Storage.flat`. None where it does not support that.
-"""
+@final
+@dataclass(frozen=True)
+class ChunkStates:
+    """Keys and values of a layer, and which of them the queries of a chunk see."""
+
+    keys: LayerStates
+    values: LayerStates
+    first_slots: Tensor
+    """In `Storage.flat`, the index of each KV head's first slot [Hkv]."""
+    num_stored: list[int]
+    """Slots in use of each KV head."""
+    new: tuple[Tensor, Tensor]
+    """Keys and values [1, Hkv, N, D] that count as the slots after them."""
+    moved_sinks: list[Tensor]
+    """For each KV head, keys [M, D] that count as the slots after these."""
+    seen: list[Tensor]
+    """For each KV head; see `ChunkTokens.seen`."""
+
+
+class InPlaceAttention(ABC):
+    """Attention that reads the slots in use where they are."""
+
+    @abstractmethod
+    def attend(
+        self,
+        query: Tensor,
+        keys: LayerStates,
+        values: LayerStates,
+        first_slots: Tensor,
+        last_slots: Tensor,
+        options: dict[str, Any],
+    ) -> Tensor | None:
+        """Compute the attention of one token of each sequence.
+
+        Args:
+            query: [B, Hq, 1, D].
+            keys: of the layer.
+            values: of the layer.
+            first_slots: in `Storage.flat`, the index of each KV head's first slot [B, Hkv].
+            last_slots: the last slot that each attends to, counted from there [B, Hkv].
+            options: of the model's attention.
+
+        Returns:
+            [B, Hq, 1, D]; None for formats and options that are not supported.
+        """
+
+    @abstractmethod
+    def attend_chunk(
+        self, query: Tensor, states: ChunkStates, options: dict[str, Any]
+    ) -> Tensor | None:
+        """Compute the attention of one sequence's chunk.
+
+        Args:
+            query: [1, Hq, Q, D].
+            states: what it sees.
+            options: of the model's attention.
+
+        Returns:
+            [1, Hq, Q, D]; None for formats and options that are not supported.
+        """
 
 
 def register() -> None:
@@ -208,3 +262,11 @@ class GroupedLayer(AttendingLayer, ABC):
             output = self._attend(module, queries, keys, values, visible, options)
             outputs.update(zip(heads, output.chunk(len(heads), dim=1), strict=True))
         return torch.cat([outputs[head] for head in range(num_heads)], dim=1)
+
+
+def attends_twice() -> UnsupportedModelError:
+    """Return the error of a layer whose keys another one attends to as well."""
+    return UnsupportedModelError(
+        "another layer of the model attends to the keys and values of a layer that has compacted "
+        "since; make the engine with chunk_size=1"
+    )

@@ -57,18 +57,31 @@ class ChunkPlan:
     after: SequenceState
     """Counts and positions once the forward is done."""
 
+    @property
+    def compacts(self) -> bool:
+        """Whether a compaction runs within the chunk."""
+        return len(self.sub_chunks) > 1
 
-def sub_chunk_ends(sequence: SequenceState, num_tokens: int) -> Iterator[tuple[int, SlotsInUse]]:
+
+def sub_chunk_ends(
+    sequence: SequenceState, num_tokens: int, *, at_once: bool
+) -> Iterator[tuple[int, SlotsInUse]]:
     """Yield the tokens up to the end of each sub-chunk, and the slots in use until then.
 
     Args:
         sequence: before the chunk; it does not change.
         num_tokens: of the chunk, at least 1.
+        at_once: layers store what is left after the chunk alone, so that its own tokens are in no
+            slot before. The chunk ends where keys are renumbered then.
     """
     schedules = [group.schedule for group in sequence.groups]
     states = [group.state for group in sequence.groups]
-    end, use = 0, None
+    end, use, base = 0, None, sequence.base
     while end < num_tokens:
+        new_base = sequence.next_base(base, states) if at_once else base
+        if use is not None and new_base != base:
+            break
+        base = new_base
         states = [s.settle(state) for s, state in zip(schedules, states, strict=True)]
         before = tuple(state.num_cached for state in states)
         room = min(s.room(state) for s, state in zip(schedules, states, strict=True))
@@ -78,7 +91,7 @@ def sub_chunk_ends(sequence: SequenceState, num_tokens: int) -> Iterator[tuple[i
         if use is None:
             use = SlotsInUse(before, after, after, num_slots, resizes=False)
         else:
-            most = tuple(map(max, use.most, after))
+            most = tuple(map(max, use.before if at_once else use.most, after))
             resizes = use.resizes or num_slots != use.num_slots
             use = SlotsInUse(use.before, most, after, use.num_slots, resizes)
         states = [state.insert(length) for state in states]

@@ -10,8 +10,8 @@ from lacache.cache.codecs import Codec
 from lacache.cache.static.attention import (
     Attend,
     AttendingLayer,
-    AttendInPlace,
     GroupedLayer,
+    InPlaceAttention,
     VisibleKV,
 )
 from lacache.cache.static.decode_inputs import DecodeInputs
@@ -48,13 +48,13 @@ class DecodeLayer(GroupedLayer):
         pool: SlotPool,
         index: int,
         codecs: tuple[Codec, Codec],
-        attend_in_place: AttendInPlace | None,
+        in_place: InPlaceAttention | None,
     ) -> None:
         super().__init__(attend, by_group)
         self._inputs = inputs
         self._pool = pool
         self._keys, self._values = map(LayerStates, (pool.keys, pool.values), codecs)
-        self._attend_rows = attend_in_place
+        self._in_place = in_place
         self._columns = pool.columns(index)
         [self._places] = (one for one in inputs.pools if one.pool is pool)
 
@@ -84,11 +84,11 @@ class DecodeLayer(GroupedLayer):
 
     def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
         """Attend to the slots in use, of all head groups at once if that is supported."""
-        if self._attend_rows is not None:
+        if self._in_place is not None:
             places = self._pool.first_slots, self._places.slots
             first_slots, last_slots = (tensor[:, self._columns] for tensor in places)
             states = self._keys, self._values
-            output = self._attend_rows(query, *states, first_slots, last_slots, options)
+            output = self._in_place.attend(query, *states, first_slots, last_slots, options)
             if output is not None:
                 return output
         return super().attend(module, query, options)
@@ -103,12 +103,12 @@ class DecodeRingLayer(AttendingLayer):
         attend: Attend,
         ring: RingBuffer,
         inputs: DecodeInputs,
-        attend_in_place: AttendInPlace | None,
+        in_place: InPlaceAttention | None,
     ) -> None:
         super().__init__(attend)
         self._ring = ring
         self._inputs = inputs
-        self._attend_rows = attend_in_place
+        self._in_place = in_place
 
     @property
     def slots(self) -> DecodeSlots:
@@ -126,10 +126,10 @@ class DecodeRingLayer(AttendingLayer):
     def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
         """Attend to the ring buffer."""
         ring = self._ring
-        if self._attend_rows is not None:
+        if self._in_place is not None:
             last = self._inputs.ring_last[ring.window].expand_as(ring.first_slots)
             states = ring.key_states, ring.value_states
-            output = self._attend_rows(query, *states, ring.first_slots, last, options)
+            output = self._in_place.attend(query, *states, ring.first_slots, last, options)
             if output is not None:
                 return output
         visible = self._inputs.ring_visible[ring.window]

@@ -6,11 +6,16 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lacache.cache.static.attention import Attend, AttendingLayer, GroupedLayer, VisibleKV
+from lacache.cache.static.attention import (
+    Attend,
+    AttendingLayer,
+    GroupedLayer,
+    VisibleKV,
+    attends_twice,
+)
 from lacache.cache.static.chunk_plan import ChunkPlan, SubChunk
 from lacache.cache.static.kv_heads import KVHeads
 from lacache.cache.static.rings import RingBuffer
-from lacache.errors import UnsupportedModelError
 
 
 @final
@@ -51,7 +56,7 @@ class PrefillLayer(GroupedLayer):
         if not later:
             return super().attend(module, query, options)
         if self._later is None:
-            raise _attends_twice()
+            raise attends_twice()
         outputs = [super().attend(module, query[:, :, : first.stop], options)]
         for sub_chunk in later:
             for heads in self.by_group:
@@ -115,7 +120,7 @@ class PrefillRingLayer(AttendingLayer):
     def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
         """Attend to the window of each token."""
         if self._new is None:
-            raise _attends_twice()
+            raise attends_twice()
         old = self._ring.before(self._batch_slot, self._num_seen)
         keys, values = (torch.cat(states, dim=2) for states in zip(old, self._new, strict=True))
         visible = self._masks.find(query.shape[2], keys.shape[2], self._ring.window)
@@ -158,10 +163,3 @@ class CausalMasks:
             seen = ones.tril(before) & ones.triu(before - window + 1)
             self._made[key] = seen[None, None]
         return self._made[key]
-
-
-def _attends_twice() -> UnsupportedModelError:
-    return UnsupportedModelError(
-        "another layer of the model attends to the keys and values of a layer that has compacted "
-        "since; make the engine with chunk_size=1"
-    )

@@ -12,7 +12,7 @@ from lacache.cache.codecs import Codec
 from lacache.cache.group_state import CompactionTables, GatherPlan
 from lacache.cache.sequence_state import SequenceState
 from lacache.cache.static.allocation import allocate_buffers, layer_codecs
-from lacache.cache.static.attention import Attend, AttendInPlace
+from lacache.cache.static.attention import Attend, GroupedLayer, InPlaceAttention
 from lacache.cache.static.chunk_plan import (
     MAX_SUB_CHUNKS,
     ChunkPlan,
@@ -33,6 +33,8 @@ from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.pool import SlotPool
 from lacache.cache.static.prefill_layers import CausalMasks, PrefillLayer, PrefillRingLayer
 from lacache.cache.static.rings import RingBuffer
+from lacache.cache.static.seen_chunk import SeenChunk
+from lacache.cache.static.seen_layer import SeenLayer
 from lacache.cache.static.storage import Storage
 
 
@@ -51,8 +53,7 @@ class StaticKVCache:
         attend: the model's attention.
         device: where the buffers are allocated.
         ops: the operations of compactions; None is torch's operators.
-        attend_in_place: attention of decode steps that reads slots where they are; None copies
-            those whose place changes.
+        in_place: attention that reads slots where they are; None copies those whose place changes.
 
     Raises:
         ConfigError: the buffers do not fit in memory.
@@ -67,19 +68,20 @@ class StaticKVCache:
         attend: Attend,
         device: torch.device,
         ops: CompactionOps | None = None,
-        attend_in_place: AttendInPlace | None = None,
+        in_place: InPlaceAttention | None = None,
     ) -> None:
         self.layout = layout
         self.device = device
         self.ops = ops or TorchCompactionOps()
         self._attend = attend
+        self._in_place = in_place
         self._compaction_tables = [
             CompactionTables(bound.schedule) for bound in layout.bound.groups
         ]
         self._positions = layout.info.query_positions(
             [bound.schedule for bound in layout.bound.groups]
         )
-        self._chunk: ChunkPlan | None = None
+        self._chunk: ChunkPlan | SeenChunk | None = None
         self._uncommitted: list[PrefillRingLayer] = []
         self.pools, self.kv_heads, self.rings = allocate_buffers(
             layout, self._compaction_tables, batch_size, self.ops, device
@@ -106,9 +108,9 @@ class StaticKVCache:
                 pool_of[index],
                 index,
                 codecs[index],
-                attend_in_place,
+                in_place,
             ),
-            lambda ring: DecodeRingLayer(attend, ring, self._inputs, attend_in_place),
+            lambda ring: DecodeRingLayer(attend, ring, self._inputs, in_place),
         )
         self._mark_static([codec for pair in codecs.values() for codec in pair])
 
@@ -161,8 +163,10 @@ class StaticKVCache:
         if self.layout.info.shares_kv:
             return min(num_tokens, sequence.room())
         length = 0
-        for number, (end, use) in enumerate(sub_chunk_ends(sequence, num_tokens)):
-            if number == MAX_SUB_CHUNKS or not all(pool.fits(use) for pool in self._moving(use)):
+        for number, (end, use) in enumerate(self._sub_chunk_ends(sequence, num_tokens)):
+            if number == MAX_SUB_CHUNKS and self._by_sub_chunk:
+                break
+            if not all(pool.fits(use) for pool in self._moving(use)):
                 break
             length = end
         return length
@@ -174,11 +178,8 @@ class StaticKVCache:
             A cache for one forward, and the position ids [1, Q] of the tokens.
         """
         sequence = self.sequences[batch_slot]
-        *_, (_, use) = sub_chunk_ends(sequence, num_new)
+        *_, (_, use) = self._sub_chunk_ends(sequence, num_new)
         self._compact(batch_slot, use)
-        chunk = self._chunk = plan_chunk(sequence, num_new, self.device)
-        # Layers compact one after the other within the forward.
-        sequence.is_changing = compacts = len(chunk.sub_chunks) > 1
         masks = CausalMasks(self.device)
         moving = {m.layer: pool for pool in self._moving(use) for m in pool.layout.members}
 
@@ -186,16 +187,49 @@ class StaticKVCache:
             if index in moving:
                 moving[index].enter(batch_slot, index, use, self.ops)
 
+        chunk: ChunkPlan | SeenChunk
+        if self._by_sub_chunk:
+            chunk = plan = plan_chunk(sequence, num_new, self.device)
+
+            def kv_layer(index: int, heads: tuple[KVHeads, ...]) -> GroupedLayer:
+                room = partial(make_room, index)
+                return PrefillLayer(self._attend, heads, masks, batch_slot, plan, room)
+
+        else:
+            chunk = seen = SeenChunk(sequence, num_new, self.device)
+            slots = self.decode_slots()
+
+            def kv_layer(index: int, heads: tuple[KVHeads, ...]) -> GroupedLayer:
+                room, own = partial(make_room, index), (slots[index], self._in_place)
+                return SeenLayer(self._attend, heads, seen, batch_slot, *own, room)
+
+        self._chunk = chunk
+        # Layers compact one after the other within the forward.
+        sequence.is_changing = chunk.compacts
         cache = self._make_cache(
-            lambda index, heads: PrefillLayer(
-                self._attend, heads, masks, batch_slot, chunk, partial(make_room, index)
-            ),
+            kv_layer,
             lambda ring: PrefillRingLayer(
-                self._attend, ring, masks, batch_slot, sequence.num_seen, stores_at_once=compacts
+                self._attend,
+                ring,
+                masks,
+                batch_slot,
+                sequence.num_seen,
+                stores_at_once=chunk.compacts,
             ),
         )
         self._uncommitted = [x for x in cache.layers if isinstance(x, PrefillRingLayer)]
         return cache, chunk.positions
+
+    @property
+    def _by_sub_chunk(self) -> bool:
+        """Whether layers compact between sub-chunks: where all keys move, or layers share them."""
+        groups = self.layout.bound.groups
+        return self.layout.info.shares_kv or any(g.schedule.positions == "slots" for g in groups)
+
+    def _sub_chunk_ends(
+        self, sequence: SequenceState, num_tokens: int
+    ) -> Iterator[tuple[int, SlotsInUse]]:
+        return sub_chunk_ends(sequence, num_tokens, at_once=not self._by_sub_chunk)
 
     def begin_decode(self, active: Sequence[int], *, masks: bool = True) -> tuple[Cache, Tensor]:
         """Prepare a forward of one token in each of the batch slots `active`.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lacache.cache.codecs import HadamardCodec
+from lacache.cache.static.attention import ChunkStates, InPlaceAttention
 from lacache.cache.static.compaction_ops import CompactionOps, TorchCompactionOps
 from lacache.cache.static.storage import LayerStates
 
@@ -26,34 +27,67 @@ def kernel_product(weight: Tensor, vector: Tensor) -> Tensor:
     return product.to(vector.dtype)
 
 
-def attend_in_place(
-    query: Tensor,
-    keys: LayerStates,
-    values: LayerStates,
-    first_slots: Tensor,
-    last_slots: Tensor,
-    options: dict[str, Any],
-) -> Tensor | None:
-    """Compute attention of one token by the kernel, which reads only the slots in use.
+@final
+class KernelAttention(InPlaceAttention):
+    """Attention by kernels, without caps of scores and learned sinks."""
 
-    See `AttendInPlace`; None for formats and options that the kernel does not support.
-    """
-    if options.get("softcap") is not None or options.get("s_aux") is not None:
-        return None
-    scaled = query.float() * (options.get("scaling") or query.shape[-1] ** -0.5)
-    stored = *keys.storage.flat, *values.storage.flat
-    if isinstance(keys.codec, HadamardCodec) and isinstance(values.codec, HadamardCodec):
-        if values.codec.center is not None:
+    def attend(
+        self,
+        query: Tensor,
+        keys: LayerStates,
+        values: LayerStates,
+        first_slots: Tensor,
+        last_slots: Tensor,
+        options: dict[str, Any],
+    ) -> Tensor | None:
+        """Compute the attention of one token of each sequence."""
+        if not _is_plain(options):
             return None
-        # Queries are transformed in place of keys. What all keys have in common adds the same to
-        # all scores of a query, which softmax ignores.
-        scaled = keys.codec.transform(scaled).contiguous()
-        mixed = torch.ops.lacache.attend_coded(scaled, *stored, first_slots, last_slots)
-        return values.codec.transform(mixed).to(query.dtype)
-    if keys.codec.parts(1)[0][0] not in TYPES:
-        return None
-    output: Tensor = torch.ops.lacache.attend(scaled.contiguous(), *stored, first_slots, last_slots)
-    return output.to(query.dtype)
+        scaled = query.float() * _scaling(query, options)
+        stored = *keys.storage.flat, *values.storage.flat
+        if isinstance(keys.codec, HadamardCodec) and isinstance(values.codec, HadamardCodec):
+            if values.codec.center is not None:
+                return None
+            # Queries are transformed in place of keys. What all keys have in common adds the same
+            # to all scores of a query, which softmax ignores.
+            scaled = keys.codec.transform(scaled).contiguous()
+            mixed = torch.ops.lacache.attend_coded(scaled, *stored, first_slots, last_slots)
+            return values.codec.transform(mixed).to(query.dtype)
+        if keys.codec.parts(1)[0][0] not in TYPES:
+            return None
+        output: Tensor = torch.ops.lacache.attend(
+            scaled.contiguous(), *stored, first_slots, last_slots
+        )
+        return output.to(query.dtype)
+
+    def attend_chunk(
+        self, query: Tensor, states: ChunkStates, options: dict[str, Any]
+    ) -> Tensor | None:
+        """Compute the attention of one sequence's chunk, in float32."""
+        stored = *states.keys.storage.flat, *states.values.storage.flat
+        types = {tensor.dtype for tensor in (query, *states.new, *stored)}
+        if not _is_plain(options) or len(types) > 1 or query.dtype not in TYPES:
+            return None
+        output: Tensor = torch.ops.lacache.attend_chunk(
+            query,
+            *stored,
+            states.first_slots,
+            states.num_stored,
+            *states.new,
+            states.moved_sinks,
+            states.seen,
+            _scaling(query, options),
+        )
+        return output
+
+
+def _is_plain(options: dict[str, Any]) -> bool:
+    return options.get("softcap") is None and options.get("s_aux") is None
+
+
+def _scaling(query: Tensor, options: dict[str, Any]) -> float:
+    scaling: float = options.get("scaling") or query.shape[-1] ** -0.5
+    return scaling
 
 
 @final

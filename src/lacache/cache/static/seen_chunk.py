@@ -1,0 +1,81 @@
+"""The plan of a chunk whose keys keep their positions: which tokens each query sees."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lacache.cache.chunk_tokens import ChunkTokens
+from lacache.cache.sequence_state import SequenceState
+from lacache.cache.static.kv_heads import KVHeads
+from lacache.models.rotary import RotaryTables
+
+
+@final
+@dataclass(frozen=True)
+class SeenTokens:
+    """What KV heads with the same head group, pattern and rotations share in a chunk's forward."""
+
+    tokens: ChunkTokens
+    seen: Tensor
+    """See `ChunkTokens.seen`: int32 [T, 4]."""
+    moved: tuple[Tensor, Tensor]
+    """See `ChunkTokens.moved`."""
+    added: tuple[Tensor, Tensor]
+    """See `ChunkTokens.added`."""
+    rotary_tables: RotaryTables | None
+    """Of the moved sinks [V * sinks, D]; None where none move."""
+
+    @classmethod
+    def find(cls, tokens: ChunkTokens, heads: KVHeads, device: torch.device) -> "SeenTokens":
+        """Find what KV heads see, of all tokens of their head group."""
+        shifts = torch.from_numpy(tokens.moved_sinks[heads.pattern].shifts).flatten()
+        moves_sinks = heads.rotations is not None and heads.num_unrotated > 0 and len(shifts) > 0
+        tables = heads.rotations.tables(shifts) if heads.rotations and moves_sinks else None
+        seen = tokens.seen(heads.pattern, moves_sinks=moves_sinks)
+        pairs = tokens.moved(heads.pattern), tokens.added(heads.pattern)
+        moved, added = ((slots.to(device), others.to(device)) for slots, others in pairs)
+        return cls(tokens, seen.to(device), moved, added, tables)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Which of the T tokens each query sees, bool [1, 1, Q, T]."""
+        queries = torch.arange(self.tokens.num_new, device=self.seen.device)[:, None]
+        *_, first, end = self.seen.T
+        mask: Tensor = (first <= queries) & (queries < end)
+        return mask[None, None]
+
+
+@final
+class SeenChunk:
+    """A chunk whose attention takes one call a layer, whatever is compacted within it.
+
+    Args:
+        sequence: before the chunk, after a compaction that was due; it does not change.
+        num_new: tokens of the chunk, Q.
+        device: where the KV heads are.
+    """
+
+    def __init__(self, sequence: SequenceState, num_new: int, device: torch.device) -> None:
+        first = sequence.next_position()
+        self.positions = torch.arange(first, first + num_new, device=device)[None]
+        """Position ids [1, Q]."""
+        self.after = sequence.copy()
+        """Counts and positions once the forward is done."""
+        self._tokens = [group.pass_chunk(num_new) for group in self.after.groups]
+        self._device = device
+        self._found: dict[tuple[int, int, int], SeenTokens] = {}
+
+    @property
+    def compacts(self) -> bool:
+        """Whether a compaction runs within the chunk."""
+        return any(tokens.compacts for tokens in self._tokens)
+
+    def seen_by(self, heads: KVHeads) -> SeenTokens:
+        """Return what the queries of KV heads see."""
+        key = heads.group, heads.pattern, id(heads.rotations)
+        if key not in self._found:
+            self._found[key] = SeenTokens.find(self._tokens[heads.group], heads, self._device)
+        return self._found[key]

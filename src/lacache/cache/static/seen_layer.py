@@ -1,0 +1,153 @@
+"""A layer of the static cache in the prefill of a chunk whose keys keep their positions."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lacache.cache.static.attention import (
+    Attend,
+    ChunkStates,
+    GroupedLayer,
+    InPlaceAttention,
+    VisibleKV,
+    attends_twice,
+)
+from lacache.cache.static.decode_layers import DecodeSlots
+from lacache.cache.static.kv_heads import KVHeads
+from lacache.cache.static.seen_chunk import SeenChunk
+
+
+@final
+class SeenLayer(GroupedLayer):
+    """A layer under the policy in the prefill of one sequence's chunk.
+
+    Its queries attend to the cached tokens and to the chunk's own, each to those that are there in
+    its turn. The tokens that are left after the chunk are stored then, at once. `PrefillLayer` does
+    the same compaction by compaction.
+    """
+
+    def __init__(
+        self,
+        attend: Attend,
+        by_group: tuple[KVHeads, ...],
+        chunk: SeenChunk,
+        batch_slot: int,
+        slots: DecodeSlots,
+        in_place: InPlaceAttention | None,
+        make_room: Callable[[], None],
+    ) -> None:
+        super().__init__(attend, by_group)
+        self._seen = {heads.group: chunk.seen_by(heads) for heads in by_group}
+        self._compacts = any(seen.tokens.compacts for seen in self._seen.values())
+        self._batch_slot = batch_slot
+        self._slots = slots
+        self._in_place = in_place
+        self._make_room = make_room
+        self._new: tuple[Tensor, Tensor] | None = None
+        self._moved_sinks: dict[int, Tensor] = {}
+
+    def insert(self, keys: Tensor, values: Tensor) -> None:
+        """Store the chunk's keys and values; where the layer compacts, hold them until it does."""
+        self._make_room()
+        self._new = keys, values
+        if self._compacts:
+            return
+        for heads in self.by_group:
+            start = self._seen[heads.group].tokens.num_before
+            new = self.select(keys, heads), self.select(values, heads)
+            heads.insert(self._batch_slot, start, *new)
+        self._new = keys[:, :, :0], values[:, :, :0]
+
+    def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
+        """Attend with each query to the tokens that are there in its turn."""
+        self._moved_sinks = {heads.group: self._rotate_sinks(heads) for heads in self.by_group}
+        output = self._attend_in_place(query, options)
+        if output is None:
+            output = super().attend(module, query, options)
+        if self._compacts:
+            for heads in self.by_group:
+                self._store(heads)
+            self._new = None
+        return output
+
+    def visible_kv(self, kv_heads: KVHeads) -> VisibleKV:
+        """Return what any query sees, and which of it each does."""
+        seen = self._seen[kv_heads.group]
+        new_keys, new_values = self._new_of(kv_heads)
+        num_stored = seen.tokens.num_before + seen.tokens.num_new - new_keys.shape[2]
+        keys, values = (
+            torch.cat(
+                [
+                    buffer.read(self._batch_slot, num_stored),
+                    *(buffer.codec.decode(buffer.codec.encode(states)) for states in new),
+                ],
+                dim=2,
+            )
+            for buffer, new in (
+                (kv_heads.keys, (new_keys, self._moved_sinks[kv_heads.group])),
+                (kv_heads.values, (new_values,)),
+            )
+        )
+        key_slots, value_slots, *_ = seen.seen.long().T
+        return keys[:, :, key_slots], values[:, :, value_slots], seen.mask
+
+    def _new_of(self, heads: KVHeads) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of KV heads that are not stored yet."""
+        if self._new is None:
+            raise attends_twice()
+        keys, values = self._new
+        return self.select(keys, heads), self.select(values, heads)
+
+    def _rotate_sinks(self, heads: KVHeads) -> Tensor:
+        """Return the sinks' keys at each place that they get within the chunk [1, H, V * S, D]."""
+        seen, stored = self._seen[heads.group], heads.unrotated_keys
+        before, num_sinks = seen.tokens.num_before, heads.num_unrotated
+        new, _ = self._new_of(heads)
+        if stored is None or not seen.tokens.compacts:
+            return new[:, :, :0]
+        heads.save(self._batch_slot, seen.tokens.num_saved, before)
+        if before < num_sinks:
+            stored.write(self._batch_slot, before, new[:, :, : num_sinks - before])
+        if seen.rotary_tables is None or heads.rotations is None:
+            return new[:, :, :0]
+        keys = stored.read_wide(self._batch_slot, num_sinks)
+        number = len(seen.rotary_tables[0]) // num_sinks
+        keys = keys.repeat(1, 1, number, 1)
+        return heads.ops.rotate(keys, *seen.rotary_tables, heads.rotations.partners)
+
+    def _store(self, heads: KVHeads) -> None:
+        """Store the tokens of KV heads that are left after the chunk."""
+        seen, sinks = self._seen[heads.group], self._moved_sinks[heads.group]
+        (moved_to, moved_from), (slots, indices) = seen.moved, seen.added
+        for buffer, states in zip((heads.keys, heads.values), self._new_of(heads), strict=True):
+            encoded = buffer.codec.encode(states[:, :, indices])
+            for stored, added in zip(buffer.tensors(self._batch_slot), encoded, strict=True):
+                stored[:, moved_to] = stored[:, moved_from]
+                stored[:, slots] = added[0]
+        if sinks.shape[2]:
+            heads.keys.write(self._batch_slot, 0, sinks[:, :, -heads.num_unrotated :])
+
+    def _attend_in_place(self, query: Tensor, options: dict[str, Any]) -> Tensor | None:
+        """Attend in all head groups at once, if that is supported."""
+        if self._in_place is None or self._new is None:
+            return None
+        of_head = {head: heads for heads in self.by_group for head in heads.heads}
+        groups = [of_head[head] for head in range(len(of_head))]
+        seen = [self._seen[heads.group] for heads in groups]
+        moved = [
+            self._moved_sinks[heads.group][0, heads.heads.index(head)]
+            for head, heads in enumerate(groups)
+        ]
+        num_new = self._new[0].shape[2]
+        states = ChunkStates(
+            self._slots.keys,
+            self._slots.values,
+            self._slots.first[self._batch_slot],
+            [each.tokens.num_before + each.tokens.num_new - num_new for each in seen],
+            self._new,
+            moved,
+            [each.seen for each in seen],
+        )
+        return self._in_place.attend_chunk(query, states, options)
