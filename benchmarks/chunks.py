@@ -48,19 +48,31 @@ TARGETS = (
 
 @final
 class BareLayer(AttendingLayer):
-    """Attention to the same old keys and to the chunk's own."""
+    """Attention of the kernel to the same old keys and to the chunk's own."""
 
-    def __init__(self, old: Tensor, mask: Tensor) -> None:
+    def __init__(self, old: Tensor, num_new: int) -> None:
         super().__init__(fused)
-        self._old, self._mask = old, mask
+        num_heads, num_old, size = old.shape
+        self._old = old.reshape(-1, size)
+        self._first = torch.arange(num_heads) * num_old
+        self._counts = [num_old] * num_heads
+        ages = torch.arange(num_old + num_new)
+        firsts, ends = (ages - num_old).clamp(min=0), torch.full_like(ages, num_new)
+        self._seen = [torch.stack([ages, ages, firsts, ends], dim=1).int()] * num_heads
+        self._others = [self._old[:0]] * num_heads
 
     def insert(self, keys: Tensor, values: Tensor) -> None:
         """Hold the chunk's keys and values for this forward."""
-        self._keys, self._values = (torch.cat([self._old, new], dim=2) for new in (keys, values))
+        self._new = keys, values
 
     def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
         """Attend to all of them."""
-        return self._attend(module, query, self._keys, self._values, self._mask, options)
+        stored = self._old, self._old, self._first, self._counts
+        scaling = options["scaling"]
+        output: Tensor = torch.ops.lacache.attend_chunk(
+            query, *stored, *self._new, self._others, self._seen, scaling
+        )
+        return output
 
 
 @torch.no_grad()
@@ -69,11 +81,9 @@ def prefill_bare(runner: Runner, num_old: int, tokens: Tensor) -> None:
     info = runner.layout.info
     for start in range(0, len(tokens), CHUNK_SIZE):
         chunk = tokens[start : start + CHUNK_SIZE]
-        ones = torch.ones(len(chunk), num_old + len(chunk), dtype=torch.bool)
-        mask = ones.tril(num_old)[None, None]
         layers: list[Any] = [
             BareLayer(
-                torch.zeros(1, each.num_heads, num_old, each.key_size, dtype=info.dtype), mask
+                torch.zeros(each.num_heads, num_old, each.key_size, dtype=info.dtype), len(chunk)
             )
             for each in info.growing
         ]
@@ -121,7 +131,13 @@ def main() -> None:
     load_kernels()
     loaded = load_model(given.model, threads=given.threads, weights="file")
     runners = {
-        name: Runner(loaded.model, bind(loaded.model, policy, BUDGET, with_profile=True), 1, None)
+        name: Runner(
+            loaded.model,
+            bind(loaded.model, policy, BUDGET, with_profile=True),
+            1,
+            None,
+            kernels=True,
+        )
         for name, policy in POLICIES.items()
     }
     tokens = random_tokens(loaded.model, num_tokens)

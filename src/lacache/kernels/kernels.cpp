@@ -21,7 +21,7 @@ TORCH_LIBRARY(lacache, library) {
       "Tensor new_keys, Tensor new_values, Tensor[] other_keys, Tensor[] seen, float scaling) -> Tensor");
   library.def(
       "packed_product(Tensor low, Tensor? high, Tensor scales, Tensor? factors, Tensor? offsets, "
-      "Tensor? offset_factors, int zero, int rows, Tensor states) -> Tensor");
+      "Tensor? offset_factors, int zero, int rows, Tensor states, bool exact) -> Tensor");
   library.def(
       "packed_numbers(Tensor low, Tensor? high, Tensor scales, Tensor? factors, Tensor? offsets, "
       "Tensor? offset_factors, int zero, int rows, int first_block, int num_blocks, "

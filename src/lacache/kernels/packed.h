@@ -7,6 +7,7 @@
 #include <ATen/ops/empty.h>
 
 #include "packed_layout.h"
+#include "tile.h"
 
 namespace {
 
@@ -45,94 +46,75 @@ void multiply_rows(const Packed& weight, const Rounded& vectors, int64_t rows, i
 // Vectors that are multiplied together where there are few.
 constexpr int64_t kTogether = 4;
 
-constexpr int64_t kPanel = 512;
+// Columns that are unpacked at once: with kTileColumns rows, half of what a core's first cache holds.
+constexpr int64_t kDepth = 256;
 
-// Up to kPanel columns of 16 rows.
-struct Panel {
-  Quad quads[kPanel / 4];
-  RowFloats scales[kPanel / 16], offsets[kPanel / 16];
-
-  template <class K>
-  void fill(const Packed& weight, int64_t rows, int64_t first, int64_t last) {
-    const RowBlock<K> block(weight, rows);
-    for (int64_t span = first / kSpan; span < last / kSpan; ++span)
-      block.unpack(span, quads + span * kQuads - first / 4);
-    for (int64_t n = first / K::kEvery; n < last / K::kEvery; ++n)
-      block.each_group(n, [&](int64_t group, RowFloats scale, RowFloats offset) {
-        scales[group - first / K::kGroup] = scale;
-        offsets[group - first / K::kGroup] = offset;
-      });
-  }
-};
-
-// Adds products of kVectors vectors with the columns from `first` to `last` of kBlocks panels.
-template <class K, int64_t kVectors, int64_t kBlocks>
-void multiply_panels(const Panel* panels, const Rounded& vectors, int64_t columns, int64_t first,
-                     int64_t last, int64_t vector, RowFloats (*sums)[kBlocks]) {
-  constexpr int64_t kPerGroup = K::kGroup / 4;
-  const int64_t groups = columns / K::kGroup;
-  const int8_t* numbers = vectors.numbers.data() + vector * columns;
-  const float* scales = vectors.scales.data() + vector * columns / kShared;
-  const float* totals = vectors.totals.data() + vector * groups;
-  RowFloats all[kVectors][kBlocks];
-  std::memcpy(all, sums, sizeof all);
-  for (int64_t group = first / K::kGroup, n = 0; group < last / K::kGroup; ++group, ++n) {
-    const Quad* quads[kBlocks];
-    for (int64_t b = 0; b < kBlocks; ++b) quads[b] = panels[b].quads + n * kPerGroup;
-    const int64_t column = group * K::kGroup;
-    RowFloats found[kVectors][kBlocks];
-    multiply_group<K, kVectors, kBlocks>(quads, numbers + column, scales + column / kShared,
-                                         columns, found);
-    for (int64_t v = 0; v < kVectors; ++v)
-      for (int64_t b = 0; b < kBlocks; ++b) {
-        const RowFloats total = in_all_rows(totals[v * groups + group]);
-        all[v][b] = add_product(all[v][b], found[v][b], panels[b].scales[n]);
-        all[v][b] = add_product(all[v][b], panels[b].offsets[n], total);
+// Columns `first` to `last` of a block of 16 rows: [last - first, 16], rows of which are `stride` apart.
+template <class K>
+void unpack_columns(const RowBlock<K>& block, int64_t first, int64_t last, float* numbers,
+                    int64_t stride) {
+  Quad quads[kQuads];
+  for (int64_t n = first / K::kEvery; n < last / K::kEvery; ++n)
+    block.each_group(n, [&](int64_t group, RowFloats scale, RowFloats offset) {
+      const int64_t span = group * K::kGroup / kSpan, part = group % (kSpan / K::kGroup);
+      if (part == 0) block.unpack(span, quads);
+      for (int64_t i = 0; i < K::kGroup; ++i) {
+        RowInts bytes;
+        each_piece([&](int64_t piece) {
+          const Words four = quads[part * K::kGroup / 4 + i / 4].pieces[piece];
+          bytes.pieces[piece] = (Ints)(four >> (8 * (i % 4)) & 255);
+        });
+        const RowFloats wide = add_product(offset, in_floats(bytes), scale);
+        std::memcpy(numbers + (group * K::kGroup + i - first) * stride, &wide, sizeof wide);
       }
-  }
-  std::memcpy(sums, all, sizeof all);
+    });
 }
 
+// Products of all numbers as they are with many vectors: part by part they are unpacked, and stay in a
+// core's own cache meanwhile.
 template <class K>
-void multiply_many(const Packed& weight, const Rounded& vectors, int64_t num_vectors, int threads,
-                   float* products) {
-  // As many as the processor has registers for.
-  constexpr int64_t kVectors = kLanes == 16 ? 6 : 2, kBlocks = 2;
+void multiply_exact(const Packed& weight, const float* from, int64_t num_vectors, int threads,
+                    float* products) {
+  constexpr int64_t kBlocks = kTileColumns / kRows;
   const int64_t columns = weight.columns, blocks = (weight.rows + kRows - 1) / kRows;
+  const int64_t num_tiles = (num_vectors + kTileRows - 1) / kTileRows;
+  // The last tile may multiply vectors of the one before again.
+  const auto first_vector = [&](int64_t n) { return std::min(n * kTileRows, num_vectors - kTileRows); };
+  std::vector<float> vectors(num_tiles * kTileRows * columns);
+  at::parallel_for(0, num_tiles, 1, [&](int64_t start, int64_t stop) {
+    for (int64_t n = start; n < stop; ++n)
+      for (int64_t row = 0; row < kTileRows; ++row)
+        for (int64_t i = 0; i < columns; ++i)
+          vectors[(n * columns + i) * kTileRows + row] = from[(first_vector(n) + row) * columns + i];
+  });
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    std::vector<RowFloats> memory(num_vectors * kBlocks);
-    std::vector<Panel> panels(kBlocks);
-    auto* sums = reinterpret_cast<RowFloats(*)[kBlocks]>(memory.data());
+    std::vector<float> panel(kDepth * kTileColumns);
+    std::vector<Tile> tiles(num_tiles);
 #pragma omp for
     for (int64_t block = 0; block < blocks; block += kBlocks) {
-      std::fill(memory.begin(), memory.end(), RowFloats{});
-      for (int64_t first = 0; first < columns; first += kPanel) {
-        const int64_t last = std::min(first + kPanel, columns);
+      std::fill(tiles.begin(), tiles.end(), Tile{});
+      for (int64_t first = 0; first < columns; first += kDepth) {
+        const int64_t last = std::min(first + kDepth, columns);
         for (int64_t b = 0; b < std::min(kBlocks, blocks - block); ++b)
-          panels[b].fill<K>(weight, block + b, first, last);
-        int64_t v = 0;
-        for (; v + kVectors <= num_vectors; v += kVectors)
-          multiply_panels<K, kVectors, kBlocks>(panels.data(), vectors, columns, first, last, v,
-                                                sums + v);
-        for (; v < num_vectors; ++v)
-          multiply_panels<K, 1, kBlocks>(panels.data(), vectors, columns, first, last, v, sums + v);
+          unpack_columns(RowBlock<K>(weight, block + b), first, last, panel.data() + b * kRows,
+                         kTileColumns);
+        for (size_t n = 0; n < tiles.size(); ++n)
+          tiles[n].add_packed(vectors.data() + (n * columns + first) * kTileRows, panel.data(),
+                              kTileColumns, last - first);
       }
-      const int64_t row = block * kRows, number = std::min(kBlocks * kRows, weight.rows - row);
-      for (int64_t v = 0; v < num_vectors; ++v)
-        std::memcpy(products + v * weight.rows + row, sums + v, number * sizeof(float));
+      const int64_t row = block * kRows, number = std::min(kTileColumns, weight.rows - row);
+      for (size_t n = 0; n < tiles.size(); ++n)
+        tiles[n].store(products + first_vector(n) * weight.rows + row, weight.rows, number);
     }
   }
 }
 
+// Products of a few vectors, rounded to 8 bits.
 template <class K>
-void multiply_packed(const Packed& weight, const float* from, int64_t num_vectors,
-                     float* products) {
-  constexpr int64_t kFew = 8;
+void multiply_rounded(const Packed& weight, const float* from, int64_t num_vectors, int threads,
+                      float* products) {
   const Rounded vectors(from, num_vectors, weight.columns, K::kGroup);
-  const int64_t work = num_vectors * weight.rows * weight.columns;
-  const int threads = work < kWorthAThread ? 1 : at::get_num_threads();
-  if (num_vectors > kFew) return multiply_many<K>(weight, vectors, num_vectors, threads, products);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t rows = 0; rows < (weight.rows + kRows - 1) / kRows; ++rows) {
     int64_t v = 0;
@@ -226,19 +208,25 @@ void with_packed(const at::Tensor& low, const MaybeTensor& high, const at::Tenso
   TORCH_CHECK(found, "lacache::packed: no such kind of weights");
 }
 
-// Packed weights [O, I] times states [T, I] in float32: [T, O].
+// Packed weights [O, I] times states [T, I] in float32: [T, O]. States are rounded to 8 bits, or
+// `exact`, of which there must be as many as a tile has rows.
 at::Tensor packed_product(const at::Tensor& low, const MaybeTensor& high, const at::Tensor& scales,
                           const MaybeTensor& factors, const MaybeTensor& offsets,
                           const MaybeTensor& offset_factors, int64_t zero, int64_t rows,
-                          const at::Tensor& states) {
+                          const at::Tensor& states, bool exact) {
   at::Tensor products = at::empty({states.size(0), rows}, states.options());
   with_packed(low, high, scales, factors, offsets, offset_factors, zero, rows,
               [&]<class K>(K, const Packed& weight) {
     TORCH_CHECK(states.dim() == 2 && states.is_contiguous() &&
-                    states.scalar_type() == at::kFloat && states.size(1) == weight.columns,
+                    states.scalar_type() == at::kFloat && states.size(1) == weight.columns &&
+                    (!exact || states.size(0) >= kTileRows),
                 "lacache::packed_product: states [T, I] in float32");
-    multiply_packed<K>(weight, states.const_data_ptr<float>(), states.size(0),
-                       products.mutable_data_ptr<float>());
+    const int64_t num_vectors = states.size(0), work = num_vectors * weight.rows * weight.columns;
+    const int threads = work < kWorthAThread ? 1 : at::get_num_threads();
+    const float* from = states.const_data_ptr<float>();
+    float* to = products.mutable_data_ptr<float>();
+    if (exact) multiply_exact<K>(weight, from, num_vectors, threads, to);
+    else multiply_rounded<K>(weight, from, num_vectors, threads, to);
   });
   return products;
 }

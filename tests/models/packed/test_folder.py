@@ -83,11 +83,11 @@ def test_activations_are_rounded_where_there_are_few(
     packed: LoadedModel, plain: LoadedModel, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layers, "_FEW", 0 if many else 1_000_000)
-    expected, found = logits(plain.model), logits(packed.model)
+    model = load_model(packed.path, dtype="float32", progress=False).model
+    expected, found = logits(plain.model), logits(model)
     error = (found - expected).norm() / expected.norm()
     monkeypatch.setattr(layers, "kernels_loaded", lambda: False)
-    exact = logits(packed.model)
-    assert torch.equal(found, exact) == many
+    assert torch.allclose(found, logits(model), rtol=1e-4, atol=1e-4) == many
     assert error < 0.05
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lacache.kernels.build import load_kernels
 from lacache.models.packed import layers
 from lacache.models.packed.blocks import KINDS, read_blocks
-from lacache.models.packed.layers import rounded_linear, unpacked_linear
+from lacache.models.packed.layers import exact_linear, rounded_linear, unpacked_linear
 from lacache.models.packed.weight import PackedWeight
 from tests.models.tiny import random_blocks
 
@@ -104,6 +104,25 @@ def test_a_vector_has_the_same_product_among_others(kind: str) -> None:
     assert torch.equal(few, alone)
 
 
+@given(
+    kind=st.sampled_from(KINDS),
+    rows=st.integers(1, 70),
+    blocks=st.integers(1, 5),
+    num_vectors=st.integers(12, 60),
+    seed=st.integers(0, 1000),
+)
+def test_products_without_rounding_are_exact(
+    kind: str, rows: int, blocks: int, num_vectors: int, seed: int
+) -> None:
+    packed, numbers = make(kind, rows, blocks * (256 if kind.endswith("K") else 32), seed)
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(num_vectors, packed.in_features, generator=generator)
+    expected = vectors.double() @ numbers.double().T
+    # What float32 sums can be off by: relative to the sum of the magnitudes.
+    slack = 1e-6 * (vectors.double().abs() @ numbers.double().abs().T) + 1e-30
+    assert ((exact_linear(vectors, packed) - expected).abs() <= slack).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kernels", [True, False])
@@ -132,3 +151,9 @@ def test_the_kernel_refuses_tensors_that_do_not_fit(change: dict[str, Tensor]) -
     wrong = PackedWeight.from_tensors(packed.tensors() | change, packed.metadata())
     with pytest.raises(RuntimeError, match="lacache::packed"):
         rounded_linear(torch.zeros(1, 256), wrong)
+
+
+def test_the_kernel_refuses_fewer_exact_products_than_it_computes_at_once() -> None:
+    packed, _ = make("Q6_K", 40, 256)
+    with pytest.raises(RuntimeError, match="lacache::packed_product"):
+        exact_linear(torch.zeros(1, 256), packed)

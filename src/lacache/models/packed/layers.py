@@ -53,7 +53,8 @@ class PackedLinear(PackedModule):
     """A linear layer with a packed weight [O, I].
 
     On CPU with the kernels loaded, activations are rounded to 8 bits in groups of 16 where there
-    are few. Else, and where a derivative is needed, the weight is unpacked part by part.
+    are few. Else products are exact: of the kernel, or where a derivative is needed, or torch's
+    arithmetic is faster than float32, by torch, with the weight unpacked part by part.
 
     Args:
         weight: the weight.
@@ -70,9 +71,11 @@ class PackedLinear(PackedModule):
         """Map hidden states [..., I] to [..., O]."""
         vectors = states.reshape(-1, states.shape[-1])
         needs_derivative = torch.is_grad_enabled() and states.requires_grad
-        is_exact = needs_derivative or len(vectors) > _FEW
-        if kernels_loaded() and states.device.type == "cpu" and not is_exact:
+        in_kernel = kernels_loaded() and states.device.type == "cpu" and not needs_derivative
+        if in_kernel and len(vectors) <= _FEW:
             product = rounded_linear(vectors, self.packed)
+        elif in_kernel and _is_wide(vectors.dtype):
+            product = exact_linear(vectors, self.packed)
         else:
             product = unpacked_linear(vectors, self.packed)
         product = product.view(*states.shape[:-1], -1)
@@ -100,21 +103,33 @@ def is_packed(model: nn.Module) -> bool:
 
 def rounded_linear(vectors: Tensor, weight: PackedWeight) -> Tensor:
     """Multiply vectors [T, I], rounded to 8 bits in groups of 16, with a weight: [T, O]."""
-    wide = vectors.float().contiguous()
-    product: Tensor = torch.ops.lacache.packed_product(*_arguments(weight), wide)
-    return product.to(vectors.dtype)
+    return _kernel_linear(vectors, weight, exact=False)
+
+
+def exact_linear(vectors: Tensor, weight: PackedWeight) -> Tensor:
+    """Multiply vectors [T, I] with a weight in float32, T at least 12: [T, O].
+
+    The weight is unpacked to where a core multiplies it at once, so this is faster than torch where
+    products are in float32.
+    """
+    return _kernel_linear(vectors, weight, exact=True)
 
 
 def unpacked_linear(vectors: Tensor, weight: PackedWeight) -> Tensor:
     """Multiply vectors [T, I] with a weight that is unpacked part by part: [T, O]."""
     on_cpu = vectors.device.type == "cpu"
-    dtype = vectors.dtype if not on_cpu or has_arithmetic(vectors.dtype) else torch.float32
+    dtype = torch.float32 if on_cpu and _is_wide(vectors.dtype) else vectors.dtype
     step = ROWS * max(1, _BLOCK // (ROWS * weight.in_features))
     parts = [
         nn.functional.linear(vectors.to(dtype), _numbers(weight, n, n + step, dtype))
         for n in range(0, weight.out_features, step)
     ]
     return torch.cat(parts, dim=-1).to(vectors.dtype)
+
+
+def _is_wide(dtype: torch.dtype) -> bool:
+    """Return whether products of a type are best computed in float32."""
+    return dtype == torch.float32 or not has_arithmetic(dtype)
 
 
 def _numbers(weight: PackedWeight, first: int, last: int, dtype: torch.dtype) -> Tensor:
@@ -125,6 +140,12 @@ def _numbers(weight: PackedWeight, first: int, last: int, dtype: torch.dtype) ->
         numbers: Tensor = torch.ops.lacache.packed_numbers(*_arguments(weight), *blocks, dtype)
         return numbers[: last - first]
     return weight.unpack(first, last).to(dtype)
+
+
+def _kernel_linear(vectors: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:
+    wide = vectors.float().contiguous()
+    product: Tensor = torch.ops.lacache.packed_product(*_arguments(weight), wide, exact)
+    return product.to(vectors.dtype)
 
 
 def _arguments(weight: PackedWeight) -> tuple[Any, ...]:
