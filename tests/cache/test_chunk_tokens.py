@@ -53,7 +53,7 @@ def test_queries_see_what_they_would_one_by_one(schedule: Schedule, chunks: list
             left = {
                 slot: mine[former + start]
                 for pair, start in ((tokens.moved, 0), (tokens.added, tokens.num_before))
-                for slot, former in zip(*(each.tolist() for each in pair(pattern)), strict=True)
+                for slot, former in zip(*pair(pattern).tolist(), strict=True)
             }
             mine[:] = [left.get(n, place) for n, place in enumerate(mine)][: tokens.num_left]
             if moved and schedule.sinks:

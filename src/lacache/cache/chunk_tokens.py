@@ -84,21 +84,21 @@ class ChunkTokens:
         order = order[ends[order] > firsts[order]]
         return torch.from_numpy(np.stack(columns, axis=1)[order].astype(np.int32))
 
-    def moved(self, pattern: int) -> tuple[Tensor, Tensor]:
-        """Return the slots [M] that get a token cached before, and its former slot [M]."""
+    def moved(self, pattern: int) -> Tensor:
+        """Return slots that get a token cached before, and its former slots [2, M]."""
         mine = (self.moves[0] == pattern) & (self.moves[2] < self.num_before)
-        return torch.from_numpy(self.moves[1, mine]), torch.from_numpy(self.moves[2, mine])
+        return torch.from_numpy(self.moves[1:, mine]).contiguous()
 
-    def added(self, pattern: int) -> tuple[Tensor, Tensor]:
-        """Return the slots [M] that get a token of the chunk, and its index in the chunk [M]."""
+    def added(self, pattern: int) -> Tensor:
+        """Return slots that get a token of the chunk, and its index in the chunk [2, M]."""
         mine = (self.moves[0] == pattern) & (self.moves[2] >= self.num_before)
-        moved_to, moved_from = self.moves[1:, mine]
+        moved = self.moves[1:, mine]
         # The others count as being in their slots.
         stay = np.arange(self.num_before, self.num_left)
         stay = stay[~np.isin(stay, self.moves[1, self.moves[0] == pattern])]
-        slots = np.concatenate([moved_to, stay])
-        indices = np.concatenate([moved_from, stay]) - self.num_before
-        return torch.from_numpy(slots), torch.from_numpy(indices)
+        added = np.concatenate([moved, np.stack([stay, stay])], axis=1)
+        added[1] -= self.num_before
+        return torch.from_numpy(added).contiguous()
 
 
 def move_sinks(

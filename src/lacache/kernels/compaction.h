@@ -269,4 +269,41 @@ void rotate_slots(const at::Tensor& stored, const at::Tensor& first, const at::T
     TORCH_CHECK(false, "lacache::rotate_slots: keys are float32 or bfloat16");
 }
 
+// Stores tokens of heads in stored [R, W]: `first` [H] is each head's first slot. Moved and added [2, M]
+// are, for each head, slots and what they get: former slots, and indices of new tokens [H, Q, W].
+void store_left(const at::Tensor& stored, const at::Tensor& first, at::TensorList moved,
+                at::TensorList added, const at::Tensor& tokens) {
+  TORCH_CHECK(stored.dim() == 2 && stored.is_contiguous() && tokens.dim() == 3 &&
+                  tokens.size(2) == stored.size(1) && tokens.stride(2) == 1 &&
+                  tokens.scalar_type() == stored.scalar_type() &&
+                  first.scalar_type() == at::kLong && first.is_contiguous() &&
+                  first.numel() == tokens.size(0) && int64_t(moved.size()) == tokens.size(0) &&
+                  added.size() == moved.size(),
+              "lacache::store_left: stored [R, W], and for each head a first slot and tokens [Q, W]");
+  const int64_t rows = stored.size(0), bytes = stored.element_size(), size = stored.size(1) * bytes;
+  char* all = static_cast<char*>(stored.mutable_data_ptr());
+  const char* from = static_cast<const char*>(tokens.const_data_ptr());
+  // Calls use(slot, source) for each pair.
+  const auto each = [](const at::Tensor& pairs, const auto& use) {
+    TORCH_CHECK(pairs.dim() == 2 && pairs.size(0) == 2 && pairs.is_contiguous() &&
+                    pairs.scalar_type() == at::kLong,
+                "lacache::store_left: pairs [2, M] in int64");
+    const int64_t* slots = pairs.const_data_ptr<int64_t>();
+    for (int64_t n = 0; n < pairs.size(1); ++n) use(slots[n], slots[pairs.size(1) + n]);
+  };
+  for (int64_t h = 0; h < tokens.size(0); ++h) {
+    const int64_t start = first.const_data_ptr<int64_t>()[h];
+    const auto row = [&](int64_t slot) {
+      TORCH_CHECK(start >= 0 && slot >= 0 && start + slot < rows,
+                  "lacache::store_left: slots are among the rows");
+      return all + (start + slot) * size;
+    };
+    each(moved[h], [&](int64_t slot, int64_t former) { std::memmove(row(slot), row(former), size); });
+    each(added[h], [&](int64_t slot, int64_t token) {
+      TORCH_CHECK(token >= 0 && token < tokens.size(1), "lacache::store_left: there is such a token");
+      std::memcpy(row(slot), from + (h * tokens.stride(0) + token * tokens.stride(1)) * bytes, size);
+    });
+  }
+}
+
 }  // namespace

@@ -35,6 +35,8 @@ TORCH_LIBRARY(lacache, library) {
   library.def(
       "rotate_slots(Tensor(a!) stored, Tensor first, Tensor patterns, Tensor copies, "
       "Tensor first_copies, Tensor ranges, Tensor cosines, Tensor sines, Tensor partners) -> ()");
+  library.def(
+      "store_left(Tensor(a!) stored, Tensor first, Tensor[] moved, Tensor[] added, Tensor tokens) -> ()");
   library.def("rotate(Tensor keys, Tensor cosines, Tensor sines, Tensor partners) -> Tensor");
   library.class_<DecodeStep>("DecodeStep")
       .def(torch::init<int64_t, bool>())
@@ -58,5 +60,6 @@ TORCH_LIBRARY_IMPL(lacache, CPU, library) {
   library.impl("move_few", move_few);
   library.impl("gather_slots", gather_slots);
   library.impl("rotate_slots", rotate_slots);
+  library.impl("store_left", store_left);
   library.impl("rotate", rotate);
 }

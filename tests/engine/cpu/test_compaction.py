@@ -285,3 +285,42 @@ def test_keys_that_do_not_fit_are_refused(change: str) -> None:
         keys = keys.half()
     with pytest.raises(RuntimeError, match="lacache::rotate"):
         torch.ops.lacache.rotate(keys, table, table, partners)
+
+
+@given(
+    num_heads=st.integers(1, 3),
+    length=st.integers(1, 9),
+    dtype=st.sampled_from((*DTYPES, torch.int8)),
+    data=st.data(),
+)
+def test_any_tokens_that_are_left_are_stored(
+    num_heads: int, length: int, dtype: torch.dtype, data: st.DataObject
+) -> None:
+    """Slots of a head are 12 side by side; the first heads' tokens come last in memory."""
+    fast = torch.arange(12 * num_heads * 3).view(-1, 3).to(dtype)
+    slow = fast.clone()
+    first = 12 * torch.arange(num_heads).flip(0)
+    new = -torch.arange(length * num_heads * 3).view(length, num_heads, 3).to(dtype).transpose(0, 1)
+    moved, added = [], []
+    for _ in range(num_heads):
+        order = torch.tensor(data.draw(st.permutations(range(12))))
+        moves, stores = data.draw(st.integers(0, 4)), data.draw(st.integers(0, 4))
+        tokens = data.draw(st.lists(st.integers(0, length - 1), min_size=stores, max_size=stores))
+        moved.append(torch.stack([order[:moves], order[4 : 4 + moves]]))
+        added.append(torch.stack([order[8 : 8 + stores], torch.tensor(tokens, dtype=torch.long)]))
+    FAST.store_left(fast, first, moved, added, new)
+    SLOW.store_left(slow, first, moved, added, new)
+    assert torch.equal(fast, slow)
+
+
+@pytest.mark.parametrize("argument", [1, 2, 3])
+def test_tokens_that_are_not_there_are_not_stored(argument: int) -> None:
+    none, pair = torch.empty(2, 0, dtype=torch.long), torch.tensor([[0], [2]])
+    call: list[Any] = [torch.zeros(2, 3), torch.tensor([0]), [none], [none], torch.ones(1, 2, 3)]
+    FAST.store_left(*call)
+    wrong = {1: torch.tensor([2]), 2: [pair], 3: [pair]}
+    call[argument] = wrong[argument]
+    if argument == 1:
+        call[2] = [pair * 0]
+    with pytest.raises(RuntimeError, match="lacache::store_left"):
+        FAST.store_left(*call)

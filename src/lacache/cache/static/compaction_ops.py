@@ -1,6 +1,7 @@
 """The operations on stored keys and values that a compaction consists of."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -85,6 +86,26 @@ class CompactionOps(ABC):
         """
 
     @abstractmethod
+    def store_left(
+        self,
+        stored: Tensor,
+        first: Tensor,
+        moved: Sequence[Tensor],
+        added: Sequence[Tensor],
+        new: Tensor,
+    ) -> None:
+        """Store the tokens of many KV heads that are left after a chunk, in place.
+
+        Args:
+            stored: [R, W].
+            first: index of each head's first slot, int64 [H].
+            moved: for each head, slots and the former slots of the tokens that they get, int64
+                [2, M]. No former slot is the slot of another.
+            added: for each head, other slots and the indices of new tokens, int64 [2, M].
+            new: [H, Q, W].
+        """
+
+    @abstractmethod
     def move(self, stored: Tensor, moves: Tensor) -> None:
         """Move runs of slots to other places, one after the other, in place.
 
@@ -144,6 +165,21 @@ class TorchCompactionOps(CompactionOps):
             rotated = self.rotate(keys[None], cosines, sines, partners)
             stored[first[mine][:, None] + slots] = rotated[0]
             done += stop - start
+
+    def store_left(
+        self,
+        stored: Tensor,
+        first: Tensor,
+        moved: Sequence[Tensor],
+        added: Sequence[Tensor],
+        new: Tensor,
+    ) -> None:
+        """Index head by head."""
+        for start, (slots, former), (targets, tokens), mine in zip(
+            first, moved, added, new, strict=True
+        ):
+            stored[start + slots] = stored[start + former]
+            stored[start + targets] = mine[tokens]
 
     def move(self, stored: Tensor, moves: Tensor) -> None:
         """Copy each run out, and back in."""

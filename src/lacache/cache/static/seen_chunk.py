@@ -21,9 +21,9 @@ class SeenTokens:
     tokens: ChunkTokens
     seen: Tensor
     """See `ChunkTokens.seen`: int32 [T, 4]."""
-    moved: tuple[Tensor, Tensor]
+    moved: Tensor
     """See `ChunkTokens.moved`."""
-    added: tuple[Tensor, Tensor]
+    added: Tensor
     """See `ChunkTokens.added`."""
     rotary_tables: RotaryTables | None
     """Of the moved sinks [V * sinks, D]; None where none move."""
@@ -35,9 +35,8 @@ class SeenTokens:
         moves_sinks = heads.rotations is not None and heads.num_unrotated > 0 and len(shifts) > 0
         tables = heads.rotations.tables(shifts) if heads.rotations and moves_sinks else None
         seen = tokens.seen(heads.pattern, moves_sinks=moves_sinks)
-        pairs = tokens.moved(heads.pattern), tokens.added(heads.pattern)
-        moved, added = ((slots.to(device), others.to(device)) for slots, others in pairs)
-        return cls(tokens, seen.to(device), moved, added, tables)
+        moved, added = tokens.moved(heads.pattern), tokens.added(heads.pattern)
+        return cls(tokens, seen.to(device), moved.to(device), added.to(device), tables)
 
     @cached_property
     def mask(self) -> Tensor:

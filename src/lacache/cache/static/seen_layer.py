@@ -16,7 +16,7 @@ from lacache.cache.static.attention import (
 )
 from lacache.cache.static.decode_layers import DecodeSlots
 from lacache.cache.static.kv_heads import KVHeads
-from lacache.cache.static.seen_chunk import SeenChunk
+from lacache.cache.static.seen_chunk import SeenChunk, SeenTokens
 
 
 @final
@@ -67,8 +67,7 @@ class SeenLayer(GroupedLayer):
         if output is None:
             output = super().attend(module, query, options)
         if self._compacts:
-            for heads in self.by_group:
-                self._store(heads)
+            self._store()
             self._new = None
         return output
 
@@ -95,59 +94,70 @@ class SeenLayer(GroupedLayer):
 
     def _new_of(self, heads: KVHeads) -> tuple[Tensor, Tensor]:
         """Return the keys and values of KV heads that are not stored yet."""
+        keys, values = self._held()
+        return self.select(keys, heads), self.select(values, heads)
+
+    def _held(self) -> tuple[Tensor, Tensor]:
+        """Return the keys and values [1, Hkv, Q, D] that are not stored yet."""
         if self._new is None:
             raise attends_twice()
-        keys, values = self._new
-        return self.select(keys, heads), self.select(values, heads)
+        return self._new
 
     def _rotate_sinks(self, heads: KVHeads) -> Tensor:
         """Return the sinks' keys at each place that they get within the chunk [1, H, V * S, D]."""
         seen, stored = self._seen[heads.group], heads.unrotated_keys
         before, num_sinks = seen.tokens.num_before, heads.num_unrotated
-        new, _ = self._new_of(heads)
+        keys, _ = self._held()
+        none = keys[:, : len(heads.heads), :0]
         if stored is None or not seen.tokens.compacts:
-            return new[:, :, :0]
+            return none
         heads.save(self._batch_slot, seen.tokens.num_saved, before)
         if before < num_sinks:
-            stored.write(self._batch_slot, before, new[:, :, : num_sinks - before])
+            first = self.select(keys[:, :, : num_sinks - before], heads)
+            stored.write(self._batch_slot, before, first)
         if seen.rotary_tables is None or heads.rotations is None:
-            return new[:, :, :0]
-        keys = stored.read_wide(self._batch_slot, num_sinks)
-        number = len(seen.rotary_tables[0]) // num_sinks
-        keys = keys.repeat(1, 1, number, 1)
-        return heads.ops.rotate(keys, *seen.rotary_tables, heads.rotations.partners)
+            return none
+        sinks = stored.read_wide(self._batch_slot, num_sinks)
+        sinks = sinks.repeat(1, 1, len(seen.rotary_tables[0]) // num_sinks, 1)
+        return heads.ops.rotate(sinks, *seen.rotary_tables, heads.rotations.partners)
 
-    def _store(self, heads: KVHeads) -> None:
-        """Store the tokens of KV heads that are left after the chunk."""
-        seen, sinks = self._seen[heads.group], self._moved_sinks[heads.group]
-        (moved_to, moved_from), (slots, indices) = seen.moved, seen.added
-        for buffer, states in zip((heads.keys, heads.values), self._new_of(heads), strict=True):
-            encoded = buffer.codec.encode(states[:, :, indices])
-            for stored, added in zip(buffer.tensors(self._batch_slot), encoded, strict=True):
-                stored[:, moved_to] = stored[:, moved_from]
-                stored[:, slots] = added[0]
-        if sinks.shape[2]:
-            heads.keys.write(self._batch_slot, 0, sinks[:, :, -heads.num_unrotated :])
+    def _store(self) -> None:
+        """Store the tokens that are left after the chunk."""
+        first, seen = self._slots.first[self._batch_slot], self._by_head()
+        moved, added = [each.moved for each in seen], [each.added for each in seen]
+        ops = self.by_group[0].ops
+        for states, new in zip((self._slots.keys, self._slots.values), self._held(), strict=True):
+            encoded = states.codec.encode(new)
+            for stored, tokens in zip(states.storage.flat, encoded, strict=True):
+                ops.store_left(stored, first, moved, added, tokens[0])
+        for heads in self.by_group:
+            sinks = self._moved_sinks[heads.group]
+            if sinks.shape[2]:
+                heads.keys.write(self._batch_slot, 0, sinks[:, :, -heads.num_unrotated :])
+
+    def _by_head(self) -> list[SeenTokens]:
+        """Return what the queries of each KV head see."""
+        of_head = {head: self._seen[heads.group] for heads in self.by_group for head in heads.heads}
+        return [of_head[head] for head in range(len(of_head))]
 
     def _attend_in_place(self, query: Tensor, options: dict[str, Any]) -> Tensor | None:
         """Attend in all head groups at once, if that is supported."""
-        if self._in_place is None or self._new is None:
+        if self._in_place is None:
             return None
-        of_head = {head: heads for heads in self.by_group for head in heads.heads}
-        groups = [of_head[head] for head in range(len(of_head))]
-        seen = [self._seen[heads.group] for heads in groups]
-        moved = [
-            self._moved_sinks[heads.group][0, heads.heads.index(head)]
-            for head, heads in enumerate(groups)
-        ]
-        num_new = self._new[0].shape[2]
+        new, seen = self._held(), self._by_head()
+        moved = {
+            head: sinks
+            for heads in self.by_group
+            for head, sinks in zip(heads.heads, self._moved_sinks[heads.group][0], strict=True)
+        }
+        num_new = new[0].shape[2]
         states = ChunkStates(
             self._slots.keys,
             self._slots.values,
             self._slots.first[self._batch_slot],
             [each.tokens.num_before + each.tokens.num_new - num_new for each in seen],
-            self._new,
-            moved,
+            new,
+            [moved[head] for head in range(len(moved))],
             [each.seen for each in seen],
         )
         return self._in_place.attend_chunk(query, states, options)

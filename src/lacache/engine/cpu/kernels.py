@@ -3,6 +3,7 @@
 `build.load_kernels` defines them.
 """
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -108,6 +109,17 @@ class KernelCompactionOps(CompactionOps):
     def move_few(self, stored: Tensor, first: Tensor, patterns: Tensor, moves: Tensor) -> None:
         """Move the slots in place, without a copy."""
         torch.ops.lacache.move_few(stored, first, patterns, moves)
+
+    def store_left(
+        self,
+        stored: Tensor,
+        first: Tensor,
+        moved: Sequence[Tensor],
+        added: Sequence[Tensor],
+        new: Tensor,
+    ) -> None:
+        """Copy all tokens of all heads in one call."""
+        torch.ops.lacache.store_left(stored, first, moved, added, new)
 
     def gather_slots(
         self, stored: Tensor, first: Tensor, patterns: Tensor, sources: Tensor, starts: Tensor
