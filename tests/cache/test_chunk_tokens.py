@@ -44,11 +44,11 @@ def test_queries_see_what_they_would_one_by_one(schedule: Schedule, chunks: list
             moved = tokens.moved_sinks[pattern].shifts.tolist()
             keys = [(sink, sink + shift) for shifts in moved for sink, shift in enumerate(shifts)]
             keys = mine + keys
-            seen = tokens.seen(pattern, moves_sinks=True).tolist()
-            assert all(keys[key][0] == mine[value][0] for key, value, _, _ in seen)
+            table = tokens.visible(pattern, moves_sinks=True).tolist()
+            assert all(keys[key][0] == mine[value][0] for key, value, _, _ in table)
             found.append([])
             for query in range(length):
-                visible = [keys[key] for key, _, start, end in seen if start <= query < end]
+                visible = [keys[key] for key, _, start, end in table if start <= query < end]
                 found[-1].append(sorted(visible))
             left = {
                 slot: mine[former + start]

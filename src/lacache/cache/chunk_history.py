@@ -1,4 +1,4 @@
-"""What compactions within a chunk keep, in integers: when each token goes, and which are left."""
+"""Compactions within a chunk, in integers: when each token is evicted, and which are left."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class ChunkHistory:
 def find_history(
     schedule: Schedule, patterns: Sequence[int], state: State, num_new: int
 ) -> ChunkHistory:
-    """Let the tokens of a chunk come, and compact whenever the cache is full.
+    """Insert the tokens of a chunk one by one, and compact whenever the cache is full.
 
     Args:
         schedule: of the head group.
@@ -53,14 +53,13 @@ def find_history(
         state, done, next_token = state.insert(length), done + length, next_token + length
         if done == num_new:
             break
-        if not schedule.is_full(state):
-            continue
         for pattern, mine, end in zip(patterns, ages, ends, strict=True):
             for start, stop in reversed(schedule.evicted_slots(state, pattern)):
                 end[mine[start:stop]] = done
                 del mine[start:stop]
         state = schedule.compact(state)
         # Where only sinks are left, the next token is the oldest other one.
-        oldest = [[*mine[schedule.sinks :], next_token][0] for mine in ages]
+        sinks = schedule.sinks
+        oldest = [mine[sinks] if len(mine) > sinks else next_token for mine in ages]
         compactions.append((done, np.array(oldest)))
     return ChunkHistory(ends, np.array(ages), tuple(compactions), state)

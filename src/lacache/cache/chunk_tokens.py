@@ -36,7 +36,7 @@ class ChunkTokens:
     num_new: int
     """Tokens of the chunk, Q."""
     num_saved: int
-    """Slots before this one have a copy among the unrotated keys before the chunk."""
+    """Before the chunk, how many of the first slots' keys are among the unrotated keys."""
     num_left: int
     """Slots in use after it, N."""
     slots: Integers
@@ -54,17 +54,17 @@ class ChunkTokens:
         """Whether a compaction runs within the chunk."""
         return self.num_left < self.num_before + self.num_new
 
-    def seen(self, pattern: int, *, moves_sinks: bool) -> Tensor:
+    def visible(self, pattern: int, *, moves_sinks: bool) -> Tensor:
         """Return slot of the key, slot of the value, first query and the query after the last.
 
-        Sorted by the last two, so that what is seen together is side by side.
+        Sorted by the last two, so that what is visible together is side by side.
 
         Args:
             pattern: index of the layer's pattern.
             moves_sinks: whether the sinks have other keys once they are moved.
 
         Returns:
-            Of each token that any query sees, int32 [T, 4].
+            Of each token that is visible to any query, int32 [T, 4].
         """
         ages = np.arange(self.num_before + self.num_new)
         slots = self.slots[pattern]

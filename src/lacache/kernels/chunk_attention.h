@@ -5,7 +5,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
@@ -19,8 +19,8 @@ constexpr int64_t kRowsTogether = 96;
 
 int64_t round_up(int64_t number, int64_t unit) { return (number + unit - 1) / unit * unit; }
 
-// One token that queries see: where its key and value are, and which queries see it.
-struct Seen {
+// A token that is visible to queries from `first` on, to before `end`: where its key and value are.
+struct Visible {
   int32_t key, value, first, end;
 };
 
@@ -66,7 +66,7 @@ struct PackedTokens {
   }
 
   template <class T>
-  void pack(const ChunkHead<T>& head, const Seen* seen, int64_t number, int64_t index) {
+  void pack(const ChunkHead<T>& head, const Visible* visible, int64_t number, int64_t index) {
     const int64_t start = index * kTileColumns, length = std::min(kTileColumns, number - start);
     float* to = keys.data() + start * head.key_size;
     float* value_to = values.data() + start * value_width;
@@ -74,7 +74,7 @@ struct PackedTokens {
     std::fill(value_to, value_to + kTileColumns * value_width, 0.f);
     TokenPanel panel{INT32_MAX, 0, 0, length == kTileColumns ? INT32_MAX : 0};
     for (int64_t n = 0; n < length; ++n) {
-      const Seen& token = seen[start + n];
+      const Visible& token = visible[start + n];
       const auto* key = head.key(token.key);
       const auto* value = head.value(token.value);
       for (int64_t i = 0; i < head.key_size; ++i) to[i * kTileColumns + n] = T::widen(key[i]);
@@ -102,12 +102,13 @@ struct QueryBlock {
 
   int64_t rows() const { return (stop - start) * shared; }
 
-  void attend(const PackedTokens& packed, const Seen* seen, int64_t number, int64_t key_size, int64_t value_size,
+  void attend(const PackedTokens& packed, const Visible* visible, int64_t number, int64_t key_size, int64_t value_size,
               float scaling, Scratch& scratch) const {
     auto& [used, wide, scores, sums, mixed] = scratch;
     used.clear();
     for (size_t n = 0; n < packed.panels.size(); ++n)
       if (packed.panels[n].first < stop && packed.panels[n].end > start) used.push_back(n);
+    if (used.empty()) return;
     const int64_t padded = round_up(rows(), kTileRows), width = used.size() * kTileColumns;
     wide.resize(padded * key_size), scores.resize(padded * width), sums.resize(padded);
     mixed.resize(padded * packed.value_width);
@@ -122,7 +123,7 @@ struct QueryBlock {
                  packed.keys.data() + used[n] * kTileColumns * key_size, kTileColumns, key_size);
         tile.store(scores.data() + row * width + n * kTileColumns, width);
       }
-    hide(packed, used, seen, number, scores.data(), width);
+    hide(packed, used, visible, number, scores.data(), width);
     for (int64_t row = 0; row < rows(); ++row) sums[row] = weigh(scores.data() + row * width, width);
     for (int64_t column = 0; column < packed.value_width; column += kTileColumns)
       for (int64_t row = 0; row < padded; row += kTileRows) {
@@ -147,15 +148,15 @@ struct QueryBlock {
     return first + row / length * head_stride + (start + row % length) * stride;
   }
 
-  // Scores of tokens that a query does not see become so small that their exponential is 0.
-  void hide(const PackedTokens& packed, const std::vector<int32_t>& used, const Seen* seen, int64_t number,
+  // Scores of tokens that are not visible to a query become so small that they count for nothing.
+  void hide(const PackedTokens& packed, const std::vector<int32_t>& used, const Visible* visible, int64_t number,
             float* scores, int64_t width) const {
     for (size_t n = 0; n < used.size(); ++n) {
       const TokenPanel& panel = packed.panels[used[n]];
       if (panel.first_all <= start && panel.end_all >= stop) continue;
       for (int64_t column = 0; column < kTileColumns; ++column) {
         const int64_t token = used[n] * kTileColumns + column;
-        const Seen mine = token < number ? seen[token] : Seen{};
+        const Visible mine = token < number ? visible[token] : Visible{};
         float* mine_of = scores + n * kTileColumns + column;
         for (int64_t row = 0; row < rows();)
           for (int64_t query = start; query < stop; ++query, ++row)
@@ -182,12 +183,12 @@ template <class T>
 at::Tensor attend_chunk_of(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
                            const int64_t* first_slots, at::IntArrayRef num_stored,
                            const at::Tensor& new_keys, const at::Tensor& new_values,
-                           at::TensorList other_keys, at::TensorList seen, float scaling) {
+                           at::TensorList other_keys, at::TensorList visible, float scaling) {
   using Number = typename T::Stored;
   const int64_t kv_heads = new_keys.size(1), shared = query.size(1) / kv_heads, length = query.size(2);
   const int64_t key_size = keys.size(1), value_size = values.size(1);
   // Heads are next to each other, as the model's output layer takes them.
-  at::Tensor found = at::empty({1, length, query.size(1), value_size}, query.options());
+  at::Tensor found = at::zeros({1, length, query.size(1), value_size}, query.options());
   const auto of = [](const at::Tensor& tensor) { return static_cast<const Number*>(tensor.const_data_ptr()); };
   Number* all_found = static_cast<Number*>(found.mutable_data_ptr());
   const int64_t together = std::max<int64_t>(1, kRowsTogether / shared);
@@ -205,8 +206,8 @@ at::Tensor attend_chunk_of(const at::Tensor& query, const at::Tensor& keys, cons
                             new_values.stride(2),
                             key_size,
                             value_size};
-    const int64_t number = seen[h].size(0);
-    const Seen* tokens = static_cast<const Seen*>(seen[h].const_data_ptr());
+    const int64_t number = visible[h].size(0);
+    const Visible* tokens = static_cast<const Visible*>(visible[h].const_data_ptr());
     packed.resize(head, number);
     const int64_t num_panels = packed.panels.size();
     const int threads = number * length * key_size < kWorthAThread ? 1 : at::get_num_threads();
@@ -235,12 +236,12 @@ at::Tensor attend_chunk_of(const at::Tensor& query, const at::Tensor& keys, cons
 
 // query [1, Hq, Q, D]; keys and values [N, D], of which each KV head has num_stored [Hkv] from first_slots
 // [Hkv] on; new keys and values [1, Hkv, M, D] count as the slots after them, and other keys [K, D] of each
-// KV head as those after these. For each KV head, seen [T, 4] in int32: slot of the key, slot of the value,
-// first query and the query after the last. Each query sees one token at least: [1, Hq, Q, D].
+// KV head as those after these. For each KV head, visible [T, 4] in int32: slot of the key, slot of the value,
+// first query and the query after the last. [1, Hq, Q, D]; undefined for queries that see nothing.
 at::Tensor attend_chunk(const at::Tensor& query, const at::Tensor& keys, const at::Tensor& values,
                         const at::Tensor& first_slots, at::IntArrayRef num_stored,
                         const at::Tensor& new_keys, const at::Tensor& new_values,
-                        at::TensorList other_keys, at::TensorList seen, double scaling) {
+                        at::TensorList other_keys, at::TensorList visible, double scaling) {
   const int64_t heads = new_keys.dim() == 4 ? new_keys.size(1) : 0;
   TORCH_CHECK(query.dim() == 4 && query.size(0) == 1 && query.stride(3) == 1 && heads > 0 &&
                   query.size(1) % heads == 0 && query.size(3) == keys.size(1) && keys.dim() == 2 &&
@@ -256,11 +257,11 @@ at::Tensor attend_chunk(const at::Tensor& query, const at::Tensor& keys, const a
     TORCH_CHECK(each->scalar_type() == query.scalar_type(), "lacache::attend_chunk: one type");
   TORCH_CHECK(first_slots.scalar_type() == at::kLong && first_slots.is_contiguous() &&
                   first_slots.numel() == heads && int64_t(num_stored.size()) == heads &&
-                  int64_t(other_keys.size()) == heads && int64_t(seen.size()) == heads,
+                  int64_t(other_keys.size()) == heads && int64_t(visible.size()) == heads,
               "lacache::attend_chunk: first slots, counts, keys and tokens of each KV head");
   const int64_t* first = first_slots.const_data_ptr<int64_t>();
   for (int64_t h = 0; h < heads; ++h) {
-    const at::Tensor &others = other_keys[h], &tokens = seen[h];
+    const at::Tensor &others = other_keys[h], &tokens = visible[h];
     TORCH_CHECK(others.dim() == 2 && others.size(1) == keys.size(1) && others.is_contiguous() &&
                     others.scalar_type() == query.scalar_type() && tokens.dim() == 2 &&
                     tokens.size(1) == 4 && tokens.is_contiguous() && tokens.scalar_type() == at::kInt,
@@ -268,7 +269,7 @@ at::Tensor attend_chunk(const at::Tensor& query, const at::Tensor& keys, const a
     TORCH_CHECK(first[h] >= 0 && num_stored[h] >= 0 && first[h] + num_stored[h] <= keys.size(0),
                 "lacache::attend_chunk: stored slots are among the rows");
     const int64_t values_there = num_stored[h] + new_keys.size(2), keys_there = values_there + others.size(0);
-    const Seen* token = static_cast<const Seen*>(tokens.const_data_ptr());
+    const Visible* token = static_cast<const Visible*>(tokens.const_data_ptr());
     for (int64_t n = 0; n < tokens.size(0); ++n)
       TORCH_CHECK(0 <= token[n].key && token[n].key < keys_there && 0 <= token[n].value &&
                       token[n].value < values_there && 0 <= token[n].first,
@@ -276,10 +277,10 @@ at::Tensor attend_chunk(const at::Tensor& query, const at::Tensor& keys, const a
   }
   if (query.scalar_type() == at::kFloat)
     return attend_chunk_of<Float32>(query, keys, values, first, num_stored, new_keys, new_values,
-                                    other_keys, seen, scaling);
+                                    other_keys, visible, scaling);
   TORCH_CHECK(query.scalar_type() == at::kBFloat16, "lacache::attend_chunk: float32 or bfloat16");
   return attend_chunk_of<BFloat16>(query, keys, values, first, num_stored, new_keys, new_values, other_keys,
-                                   seen, scaling);
+                                   visible, scaling);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ TORCH_LIBRARY(lacache, library) {
       "Tensor value_scales, Tensor first_slots, Tensor last_slots) -> Tensor");
   library.def(
       "attend_chunk(Tensor query, Tensor keys, Tensor values, Tensor first_slots, int[] num_stored, "
-      "Tensor new_keys, Tensor new_values, Tensor[] other_keys, Tensor[] seen, float scaling) -> Tensor");
+      "Tensor new_keys, Tensor new_values, Tensor[] other_keys, Tensor[] visible, float scaling) -> Tensor");
   library.def(
       "packed_product(Tensor low, Tensor? high, Tensor scales, Tensor? factors, Tensor? offsets, "
       "Tensor? offset_factors, int zero, int rows, Tensor states, bool exact) -> Tensor");

@@ -27,13 +27,12 @@ void multiply_rows(const Packed& weight, const Rounded& vectors, int64_t rows, i
     block.each_group(n, [&](int64_t group, RowFloats scale, RowFloats offset) {
       const int64_t span = group * K::kGroup / kSpan, part = group % (kSpan / K::kGroup);
       if (part == 0) block.unpack(span, quads);
-      const Quad* of_group = quads + part * kPerGroup;
       const int64_t column = group * K::kGroup;
-      RowFloats found[kVectors][1];
-      multiply_group<K, kVectors, 1>(&of_group, numbers + column, scales + column / kShared,
-                                     columns, found);
+      RowFloats found[kVectors];
+      multiply_group<K, kVectors>(quads + part * kPerGroup, numbers + column,
+                                  scales + column / kShared, columns, found);
       for (int64_t v = 0; v < kVectors; ++v) {
-        sums[v] = add_product(sums[v], found[v][0], scale);
+        sums[v] = add_product(sums[v], found[v], scale);
         sums[v] = add_product(sums[v], offset, in_all_rows(totals[v * groups + group]));
       }
     });
@@ -220,7 +219,7 @@ at::Tensor packed_product(const at::Tensor& low, const MaybeTensor& high, const 
     TORCH_CHECK(states.dim() == 2 && states.is_contiguous() &&
                     states.scalar_type() == at::kFloat && states.size(1) == weight.columns &&
                     (!exact || states.size(0) >= kTileRows),
-                "lacache::packed_product: states [T, I] in float32");
+                "lacache::packed_product: states [T, I] in float32, at least 12 if exact");
     const int64_t num_vectors = states.size(0), work = num_vectors * weight.rows * weight.columns;
     const int threads = work < kWorthAThread ? 1 : at::get_num_threads();
     const float* from = states.const_data_ptr<float>();

@@ -253,25 +253,21 @@ struct Rounded {
 // The products of `kSharedQuads` quads with activations, added up: what kVectors vectors, whose numbers
 // lie `columns` apart, have in each row.
 #if defined(__AVX512VNNI__)
-template <class K, int64_t kVectors, int64_t kBlocks>
-void multiply_quads(const Quad* const* quads, const int8_t* numbers, int64_t columns,
-                    RowInts (*sums)[kBlocks]) {
-  for (int64_t v = 0; v < kVectors; ++v)
-    for (int64_t b = 0; b < kBlocks; ++b) sums[v][b] = {};
+template <class K, int64_t kVectors>
+void multiply_quads(const Quad* quads, const int8_t* numbers, int64_t columns, RowInts* sums) {
+  for (int64_t v = 0; v < kVectors; ++v) sums[v] = {};
   for (int64_t quad = 0; quad < kSharedQuads; ++quad)
     for (int64_t v = 0; v < kVectors; ++v) {
       int32_t four;
       std::memcpy(&four, numbers + v * columns + 4 * quad, sizeof four);
-      for (int64_t b = 0; b < kBlocks; ++b)
-        sums[v][b].pieces[0] = (Ints)_mm512_dpbusd_epi32((__m512i)sums[v][b].pieces[0],
-                                                         (__m512i)quads[b][quad].pieces[0],
-                                                         _mm512_set1_epi32(four));
+      sums[v].pieces[0] = (Ints)_mm512_dpbusd_epi32((__m512i)sums[v].pieces[0],
+                                                    (__m512i)quads[quad].pieces[0],
+                                                    _mm512_set1_epi32(four));
     }
 }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-template <class K, int64_t kVectors, int64_t kBlocks>
-void multiply_quads(const Quad* const* quads, const int8_t* numbers, int64_t columns,
-                    RowInts (*sums)[kBlocks]) {
+template <class K, int64_t kVectors>
+void multiply_quads(const Quad* quads, const int8_t* numbers, int64_t columns, RowInts* sums) {
   // Pairs of products are added up in 16 bits. So many fit: 127 times twice the largest number each.
   constexpr int64_t kBits = 4 + K::kHigh, kFit = kBits == 8 ? 8 : 32767 / (254 * ((1 << kBits) - 1));
   constexpr int64_t kParts = std::min(kFit, kSharedQuads);
@@ -291,58 +287,51 @@ void multiply_quads(const Quad* const* quads, const int8_t* numbers, int64_t col
     }
     return sum;
   };
-  for (int64_t b = 0; b < kBlocks; ++b)
-    each_piece([&](int64_t n) {
-      __m256i low[kSharedQuads], high[kSharedQuads];
+  each_piece([&](int64_t n) {
+    __m256i low[kSharedQuads], high[kSharedQuads];
 #pragma GCC unroll 4
-      for (int64_t quad = 0; quad < kSharedQuads; ++quad) {
-        low[quad] = (__m256i)quads[b][quad].pieces[n];
-        if constexpr (kBits == 8) {
-          // Not even one pair of 8 bits fits.
-          high[quad] = _mm256_and_si256(_mm256_srli_epi16(low[quad], 4), mask);
-          low[quad] = _mm256_and_si256(low[quad], mask);
-        }
+    for (int64_t quad = 0; quad < kSharedQuads; ++quad) {
+      low[quad] = (__m256i)quads[quad].pieces[n];
+      if constexpr (kBits == 8) {
+        // Not even one pair of 8 bits fits.
+        high[quad] = _mm256_and_si256(_mm256_srli_epi16(low[quad], 4), mask);
+        low[quad] = _mm256_and_si256(low[quad], mask);
       }
-      for (int64_t v = 0; v < kVectors; ++v) {
-        __m256i sum = add_up(low, numbers + v * columns);
-        if constexpr (kBits == 8)
-          sum = _mm256_add_epi32(sum, _mm256_slli_epi32(add_up(high, numbers + v * columns), 4));
-        sums[v][b].pieces[n] = (Ints)sum;
-      }
-    });
+    }
+    for (int64_t v = 0; v < kVectors; ++v) {
+      __m256i sum = add_up(low, numbers + v * columns);
+      if constexpr (kBits == 8)
+        sum = _mm256_add_epi32(sum, _mm256_slli_epi32(add_up(high, numbers + v * columns), 4));
+      sums[v].pieces[n] = (Ints)sum;
+    }
+  });
 }
 #else
-template <class K, int64_t kVectors, int64_t kBlocks>
-void multiply_quads(const Quad* const* quads, const int8_t* numbers, int64_t columns,
-                    RowInts (*sums)[kBlocks]) {
+template <class K, int64_t kVectors>
+void multiply_quads(const Quad* quads, const int8_t* numbers, int64_t columns, RowInts* sums) {
   for (int64_t v = 0; v < kVectors; ++v)
-    for (int64_t b = 0; b < kBlocks; ++b)
-      each_piece([&](int64_t n) {
-        Ints sum{};
-        for (int64_t i = 0; i < 4 * kSharedQuads; ++i)
-          sum += (Ints)(quads[b][i / 4].pieces[n] >> (8 * (i % 4)) & 255) * numbers[v * columns + i];
-        sums[v][b].pieces[n] = sum;
-      });
+    each_piece([&](int64_t n) {
+      Ints sum{};
+      for (int64_t i = 0; i < 4 * kSharedQuads; ++i)
+        sum += (Ints)(quads[i / 4].pieces[n] >> (8 * (i % 4)) & 255) * numbers[v * columns + i];
+      sums[v].pieces[n] = sum;
+    });
 }
 #endif
 
 // The products of a group's columns, before the weights' scale and offset, with kVectors vectors. Their
 // numbers lie `columns` apart, their scales `columns / kShared`.
-template <class K, int64_t kVectors, int64_t kBlocks>
-void multiply_group(const Quad* const* quads, const int8_t* numbers, const float* scales,
-                    int64_t columns, RowFloats (*products)[kBlocks]) {
+template <class K, int64_t kVectors>
+void multiply_group(const Quad* quads, const int8_t* numbers, const float* scales, int64_t columns,
+                    RowFloats* products) {
   for (int64_t part = 0; part < K::kGroup / kShared; ++part) {
-    const Quad* of_part[kBlocks];
-    for (int64_t b = 0; b < kBlocks; ++b) of_part[b] = quads[b] + part * kSharedQuads;
-    RowInts sums[kVectors][kBlocks];
-    multiply_quads<K, kVectors, kBlocks>(of_part, numbers + part * kShared, columns, sums);
-    for (int64_t v = 0; v < kVectors; ++v)
-      for (int64_t b = 0; b < kBlocks; ++b) {
-        const RowFloats wide = in_floats(sums[v][b]);
-        const float scale = scales[v * (columns / kShared) + part];
-        products[v][b] =
-            part ? add_product(products[v][b], wide, in_all_rows(scale)) : wide * scale;
-      }
+    RowInts sums[kVectors];
+    multiply_quads<K, kVectors>(quads + part * kSharedQuads, numbers + part * kShared, columns, sums);
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const RowFloats wide = in_floats(sums[v]);
+      const float scale = scales[v * (columns / kShared) + part];
+      products[v] = part ? add_product(products[v], wide, in_all_rows(scale)) : wide * scale;
+    }
   }
 }
 

@@ -9,7 +9,7 @@ namespace {
 constexpr int64_t kTileRows = kLanes == 16 ? 12 : 6;
 constexpr int64_t kTileColumns = 2 * kLanes;
 
-// Its functions are not part of others, which would take registers from them.
+// Not inlined, as the caller's numbers would take registers.
 struct Tile {
   Floats sums[kTileRows][2] = {};
 

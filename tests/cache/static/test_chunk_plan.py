@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3nTextConfig
 
-from lacache.cache.static.chunk_plan import MAX_SUB_CHUNKS, plan_chunk
+from lacache.cache.static.chunk_plan import MAX_SUB_CHUNKS
 from lacache.cache.static.sequence_tensors import (
     SequenceTensors,
     export_sequence,
     restore_sequence,
 )
+from lacache.cache.static.whole_chunk import WholeChunk
+from lacache.cache.static.whole_chunk_layer import WholeChunkLayer
 from lacache.common.validation import KV_DTYPES
 from lacache.engine.runner import Runner
 from lacache.errors import UnsupportedModelError
@@ -229,7 +231,9 @@ def test_chunks_of_shipped_profiles_mostly_stay_whole(name: str, shortened: list
     lengths = []
     while sequence.num_seen < 3500:
         length = cache.chunk_length(0, 256)
-        sequence.follow(plan_chunk(sequence, length, cache.device).after)
+        sequence.begin()
+        sequence.is_changing = False
+        sequence.follow(WholeChunk(sequence, length, cache.device).after)
         lengths.append(length)
     assert [length for length in lengths if length < 256] == shortened
 
@@ -246,14 +250,28 @@ def test_one_layer_at_a_time_holds_its_chunk() -> None:
 
     def look(*_: Any) -> None:
         layers = caches[-1][0].layers
-        tensors = [(layer, name) for layer in layers for name in ("_later", "_new")]
-        held.append([n for layer, n in tensors if vars(layer).get(n) is not None])
+        tensors = [(layer, name) for layer in layers for name in ("_later", "_new", "_moved_sinks")]
+        held.append([n for layer, n in tensors if vars(layer).get(n)])
 
     runner.cache.begin_prefill = note  # type: ignore[method-assign]
     for layer in runner._model.model.layers:
         layer.register_forward_hook(look)
     runner.prefill(0, random_ids(40)[0])
     assert held == [[]] * 7
+
+
+def test_layers_do_not_hold_what_they_have_stored() -> None:
+    runner = new_runner(model("llama"), ONE_BY_ONE, 1, None)
+    cache, positions = runner.cache.begin_prefill(0, 10)
+    runner._model(
+        input_ids=random_ids(10),
+        position_ids=positions,
+        use_cache=True,
+        **{runner._cache_name: cache},
+    )
+    for layer in cache.layers:
+        assert isinstance(layer, WholeChunkLayer)
+        assert [states.untyped_storage().nbytes() for states in layer._held()] == [0, 0]
 
 
 @memoize

@@ -37,7 +37,7 @@ Attend = Callable[..., Tensor]
 @final
 @dataclass(frozen=True)
 class ChunkStates:
-    """Keys and values of a layer, and which of them the queries of a chunk see."""
+    """Keys and values of a layer, and which of them are visible to the queries of a chunk."""
 
     keys: LayerStates
     values: LayerStates
@@ -49,8 +49,8 @@ class ChunkStates:
     """Keys and values [1, Hkv, N, D] that count as the slots after them."""
     moved_sinks: list[Tensor]
     """For each KV head, keys [M, D] that count as the slots after these."""
-    seen: list[Tensor]
-    """For each KV head; see `ChunkTokens.seen`."""
+    visible: list[Tensor]
+    """For each KV head; see `ChunkTokens.visible`."""
 
 
 class InPlaceAttention(ABC):

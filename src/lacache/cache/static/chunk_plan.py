@@ -22,7 +22,7 @@ class SlotsInUse:
     before: tuple[int, ...]
     """Before the first token, after a compaction that is due."""
     most: tuple[int, ...]
-    """At most, at the end of any sub-chunk."""
+    """At most, at the end of any sub-chunk; of the chunk alone where tokens are stored at once."""
     after: tuple[int, ...]
     """After the last token."""
     num_slots: tuple[int, ...]

@@ -107,7 +107,7 @@ class SlotPool:
         )
 
     def enter(self, batch_slot: int, layer: int, use: SlotsInUse, ops: CompactionOps) -> None:
-        """Move regions apart, so that those of a layer have room for all of a chunk.
+        """Move regions apart, so that those of a layer have room for what a chunk stores.
 
         Layers before it are done, and stand at the front. Those after it stand at the end.
 

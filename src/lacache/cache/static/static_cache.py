@@ -33,9 +33,9 @@ from lacache.cache.static.layout import CacheLayout
 from lacache.cache.static.pool import SlotPool
 from lacache.cache.static.prefill_layers import CausalMasks, PrefillLayer, PrefillRingLayer
 from lacache.cache.static.rings import RingBuffer
-from lacache.cache.static.seen_chunk import SeenChunk
-from lacache.cache.static.seen_layer import SeenLayer
 from lacache.cache.static.storage import Storage
+from lacache.cache.static.whole_chunk import WholeChunk
+from lacache.cache.static.whole_chunk_layer import WholeChunkLayer
 
 
 @final
@@ -81,7 +81,7 @@ class StaticKVCache:
         self._positions = layout.info.query_positions(
             [bound.schedule for bound in layout.bound.groups]
         )
-        self._chunk: ChunkPlan | SeenChunk | None = None
+        self._chunk: ChunkPlan | WholeChunk | None = None
         self._uncommitted: list[PrefillRingLayer] = []
         self.pools, self.kv_heads, self.rings = allocate_buffers(
             layout, self._compaction_tables, batch_size, self.ops, device
@@ -155,16 +155,18 @@ class StaticKVCache:
     def chunk_length(self, batch_slot: int, num_tokens: int) -> int:
         """Return how many of a sequence's next `num_tokens` tokens one forward can bring.
 
-        These are all, as a rule. A chunk ends earlier where its plan has many sub-chunks, where
-        other layers attend to a layer's keys, or where the pool has no room for layers that have
-        compacted beside those that have not.
+        These are all, as a rule. A chunk ends earlier where keys are renumbered, where it has many
+        sub-chunks and no kernel, where other layers attend to a layer's keys, or where the pool has
+        no room for layers that have compacted beside those that have not.
         """
         sequence = self.sequences[batch_slot]
         if self.layout.info.shares_kv:
             return min(num_tokens, sequence.room())
+        in_kernel = self._in_place is not None and self.layout.kv_dtype is None
+        in_kernel &= not self._by_sub_chunk
         length = 0
         for number, (end, use) in enumerate(self._sub_chunk_ends(sequence, num_tokens)):
-            if number == MAX_SUB_CHUNKS and self._by_sub_chunk:
+            if number == MAX_SUB_CHUNKS and not in_kernel:
                 break
             if not all(pool.fits(use) for pool in self._moving(use)):
                 break
@@ -187,7 +189,7 @@ class StaticKVCache:
             if index in moving:
                 moving[index].enter(batch_slot, index, use, self.ops)
 
-        chunk: ChunkPlan | SeenChunk
+        chunk: ChunkPlan | WholeChunk
         if self._by_sub_chunk:
             chunk = plan = plan_chunk(sequence, num_new, self.device)
 
@@ -196,12 +198,12 @@ class StaticKVCache:
                 return PrefillLayer(self._attend, heads, masks, batch_slot, plan, room)
 
         else:
-            chunk = seen = SeenChunk(sequence, num_new, self.device)
+            chunk = seen = WholeChunk(sequence, num_new, self.device)
             slots = self.decode_slots()
 
             def kv_layer(index: int, heads: tuple[KVHeads, ...]) -> GroupedLayer:
                 room, own = partial(make_room, index), (slots[index], self._in_place)
-                return SeenLayer(self._attend, heads, seen, batch_slot, *own, room)
+                return WholeChunkLayer(self._attend, heads, seen, batch_slot, *own, room)
 
         self._chunk = chunk
         # Layers compact one after the other within the forward.
@@ -222,9 +224,9 @@ class StaticKVCache:
 
     @property
     def _by_sub_chunk(self) -> bool:
-        """Whether layers compact between sub-chunks: where all keys move, or layers share them."""
+        """Whether layers compact between sub-chunks: where all keys move with each compaction."""
         groups = self.layout.bound.groups
-        return self.layout.info.shares_kv or any(g.schedule.positions == "slots" for g in groups)
+        return any(group.schedule.positions == "slots" for group in groups)
 
     def _sub_chunk_ends(
         self, sequence: SequenceState, num_tokens: int

@@ -76,7 +76,7 @@ class KernelAttention(InPlaceAttention):
             states.num_stored,
             *states.new,
             states.moved_sinks,
-            states.seen,
+            states.visible,
             _scaling(query, options),
         )
         return output

@@ -16,11 +16,11 @@ from lacache.cache.static.attention import (
 )
 from lacache.cache.static.decode_layers import DecodeSlots
 from lacache.cache.static.kv_heads import KVHeads
-from lacache.cache.static.seen_chunk import SeenChunk, SeenTokens
+from lacache.cache.static.whole_chunk import VisibleTokens, WholeChunk
 
 
 @final
-class SeenLayer(GroupedLayer):
+class WholeChunkLayer(GroupedLayer):
     """A layer under the policy in the prefill of one sequence's chunk.
 
     Its queries attend to the cached tokens and to the chunk's own, each to those that are there in
@@ -32,15 +32,15 @@ class SeenLayer(GroupedLayer):
         self,
         attend: Attend,
         by_group: tuple[KVHeads, ...],
-        chunk: SeenChunk,
+        chunk: WholeChunk,
         batch_slot: int,
         slots: DecodeSlots,
         in_place: InPlaceAttention | None,
         make_room: Callable[[], None],
     ) -> None:
         super().__init__(attend, by_group)
-        self._seen = {heads.group: chunk.seen_by(heads) for heads in by_group}
-        self._compacts = any(seen.tokens.compacts for seen in self._seen.values())
+        self._visible = {heads.group: chunk.visible_to(heads) for heads in by_group}
+        self._compacts = any(visible.tokens.compacts for visible in self._visible.values())
         self._batch_slot = batch_slot
         self._slots = slots
         self._in_place = in_place
@@ -55,10 +55,10 @@ class SeenLayer(GroupedLayer):
         if self._compacts:
             return
         for heads in self.by_group:
-            start = self._seen[heads.group].tokens.num_before
+            start = self._visible[heads.group].tokens.num_before
             new = self.select(keys, heads), self.select(values, heads)
             heads.insert(self._batch_slot, start, *new)
-        self._new = keys[:, :, :0], values[:, :, :0]
+        self._new = _none_of(keys), _none_of(values)
 
     def attend(self, module: nn.Module, query: Tensor, options: dict[str, Any]) -> Tensor:
         """Attend with each query to the tokens that are there in its turn."""
@@ -69,13 +69,14 @@ class SeenLayer(GroupedLayer):
         if self._compacts:
             self._store()
             self._new = None
+            self._moved_sinks = {}
         return output
 
     def visible_kv(self, kv_heads: KVHeads) -> VisibleKV:
         """Return what any query sees, and which of it each does."""
-        seen = self._seen[kv_heads.group]
+        visible = self._visible[kv_heads.group]
         new_keys, new_values = self._new_of(kv_heads)
-        num_stored = seen.tokens.num_before + seen.tokens.num_new - new_keys.shape[2]
+        num_stored = visible.tokens.num_before + visible.tokens.num_new - new_keys.shape[2]
         keys, values = (
             torch.cat(
                 [
@@ -89,8 +90,8 @@ class SeenLayer(GroupedLayer):
                 (kv_heads.values, (new_values,)),
             )
         )
-        key_slots, value_slots, *_ = seen.seen.long().T
-        return keys[:, :, key_slots], values[:, :, value_slots], seen.mask
+        key_slots, value_slots, *_ = visible.table.long().T
+        return keys[:, :, key_slots], values[:, :, value_slots], visible.mask
 
     def _new_of(self, heads: KVHeads) -> tuple[Tensor, Tensor]:
         """Return the keys and values of KV heads that are not stored yet."""
@@ -105,26 +106,26 @@ class SeenLayer(GroupedLayer):
 
     def _rotate_sinks(self, heads: KVHeads) -> Tensor:
         """Return the sinks' keys at each place that they get within the chunk [1, H, V * S, D]."""
-        seen, stored = self._seen[heads.group], heads.unrotated_keys
-        before, num_sinks = seen.tokens.num_before, heads.num_unrotated
+        visible, stored = self._visible[heads.group], heads.unrotated_keys
+        before, num_sinks = visible.tokens.num_before, heads.num_unrotated
         keys, _ = self._held()
-        none = keys[:, : len(heads.heads), :0]
-        if stored is None or not seen.tokens.compacts:
+        none = _none_of(keys[:, : len(heads.heads)])
+        if stored is None or not visible.tokens.compacts:
             return none
-        heads.save(self._batch_slot, seen.tokens.num_saved, before)
+        heads.save(self._batch_slot, visible.tokens.num_saved, before)
         if before < num_sinks:
             first = self.select(keys[:, :, : num_sinks - before], heads)
             stored.write(self._batch_slot, before, first)
-        if seen.rotary_tables is None or heads.rotations is None:
+        if visible.rotary_tables is None or heads.rotations is None:
             return none
         sinks = stored.read_wide(self._batch_slot, num_sinks)
-        sinks = sinks.repeat(1, 1, len(seen.rotary_tables[0]) // num_sinks, 1)
-        return heads.ops.rotate(sinks, *seen.rotary_tables, heads.rotations.partners)
+        sinks = sinks.repeat(1, 1, len(visible.rotary_tables[0]) // num_sinks, 1)
+        return heads.ops.rotate(sinks, *visible.rotary_tables, heads.rotations.partners)
 
     def _store(self) -> None:
         """Store the tokens that are left after the chunk."""
-        first, seen = self._slots.first[self._batch_slot], self._by_head()
-        moved, added = [each.moved for each in seen], [each.added for each in seen]
+        first, visible = self._slots.first[self._batch_slot], self._by_head()
+        moved, added = [each.moved for each in visible], [each.added for each in visible]
         ops = self.by_group[0].ops
         for states, new in zip((self._slots.keys, self._slots.values), self._held(), strict=True):
             encoded = states.codec.encode(new)
@@ -135,16 +136,18 @@ class SeenLayer(GroupedLayer):
             if sinks.shape[2]:
                 heads.keys.write(self._batch_slot, 0, sinks[:, :, -heads.num_unrotated :])
 
-    def _by_head(self) -> list[SeenTokens]:
+    def _by_head(self) -> list[VisibleTokens]:
         """Return what the queries of each KV head see."""
-        of_head = {head: self._seen[heads.group] for heads in self.by_group for head in heads.heads}
+        of_head = {
+            head: self._visible[heads.group] for heads in self.by_group for head in heads.heads
+        }
         return [of_head[head] for head in range(len(of_head))]
 
     def _attend_in_place(self, query: Tensor, options: dict[str, Any]) -> Tensor | None:
         """Attend in all head groups at once, if that is supported."""
         if self._in_place is None:
             return None
-        new, seen = self._held(), self._by_head()
+        new, visible = self._held(), self._by_head()
         moved = {
             head: sinks
             for heads in self.by_group
@@ -155,9 +158,14 @@ class SeenLayer(GroupedLayer):
             self._slots.keys,
             self._slots.values,
             self._slots.first[self._batch_slot],
-            [each.tokens.num_before + each.tokens.num_new - num_new for each in seen],
+            [each.tokens.num_before + each.tokens.num_new - num_new for each in visible],
             new,
             [moved[head] for head in range(len(moved))],
-            [each.seen for each in seen],
+            [each.table for each in visible],
         )
         return self._in_place.attend_chunk(query, states, options)
+
+
+def _none_of(states: Tensor) -> Tensor:
+    """Return no tokens of states [1, H, Q, D], which they do not keep in memory."""
+    return states.new_empty(*states.shape[:2], 0, states.shape[3])

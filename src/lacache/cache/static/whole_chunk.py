@@ -1,4 +1,4 @@
-"""The plan of a chunk whose keys keep their positions: which tokens each query sees."""
+"""The plan of a chunk whose keys keep their positions: what is visible to each query."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +15,12 @@ from lacache.models.rotary import RotaryTables
 
 @final
 @dataclass(frozen=True)
-class SeenTokens:
+class VisibleTokens:
     """What KV heads with the same head group, pattern and rotations share in a chunk's forward."""
 
     tokens: ChunkTokens
-    seen: Tensor
-    """See `ChunkTokens.seen`: int32 [T, 4]."""
+    table: Tensor
+    """See `ChunkTokens.visible`: int32 [T, 4]."""
     moved: Tensor
     """See `ChunkTokens.moved`."""
     added: Tensor
@@ -29,26 +29,26 @@ class SeenTokens:
     """Of the moved sinks [V * sinks, D]; None where none move."""
 
     @classmethod
-    def find(cls, tokens: ChunkTokens, heads: KVHeads, device: torch.device) -> "SeenTokens":
-        """Find what KV heads see, of all tokens of their head group."""
+    def find(cls, tokens: ChunkTokens, heads: KVHeads, device: torch.device) -> "VisibleTokens":
+        """Find what is visible to the queries of KV heads, of all tokens of their head group."""
         shifts = torch.from_numpy(tokens.moved_sinks[heads.pattern].shifts).flatten()
         moves_sinks = heads.rotations is not None and heads.num_unrotated > 0 and len(shifts) > 0
         tables = heads.rotations.tables(shifts) if heads.rotations and moves_sinks else None
-        seen = tokens.seen(heads.pattern, moves_sinks=moves_sinks)
+        table = tokens.visible(heads.pattern, moves_sinks=moves_sinks)
         moved, added = tokens.moved(heads.pattern), tokens.added(heads.pattern)
-        return cls(tokens, seen.to(device), moved.to(device), added.to(device), tables)
+        return cls(tokens, table.to(device), moved.to(device), added.to(device), tables)
 
     @cached_property
     def mask(self) -> Tensor:
         """Which of the T tokens each query sees, bool [1, 1, Q, T]."""
-        queries = torch.arange(self.tokens.num_new, device=self.seen.device)[:, None]
-        *_, first, end = self.seen.T
+        queries = torch.arange(self.tokens.num_new, device=self.table.device)[:, None]
+        *_, first, end = self.table.T
         mask: Tensor = (first <= queries) & (queries < end)
         return mask[None, None]
 
 
 @final
-class SeenChunk:
+class WholeChunk:
     """A chunk whose attention takes one call a layer, whatever is compacted within it.
 
     Args:
@@ -65,16 +65,16 @@ class SeenChunk:
         """Counts and positions once the forward is done."""
         self._tokens = [group.pass_chunk(num_new) for group in self.after.groups]
         self._device = device
-        self._found: dict[tuple[int, int, int], SeenTokens] = {}
+        self._found: dict[tuple[int, int, int], VisibleTokens] = {}
 
     @property
     def compacts(self) -> bool:
         """Whether a compaction runs within the chunk."""
         return any(tokens.compacts for tokens in self._tokens)
 
-    def seen_by(self, heads: KVHeads) -> SeenTokens:
-        """Return what the queries of KV heads see."""
+    def visible_to(self, heads: KVHeads) -> VisibleTokens:
+        """Return what is visible to the queries of KV heads."""
         key = heads.group, heads.pattern, id(heads.rotations)
         if key not in self._found:
-            self._found[key] = SeenTokens.find(self._tokens[heads.group], heads, self._device)
+            self._found[key] = VisibleTokens.find(self._tokens[heads.group], heads, self._device)
         return self._found[key]
