@@ -204,8 +204,9 @@ def measure(servers: dict[str, Server], ids: list[int], sizes: Sizes) -> Record:
 def main() -> None:
     """Measure, write and print the record."""
     options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=Sizes.rounds)
     given: argparse.Namespace = options.parse_args()
-    sizes = QUICK if given.quick else Sizes()
+    sizes = QUICK if given.quick else Sizes(rounds=given.rounds)
     torch.set_num_threads(given.threads)
     loaded = load_model(progress=False)
     text = load_document("shakespeare:hamlet").content
