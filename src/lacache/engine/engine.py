@@ -187,8 +187,8 @@ class Engine:
     def fused(self) -> bool:
         """Whether decode steps are one call of a CPU kernel, which needs no compilation.
 
-        So it is on CPU for up to 8 batch slots of a model with blocks like Llama's, with weights
-        in float32, bfloat16 or fewer bits, if a C++ compiler could compile the kernels.
+        So it is on CPU for a model with blocks like Llama's, with packed weights, or with others in
+        up to 8 batch slots, if a C++ compiler could compile the kernels.
         """
         return self._runner.fused
 

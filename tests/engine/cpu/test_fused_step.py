@@ -147,7 +147,7 @@ def test_sliding_layers_are_the_modules(num_slots: int) -> None:
 
 
 @pytest.mark.parametrize("kind", PACKED)
-@pytest.mark.parametrize("num_slots", [1, 5])
+@pytest.mark.parametrize("num_slots", [1, 5, MOST_BATCH_SLOTS + 5])
 def test_steps_of_packed_weights_are_the_modules(kind: str, num_slots: int) -> None:
     """Beside layers of other kinds, and plain ones."""
     sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 2}

@@ -29,7 +29,8 @@ from lacache.models.packed.layers import PackedModule, is_packed
 from lacache.models.packed.weight import TENSORS
 
 MOST_BATCH_SLOTS = 8
-"""With more, torch's products are faster: they read the weights once for all."""
+"""With more, torch's products are faster: they read the weights once for all. Not so packed
+weights, which a core unpacks into its cache."""
 
 _PROBES = ((1, 2), (3, 5), (7, 11), (13, 17))
 """Pairs of tokens. Where activations are rounded to 8 bits, one that falls to the other side now
@@ -84,7 +85,8 @@ def find_fused_step(model: Any, cache: StaticKVCache) -> FusedStep | None:
     """
     slots = list(cache.decode_slots().values())
     plain = [isinstance(each.keys.codec, PlainCodec) for each in slots]
-    if len(cache.sequences) > MOST_BATCH_SLOTS or not all(plain):
+    fits = len(cache.sequences) <= MOST_BATCH_SLOTS or is_packed(model)
+    if not fits or not all(plain):
         return None
     without_positions = {each.index for each in cache.layout.info.growing if not each.rotation}
     try:
