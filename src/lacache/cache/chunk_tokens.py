@@ -1,4 +1,4 @@
-"""What the queries of one chunk see in a head group, and where the tokens that are left go."""
+"""Tokens that the queries of a chunk see in a head group, and the slots of those left after it."""
 
 from dataclasses import dataclass
 from typing import final
@@ -14,7 +14,7 @@ from lacache.cache.slot_order import Integers
 @final
 @dataclass(frozen=True)
 class MovedSinks:
-    """Where compactions within a chunk put the sinks of one pattern."""
+    """The places that compactions within a chunk give the sinks of one pattern."""
 
     firsts: Integers
     """The query from which on each holds [V], increasing."""

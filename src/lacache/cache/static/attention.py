@@ -39,10 +39,11 @@ Attend = Callable[..., Tensor]
 class ChunkStates:
     """Keys and values of a layer, and which of them are visible to the queries of a chunk."""
 
-    keys: LayerStates
-    values: LayerStates
+    keys: Tensor
+    """[N, D], in the model's type."""
+    values: Tensor
     first_slots: Tensor
-    """In `Storage.flat`, the index of each KV head's first slot [Hkv]."""
+    """Index of each KV head's first slot in keys and values [Hkv]."""
     num_stored: list[int]
     """Slots in use of each KV head."""
     new: tuple[Tensor, Tensor]

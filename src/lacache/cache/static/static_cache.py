@@ -162,8 +162,7 @@ class StaticKVCache:
         sequence = self.sequences[batch_slot]
         if self.layout.info.shares_kv:
             return min(num_tokens, sequence.room())
-        in_kernel = self._in_place is not None and self.layout.kv_dtype is None
-        in_kernel &= not self._by_sub_chunk
+        in_kernel = self._in_place is not None and not self._by_sub_chunk
         length = 0
         for number, (end, use) in enumerate(self._sub_chunk_ends(sequence, num_tokens)):
             if number == MAX_SUB_CHUNKS and not in_kernel:

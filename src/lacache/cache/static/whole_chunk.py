@@ -16,7 +16,7 @@ from lacache.models.rotary import RotaryTables
 @final
 @dataclass(frozen=True)
 class VisibleTokens:
-    """What KV heads with the same head group, pattern and rotations share in a chunk's forward."""
+    """Tables that KV heads with the same head group, pattern and rotations share in a chunk."""
 
     tokens: ChunkTokens
     table: Tensor

@@ -6,6 +6,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from lacache.cache.codecs import Codec, PlainCodec
 from lacache.cache.static.attention import (
     Attend,
     ChunkStates,
@@ -81,7 +82,7 @@ class WholeChunkLayer(GroupedLayer):
             torch.cat(
                 [
                     buffer.read(self._batch_slot, num_stored),
-                    *(buffer.codec.decode(buffer.codec.encode(states)) for states in new),
+                    *(_as_stored(states, buffer.codec) for states in new),
                 ],
                 dim=2,
             )
@@ -151,19 +152,45 @@ class WholeChunkLayer(GroupedLayer):
         moved = {
             head: sinks
             for heads in self.by_group
-            for head, sinks in zip(heads.heads, self._moved_sinks[heads.group][0], strict=True)
+            for head, sinks in zip(
+                heads.heads,
+                _as_stored(self._moved_sinks[heads.group], heads.keys.codec)[0],
+                strict=True,
+            )
         }
         num_new = new[0].shape[2]
+        num_stored = [each.tokens.num_before + each.tokens.num_new - num_new for each in visible]
         states = ChunkStates(
-            self._slots.keys,
-            self._slots.values,
-            self._slots.first[self._batch_slot],
-            [each.tokens.num_before + each.tokens.num_new - num_new for each in visible],
-            new,
+            *self._stored(num_stored),
+            num_stored,
+            (
+                _as_stored(new[0], self._slots.keys.codec),
+                _as_stored(new[1], self._slots.values.codec),
+            ),
             [moved[head] for head in range(len(moved))],
             [each.table for each in visible],
         )
         return self._in_place.attend_chunk(query, states, options)
+
+    def _stored(self, num_stored: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return stored keys and values [N, D], and the index of each head's first [Hkv]."""
+        keys, values = self._slots.keys, self._slots.values
+        if isinstance(keys.codec, PlainCodec):
+            return keys.storage.flat[0], values.storage.flat[0], self._slots.first[self._batch_slot]
+        read: dict[int, tuple[Tensor, Tensor]] = {}
+        for heads in self.by_group:
+            stop = num_stored[heads.heads[0]]
+            both = (buffer.read(self._batch_slot, stop)[0] for buffer in (heads.keys, heads.values))
+            read.update(zip(heads.heads, zip(*both, strict=True), strict=True))
+        of_heads = zip(*(read[head] for head in range(len(read))), strict=True)
+        all_keys, all_values = (torch.cat(states) for states in of_heads)
+        stops = torch.tensor(num_stored, device=all_keys.device)
+        return all_keys, all_values, stops.cumsum(0) - stops
+
+
+def _as_stored(states: Tensor, codec: Codec) -> Tensor:
+    """Return states [1, H, Q, D] as they are read once they are stored."""
+    return codec.decode(codec.encode(states))
 
 
 def _none_of(states: Tensor) -> Tensor:

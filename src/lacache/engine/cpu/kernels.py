@@ -65,7 +65,7 @@ class KernelAttention(InPlaceAttention):
         self, query: Tensor, states: ChunkStates, options: dict[str, Any]
     ) -> Tensor | None:
         """Compute the attention of one sequence's chunk, in float32."""
-        stored = *states.keys.storage.flat, *states.values.storage.flat
+        stored = states.keys, states.values
         types = {tensor.dtype for tensor in (query, *states.new, *stored)}
         if not _is_plain(options) or len(types) > 1 or query.dtype not in TYPES:
             return None
