@@ -197,12 +197,12 @@ class StaticKVCache:
                 return PrefillLayer(self._attend, heads, masks, batch_slot, plan, room)
 
         else:
-            chunk = seen = WholeChunk(sequence, num_new, self.device)
+            chunk = whole = WholeChunk(sequence, num_new, self.device)
             slots = self.decode_slots()
 
             def kv_layer(index: int, heads: tuple[KVHeads, ...]) -> GroupedLayer:
                 room, own = partial(make_room, index), (slots[index], self._in_place)
-                return WholeChunkLayer(self._attend, heads, seen, batch_slot, *own, room)
+                return WholeChunkLayer(self._attend, heads, whole, batch_slot, *own, room)
 
         self._chunk = chunk
         # Layers compact one after the other within the forward.

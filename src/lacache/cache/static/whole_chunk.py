@@ -32,9 +32,10 @@ class VisibleTokens:
     def find(cls, tokens: ChunkTokens, heads: KVHeads, device: torch.device) -> "VisibleTokens":
         """Find what is visible to the queries of KV heads, of all tokens of their head group."""
         shifts = torch.from_numpy(tokens.moved_sinks[heads.pattern].shifts).flatten()
-        moves_sinks = heads.rotations is not None and heads.num_unrotated > 0 and len(shifts) > 0
-        tables = heads.rotations.tables(shifts) if heads.rotations and moves_sinks else None
-        table = tokens.visible(heads.pattern, moves_sinks=moves_sinks)
+        tables = None
+        if heads.rotations is not None and heads.num_unrotated and len(shifts):
+            tables = heads.rotations.tables(shifts)
+        table = tokens.visible(heads.pattern, moves_sinks=tables is not None)
         moved, added = tokens.moved(heads.pattern), tokens.added(heads.pattern)
         return cls(tokens, table.to(device), moved.to(device), added.to(device), tables)
 
