@@ -156,10 +156,8 @@ class EngineStepper(Stepper):
     @property
     def attended_bytes(self) -> int:
         """Bytes of the keys and values of all slots, in use or not, without unrotated keys."""
-        return sum(
-            heads.keys.num_bytes + heads.values.num_bytes
-            for heads in self.runner.cache.all_kv_heads()
-        )
+        pools = self.runner.cache.pools
+        return sum(storage.num_bytes for pool in pools for storage in pool.storages)
 
     @property
     def cache_bytes(self) -> int:
