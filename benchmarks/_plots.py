@@ -49,7 +49,7 @@ def plot_contexts(record: Record, path: Path) -> None:
     """Plot time and memory by context length."""
     lines = {
         "engine": ("this engine", OURS, "o", "-"),
-        "engine, not compiled": ("this engine, not compiled", OURS, "o", ":"),
+        "engine, not compiled": ("this engine, not fused", OURS, "o", ":"),
         "DynamicCache": ("transformers DynamicCache", THEIRS, "s", "-"),
     }
     with drawing(path, 11, 4.6) as figure:

@@ -209,8 +209,8 @@ def plot(record: Record, path: Path) -> None:
     colours = {"dense": "#444444", "chunked": "#D55E00", "default policy": "#0072B2"}
     labels = {
         "dense": "dense, full cache",
-        "chunked": "in chunks, long ones",
-        "default policy": "in chunks, budget 512",
+        "chunked": "chunked, one ladder",
+        "default policy": "chunked, default policy",
     }
     with drawing(path, 11, 2.6 * len(record["cases"]) + 0.6) as figure:
         grid = figure.subplots(len(record["cases"]), 3, squeeze=False)

@@ -301,6 +301,8 @@ def plot(record: Record, path: Path) -> None:
                 for case in record["sequences"]
                 for found in case.get("ways", [])
                 if found["way"] == way
+                # A fused step is not compiled: both ways run it.
+                and (way != "engine, compiled" or found["compile_seconds"] is not None)
             ]
             if points:
                 label = f"{way} at {CONTEXT:,} tokens" if way == "full cache" else way
@@ -327,7 +329,7 @@ def plot(record: Record, path: Path) -> None:
         found = record["wait"]
         for name, colour in (("alone", "#444444"), ("beside", "#D55E00")):
             gaps = found[f"{name}_gaps"]
-            label = "alone" if name == "alone" else f"while {found['prompt_tokens']:,} are read"
+            label = "alone" if name == "alone" else f"beside {found['prompt_tokens']:,} tokens"
             wait.plot(
                 gaps,
                 color=colour,
@@ -342,10 +344,11 @@ def plot(record: Record, path: Path) -> None:
         )
         wait.set_yscale("log")
         decimal(wait)
-        wait.set_xlabel("token of the sequence that writes")
+        wait.set_xlabel("token of the decoding sequence")
         wait.set_ylabel("seconds since the token before")
         wait.set_title("Waiting for a token")
-        wait.legend(loc="center right")
+        # Between the gaps and the prompt in one forward.
+        wait.legend(loc="center right", bbox_to_anchor=(1.0, 0.7))
 
 
 def measure(given: argparse.Namespace) -> Record:
