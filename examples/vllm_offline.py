@@ -1,14 +1,15 @@
-"""A ladder in stock vLLM: three requests, each in two pages of memory at any length."""
+"""The default policy in stock vLLM: three requests, each in 7 MiB at any length."""
 
 from vllm import LLM, SamplingParams
 
+from lacache.integrations.vllm.configuration import additional_config
 from lacache.models import model_folder
 
 if __name__ == "__main__":
     llm = LLM(
         str(model_folder()),
-        additional_config={"lacache": {"budget": 256, "policy": "ladder:span=15:overlap=0"}},
-        dtype="float32",
+        additional_config=additional_config("default", budget=256),
+        dtype="bfloat16",
         kv_cache_memory_bytes=2**28,
         max_model_len=4096,
         enforce_eager=True,

@@ -74,7 +74,7 @@ def generate_with_preemption(llm: LLM, prompts: Sequence[Sequence[int]]) -> list
 
 def generate_by_engine(
     model: Any,
-    budget: int,
+    budget: int | None,
     policy: Policy | str,
     prompts: Sequence[Sequence[int]],
     num_new: int = NUM_NEW,

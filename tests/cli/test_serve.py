@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+from lacache.calibration.store import profile_path, save_profile
 from lacache.integrations.vllm import serving
+from lacache.models.fingerprint import fingerprint
+from lacache.policies.head_profile import profile_json
 from tests.cli.conftest import Run
+from tests.cli.test_head_profile import made_profile
+from tests.engine.tiny import tiny_llama
 
 
 class Started(Exception):
@@ -31,6 +36,15 @@ def became(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
+@pytest.fixture
+def calibrated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """The head profile of the tiny model, which is stored."""
+    monkeypatch.setenv("LACACHE_HOME", str(tmp_path / "home"))
+    profile = made_profile(fingerprint(tiny_llama()))
+    save_profile(profile, profile_path(profile.fingerprint))
+    return profile_json(profile)
+
+
 def test_the_process_becomes_vllms_server(run: Run, tiny: Path, became: list[Any]) -> None:
     policy = "ladder:span=2:window_layers=0-1"
     options = ("--budget", 256, "--policy", policy)
@@ -40,12 +54,13 @@ def test_the_process_becomes_vllms_server(run: Run, tiny: Path, became: list[Any
     assert path == arguments[0] == sys.executable
     assert arguments[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
     named = dict(zip(arguments[3::2], arguments[4::2], strict=True))
-    settings = {"budget": 256, "policy": policy}
+    settings = {"budget": "256", "policy": policy}
     assert json.loads(named.pop("--additional-config")) == {"lacache": settings}
     assert named == {
         "--model": str(tiny),
         "--served-model-name": "tiny",
         "--max-model-len": "131072",
+        "--max-num-batched-tokens": "8192",
         "--host": "127.0.0.1",
         "--port": "8000",
         "--dtype": "auto",
@@ -78,8 +93,9 @@ def test_options_after_dashes_override_defaults(run: Run, tiny: Path, became: li
         (("vllm", "--max-sequences", 2), "--max-sequences cannot be given with --engine vllm"),
         (("vllm", "--", "--host=0.0.0.0"), "--host cannot be given after --"),
         (("vllm", "--budget", 0), "budget=0 must be at least 1"),
-        (("vllm", "--budget", 0.5), "budget=0.5 must be a number of tokens"),
-        (("vllm", "--policy", "recall"), "policy=recall is not supported"),
+        (("vllm", "--budget", 0.5), "budget=0.5 is a share of a prompt"),
+        (("vllm", "--policy", "full"), "policy=full must be bounded"),
+        (("vllm", "--policy", "groups:0-11@64@full"), "cannot be given with policy"),
         (("vllm", "--model", "no/such/model"), "does not exist"),
         (("vllm", "--", "--model", "other"), "--model cannot be given after --"),
         (("vllm", "--", "--additional-config={}"), "--additional-config cannot be given after --"),
@@ -107,6 +123,26 @@ def test_invalid_options_are_refused(
     assert result.exit_code == 2
     assert message in result.stderr
     assert not became
+
+
+def test_the_head_profile_travels_with_the_settings(
+    run: Run, tiny: Path, became: list[Any], calibrated: dict[str, Any]
+) -> None:
+    run("serve", "--engine", "vllm", "--model", tiny, "--budget", "64KiB")
+    named = dict(zip(became[1][3::2], became[1][4::2], strict=True))
+    (settings,) = json.loads(named["--additional-config"]).values()
+    assert settings == {"budget": "64KiB", "policy": "balanced", "profile": calibrated}
+
+
+def test_long_steps_cost_memory_where_windows_shrink(
+    run: Run, tiny: Path, became: list[Any], calibrated: dict[str, Any]
+) -> None:
+    limits = []
+    for budget in (256, 8192):
+        run("serve", "--engine", "vllm", "--model", tiny, "--budget", budget)
+        limits.append(int(became[1][became[1].index("--max-num-batched-tokens") + 1]))
+        became.clear()
+    assert limits[0] < limits[1]
 
 
 def test_the_api_key_is_passed_to_vllm(

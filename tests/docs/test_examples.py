@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-NOT_HERE = {"vllm_offline.py"}  # tests_vllm/test_example.py
+NOT_HERE = {"vllm_needle.py", "vllm_offline.py"}  # tests_vllm/test_example.py
 # A random model finds no needles, so `lacache tune` refuses it.
 WITH_THE_REAL_MODEL = {"generate.py", "tune.py"}
 MOST_LINES = 39

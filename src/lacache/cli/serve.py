@@ -117,7 +117,7 @@ def serve(
         typer.Option(
             "--policy",
             help="Which tokens are kept, as for lacache generate; full is not possible. "
-            "Default: balanced; ladder with --engine vllm.",
+            f"Default: {DEFAULT_POLICY}.",
             show_default=False,
             rich_help_panel="Cache",
         ),
@@ -143,7 +143,7 @@ def serve(
 
     `/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/v1/sessions`, `/health`, `/metrics`,
     and at `/` a page to chat on that shows what the cache holds. `--engine vllm` starts vLLM's
-    own server with a ladder in it (docs/vllm.md).
+    own server with the same policies in it (docs/vllm.md).
     """
     if engine not in ("lacache", "vllm"):
         raise ConfigError(f"engine={engine!r} must be 'lacache' or 'vllm'; try --engine lacache")
@@ -165,7 +165,7 @@ def serve(
             }
         )
         own = {"--host": host, "--port": str(port), "--dtype": dtype}
-        _start_vllm(model, budget, policy, own, options or [], api_key)
+        _start_vllm(model, budget, policy, own, options or [], api_key, calibrate=calibrate)
         return
     if options:
         raise ConfigError(f"{options[0]} after -- is an option of vLLM; give --engine vllm too")
@@ -273,16 +273,25 @@ def _start_vllm(
     own: dict[str, str],
     options: list[str],
     api_key: str | None,
+    *,
+    calibrate: bool,
 ) -> None:
-    from lacache.integrations.vllm.serving import start
-    from lacache.integrations.vllm.settings import DEFAULT_POLICY as VLLM_POLICY
+    from lacache.integrations.vllm.serving import start, validate_installed, validate_options
     from lacache.integrations.vllm.settings import Settings
 
-    tokens = parse_budget(DEFAULT_BUDGET if budget is None else budget).tokens
-    if not tokens:
-        raise ConfigError(
-            f"budget={budget} must be a number of tokens, since vLLM divides its memory before it "
-            "has a prompt; try --budget 512"
-        )
-    chosen: Any = parse_policy(VLLM_POLICY if policy is None else policy)
-    start(Settings(tokens, chosen), model, own, options, api_key=api_key)
+    chosen = parse_policy(DEFAULT_POLICY if policy is None else policy)
+    default = DEFAULT_BUDGET if chosen.takes_budget else None
+    settings = Settings(validate_budget(chosen, default if budget is None else budget), chosen)
+    validate_installed()
+    validate_options(own, options)
+    if chosen.needs_profile:
+        with heavy_imports():
+            from lacache.integrations.vllm.configuration import settings_for
+            from lacache.models import load_model
+
+        loaded = load_model(model)
+        ensure_profile(loaded, [chosen], calibrate=calibrate)
+        settings = settings_for(loaded.model, settings.budget, chosen)
+        # The process goes on as vLLM's.
+        del loaded
+    start(settings, model, own, options, api_key=api_key)

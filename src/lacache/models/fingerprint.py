@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -46,13 +46,22 @@ def fingerprint(model: Any) -> str:
     """
     decoder = find_decoder(model)
     config = model.config.get_text_config(decoder=True).to_dict()
-    shape = json.dumps([config.get(name) for name in _SHAPE_FIELDS])
     weights = hashlib.sha256()
     for name, module in decoder.named_modules():
         for key, sample in _samples(module):
             weights.update(f"{name}.{key}".removeprefix(".").encode())
             weights.update(sample.cpu().view(torch.int16).numpy().tobytes())
-    return f"{hashlib.sha256(shape.encode()).hexdigest()[:8]}-{weights.hexdigest()[:12]}"
+    return f"{shape_hash(config)}-{weights.hexdigest()[:12]}"
+
+
+def shape_hash(config: Mapping[str, Any]) -> str:
+    """Return the first hash of a fingerprint.
+
+    Args:
+        config: of a decoder, by name.
+    """
+    shape = json.dumps([config.get(name) for name in _SHAPE_FIELDS])
+    return hashlib.sha256(shape.encode()).hexdigest()[:8]
 
 
 def model_profile(model: Any, model_fingerprint: str | None = None) -> HeadProfile | None:

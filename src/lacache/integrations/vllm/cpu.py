@@ -1,14 +1,18 @@
-"""Ladder attention on CPU, through vLLM's kernel."""
+"""Attention on CPU under a policy, through vLLM's kernel."""
 
 from functools import lru_cache
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 from vllm import _custom_ops as ops
 from vllm import envs
-from vllm.config import VllmConfig
+from vllm.config import (
+    VllmConfig,
+    get_current_vllm_config,
+    get_layers_from_vllm_config,
+)
+from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import (
     AttentionImpl,
     AttentionMetadataBuilder,
@@ -22,45 +26,46 @@ from vllm.v1.attention.backends.cpu_attn import (
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from lacache.errors import UnsupportedOperationError
-from lacache.integrations.vllm.attention import (
-    LadderMetadata,
+from lacache.integrations.vllm.attention import attend_by_sub_chunk
+from lacache.integrations.vllm.kv_cache import share_pool
+from lacache.integrations.vllm.metadata import (
+    LayerTensors,
     MetadataBuilder,
-    Pages,
-    PageSlots,
+    StepMetadata,
     SubChunkTensors,
-    attend_by_sub_chunk,
 )
-from lacache.integrations.vllm.kv_cache import LadderSpec
+from lacache.integrations.vllm.pages import Pages
 from lacache.integrations.vllm.process import PROCESS
 
 
 @final
-class LadderCpuBackend(CPUAttentionBackend):
-    """vLLM's own CPU backend, unless this process serves a ladder."""
+class BoundedCpuBackend(CPUAttentionBackend):
+    """vLLM's own CPU backend, unless this process has a policy."""
 
     @staticmethod
     def get_impl_cls() -> type[AttentionImpl]:
         """Return the attention of the model that vLLM builds now."""
         if PROCESS.resolve() is None:
             return CPUAttentionBackend.get_impl_cls()
-        return LadderCpuImpl
+        return BoundedCpuImpl
 
     @staticmethod
     def get_builder_cls() -> type[AttentionMetadataBuilder]:
         """Return the metadata builder of this process's model."""
         if PROCESS.settings() is None:
             return CPUAttentionBackend.get_builder_cls()
-        return LadderCpuBuilder
+        return BoundedCpuBuilder
 
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
-        """Bound a layer's cache by the budget, if there is one."""
-        schedule = PROCESS.schedule()
-        return spec if schedule is None else LadderSpec.from_full(spec, schedule)
+        """Bound the cache by the budget, if there is one."""
+        if PROCESS.settings() is None:
+            return spec
+        return PROCESS.spec(spec)
 
 
 @final
-class LadderCpuBuilder(CPUAttentionMetadataBuilder):
+class BoundedCpuBuilder(CPUAttentionMetadataBuilder):
     """Splits steps into sub-chunks for the CPU kernel."""
 
     def __init__(
@@ -76,8 +81,10 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
             # Its pages reorder values, and compactions move values.
             self.isa = "vec"
             self._set_isa_to_layers(layer_names)
-        validate_layout(self.isa, self.block_size, self.head_dim, kv_cache_spec.dtype)
-        self._metadata = MetadataBuilder.from_config(vllm_config, layer_names, self.block_size)
+        validate_layout(self.isa, PROCESS.page_size(), self.head_dim, kv_cache_spec.dtype)
+        self._metadata = MetadataBuilder.from_config(vllm_config, layer_names)
+        total = get_layers_from_vllm_config(vllm_config, Attention, layer_names).values()
+        self._heads_per_group = {layer.num_heads // layer.num_kv_heads for layer in total}.pop()
 
     def build(
         self,
@@ -92,8 +99,8 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
     def _plan_kernel(self, starts: Tensor, lengths: Tensor) -> Tensor:
         plan: Tensor = ops.cpu_attn_get_scheduler_metadata(
             num_reqs=len(lengths),
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
+            num_heads=self._heads_per_group,
+            num_kv_heads=1,
             head_dim=self.head_dim,
             seq_lens=lengths,
             dtype=self.dtype,
@@ -108,8 +115,17 @@ class LadderCpuBuilder(CPUAttentionMetadataBuilder):
 
 
 @final
-class LadderCpuImpl(CPUAttentionBackendImpl):
+class BoundedCpuImpl(CPUAttentionBackendImpl):
     """Attention through vLLM's CPU kernel."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._layers = get_current_vllm_config().compilation_config.static_forward_context
+
+    def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
+        """Share one pool among the layers of the process, before caches are planned."""
+        super().process_weights_after_loading(act_dtype)
+        share_pool(self._layers)
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
@@ -123,7 +139,7 @@ class LadderCpuImpl(CPUAttentionBackendImpl):
         key: Tensor,
         value: Tensor,
         kv_cache: Tensor,
-        attn_metadata: LadderMetadata | None,
+        attn_metadata: StepMetadata | None,
         output: Tensor,
         output_scale: Tensor | None = None,
         output_block_scale: Tensor | None = None,
@@ -135,7 +151,7 @@ class LadderCpuImpl(CPUAttentionBackendImpl):
             query: [tokens, heads, head size], unrotated.
             key: [tokens, KV heads, head size], unrotated.
             value: [tokens, KV heads, head size].
-            kv_cache: see `CpuPages`.
+            kv_cache: of all pages.
             attn_metadata: None while vLLM warms up.
             output: as `query`, written to.
             output_scale: refused.
@@ -145,23 +161,26 @@ class LadderCpuImpl(CPUAttentionBackendImpl):
             raise NotImplementedError("quantised output of attention on CPU")
         if attn_metadata is None:
             return output
-        pages = CpuPages(kv_cache, self.head_size, layer.isa)
+        page_size = PROCESS.page_size()
+        pages = CpuPages(kv_cache, self.head_size, page_size, layer.isa)
 
-        def attend(one: SubChunkTensors, rotated: Tensor, found: Tensor) -> None:
+        def attend(
+            one: SubChunkTensors, heads: LayerTensors, rotated: Tensor, found: Tensor
+        ) -> None:
             ops.cpu_attention_with_kv_cache(
                 query=rotated,
                 key_cache=pages.rotated_keys,
                 value_cache=pages.values,
                 output=found,
-                query_start_loc=one.starts,
-                seq_lens=one.lengths,
+                query_start_loc=heads.starts,
+                seq_lens=heads.lengths,
                 scale=self.scale,
                 causal=True,
                 alibi_slopes=self.alibi_slopes,
                 sliding_window=self.sliding_window,
-                block_table=one.block_table,
+                block_table=heads.block_table,
                 softcap=self.logits_soft_cap,
-                scheduler_metadata=one.kernel_plan,
+                scheduler_metadata=heads.kernel_plan,
                 s_aux=self.sinks,
                 kv_cache_dtype=self.kv_cache_dtype,
             )
@@ -177,43 +196,32 @@ class CpuPages(Pages):
     """Pages whose rotated keys are in the layout of vLLM's CPU kernel, which writes them.
 
     Args:
-        kv_cache: [pages, KV heads, page size, key, value and a part of a copy].
-        head_size: of keys and values.
+        kv_cache: of all pages, as vLLM allocates it.
+        head_size: numbers of a key.
+        page_size: slots in a page.
         isa: vLLM's name for the layout.
     """
 
-    def __init__(self, kv_cache: Tensor, head_size: int, isa: str) -> None:
-        num_pages, num_heads, page_size, size = kv_cache.shape
-        flat = kv_cache.view(num_pages, num_heads, page_size * size)
-
-        def part(first: int, count: int) -> Tensor:
-            numbers = flat[..., first * head_size : (first + count) * head_size]
-            return numbers.view(num_pages, num_heads, count, head_size)
-
-        self.rotated_keys = part(0, page_size)
-        self.values = part(page_size, page_size)
-        num_copies = page_size * (size - 2 * head_size) // head_size
-        self.copies = part(2 * page_size, num_copies).unsqueeze(-2)
+    def __init__(self, kv_cache: Tensor, head_size: int, page_size: int, isa: str) -> None:
+        super().__init__(kv_cache, head_size, page_size)
         self._isa = isa
 
-    def store(self, slots: PageSlots, rotated_keys: Tensor, values: Tensor) -> None:
+    def store(self, slots: Tensor, rotated_keys: Tensor, values: Tensor) -> None:
         """Write rotated keys and values through the kernel."""
         ops.cpu_attn_reshape_and_cache(
-            rotated_keys, values, self.rotated_keys, self.values, slots.flat, self._isa
+            rotated_keys[:, None], values[:, None], self.rotated_keys, self.values, slots, self._isa
         )
 
-    def keys_at(self, slots: PageSlots) -> Tensor:
+    def keys_at(self, slots: Tensor) -> Tensor:
         """Read rotated keys from where the kernel wrote them."""
-        num_pages, num_heads, page_size, head_size = self.rotated_keys.shape
-        places, strides = _key_places(self._isa, page_size, head_size, self.rotated_keys.dtype)
+        stored, size = self.rotated_keys[:, 0], self.page_size
+        places, strides = _key_places(self._isa, size, stored.shape[-1], stored.dtype)
         if strides is not None:
             # Several times faster. The kernel takes only keys that are contiguous.
-            stored = self.rotated_keys
-            plain = stored.as_strided(stored.shape, (*stored.stride()[:2], *strides))
-            return plain[slots.page, :, slots.offset].contiguous()
-        flat = self.rotated_keys.view(num_pages, num_heads, page_size * head_size)
-        heads = torch.arange(num_heads)[:, None]
-        return flat[slots.page[:, None, None], heads, places[slots.offset][:, None]]
+            plain = stored.as_strided(stored.shape, (stored.stride(0), *strides))
+            return plain[slots // size, slots % size].contiguous()
+        flat = stored.flatten(1)
+        return flat[(slots // size)[:, None], places[slots % size]]
 
 
 @lru_cache(maxsize=8)
@@ -223,8 +231,8 @@ def _key_places(
     """Return where vLLM's kernel writes the numbers of keys.
 
     Returns:
-        Indices [page size, head size] among the numbers of a page and KV head; and their strides,
-        if they have any.
+        Indices [page size, head size] among the numbers of a page's keys; and their strides, if
+        they have any.
 
     Raises:
         UnsupportedOperationError: some number has no place of its own.
@@ -232,19 +240,18 @@ def _key_places(
     total = page_size * head_size
     numbers = torch.arange(total)
     found = torch.zeros_like(numbers)
-    slots = PageSlots.from_numpy(np.arange(page_size), page_size, torch.device("cpu"))
     # Every type has the whole numbers up to 256, so numbers are written digit by digit.
     unit = 1
     while unit < total:
-        pages = CpuPages(torch.zeros(1, 1, page_size, 2 * head_size, dtype=dtype), head_size, isa)
-        digits = (numbers // unit % 256).to(dtype).view(page_size, 1, head_size)
-        pages.store(slots, digits, digits)
+        pages = CpuPages(torch.zeros(2 * total, dtype=dtype), head_size, page_size, isa)
+        digits = (numbers // unit % 256).to(dtype).view(page_size, head_size)
+        pages.store(torch.arange(page_size), digits, digits)
         found += unit * pages.rotated_keys.flatten().long()
         unit *= 256
     if not found.sort().values.equal(numbers):
         raise UnsupportedOperationError(
-            f"vLLM's layout of keys on this processor ({isa}) is not known, so a ladder cannot "
-            "move them; try positions=slots in the policy, or use lacache.Engine"
+            f"vLLM's layout of keys on this processor ({isa}) is not known, so keys cannot be "
+            "moved; try positions=slots in the policy, or use lacache.Engine"
         )
     places = found.argsort().view(page_size, head_size)
     strides = int(places[1, 0]), int(places[0, 1])
@@ -258,20 +265,19 @@ def validate_layout(isa: str, page_size: int, head_size: int, dtype: torch.dtype
     Raises:
         UnsupportedOperationError: it reorders values on this processor, or keys in an unknown way.
     """
-    kv_cache = torch.zeros(2, 2, page_size, 2 * head_size, dtype=dtype)
-    pages = CpuPages(kv_cache, head_size, isa)
-    slots = PageSlots.from_numpy(
-        np.arange(2 * page_size)[::-1].copy(), page_size, torch.device("cpu")
-    )
-    keys, values = torch.arange(8 * page_size * head_size).view(2, -1, 2, head_size).to(dtype)
+    num_slots = 2 * page_size
+    kv_cache = torch.zeros(2 * num_slots * head_size, dtype=dtype)
+    pages = CpuPages(kv_cache, head_size, page_size, isa)
+    slots = torch.arange(num_slots).flip(0)
+    keys, values = torch.arange(len(kv_cache)).view(2, -1, head_size).to(dtype)
     pages.store(slots, keys, values)
     if not pages.values_at(slots).equal(values):
         raise UnsupportedOperationError(
-            f"vLLM reorders values within a page on this processor ({isa}), so a ladder cannot "
-            "move them; use lacache.Engine"
+            f"vLLM reorders values within a page on this processor ({isa}), so they cannot be "
+            "moved; use lacache.Engine"
         )
     if not pages.keys_at(slots).equal(keys):
         raise UnsupportedOperationError(
-            f"vLLM's layout of keys on this processor ({isa}) is not known, so a ladder cannot "
-            "move them; use lacache.Engine"
+            f"vLLM's layout of keys on this processor ({isa}) is not known, so keys cannot be "
+            "moved; use lacache.Engine"
         )

@@ -1,4 +1,4 @@
-"""Experimental: ladder attention on CUDA, through vLLM's FlashAttention.
+"""Experimental: attention on CUDA under a policy, through vLLM's FlashAttention.
 
 Never run on a GPU. Tested on a CPU, with a stand-in for FlashAttention.
 """
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
-from vllm.config import VllmConfig
+from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.v1.attention.backend import (
     AttentionCGSupport,
     AttentionImpl,
@@ -20,19 +20,17 @@ from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend, FlashAt
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from lacache.errors import ConfigError
-from lacache.integrations.vllm.attention import (
-    LadderMetadata,
+from lacache.integrations.vllm.attention import attend_by_sub_chunk
+from lacache.integrations.vllm.kv_cache import share_pool
+from lacache.integrations.vllm.metadata import (
+    LayerTensors,
     MetadataBuilder,
-    Pages,
-    PageSlots,
+    StepMetadata,
     SubChunkTensors,
-    attend_by_sub_chunk,
 )
-from lacache.integrations.vllm.kv_cache import LadderSpec
+from lacache.integrations.vllm.pages import Pages
 from lacache.integrations.vllm.process import PROCESS
 
-_ALIGNMENT = 16
-"""FlashAttention reads 16 bytes at once."""
 _LOGGER = logging.getLogger("vllm.lacache")
 
 
@@ -50,7 +48,7 @@ class ExperimentalCudaBackend(FlashAttentionBackend):
         """Return the attention of the model that vLLM builds now.
 
         Raises:
-            ConfigError: the model has no settings for a ladder.
+            ConfigError: the model has no settings for a policy.
         """
         if PROCESS.resolve() is None:
             raise ConfigError(
@@ -70,9 +68,7 @@ class ExperimentalCudaBackend(FlashAttentionBackend):
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
         """Bound a layer's cache by the budget."""
-        schedule = PROCESS.schedule()
-        assert schedule is not None
-        return LadderSpec.from_full(spec, schedule, _ALIGNMENT)
+        return PROCESS.spec(spec)
 
 
 @final
@@ -90,9 +86,7 @@ class ExperimentalCudaBuilder(AttentionMetadataBuilder[Any]):
         device: torch.device,
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self._metadata = MetadataBuilder.from_config(
-            vllm_config, layer_names, kv_cache_spec.block_size
-        )
+        self._metadata = MetadataBuilder.from_config(vllm_config, layer_names)
 
     def build(
         self,
@@ -116,6 +110,15 @@ def _no_plan(starts: Tensor, lengths: Tensor) -> None:
 class ExperimentalCudaImpl(FlashAttentionImpl):
     """Attention through FlashAttention; experimental."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._layers = get_current_vllm_config().compilation_config.static_forward_context
+
+    def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
+        """Share one pool among the layers of the process, before caches are planned."""
+        super().process_weights_after_loading(act_dtype)
+        share_pool(self._layers)
+
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
@@ -128,34 +131,36 @@ class ExperimentalCudaImpl(FlashAttentionImpl):
         key: Tensor,
         value: Tensor,
         kv_cache: Tensor,
-        attn_metadata: LadderMetadata | None,
+        attn_metadata: StepMetadata | None,
         output: Tensor,
         output_scale: Tensor | None = None,
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
-        """Attend as `LadderCpuImpl.forward` does on CPU."""
+        """Attend as `BoundedCpuImpl.forward` does on CPU."""
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("quantised output of attention")
         if attn_metadata is None:
             return output.fill_(0)
-        pages = ExperimentalCudaPages(kv_cache, self.head_size)
+        pages = ExperimentalCudaPages(kv_cache, self.head_size, PROCESS.page_size())
 
-        def attend(one: SubChunkTensors, rotated: Tensor, found: Tensor) -> None:
+        def attend(
+            one: SubChunkTensors, heads: LayerTensors, rotated: Tensor, found: Tensor
+        ) -> None:
             # Looked up late: vLLM lacks it on machines without a GPU, where the tests run.
             fa_utils.flash_attn_varlen_func(
                 q=rotated,
                 k=pages.rotated_keys.transpose(1, 2),
                 v=pages.values.transpose(1, 2),
                 out=found,
-                cu_seqlens_q=one.starts,
+                cu_seqlens_q=heads.starts,
                 max_seqlen_q=one.max_query_len,
-                seqused_k=one.lengths,
-                max_seqlen_k=one.max_length,
+                seqused_k=heads.lengths,
+                max_seqlen_k=heads.max_length,
                 softmax_scale=self.scale,
                 causal=True,
                 alibi_slopes=self.alibi_slopes,
                 window_size=list(self.sliding_window),
-                block_table=one.block_table,
+                block_table=heads.block_table,
                 softcap=self.logits_soft_cap,
                 fa_version=self.vllm_flash_attn_version,
                 s_aux=self.sinks,
@@ -169,29 +174,14 @@ class ExperimentalCudaImpl(FlashAttentionImpl):
 
 @final
 class ExperimentalCudaPages(Pages):
-    """Pages whose parts are in plain order.
+    """Pages whose rotated keys are in plain order."""
 
-    Args:
-        kv_cache: [pages, KV heads, page size, key, value and a part of a copy], in any strides.
-        head_size: of keys and values.
-    """
-
-    def __init__(self, kv_cache: Tensor, head_size: int) -> None:
-        num_pages, num_heads, page_size, size = kv_cache.shape
-        numbers = size - 2 * head_size
-        self.rotated_keys, self.values, parts = torch.split(
-            kv_cache, [head_size, head_size, numbers], dim=-1
-        )
-        slots_per_copy = head_size // max(1, numbers)
-        num_copies = page_size // slots_per_copy
-        parts = parts[:, :, : num_copies * slots_per_copy]
-        self.copies = parts.view(num_pages, num_heads, num_copies, slots_per_copy, numbers)
-
-    def store(self, slots: PageSlots, rotated_keys: Tensor, values: Tensor) -> None:
+    def store(self, slots: Tensor, rotated_keys: Tensor, values: Tensor) -> None:
         """Write rotated keys and values."""
-        self.rotated_keys[slots.page, :, slots.offset] = rotated_keys
-        self.values[slots.page, :, slots.offset] = values
+        page, offset = slots // self.page_size, slots % self.page_size
+        self.rotated_keys[page, 0, offset] = rotated_keys
+        self.values[page, 0, offset] = values
 
-    def keys_at(self, slots: PageSlots) -> Tensor:
-        """Return the keys of slots, rotated."""
-        return self.rotated_keys[slots.page, :, slots.offset]
+    def keys_at(self, slots: Tensor) -> Tensor:
+        """Return the rotated keys of slots."""
+        return self.rotated_keys[slots // self.page_size, 0, slots % self.page_size]

@@ -1,62 +1,59 @@
-"""Memory of a ladder in vLLM: the spec of a layer's cache, and the manager of its pages."""
+"""Memory of a sequence in vLLM: the spec of the pool that all layers share, and its manager."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from vllm.config import VllmConfig
-from vllm.utils.math_utils import cdiv
-from vllm.utils.torch_utils import get_dtype_size
+from vllm.model_executor.layers.attention import Attention
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheSpec
 
-from lacache.integrations.vllm.sub_chunks import copies_per_page
-from lacache.policies import Schedule
+PAGES_PER_BLOCK = 8
+"""Pages in a block of vLLM's, so that its lists of blocks stay short."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class LadderSpec(AttentionSpec):
-    """Cache of one layer: a fixed number of pages for a sequence of any length.
+class BoundedSpec(AttentionSpec):
+    """The pool of pages: a fixed number of blocks for a sequence of any length.
 
-    A slot holds a rotated key and a value, as in vLLM, and a page has room for unrotated keys
-    behind its slots: with original positions for a few sinks', with slots as positions for all,
-    since re-rotating rotated keys again and again would drift in 16 bits (docs/adr/0009, 0022).
+    A block is a few pages, and a page holds slots of one KV head of any layer: a rotated key and a
+    value each, as in vLLM. Unrotated keys, from which keys that move are rotated, have pages of
+    their own, since re-rotating rotated keys again and again would drift in 16 bits
+    (docs/adr/0009, 0022).
 
     Args:
-        capacity: slots of a sequence.
+        num_blocks: of a sequence, in all layers of the worker that needs most.
+        identity: of what a sequence keeps; vLLM refuses workers with different specs.
     """
 
     dcp_sharded: bool = False
-    capacity: int
+    num_blocks: int
+    identity: str
 
     @classmethod
-    def from_full(cls, spec: AttentionSpec, schedule: Schedule, alignment: int = 1) -> "LadderSpec":
-        """Return the bounded spec of a layer that vLLM planned a growing cache for.
+    def from_full(
+        cls, spec: AttentionSpec, page_size: int, num_pages: int, identity: str = ""
+    ) -> "BoundedSpec":
+        """Return the spec of the pool, given that of a layer that vLLM planned a growing cache for.
 
         Args:
             spec: vLLM's.
-            schedule: of every sequence.
-            alignment: bytes of a slot are a multiple of it, as far as vLLM's own are.
+            page_size: slots in a page.
+            num_pages: of a sequence.
+            identity: of what a sequence keeps.
         """
         assert isinstance(spec, FullAttentionSpec)
-        num_copies = copies_per_page(schedule, spec.block_size)
-        item = get_dtype_size(spec.dtype)
-        extra = numbers_per_slot(num_copies, spec.block_size, spec.head_size, alignment // item)
         return cls(
-            block_size=spec.block_size,
-            num_kv_heads=spec.num_kv_heads,
+            block_size=page_size * PAGES_PER_BLOCK,
+            num_kv_heads=1,
             head_size=spec.head_size,
             dtype=spec.dtype,
-            state_content_bytes=(2 * spec.head_size + extra) * item,
             max_tp_shards=spec.max_tp_shards,
-            capacity=schedule.capacity,
+            num_blocks=-(-num_pages // PAGES_PER_BLOCK),
+            identity=identity,
         )
-
-    @property
-    def num_pages(self) -> int:
-        """Pages of a sequence."""
-        return cdiv(self.capacity, self.block_size)
 
     @property
     def prefix_cacheable(self) -> bool:
@@ -65,52 +62,43 @@ class LadderSpec(AttentionSpec):
 
     def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
         """Bytes of a sequence, independent of its length."""
-        return self.num_pages * self.page_size_bytes
+        return self.num_blocks * self.page_size_bytes
 
     def max_num_blocks_per_req(self, vllm_config: VllmConfig, max_len: int) -> int:
         """Entries of a request's block table; vLLM also reads those that are never used."""
-        return max(super().max_num_blocks_per_req(vllm_config, max_len), self.num_pages)
+        return max(super().max_num_blocks_per_req(vllm_config, max_len), self.num_blocks)
 
 
-def numbers_per_slot(num_copies: int, page_size: int, head_size: int, least: int) -> int:
-    """Return how many numbers each slot gives to copies of keys, which are divided among slots.
+def share_pool(layers: Mapping[str, Any]) -> None:
+    """Share the cache of the first attention layer among all, by vLLM's own mechanism.
 
     Args:
-        num_copies: of a page, at most its slots.
-        page_size: slots in a page.
-        head_size: numbers of a key.
-        least: the result is a multiple of this number, if it is not all of a key.
+        layers: of the worker, by name, in order of depth.
     """
-    if not num_copies:
-        return 0
-    works = (
-        numbers
-        for numbers in range(max(1, least), head_size, max(1, least))
-        # A key takes whole slots.
-        if head_size % numbers == 0 and num_copies * head_size <= page_size * numbers
-    )
-    return next(works, head_size)
+    names = [name for name, layer in layers.items() if isinstance(layer, Attention)]
+    for name in names[1:]:
+        layers[name].kv_sharing_target_layer_name = names[0]
 
 
 @final
-class LadderManager(SingleTypeKVCacheManager):
-    """Allocate all pages of a request at its admission, so it never runs out of them."""
+class BoundedManager(SingleTypeKVCacheManager):
+    """Allocate all blocks of a request at its admission, so it never runs out of them."""
 
     def __init__(self, kv_cache_spec: KVCacheSpec, **others: Any) -> None:
         super().__init__(kv_cache_spec, **others)
-        assert isinstance(kv_cache_spec, LadderSpec)
-        self._num_pages = kv_cache_spec.num_pages
+        assert isinstance(kv_cache_spec, BoundedSpec)
+        self._num_blocks = kv_cache_spec.num_blocks
 
     def get_num_blocks_to_allocate(self, request_id: str, *args: Any, **kwargs: Any) -> int:
-        """Return the number of pages that a request still lacks."""
-        return self._num_pages - len(self.req_to_blocks.get(request_id, ()))
+        """Return the number of blocks that a request still lacks."""
+        return self._num_blocks - len(self.req_to_blocks.get(request_id, ()))
 
     def allocate_new_blocks(self, request_id: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """Allocate the pages that a request still lacks."""
+        """Allocate the blocks that a request still lacks."""
         held = self.req_to_blocks[request_id]
-        pages = self.block_pool.get_new_blocks(self._num_pages - len(held))
-        held.extend(pages)
-        return pages
+        blocks = self.block_pool.get_new_blocks(self._num_blocks - len(held))
+        held.extend(blocks)
+        return blocks
 
     def allocate_external_computed_blocks(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: KV connectors are refused."""

@@ -14,7 +14,7 @@ _IS_REGISTERED = False
 
 
 def register() -> None:
-    """Register the ladder with vLLM. Models without settings for it are served as before.
+    """Register the policies with vLLM. Models without settings for it are served as before.
 
     Raises:
         UnsupportedOperationError: LACACHE_VLLM is set and this release of vLLM is not supported.
@@ -40,12 +40,12 @@ def register() -> None:
     from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
     from lacache.integrations.vllm import rotary
-    from lacache.integrations.vllm.kv_cache import LadderManager, LadderSpec
+    from lacache.integrations.vllm.kv_cache import BoundedManager, BoundedSpec
 
     KVCacheSpecRegistry._ensure_registered()
-    KVCacheSpecRegistry.register(LadderSpec, LadderManager, LadderSpec)
+    KVCacheSpecRegistry.register(BoundedSpec, BoundedManager, BoundedSpec)
     backends = "lacache.integrations.vllm"
-    register_backend(AttentionBackendEnum.CPU_ATTN, f"{backends}.cpu.LadderCpuBackend")
+    register_backend(AttentionBackendEnum.CPU_ATTN, f"{backends}.cpu.BoundedCpuBackend")
     if not AttentionBackendEnum.CUSTOM.is_overridden():
         register_backend(
             AttentionBackendEnum.CUSTOM,

@@ -6,18 +6,29 @@ one process serves one model with one setting. (vLLM starts each engine in a pro
 unless VLLM_ENABLE_V1_MULTIPROCESSING=0.)
 """
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import final
 
 from vllm.config import VllmConfig, get_current_vllm_config_or_none
+from vllm.distributed.parallel_state import get_pp_group, get_tensor_model_parallel_rank
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.kv_cache_interface import AttentionSpec
 
+from lacache.common.files import profiles_folder
 from lacache.errors import ConfigError, UnsupportedOperationError
+from lacache.integrations.vllm.kv_cache import PAGES_PER_BLOCK, BoundedSpec
+from lacache.integrations.vllm.page_plan import find_page_size
 from lacache.integrations.vllm.settings import Settings
-from lacache.policies import Schedule
+from lacache.integrations.vllm.shards import all_shards
+from lacache.integrations.vllm.worker_heads import WorkerHeads
+from lacache.models.fingerprint import shape_hash
+from lacache.policies import HeadProfile, Schedule, most_slots
+from lacache.policies.head_profile import find_profile
 
 _LOGGER = logging.getLogger("vllm.lacache")
 
@@ -43,18 +54,42 @@ class Process:
     def __init__(self) -> None:
         self._model: str | None = None
         self._settings: Settings | None = None
-        self._schedule: Schedule | None = None
+        self._workers: dict[tuple[int, int], WorkerHeads] = {}
+        self._identity = ""
 
     def settings(self) -> Settings | None:
-        """Return the settings of the first model; None without a ladder."""
+        """Return the settings of the first model; None without any."""
         return self._settings
 
-    def schedule(self) -> Schedule | None:
-        """Return the schedule of the first model; None without a ladder."""
-        return self._schedule
+    def heads(self) -> WorkerHeads:
+        """Return the KV heads of this worker, under a policy."""
+        return self._workers[get_pp_group().rank_in_group, get_tensor_model_parallel_rank()]
+
+    def page_size(self) -> int:
+        """Return the slots in a page, the same in all workers."""
+        return self._any().page_size
+
+    def schedules(self) -> list[Schedule]:
+        """Return the schedules of all head groups of the model."""
+        return [group.arrays.schedule for group in self._any().groups]
+
+    def spec(self, spec: AttentionSpec) -> BoundedSpec:
+        """Return the spec of the pool, given what vLLM planned for a layer."""
+        return BoundedSpec.from_full(spec, self.page_size(), self._most_pages(), self._identity)
+
+    def blocks_per_sequence(self) -> int:
+        """Return the blocks of vLLM's that a sequence takes in each worker."""
+        return -(-self._most_pages() // PAGES_PER_BLOCK)
+
+    def _any(self) -> WorkerHeads:
+        return next(iter(self._workers.values()))
+
+    def _most_pages(self) -> int:
+        """Return the pages of a sequence in the worker that needs most."""
+        return max(worker.num_pages for worker in self._workers.values())
 
     def resolve(self) -> Settings | None:
-        """Return the settings of the model that vLLM builds now; None without a ladder.
+        """Return the settings of the model that vLLM builds now; None without any.
 
         Raises:
             ConfigError: the settings do not work with this configuration of vLLM, or the process
@@ -67,22 +102,67 @@ class Process:
         settings = read_settings(config)
         model = config.model_config.model
         is_other = self._model is not None and self._model != model
-        # Models without a ladder may share a process, as in stock vLLM.
+        # Models without settings may share a process, as in stock vLLM.
         if self._model is not None and (
             settings != self._settings or (is_other and settings is not None)
         ):
             raise ConfigError(
-                f"this process serves {self._model} with {self._settings or 'no ladder'} and "
-                f"cannot serve {model} with {settings or 'no ladder'}; use a process for each (do "
+                f"this process serves {self._model} with {self._settings or 'no policy'} and "
+                f"cannot serve {model} with {settings or 'no policy'}; use a process for each (do "
                 "not set VLLM_ENABLE_V1_MULTIPROCESSING=0)"
             )
         if settings is not None and self._model is None:
             validate_config(config)
-            num_layers = config.model_config.get_total_num_hidden_layers()
-            self._schedule = settings.schedule(num_layers)
-            _LOGGER.info("%s for every sequence; prefix caching is off for them", settings)
+            self._plan(config, settings)
         self._model, self._settings = model, settings
         return settings
+
+    def _plan(self, config: VllmConfig, settings: Settings) -> None:
+        """Divide the policy's heads among workers, and their slots among pages."""
+        model = config.model_config
+        num_heads = (model.get_total_num_kv_heads(),) * model.get_total_num_hidden_layers()
+        slot = 2 * model.get_head_size() * model.dtype.itemsize
+        if settings.policy.needs_profile and settings.profile is None:
+            settings = replace(settings, profile=_profile_by_shape(config, num_heads))
+        bound = settings.bind(num_heads, slot)
+        self._identity = hashlib.sha256(bound.identity.encode()).hexdigest()[:12]
+        page_size = find_page_size(bound, least=32 if current_platform.is_cpu() else 16)
+        # A sequence alone may have all of a step, whatever --long-prefill-token-threshold says.
+        most_tokens = config.scheduler_config.max_num_batched_tokens
+        parallel = config.parallel_config
+        shards = all_shards(
+            parallel.pipeline_parallel_size, parallel.tensor_parallel_size, num_heads
+        )
+        trained_length = model.hf_text_config.max_position_embeddings
+        self._workers = {
+            rank: WorkerHeads(bound.groups, shard, page_size, most_tokens, trained_length)
+            for rank, shard in shards.items()
+        }
+        claimed = self._most_pages() * page_size * slot * len(shards)
+        policy = most_slots([g.schedule for g in bound.groups], [g.num_heads for g in bound.groups])
+        by = "" if settings.profile is None else f" (head profile of {settings.profile.model})"
+        _LOGGER.info(
+            "%s%s for every sequence, which takes %.2f MiB over all workers, %.2f times what the "
+            "policy holds; prefix caching is off for them",
+            settings,
+            by,
+            claimed / 2**20,
+            claimed / (policy * slot),
+        )
+
+
+def _profile_by_shape(config: VllmConfig, num_heads: tuple[int, ...]) -> HeadProfile | None:
+    """Return the head profile of a model with the same configuration, if there is one."""
+    shape = shape_hash(config.model_config.hf_text_config.to_dict())
+    profile = find_profile(f"{shape}-", (profiles_folder(),))
+    if profile is not None and profile.num_heads == num_heads:
+        return profile
+    _LOGGER.warning(
+        "no head profile of a model with this shape is known, so the policy works without knowing "
+        "its retrieval heads; measure it once with: lacache calibrate --model %s",
+        config.model_config.model,
+    )
+    return None
 
 
 def read_settings(config: VllmConfig) -> Settings | None:
@@ -102,7 +182,7 @@ def validate_config(config: VllmConfig) -> None:
     """
     reasons = list(_refusals(config))
     if reasons:
-        raise UnsupportedOperationError(f"a ladder in vLLM does not support {'; '.join(reasons)}")
+        raise UnsupportedOperationError(f"a policy in vLLM does not support {'; '.join(reasons)}")
 
 
 def _refusals(config: VllmConfig) -> Iterator[str]:
@@ -118,7 +198,7 @@ def _refusals(config: VllmConfig) -> Iterator[str]:
     if model.use_mla:
         yield "latent attention (MLA), whose keys have no positions of their own"
     if model.is_hybrid:
-        yield "a hybrid model, whose other layers hold states that a ladder cannot evict from"
+        yield "a hybrid model, whose other layers hold states that a policy cannot evict from"
     if model.is_encoder_decoder or model.runner_type != "generate":
         yield "a model that is no decoder"
     if model.is_multimodal_model:

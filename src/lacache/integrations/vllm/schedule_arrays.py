@@ -76,9 +76,14 @@ class ScheduleArrays:
         state = self._states[first - 1]
         return state._replace(num_seen=state.num_seen + cycles * self._period)
 
-    def num_left(self, compaction: int) -> int:
-        """Return the slots that are in use after a compaction."""
-        return int(self._left[self.recurring(compaction) - 1])
+    def count(self, seen: int) -> tuple[int, int]:
+        """Return the compactions before token number `seen`, and the slots in use after them."""
+        slots, done, _ = self.locate(np.array([seen]))
+        return int(done[0]), int(slots[0])
+
+    def seen_at(self, compaction: int) -> int:
+        """Return the number of tokens that a compaction has seen; 0 for compaction 0."""
+        return self.state_before(compaction).num_seen if compaction else 0
 
     def moves(self, compaction: int) -> tuple[int, Integers]:
         """Return the moves of a compaction.

