@@ -1,10 +1,10 @@
 """vLLM with a policy against stock vLLM: tokens per second, and how many requests fit in a pool.
 
 Runs in the environment of `make venv-vllm`, with that one's Python.
-SmolLM2-135M-Instruct in bfloat16 (or --dtype), compiled as vLLM does by default, one thread, prefix
-caching off, greedy, made-up prompts; the same bytes of pool for both; every run in a process of its
-own, the ways in turns, medians of the runs. Chunked prefill with steps of at most 512 and 2,048
-tokens (`@512`, `@2048`).
+SmolLM2-135M-Instruct in bfloat16 (or --dtype), compiled as vLLM does by default (--eager 1: not),
+one thread, prefix caching off, greedy, made-up prompts; the same bytes of pool for both; every run
+in a process of its own, the ways in turns, medians of the runs. Chunked prefill with steps of at
+most 512 and 2,048 tokens (`@512`, `@2048`).
 
 - ample: a pool in which all requests fit with either; 16 of 512 tokens write 128.
 - tight: a pool in which stock vLLM has room for one of 5 requests of 1,536 tokens that write 512.
@@ -66,6 +66,7 @@ def new_engine(folder: Path, given: argparse.Namespace) -> Any:
         max_model_len=given.max_model_len,
         max_num_seqs=64,
         max_num_batched_tokens=given.step,
+        enforce_eager=bool(given.eager),
         seed=0,
     )
 
@@ -126,11 +127,11 @@ def measure(given: argparse.Namespace) -> Record:
     return found
 
 
-def cases(*, quick: bool, dtype: str) -> dict[str, Case]:
+def cases(*, quick: bool, dtype: str, eager: bool) -> dict[str, Case]:
     """What is asked of all ways."""
     token = 2 * 30 * 3 * 64 * (4 if dtype == "float32" else 2)
     prompt, new = (256, 128) if quick else (1_536, 512)
-    shared: Case = {"dtype": dtype, "budget": BUDGET, "pool": 2 * GIB}
+    shared: Case = {"dtype": dtype, "eager": int(eager), "budget": BUDGET, "pool": 2 * GIB}
     tight = shared | {
         "requests": 3 if quick else 5,
         "pool": token * BLOCK * (-(-(prompt + new) // BLOCK) + 1),
@@ -201,7 +202,7 @@ def compare(given: argparse.Namespace) -> Iterator[Record]:
     """Every case, every way, every round: the record so far, after each case."""
     asked = {
         name: case
-        for name, case in cases(quick=given.quick, dtype=given.dtype).items()
+        for name, case in cases(quick=given.quick, dtype=given.dtype, eager=bool(given.eager)).items()
         if name in given.cases
     }
     rounds = 1 if given.quick else given.rounds
@@ -261,6 +262,7 @@ def main() -> None:
     options.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     options.add_argument("--ways", nargs="+", choices=WAYS, default=["stock", "default"])
     options.add_argument("--way", choices=WAYS, help="one run, and write nothing")
+    options.add_argument("--eager", type=int, default=0, help="1: do not compile (default 0)")
     for name in ("budget", "pool", "max-model-len", "requests", "prompt", "new", "step"):
         options.add_argument(f"--{name}", type=int, default=0, help=argparse.SUPPRESS)
     given = options.parse_args()
