@@ -202,7 +202,9 @@ def compare(given: argparse.Namespace) -> Iterator[Record]:
     """Every case, every way, every round: the record so far, after each case."""
     asked = {
         name: case
-        for name, case in cases(quick=given.quick, dtype=given.dtype, eager=bool(given.eager)).items()
+        for name, case in cases(
+            quick=given.quick, dtype=given.dtype, eager=bool(given.eager)
+        ).items()
         if name in given.cases
     }
     rounds = 1 if given.quick else given.rounds
