@@ -17,7 +17,7 @@ if __name__ == "__main__":
     text = load_document("shakespeare:hamlet").content[20_000:27_600]
     text = f"{text[:1400]}\n\n{NEEDLE}\n\n{text[1400:]}"
     if rest == ["window"]:
-        kinds = 28 * ["sliding_attention"]
+        kinds = 28 * ["sliding_attention"]  # layers of the 1.5B
         window = {"use_sliding_window": True, "sliding_window": BUDGET, "layer_types": kinds}
         way = {"hf_overrides": window}
     else:

@@ -10,8 +10,10 @@ import pytest
 
 from lacache.calibration.store import profile_path, save_profile
 from lacache.integrations.vllm import serving
+from lacache.integrations.vllm.settings import Settings
 from lacache.models.fingerprint import fingerprint
-from lacache.policies.head_profile import profile_json
+from lacache.policies import parse_budget, parse_policy
+from lacache.policies.head_profile import SHIPPED, profile_json, read_profile
 from tests.cli.conftest import Run
 from tests.cli.test_head_profile import made_profile
 from tests.engine.tiny import tiny_llama
@@ -134,15 +136,31 @@ def test_the_head_profile_travels_with_the_settings(
     assert settings == {"budget": "64KiB", "policy": "balanced", "profile": calibrated}
 
 
-def test_long_steps_cost_memory_where_windows_shrink(
+def test_steps_are_as_long_as_costs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short for a history that grows fast; long where a page is large beside the budget."""
+    monkeypatch.setattr(serving.torch.cuda, "is_available", lambda: False)
+    profile = read_profile(SHIPPED / "smollm2-135m-instruct.json")
+
+    def steps(budget: int, policy: str = "balanced") -> int:
+        given = profile if policy == "balanced" else None
+        settings = Settings(parse_budget(budget), parse_policy(policy), given)
+        return serving.most_tokens_in_step(settings.bind(profile.num_heads, 256))
+
+    assert steps(512) == 256
+    assert 256 < steps(2048) < 8192
+    assert steps(64) == 8192
+    assert steps(512, "ladder") == 8192
+
+
+def test_steps_hold_all_sequences(
     run: Run, tiny: Path, became: list[Any], calibrated: dict[str, Any]
 ) -> None:
-    limits = []
-    for budget in (256, 8192):
-        run("serve", "--engine", "vllm", "--model", tiny, "--budget", budget)
-        limits.append(int(became[1][became[1].index("--max-num-batched-tokens") + 1]))
-        became.clear()
-    assert limits[0] < limits[1]
+    options = ("serve", "--engine", "vllm", "--model", tiny, "--budget", 1024, "--policy", "ladder")
+    run(*options, "--", "--max-num-seqs=9000")
+    assert became[1][became[1].index("--max-num-batched-tokens") + 1] == "18000"
+    became.clear()
+    run(*options, "--", "--no-enable-chunked-prefill")
+    assert "--max-num-batched-tokens" not in became[1]
 
 
 def test_the_api_key_is_passed_to_vllm(

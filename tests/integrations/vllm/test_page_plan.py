@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lacache.errors import ConfigError
 from lacache.integrations.vllm.page_plan import (
     PagePlan,
     PlannedHead,
@@ -204,5 +205,5 @@ class Regrowing(Schedule):
 
 def test_pages_that_are_needed_again() -> None:
     assert len(page_stretches(Regrowing(), 8)) == 1
-    with pytest.raises(ValueError, match="needs page 1 again after 9 tokens"):
+    with pytest.raises(ConfigError, match="needs 2 pages after 9 tokens, and only 1 before"):
         page_stretches(Regrowing(), 4)

@@ -64,7 +64,6 @@ def test_the_policy_may_be_an_object() -> None:
         {"budget": "1000000B", "policy": "retrieval:heads=1.0+2/3.1"},
         {"policy": GROUPS},
         {"budget": 99, "profile": profile_json(PROFILE)},
-        {"policy": GROUPS, "profile": profile_json(PROFILE)},
     ],
 )
 def test_json_is_read_again(given: dict[str, Any]) -> None:
@@ -92,7 +91,7 @@ def test_profile_from_a_file(tmp_path: Path) -> None:
         # Without one it is a ladder over all layers.
         ("balanced", None, False),
         ("recall", None, True),
-        ("ladder:span=3", PROFILE, False),
+        ("ladder:span=3", None, False),
         ("uniform:span=3", None, False),
         ("retrieval:heads=1.0+2.1/3.1", None, True),
     ],
@@ -145,6 +144,10 @@ def test_as_text() -> None:
         ({"budget": 64, "span": 15}, "no setting 'span'.*ladder:span=15:overlap=0"),
         ({"budget": 64, "preset": "balanced"}, "no setting 'preset'"),
         ({"budget": 64, "policy": "full"}, "policy=full must be bounded; try policy=balanced"),
+        (
+            {"budget": 64, "policy": "ladder", "profile": profile_json(PROFILE)},
+            "policy=ladder needs no head profile; leave profile out",
+        ),
         ({"policy": "full"}, "policy=full must be bounded; try policy=balanced"),
         ({"budget": 64, "policy": "lader"}, "policy='lader' must be one of.*try ladder"),
         ({"budget": 64, "policy": "ladder:spam=1"}, "no setting 'spam'"),

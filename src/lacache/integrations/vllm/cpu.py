@@ -251,7 +251,7 @@ def _key_places(
     if not found.sort().values.equal(numbers):
         raise UnsupportedOperationError(
             f"vLLM's layout of keys on this processor ({isa}) is not known, so keys cannot be "
-            "moved; try positions=slots in the policy, or use lacache.Engine"
+            "moved; use lacache.Engine"
         )
     places = found.argsort().view(page_size, head_size)
     strides = int(places[1, 0]), int(places[0, 1])

@@ -9,6 +9,8 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, KVCacheSpec
 
+from lacache.errors import ConfigError
+
 PAGES_PER_BLOCK = 8
 """Pages in a block of vLLM's, so that its lists of blocks stay short."""
 
@@ -87,6 +89,11 @@ class BoundedManager(SingleTypeKVCacheManager):
     def __init__(self, kv_cache_spec: KVCacheSpec, **others: Any) -> None:
         super().__init__(kv_cache_spec, **others)
         assert isinstance(kv_cache_spec, BoundedSpec)
+        if self.kv_cache_group_id:
+            raise ConfigError(
+                "the stages of the pipeline keep different tokens of a sequence, as they found "
+                "different head profiles; give the profile in additional_config (docs/vllm.md)"
+            )
         self._num_blocks = kv_cache_spec.num_blocks
 
     def get_num_blocks_to_allocate(self, request_id: str, *args: Any, **kwargs: Any) -> int:

@@ -14,6 +14,7 @@ from typing import final
 
 import numpy as np
 
+from lacache.errors import ConfigError
 from lacache.integrations.vllm.schedule_arrays import Integers
 from lacache.policies import BoundPolicy, Schedule, Timetable, mean_capacity
 
@@ -86,7 +87,7 @@ def page_stretches(schedule: Schedule, page_size: int) -> list[Stretch]:
     """Return when each page of a head is needed, in order of its slots.
 
     Raises:
-        ValueError: a page is needed again after it was given up, as in no schedule of ours.
+        ConfigError: a page is needed again after it was given up, as in no policy of ours.
     """
     start = schedule.start()
     num_pages = -(-schedule.room(start) // page_size)
@@ -96,7 +97,10 @@ def page_stretches(schedule: Schedule, page_size: int) -> list[Stretch]:
         after = schedule.compact(full)
         needed = -(-(after.num_cached + schedule.room(after)) // page_size)
         if needed > left:
-            raise ValueError(f"{schedule} needs page {left} again after {full.num_seen} tokens")
+            raise ConfigError(
+                f"{type(schedule).__name__} needs {needed} pages after {full.num_seen} tokens, and "
+                f"only {left} before, which pages of vLLM do not take; use lacache.Engine"
+            )
         ends[needed:left] = [full.num_seen] * (left - needed)
         left = needed
     return [(page * page_size, end) for page, end in enumerate(ends)]

@@ -138,7 +138,8 @@ class Process:
             rank: WorkerHeads(bound.groups, shard, page_size, most_tokens, trained_length)
             for rank, shard in shards.items()
         }
-        claimed = self._most_pages() * page_size * slot * len(shards)
+        pages = self.blocks_per_sequence() * PAGES_PER_BLOCK
+        claimed = pages * page_size * slot * len(shards)
         policy = most_slots([g.schedule for g in bound.groups], [g.num_heads for g in bound.groups])
         by = "" if settings.profile is None else f" (head profile of {settings.profile.model})"
         _LOGGER.info(

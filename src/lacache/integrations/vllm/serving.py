@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -29,6 +29,8 @@ MAX_MODEL_LEN = 131_072
 """Default for the longest request in tokens; vLLM sets aside 4 bytes for each."""
 STEPS = (8192, 4096, 2048, 1024, 512, 256)
 """Tokens of a step, of which the most is the default that claims little."""
+WORTH_LONG_STEPS = 1.02
+"""Bytes that a sequence may claim for longer steps, over those that it claims with the shortest."""
 MOST_CLAIMED = 1.09
 """Bytes that a sequence may claim, over those that it holds, besides copies of unrotated keys."""
 
@@ -88,8 +90,11 @@ def server_arguments(
         defaults["--served-model-name"] = name
         # vLLM takes half a minute to refuse the same, at the end of long tracebacks.
         config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-        bound = settings.bind(*_heads(config))
-        defaults["--max-num-batched-tokens"] = str(most_tokens_in_step(bound))
+        bound = settings.bind(*_heads(config, shared["--dtype"]))
+        # A configuration file may have the limit, and a prompt in one piece needs all of a step.
+        if not given_names & {"--config", "--no-enable-chunked-prefill"}:
+            most = max(most_tokens_in_step(bound), 2 * _max_num_seqs(options))
+            defaults["--max-num-batched-tokens"] = str(most)
     if torch.cuda.is_available():
         # Experimental: never run on a GPU.
         defaults["--attention-backend"] = "CUSTOM"
@@ -133,17 +138,25 @@ def most_tokens_in_step(bound: BoundPolicy) -> int:
     heads.sort(key=lambda head: head.layer)
     page_size = find_page_size(bound, least=16 if torch.cuda.is_available() else 32)
     held = most_slots([g.schedule for g in bound.groups], [g.num_heads for g in bound.groups])
-    for tokens in STEPS:
-        if plan_pages(heads, page_size, tokens).num_pages * page_size <= MOST_CLAIMED * held:
-            return tokens
-    return STEPS[-1]
+    claimed = [plan_pages(heads, page_size, tokens).num_pages * page_size for tokens in STEPS]
+    # Where a budget is so small that pages waste more, long steps may cost next to nothing.
+    most = max(MOST_CLAIMED * held, WORTH_LONG_STEPS * claimed[-1])
+    return next(tokens for tokens, slots in zip(STEPS, claimed, strict=True) if slots <= most)
 
 
-def _heads(config: Any) -> tuple[tuple[int, ...], int]:
+def _max_num_seqs(options: Sequence[str]) -> int:
+    """Return the sequences of a step that the options ask for; 0 where they do not."""
+    parts = [part for option in options for part in option.replace("_", "-").split("=")]
+    following = (after for name, after in pairwise(parts) if name == "--max-num-seqs")
+    return next((int(number) for number in following if number.isdigit()), 0)
+
+
+def _heads(config: Any, dtype: str) -> tuple[tuple[int, ...], int]:
     """Return the KV heads of each layer, and the bytes of a slot in one."""
     num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    item = torch.finfo(config.dtype or torch.float32).bits // 8
+    # By default vLLM makes 16 bits of 32.
+    item = 4 if dtype == "float32" else 2
     return (num_heads,) * config.num_hidden_layers, 2 * size * item
 
 

@@ -61,7 +61,8 @@ class Settings:
         profile: for policies that need one; None is to look for it by the model's shape.
 
     Raises:
-        ConfigError: the budget does not fit the policy, is a share, or the policy is unbounded.
+        ConfigError: the budget does not fit the policy or is a share, or the policy is unbounded or
+            has a profile that it does not need.
     """
 
     budget: Budget | None
@@ -78,6 +79,10 @@ class Settings:
             raise ConfigError(
                 f"budget={budget} is a share of a prompt, and vLLM divides its memory before it "
                 "sees one; try budget=512 (tokens) or '64MiB' (bytes)"
+            )
+        if self.profile is not None and not self.policy.needs_profile:
+            raise ConfigError(
+                f"policy={str(self.policy)[:60]} needs no head profile; leave profile out"
             )
         object.__setattr__(self, "budget", budget)
 
@@ -158,7 +163,7 @@ class Settings:
         bound = bind_policy(
             self.policy,
             self.budget,
-            ModelShape(num_heads, profile if self.policy.needs_profile else None),
+            ModelShape(num_heads, profile),
             bytes_per_token=bytes_per_slot * sum(num_heads),
             prompt_tokens=1,
         )

@@ -3,7 +3,7 @@
 A step brings each sequence a chunk of tokens. Tokens before and after a compaction see different
 caches, so chunks are split there. Sub-chunk i of a step holds sub-chunk i of every sequence: the
 sequences whose sub-chunk starts with a compaction run it, then all write and attend. Most steps
-have one sub-chunk. Head groups are compacted at the same tokens, as policies see to.
+have one sub-chunk. Policies compact head groups at the same tokens, which saves sub-chunks.
 """
 
 from collections.abc import Iterator, Sequence
