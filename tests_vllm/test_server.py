@@ -74,7 +74,7 @@ def test_a_prompt_far_beyond_the_trained_context(client: OpenAI, text: str) -> N
     answer = complete(client, prompt)
     assert answer.usage.prompt_tokens > 10_000
     loaded = load_model(dtype="float32", progress=False)
-    engine = Engine(loaded.model, BUDGET, Ladder(), max_sequences=1)
+    engine = Engine(loaded.model, BUDGET, max_sequences=1)
     ids = loaded.tokenizer(prompt, verbose=False).input_ids
     with engine.open() as session:
         tokens = list(session.generate(ids, max_new_tokens=20))
