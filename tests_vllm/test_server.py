@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from openai import APIConnectionError, OpenAI
 
-from lacache import Engine, Ladder
+from lacache import Engine
 from lacache.corpora import load_document
 from lacache.models import load_model
 
